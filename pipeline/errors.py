@@ -1,0 +1,117 @@
+"""Every failure that a user can meet, each with its exit code.
+
+An error says four things: what was expected, what was found, where, and the next step. Only `__main__` catches
+these; anything else is a bug and keeps its traceback. The table of codes is printed by `python -m pipeline errors`
+and stands in docs/exit-codes.md.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of all expected failures: one sentence, then what was expected, found, where, and the next step.
+
+    Every argument but `summary` may be left out when it would repeat the summary.
+    """
+
+    exit_code = 1
+    kind = "error"
+
+    def __init__(
+        self,
+        summary: str,
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        where: str | None = None,
+        next_step: str | None = None,
+    ) -> None:
+        super().__init__(summary)
+        self.summary = summary
+        self.expected = expected
+        self.found = found
+        self.where = where
+        self.next_step = next_step
+
+    def lines(self) -> list[str]:
+        """The message as the user sees it, one line per part, in a fixed order."""
+        parts = {
+            "expected": self.expected,
+            "found": self.found,
+            "where": self.where,
+            "next step": self.next_step,
+        }
+        return [self.summary, *(f"  {name}: {text}" for name, text in parts.items() if text)]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+class IntentError(PipelineError):
+    """versions.yaml, an argument or the environment asks for something that cannot be."""
+
+    exit_code = 2
+    kind = "usage or intent"
+
+
+class UpstreamError(PipelineError):
+    """An origin cannot be reached, or does not have what a release needs."""
+
+    exit_code = 3
+    kind = "upstream unreachable or incomplete"
+
+
+class DigestMismatch(PipelineError):
+    """Bytes are not the ones that the lock names."""
+
+    exit_code = 4
+    kind = "digest mismatch"
+
+
+class LockStale(PipelineError):
+    """The lock was made from another versions.yaml, or there is none."""
+
+    exit_code = 5
+    kind = "lock missing or stale"
+
+
+class Incompatible(PipelineError):
+    """The chosen versions are known not to work together."""
+
+    exit_code = 6
+    kind = "incompatible versions"
+
+
+class BuildFailed(PipelineError):
+    """BuildKit could not build the image."""
+
+    exit_code = 7
+    kind = "build failed"
+
+
+class SmokeFailed(PipelineError):
+    """A built image does not do what it must."""
+
+    exit_code = 8
+    kind = "smoke failed"
+
+
+class RegistryError(PipelineError):
+    """A registry refused, or holds something else than was pushed."""
+
+    exit_code = 9
+    kind = "registry"
+
+
+class VerificationFailed(PipelineError):
+    """What was read back is not what was released."""
+
+    exit_code = 10
+    kind = "verification failed"
+
+
+class EngineError(PipelineError):
+    """No engine can do the job, or the machine lacks what one needs."""
+
+    exit_code = 11
+    kind = "engine or machine"

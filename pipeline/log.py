@@ -1,0 +1,184 @@
+"""What a person sees: steps with times, download bars, build lines, tables.
+
+On a terminal rich draws bars; elsewhere (CI, a pipe) the same facts come as plain lines. On GitHub steps fold.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_PLAIN_EVERY = 3.0  # seconds between two plain lines about one running transfer
+
+
+class Transfer(Protocol):
+    """One running transfer of bytes."""
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes have come."""
+
+    def total(self, count: int) -> None:
+        """The whole is `count` bytes."""
+
+
+class Log:
+    """The one place that prints. `stream` is for tests; None means standard error.
+
+    Standard output is kept for what a command was asked to print (a plan, a JSON matrix).
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._started = time.monotonic()
+        self._console: Console | None = None
+        self._github = os.environ.get("GITHUB_ACTIONS") == "true"
+        self._depth = 0
+
+    @property
+    def console(self) -> Console:
+        """rich's console on standard error, made when first needed: importing rich costs time."""
+        if self._console is None:
+            from rich.console import Console
+
+            wide = None if sys.stderr.isatty() else 160
+            self._console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=wide)
+        return self._console
+
+    def say(self, text: str) -> None:
+        """One line, at the depth of the running step."""
+        if not self.quiet:
+            self.console.print("  " * self._depth + text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that a reader should not miss; on GitHub an annotation."""
+        if self._github:
+            print(f"::warning::{text}", file=sys.stderr)
+        else:
+            self.console.print("  " * self._depth + f"warning: {text}", style="yellow", markup=False)
+
+    def command(self, arguments: Sequence[str]) -> None:
+        """A command before it runs, quoted so that it can be pasted."""
+        self.say("+ " + shlex.join(arguments))
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """A named part of the work; its time is told at the end, also when it fails."""
+        top = self._depth == 0
+        if top and self._github:
+            print(f"::group::{name}", file=sys.stderr, flush=True)
+        self.say(f"▶ {name}")
+        self._depth += 1
+        started = time.monotonic()
+        ok = False
+        try:
+            yield
+            ok = True
+        finally:
+            self._depth -= 1
+            self.say(f"{'✓' if ok else '✗'} {name} · {seconds(time.monotonic() - started)}")
+            if top and self._github:
+                print("::endgroup::", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def transfers(self) -> Iterator[Transfers]:
+        """Room for several transfers at once: bars on a terminal, else plain lines."""
+        if self.console.is_terminal and not self.quiet:
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            with Progress(*columns, console=self.console, transient=False) as progress:
+                yield Transfers(self, progress)
+        else:
+            yield Transfers(self, None)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of text."""
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this log was made."""
+        return time.monotonic() - self._started
+
+
+class Transfers:
+    """Starts the bars of `Log.transfers`. Thread-safe as far as rich is: one transfer per thread."""
+
+    def __init__(self, log: Log, progress: Progress | None) -> None:
+        self._log = log
+        self._progress = progress
+
+    def start(self, name: str, total: int | None) -> Transfer:
+        """A new transfer of `total` bytes (None: not known yet)."""
+        if self._progress is None:
+            return _PlainTransfer(self._log, name, total)
+        return _BarTransfer(self._progress, name, total)
+
+
+class _BarTransfer:
+    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name, total=total)
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+    def total(self, count: int) -> None:
+        self._progress.update(self._task, total=count)
+
+
+class _PlainTransfer:
+    def __init__(self, log: Log, name: str, total: int | None) -> None:
+        self._log = log
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._told = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._told >= _PLAIN_EVERY:
+            self._told = now
+            of = f" of {size(self._total)}" if self._total else ""
+            self._log.say(f"{self._name}: {size(self._done)}{of}")
+
+    def total(self, count: int) -> None:
+        self._total = count
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1,234,567 → `1.2 MB` (decimal, as registries and vendors count)."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 1000 or unit == "GB":
+            return f"{value:.1f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def seconds(value: float) -> str:
+    """A duration for people: `0.4 s`, `73 s`, `12 min 5 s`."""
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{int(value // 60)} min {int(value % 60)} s"
