@@ -1,0 +1,101 @@
+"""The menu: `nox -l` lists it, `nox -s NAME` runs one, `nox -s NAME -- …` passes the rest on.
+
+Each session is one call of the pipeline or of a tool; nox reports every failure as 1, so scripts that need the exit
+codes of docs/exit-codes.md call `python -m pipeline` themselves.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "tests"]
+nox.options.error_on_external_run = True
+
+def _pipeline(session: nox.Session, *arguments: str) -> None:
+    """Run `python -m pipeline` with the locked dependencies; it ends when nox is killed."""
+    session.install("--quiet", "--require-hashes", "-r", "requirements/pipeline.txt")
+    session.run("python", "-m", "pipeline", *arguments, env={"DIND_K3S_DIE_WITH_PARENT": "1"})
+
+
+@nox.session
+def rehearse(session: nox.Session) -> None:
+    """The whole release on this machine, which needs to reach only package registries (Linux, root)."""
+    _pipeline(session, "rehearse", *session.posargs)
+
+
+@nox.session
+def resolve(session: nox.Session) -> None:
+    """Ask upstream what versions.yaml means today; writes versions.lock.yaml (-- --check only tells)."""
+    _pipeline(session, "resolve", *session.posargs)
+
+
+@nox.session
+def fetch(session: nox.Session) -> None:
+    """Bring every file of the lock into the cache, verified."""
+    _pipeline(session, "fetch", *session.posargs)
+
+
+@nox.session
+def plan(session: nox.Session) -> None:
+    """Print the bake file that build hands to buildx."""
+    _pipeline(session, "plan", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the image for all platforms into dist/image/ (-- --offline: without network)."""
+    _pipeline(session, "build", *session.posargs)
+
+
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """Check what was built: files, commands, boot (-- --platform P --tier T)."""
+    _pipeline(session, "smoke", *session.posargs)
+
+
+@nox.session
+def publish(session: nox.Session) -> None:
+    """Push the smoked digest, then tag it (-- --dry-run)."""
+    _pipeline(session, "publish", *session.posargs)
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """Read the published image back without credentials and compare it with what was built."""
+    _pipeline(session, "verify", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Test the pipeline and the image's scripts; as root on Linux also against a real engine and registry."""
+    session.install("--quiet", "--require-hashes", "-r", "requirements/tests.txt")
+    session.run("python", "-m", "pytest", *session.posargs, env={"DIND_K3S_DIE_WITH_PARENT": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff, mypy --strict, shellcheck, shfmt, hadolint, yamllint."""
+    session.install("--quiet", "--require-hashes", "-r", "requirements/lint.txt")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+    session.run("python", "-m", "tests.shell_files", "shellcheck", "--external-sources")
+    session.run("python", "-m", "tests.shell_files", "shfmt", "-i", "2", "-ci", "-d")
+    session.run("hadolint", "Dockerfile")
+    session.run("yamllint", "--strict", ".")
+
+
+@nox.session(default=False)
+def requirements(session: nox.Session) -> None:
+    """Renew requirements/*.txt: the newest versions that pyproject.toml allows, with hashes."""
+    session.install("--quiet", "uv")
+    for name, groups in {"pipeline": [], "tests": ["test"], "lint": ["test", "lint"]}.items():
+        chosen = [argument for group in groups for argument in ("--group", group)]
+        session.run(
+            *("uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--upgrade"),
+            *("--no-emit-index-url", "--custom-compile-command", "nox -s requirements", *chosen),
+            *("--output-file", f"requirements/{name}.txt", "pyproject.toml"),
+        )

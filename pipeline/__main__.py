@@ -1,0 +1,183 @@
+"""`python -m pipeline`: the command line, and the one place where expected failures are caught."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from enum import StrEnum
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from pipeline import errors
+from pipeline.errors import IntentError, PipelineError
+from pipeline.platforms import Platform
+
+if TYPE_CHECKING:
+    from pipeline.engine import Engine
+    from pipeline.log import Log
+    from pipeline.workflow import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+Kind = TypeVar("Kind", bound=StrEnum)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(prog="python -m pipeline", description="Build, check and release the dind-k3s image.")
+    top.add_argument("--versions", type=Path, default=ROOT / "versions.yaml", help="the intent (versions.yaml)")
+    top.add_argument("--lock", type=Path, default=ROOT / "versions.lock.yaml", help="the lock")
+    top.add_argument("--dist", type=Path, default=ROOT / "dist", help="where results go (dist/)")
+    top.add_argument("--cache", type=Path, help="cache folder (DIND_K3S_CACHE, else ~/.cache/dind-k3s)")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    one = command("resolve", "ask upstream what versions.yaml means today and write versions.lock.yaml")
+    one.add_argument("--check", action="store_true", help="write nothing; exit 5 when the lock would change")
+    one = command("fetch", "bring every file of the lock into the cache, verified")
+    one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
+    command("plan", "print the bake file that `build` hands to buildx")
+    one = command("build", "fetch what is missing, then build all platforms into dist/image/")
+    one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
+    one = command("smoke", "check the built image: files, commands, boot")
+    one.add_argument("--platform", action="append", default=[], help="only this platform (repeatable)")
+    one.add_argument("--tier", action="append", default=[], help="only this tier: files, commands or boot (repeatable)")
+    one = command("publish", "push the smoked digest by digest, then tag it")
+    one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
+    one = command("verify", "read the published image back without credentials and compare it")
+    one.add_argument("reference", nargs="*", help="tags to read back (default: all that publish made)")
+    one = command("rehearse", "the whole release on this machine, reaching only package registries")
+    one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
+    one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
+    one.add_argument("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
+    one.add_argument("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
+    one.add_argument("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
+    one = command("platforms", "list the platforms")
+    one.add_argument("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
+    command("errors", "list the exit codes")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Expected failures are printed, anything else keeps its traceback."""
+    parsed = parser().parse_args(arguments)
+    if os.environ.get("DIND_K3S_DIE_WITH_PARENT"):
+        # A killed nox must not leave a rehearsal behind: the kernel tells us when our parent is gone.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _terminate)
+    if parsed.command in {"platforms", "errors"}:
+        return _print(parsed)
+    from pipeline.log import Log
+
+    log = Log()
+    try:
+        return _run(parsed, log)
+    except PipelineError as error:
+        first, *rest = error.lines()
+        log.console.print(f"error: {first}", style="bold red", markup=False)
+        for line in rest:
+            log.console.print(line, markup=False)
+        log.console.print(f"  exit code: {error.exit_code} ({error.kind})", markup=False)
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            print(f"::error::{first}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.console.print("interrupted; nothing is left running", markup=False)
+        return 130
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a run as Ctrl-C does: in order."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _print(parsed: argparse.Namespace) -> int:
+    if parsed.command == "platforms":
+        names = [platform.value for platform in Platform]
+        print(json.dumps(names) if parsed.json else "\n".join(names))
+        return 0
+    for kind in sorted(PipelineError.__subclasses__(), key=lambda kind: kind.exit_code):
+        print(f"{kind.exit_code:>3}  {kind.kind}: {(kind.__doc__ or '').strip()}")
+    return 0
+
+
+def _run(parsed: argparse.Namespace, log: Log) -> int:
+    from pipeline import cache
+    from pipeline.workflow import Run
+
+    run = Run(
+        root=ROOT,
+        intent_path=parsed.versions,
+        lock_path=parsed.lock,
+        dist=parsed.dist.resolve(),
+        cache=(parsed.cache or cache.folder()).resolve(),
+        log=log,
+    )
+    match parsed.command:
+        case "resolve":
+            changed = run.resolve(check=parsed.check)
+            return errors.LockStale.exit_code if changed and parsed.check else 0
+        case "fetch":
+            run.fetch(offline=parsed.offline)
+        case "plan":
+            sys.stdout.write(run.plan())
+        case "build":
+            run.fetch(offline=parsed.offline)
+            with ExitStack() as stack:
+                run.build(_engine(run, stack))
+        case "smoke":
+            _smoke(run, parsed)
+        case "publish":
+            run.publish(dry_run=parsed.dry_run)
+        case "verify":
+            run.verify(parsed.reference)
+        case "rehearse":
+            from pipeline import rehearsal
+
+            return rehearsal.main(run, parsed)
+        case other:
+            raise AssertionError(other)
+    return 0
+
+
+def _engine(run: Run, stack: ExitStack) -> Engine:
+    from pipeline import engine
+
+    return stack.enter_context(engine.choose(run.lock, run.cache, run.log))
+
+
+def _smoke(run: Run, parsed: argparse.Namespace) -> None:
+    from pipeline import emulation
+    from pipeline.release import Tier
+    from pipeline.smoke.boot import BootOptions
+
+    platforms = [_known(Platform, text, "platform") for text in parsed.platform]
+    tiers = [_known(Tier, text, "tier") for text in parsed.tier]
+    with ExitStack() as stack:
+        engine = _engine(run, stack)
+        if os.geteuid() == 0:
+            for platform in platforms or run.intent.platforms:
+                stack.enter_context(emulation.registered(platform, run.log))
+        run.smoke(engine, platforms=platforms, tiers=tiers, options=BootOptions())
+
+
+def _known(kind: type[Kind], text: str, what: str) -> Kind:
+    try:
+        return kind(text)
+    except ValueError:
+        raise IntentError(f"{text!r} is not a {what}", expected=", ".join(kind), found=text) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The one bake file: what buildx is asked for, rendered from the intent and the lock. No I/O.
+
+The same arguments give the same bytes, so the file is compared with a golden one in the tests and is part of what
+decides whether a build is needed at all. Paths are relative to the folder that buildx is started in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from pipeline.lock import Lock
+from pipeline.oci import Digest
+from pipeline.platforms import Platform
+from pipeline.versions import COMPONENTS, Intent
+
+TARGET = "image"
+_KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
+REHEARSAL = f"{_KEY}.rehearsal"
+
+
+def annotations(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, rehearsed: bool) -> dict[str, str]:
+    """What the image says of itself: as labels in each config, as annotations on the index and each manifest.
+
+    `created` is RFC 3339. Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
+    """
+    said = {
+        "org.opencontainers.image.title": intent.title,
+        "org.opencontainers.image.description": intent.description,
+        "org.opencontainers.image.source": intent.source,
+        "org.opencontainers.image.licenses": intent.licenses,
+        "org.opencontainers.image.version": f"{lock.versions['k3s']}-docker-{lock.versions['docker']}",
+        "org.opencontainers.image.created": created,
+        "org.opencontainers.image.base.name": lock.base.image,
+        "org.opencontainers.image.base.digest": lock.base.digest.text,
+        f"{_KEY}.lock": lock_digest.text,
+        **{f"{_KEY}.{component}": lock.versions[component] for component in COMPONENTS},
+    }
+    if rehearsed:
+        said[REHEARSAL] = "made of stand-ins on one machine; not for use"
+    return said
+
+
+def render(
+    *,
+    platforms: tuple[Platform, ...],
+    said: Mapping[str, str],
+    base: Digest,
+    context: PurePosixPath,
+    output: PurePosixPath,
+    epoch: int,
+) -> str:
+    """The text of docker-bake.json.
+
+    `said`: from `annotations`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
+    `context`/artifacts holds the verified files, one folder per architecture. `output`: folder that the image is
+    exported to, as an OCI layout. `epoch`: seconds since 1970 that every file and record is dated.
+
+    - `rewrite-timestamp` and SOURCE_DATE_EPOCH make the layers repeatable (BuildKit docs/build-repro.md).
+    - `oci-mediatypes` is said because its default changed with BuildKit 0.32.
+    - The provenance attestation holds times and ids, so the index digest differs from build to build; the digests of
+      the platforms' manifests do not (docker-library/official-images#16044).
+    """
+    target = {
+        "context": ".",
+        "dockerfile": "Dockerfile",
+        "target": TARGET,
+        "platforms": [platform.value for platform in platforms],
+        "contexts": {"base": f"oci-layout://{context}/base@{base}", "artifacts": f"{context}/artifacts"},
+        "args": {"SOURCE_DATE_EPOCH": str(epoch)},
+        "labels": dict(sorted(said.items())),
+        "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said.items())],
+        "attest": ["type=provenance,mode=max"],
+        "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true,rewrite-timestamp=true"],
+        "network": "none",
+    }
+    return json.dumps({"target": {TARGET: target}}, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,136 @@
+"""The base image as files: fetched blob by blob into the cache, handed to buildx as an OCI layout.
+
+So the builder pulls nothing: a build works without network, and the base is as pinned and verified as every other
+file. Layout: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DigestMismatch, UpstreamError
+from pipeline.lock import Base
+from pipeline.log import Log, size
+from pipeline.oci import INDEX, REFERENCE_TYPE, Digest
+from pipeline.platforms import Platform
+from pipeline.registry import Registry
+
+
+def fetch(lock: Base, platforms: Sequence[Platform], registry: Registry, cache: Path, log: Log) -> int:
+    """Bring what the platforms need of the base image into `cache`/sha256/; returns the bytes downloaded.
+
+    Raises UpstreamError when the registry has no such digest or platform, DigestMismatch for wrong bytes.
+    """
+    folder = cache / "sha256"
+    folder.mkdir(parents=True, exist_ok=True)
+    brought = 0
+    for digest in _manifests(lock.digest, platforms, lambda digest: _manifest(digest, registry, folder)):
+        for part in _parts(_load(folder, digest)):
+            blob = Digest(part["digest"])
+            target = folder / blob.hex
+            if target.exists() and Digest.of_file(target) == blob:
+                continue
+            with log.transfers() as transfers:
+                transfer = transfers.start(f"base image {blob.short}", part["size"])
+                temporary = target.with_name(f".{blob.hex}.{os.getpid()}.partial")
+                try:
+                    with registry.blob(blob) as chunks, temporary.open("wb") as stream:
+                        for chunk in chunks:
+                            stream.write(chunk)
+                            transfer.advance(len(chunk))
+                    temporary.replace(target)
+                finally:
+                    temporary.unlink(missing_ok=True)
+            brought += part["size"]
+    log.say(f"base image {lock.image}: " + (f"{size(brought)} downloaded" if brought else "all in the cache"))
+    return brought
+
+
+def write_layout(index: Digest, platforms: Sequence[Platform], cache: Path, layout: Path) -> None:
+    """Make an OCI layout of the base image, linked out of the cache; other platforms' manifests are left out.
+
+    BuildKit reads only what the platforms asked for need, so the index may name blobs that are not there.
+    Raises DigestMismatch when a file of the cache is not what its name says, UpstreamError when it is missing.
+    """
+    folder = cache / "sha256"
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    needed = [index]
+    for digest in _manifests(index, platforms, lambda digest: _load(folder, digest)):
+        needed.append(digest)
+        needed += [Digest(part["digest"]) for part in _parts(_load(folder, digest))]
+    for digest in needed:
+        source = folder / digest.hex
+        _check(source, digest)
+        try:
+            os.link(source, blobs / digest.hex)
+        except OSError:
+            shutil.copyfile(source, blobs / digest.hex)
+    descriptor = {"mediaType": INDEX, "digest": index.text, "size": (folder / index.hex).stat().st_size}
+    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]}))
+
+
+def _manifests(
+    index: Digest, platforms: Sequence[Platform], load: Any  # Callable[[Digest], Mapping[str, Any]]
+) -> Iterator[Digest]:
+    """The digests of the platforms' manifests in the index. Raises UpstreamError for a missing platform."""
+    entries = load(index)["manifests"]
+    for platform in platforms:
+        for entry in entries:
+            at = entry.get("platform", {})
+            if REFERENCE_TYPE in entry.get("annotations", {}):
+                continue
+            if f"{at.get('os')}/{at.get('architecture')}" == platform.value:
+                digest = Digest(entry["digest"])
+                load(digest)
+                yield digest
+                break
+        else:
+            raise UpstreamError(f"the base image {index} has no {platform}", next_step="choose another base image")
+
+
+def _parts(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [manifest["config"], *manifest["layers"]]
+
+
+def _manifest(digest: Digest, registry: Registry, folder: Path) -> Mapping[str, Any]:
+    """A manifest out of the cache, else out of the registry into the cache."""
+    target = folder / digest.hex
+    if not (target.exists() and Digest.of_file(target) == digest):
+        answer = registry.manifest(digest.text)
+        if answer is None:
+            raise UpstreamError(f"{registry.name} has no {digest}", next_step="renew the lock: nox -s resolve")
+        if answer.digest != digest:
+            raise DigestMismatch(
+                "the registry sent another manifest", expected=digest.text, found=answer.digest.text
+            )
+        temporary = target.with_name(f".{digest.hex}.{os.getpid()}.partial")
+        temporary.write_bytes(answer.raw)
+        temporary.replace(target)
+    return _load(folder, digest)
+
+
+def _load(folder: Path, digest: Digest) -> Mapping[str, Any]:
+    path = folder / digest.hex
+    _check(path, digest)
+    data: Mapping[str, Any] = json.loads(path.read_bytes())
+    return data
+
+
+def _check(path: Path, digest: Digest) -> None:
+    if not path.exists():
+        raise UpstreamError(f"{digest} of the base image is not in the cache", next_step="nox -s fetch")
+    if (found := Digest.of_file(path)) != digest:
+        raise DigestMismatch(
+            "a file of the cache has changed",
+            expected=digest.text,
+            found=found.text,
+            where=str(path),
+            next_step="nox -s fetch brings it again",
+        )

@@ -1,0 +1,29 @@
+"""The cache of verified files: `<cache>/sha256/<hex>`, shared by every checkout of this user."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.errors import UpstreamError
+from pipeline.oci import Digest
+
+
+def folder() -> Path:
+    """DIND_K3S_CACHE, else `dind-k3s` in the user's cache folder (XDG Base Directory specification)."""
+    if own := os.environ.get("DIND_K3S_CACHE"):
+        return Path(own).resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dind-k3s"
+
+
+def path_of(cache: Path, digest: Digest) -> Path:
+    """Where the file of that digest is or would be."""
+    return cache / "sha256" / digest.hex
+
+
+def require(cache: Path, digest: Digest) -> Path:
+    """The path of a file that `fetch` must have brought. Raises UpstreamError with the command that brings it."""
+    path = path_of(cache, digest)
+    if not path.exists():
+        raise UpstreamError(f"{digest} is not in the cache", where=str(path), next_step="nox -s fetch")
+    return path

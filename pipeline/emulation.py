@@ -1,0 +1,96 @@
+"""qemu-user for the `commands` tier: which handler the kernel has, and one of our own for as long as smoke needs it.
+
+A handler is registered for the whole machine (binfmt_misc is not part of a mount or pid namespace), so ours has a
+name of its own, is removed afterwards, and one that a killed run left is removed by the next run.
+Source: Linux Documentation/admin-guide/binfmt-misc.rst; the ELF header fields are those of elf(5).
+"""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import EngineError
+from pipeline.log import Log
+from pipeline.machine import find
+from pipeline.platforms import Platform
+
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+_OURS = "dind-k3s-"
+
+
+def handler(platform: Platform, binfmt: Path = BINFMT) -> str | None:
+    """The interpreter that the kernel starts this platform's binaries with; None when there is no enabled handler."""
+    magic = _magic(platform).hex()
+    if not binfmt.is_dir():
+        return None
+    for entry in sorted(binfmt.iterdir()):
+        if entry.name in {"register", "status"}:
+            continue
+        lines = entry.read_text(encoding="utf-8", errors="replace").splitlines()
+        fields = dict(line.split(" ", 1) for line in lines if " " in line)
+        if lines[:1] == ["enabled"] and fields.get("magic", "").startswith(magic[:8]):
+            # The machine's number is what tells one handler from another; distributions mask other bytes differently.
+            if fields["magic"][36:40] == magic[36:40]:
+                return fields.get("interpreter")
+    return None
+
+
+@contextmanager
+def registered(platform: Platform, log: Log) -> Iterator[str | None]:
+    """Have a handler for a foreign platform inside this block; yields the interpreter, None when it cannot be had.
+
+    A handler that the machine has already is used and left alone. Needs root and `qemu-<…>-static`.
+    """
+    if platform == Platform.host():
+        yield None
+        return
+    if (known := handler(platform)) is not None:
+        yield known
+        return
+    interpreter = find(f"qemu-{platform.names.qemu}-static")
+    if interpreter is None or not (BINFMT / "register").exists():
+        yield None
+        return
+    name = f"{_OURS}{platform.names.qemu}"
+    mask = bytearray(b"\xff" * 20)
+    mask[7] = 0  # any OS ABI
+    mask[16] = 0xFE  # ET_EXEC and ET_DYN
+    text = f":{name}:M::{_escaped(_magic(platform))}:{_escaped(bytes(mask))}:{interpreter}:F"
+    try:
+        (BINFMT / "register").write_text(text, encoding="ascii")
+    except OSError as error:
+        raise EngineError(f"the kernel refused a binfmt handler for {platform}", found=str(error)) from None
+    log.say(f"registered {interpreter} for {platform} binaries; it is removed again after smoke")
+    try:
+        yield interpreter
+    finally:
+        (BINFMT / name).write_text("-1", encoding="ascii")
+
+
+def sweep(log: Log) -> None:
+    """Remove handlers that a killed run of ours left."""
+    if not BINFMT.is_dir():
+        return
+    for entry in BINFMT.glob(f"{_OURS}*"):
+        entry.write_text("-1", encoding="ascii")
+        log.say(f"removed {entry.name}, a binfmt handler that an earlier run left")
+
+
+def version(interpreter: str) -> str:
+    """`qemu-user 7.2.22`, from what the interpreter says of itself."""
+    done = subprocess.run([interpreter, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    words = done.stdout.split()
+    return f"qemu-user {words[2]}" if len(words) > 2 else "qemu-user"
+
+
+def _magic(platform: Platform) -> bytes:
+    """The first 20 bytes of an ELF file of that platform: 64 bit, little endian, executable, its machine."""
+    return b"\x7fELF\x02\x01\x01" + b"\0" * 9 + struct.pack("<HH", 2, platform.names.elf_machine)
+
+
+def _escaped(data: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in data)

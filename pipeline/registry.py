@@ -1,0 +1,261 @@
+"""One repository of a registry, over the registry's HTTP API: read it, push an OCI layout into it, tag it.
+
+Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md. Image bytes are never rewritten, so a
+digest is the same here, in the layout and in every registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+from pipeline import layout as layouts
+from pipeline.credentials import Challenge, Credentials
+from pipeline.errors import RegistryError
+from pipeline.log import Log, Transfers
+from pipeline.oci import ANY_MANIFEST, INDEX, MANIFEST, Digest, ImageName
+
+__all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
+
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries; one try more than pauses
+_LONGEST_PAUSE = 60.0  # seconds; more is not waited for, whatever Retry-After says
+_AT_ONCE = 3  # blobs
+_CHUNK = 1 << 20
+
+# `identity`: the digest is over the bytes as they are stored, not as a proxy may compress them.
+_AS_STORED = {"Accept-Encoding": "identity"}
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A manifest or index exactly as the registry sent it."""
+
+    raw: bytes
+    media_type: str
+    digest: Digest  # of `raw`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What a push had to do; manifests count like blobs."""
+
+    sent: int  # files
+    skipped: int  # files that the repository had
+    bytes_sent: int
+    bytes_skipped: int
+
+
+class _Again(Exception):
+    """Something that another try may cure; `pause` is what the registry asks for, in seconds."""
+
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class Registry:
+    """One repository. Plain HTTP on loopback, HTTPS everywhere else.
+
+    Every method raises RegistryError when the registry refuses, contradicts itself or stays unreachable: connection
+    errors, 429 and 5xx are tried again with growing pauses, everything else is final.
+    """
+
+    def __init__(
+        self,
+        client: httpx.Client,
+        name: ImageName,
+        credentials: Credentials | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.name = name
+        self._client = client
+        self._credentials = credentials
+        self._sleep = sleep
+        host = "registry-1.docker.io" if name.registry == "docker.io" else name.registry
+        self._origin = httpx.URL(f"{'http' if name.is_loopback else 'https'}://{host}")
+        self._base = self._origin.join(f"/v2/{name.repository}/")
+        self._authorization: dict[str, str] = {}  # actions → value of the header
+        self._authorizing = threading.Lock()
+
+    def manifest(self, reference: str) -> Manifest | None:
+        """The manifest or index behind a tag or a digest; None when there is none."""
+        headers = {"Accept": ", ".join(ANY_MANIFEST), **_AS_STORED}
+        answer = self._ask("GET", f"manifests/{reference}", expect=(200, 404), headers=headers)
+        if answer.status_code == 404:
+            return None
+        raw = answer.content
+        digest = Digest.of(raw)
+        promised = answer.headers.get("Docker-Content-Digest", digest.text)
+        if digest.text not in {promised} or (reference.startswith("sha256:") and reference != digest.text):
+            raise RegistryError(
+                "the registry sent another manifest than it says",
+                expected=reference if reference.startswith("sha256:") else promised,
+                found=digest.text,
+                where=f"{self.name}:{reference}",
+            )
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        return Manifest(raw=raw, media_type=media_type, digest=digest)
+
+    @contextmanager
+    def blob(self, digest: Digest) -> Iterator[Iterator[bytes]]:
+        """The bytes of a blob, hashed on their way: RegistryError at the end when they are not what was asked for.
+
+        A broken connection is resumed where it broke.
+        """
+        chunks = self._chunks(digest)
+        try:
+            yield chunks
+        finally:
+            chunks.close()
+
+    def has(self, kind: str, digest: Digest) -> bool:
+        """Whether the repository holds it; `kind` is `blobs` or `manifests`."""
+        headers = {"Accept": ", ".join(ANY_MANIFEST)}
+        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=True)
+        return answer.status_code == 200
+
+    def tags(self) -> tuple[str, ...]:
+        """All tags of the repository, sorted; none when it does not exist yet."""
+        found: list[str] = []
+        url: httpx.URL | None = self._base.join("tags/list?n=1000")
+        while url is not None:
+            answer = self._ask("GET", url, expect=(200, 404))
+            if answer.status_code == 404:
+                break
+            found += answer.json().get("tags") or ()
+            following = answer.links.get("next", {}).get("url")
+            url = url.join(following) if following else None
+        return tuple(sorted(found))
+
+    def tag(self, tag: str, raw: bytes, media_type: str) -> None:
+        """Point a tag at a manifest or index that the repository holds: the same bytes under another name."""
+        self._put_manifest(tag, raw, media_type)
+
+    def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
+        """Bring the index and everything below it into the repository, without any tag.
+
+        Blobs first, at most three at once, then the manifests, then the index, so that at no moment something is
+        there whose parts are missing. What the repository holds already is not sent again; an interrupted push is
+        completed by calling it again. Raises DigestMismatch too, when the layout is not complete.
+        """
+        parts = layouts.read(layout, index)
+        with log.transfers() as transfers:
+            sent = self._push_blobs(parts.blobs, transfers)
+        for part in (*parts.manifests, parts.index):
+            if not self.has("manifests", part.digest):
+                self._put_manifest(part.digest.text, part.path.read_bytes(), part.media_type)
+                sent.append(part)
+        everything = tuple(parts)
+        bytes_sent = sum(part.size for part in sent)
+        return Pushed(
+            sent=len(sent),
+            skipped=len(everything) - len(sent),
+            bytes_sent=bytes_sent,
+            bytes_skipped=sum(part.size for part in everything) - bytes_sent,
+        )
+
+    def _push_blobs(self, blobs: tuple[layouts.Part, ...], transfers: Transfers) -> list[layouts.Part]:
+        """Returns those that had to be sent. The first failure stops the others."""
+        stop = threading.Event()
+
+        def push(blob: layouts.Part) -> bool:
+            if self.has("blobs", blob.digest):
+                return False
+            self._retrying(lambda: self._upload(blob, transfers, stop))
+            return True
+
+        pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
+        try:
+            futures = {pool.submit(push, blob): blob for blob in blobs}
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done() and (failure := future.exception()):
+                    raise failure
+            return [blob for future, blob in futures.items() if future.result()]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _upload(self, blob: layouts.Part, transfers: Transfers, stop: threading.Event) -> None:
+        """One try: open an upload, send the whole file, close it with the digest that the registry shall check."""
+        if stop.is_set():
+            raise RegistryError("stopped")
+        opened = self._send("POST", "blobs/uploads/", expect=(202,), headers={"Content-Length": "0"}, write=True)
+        location = opened.request.url.join(opened.headers["Location"])
+        transfer = transfers.start(f"push {blob.digest.short}", blob.size)
+
+        def body() -> Iterator[bytes]:
+            with blob.path.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    if stop.is_set():
+                        raise RegistryError("stopped")
+                    yield chunk
+                    transfer.advance(len(chunk))
+
+        headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
+        url = location.copy_merge_params({"digest": blob.digest.text})
+        self._send("PUT", url, expect=(201,), headers=headers, body=body, write=True)
+
+    def _put_manifest(self, reference: str, raw: bytes, media_type: str) -> None:
+        digest = Digest.of(raw)
+        answer = self._ask(
+            "PUT",
+            f"manifests/{reference}",
+            expect=(201,),
+            headers={"Content-Type": media_type},
+            body=lambda: iter((raw,)),
+            write=True,
+        )
+        stored = answer.headers.get("Docker-Content-Digest", digest.text)
+        if stored != digest.text:
+            raise RegistryError(
+                "the registry stored something else than was sent",
+                expected=digest.text,
+                found=stored,
+                where=f"{self.name}:{reference}",
+            )
+
+    def _chunks(self, digest: Digest) -> Iterator[bytes]:
+        state, received, failures = hashlib.sha256(), 0, 0
+        while True:
+            headers = {**_AS_STORED, **({"Range": f"bytes={received}-"} if received else {})}
+            answer = self._ask("GET", f"blobs/{digest}", expect=(200, 206), headers=headers, stream=True)
+            # A server that does not know Range begins again; what we have is skipped.
+            skip = received if answer.status_code == 200 else 0
+            try:
+                for chunk in answer.iter_raw(_CHUNK):
+                    fresh, skip = chunk[skip:], max(0, skip - len(chunk))
+                    if fresh:
+                        state.update(fresh)
+                        received += len(fresh)
+                        failures = 0
+                        yield fresh
+                break
+            except httpx.TransportError as error:
+                if failures >= len(PAUSES):
+                    raise self._unreachable(_reason(error)) from None
+                self._sleep(PAUSES[failures])
+                failures += 1
+            finally:
+                answer.close()
+        if state.hexdigest() != digest.hex:
+            raise RegistryError(
+                "the registry sent other bytes than were asked for",
+                expected=digest.text,
+                found=f"sha256:{state.hexdigest()}, {received} B",
+                where=f"{self.name}@{digest}",
+            )

@@ -1,0 +1,50 @@
+"""For machines whose root lacks CAP_SYS_RESOURCE: an OCI runtime that asks for no negative oom_score_adj.
+
+kubelet asks for -998 for pause containers; without that capability the kernel refuses and runc gives up. The
+rehearsal mounts this runtime into the container that it boots and makes it the inner dockerd's default. It is never
+part of the image. The setting: https://github.com/opencontainers/runtime-spec/blob/main/config.md (process)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import machine
+from pipeline.log import Log
+from pipeline.smoke.boot import BootOptions
+
+_INSIDE = "/usr/local/libexec/runc-clamped"
+
+_RUNTIME = """#!/usr/bin/python3
+# runc, but a container that asks for an oom_score_adj below 0 gets 0: this machine's root may not lower it.
+import json
+import os
+import pathlib
+import sys
+
+if "create" in sys.argv or "run" in sys.argv:
+    bundle = pathlib.Path.cwd()
+    for flag, value in zip(sys.argv, sys.argv[1:]):
+        if flag in ("-b", "--bundle"):
+            bundle = pathlib.Path(value)
+    path = bundle / "config.json"
+    config = json.loads(path.read_text())
+    if (config["process"].get("oomScoreAdj") or 0) < 0:
+        config["process"]["oomScoreAdj"] = 0
+        path.write_text(json.dumps(config))
+os.execvp("runc", ["runc", *sys.argv[1:]])
+"""
+
+
+def boot_options(folder: Path, log: Log) -> BootOptions:
+    """What the boot tier gives to the container on this machine: nothing where root has the capability."""
+    if machine.has_capability(machine.CAP_SYS_RESOURCE):
+        return BootOptions()
+    log.say("this machine's root lacks CAP_SYS_RESOURCE: the booted container gets a runtime that clamps oom_score_adj")
+    runtime = folder / "runc-clamped"
+    runtime.write_text(_RUNTIME, encoding="ascii")
+    runtime.chmod(0o755)
+    return BootOptions(
+        extra_mounts=((runtime, _INSIDE),),
+        extra_environment={"DOCKER_ARGS": f"--add-runtime clamped={_INSIDE} --default-runtime clamped"},
+    )

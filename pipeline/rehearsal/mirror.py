@@ -1,0 +1,210 @@
+"""Debian's packages as this machine reaches them: by apt itself, with the machine's mirrors, proxies and keys.
+
+No address is written down here: a Debian machine's own sources say where its archive is, and only the suite differs.
+Other machines (Ubuntu) use the upstream of versions.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UpstreamError
+from pipeline.log import Log
+from pipeline.oci import Digest
+from pipeline.platforms import Platform
+
+_KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
+_HELPER = "/usr/lib/apt/apt-helper"  # apt's own downloader, with apt's own configuration (apt-helper(8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archives:
+    """Where Debian's archives are for this machine: base URLs without a trailing slash, and the keyring."""
+
+    uris: Mapping[str, str]  # `debian` and `debian-security`
+    keyring: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One version of one Debian package for one platform."""
+
+    name: str
+    version: str
+    platform: Platform
+    path: str  # below the archive
+    digest: Digest
+    libc: tuple[int, ...]  # least glibc that its Depends ask for; () when none
+
+    @property
+    def source_version(self) -> str:
+        """The version without the number of a rebuild (`+b2`), which differs between architectures."""
+        return re.sub(r"\+b\d+$", "", self.version)
+
+
+def archives(upstream: Mapping[str, str]) -> Archives:
+    """This machine's Debian archives; `upstream` where its own sources name none. Raises UpstreamError."""
+    keyring = next((path for path in _KEYRINGS if Path(path).exists()), None)
+    if keyring is None:
+        raise UpstreamError(
+            "this machine cannot check Debian's signatures",
+            expected=f"one of {', '.join(_KEYRINGS)}",
+            next_step="apt-get install debian-archive-keyring",
+        )
+    uris = {"debian": upstream["debian"], "debian-security": upstream["debian-security"]}
+    release = _os_release()
+    if release.get("ID") == "debian":
+        codename = release.get("VERSION_CODENAME", "")
+        listed = _apt("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages")
+        for line in listed.splitlines():
+            uri, _, suite = line.partition(" ")
+            if suite == codename:
+                uris["debian"] = uri.rstrip("/")
+            if suite == f"{codename}-security":
+                uris["debian-security"] = uri.rstrip("/")
+    return Archives(uris=uris, keyring=keyring)
+
+
+class Apt:
+    """apt with a state of its own, for suites and architectures that are not this machine's."""
+
+    def __init__(self, folder: Path, where: Archives, suites: Iterable[str], platforms: Iterable[Platform]) -> None:
+        self._archives = where
+        self._configuration = folder / "apt.conf"
+        for name in ("lists/partial", "cache/archives/partial"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "status").touch()
+        sources = "".join(f"deb [signed-by={where.keyring}] {where.uris['debian']} {suite} main\n" for suite in suites)
+        (folder / "sources.list").write_text(sources, encoding="ascii")
+        names = " ".join(f'"{platform.names.debian}";' for platform in platforms)
+        self._configuration.write_text(
+            f'Dir::Etc::sourcelist "{folder}/sources.list";\n'
+            'Dir::Etc::sourceparts "-";\n'
+            f'Dir::State::lists "{folder}/lists";\n'
+            f'Dir::State::status "{folder}/status";\n'
+            f'Dir::Cache "{folder}/cache";\n'
+            f"APT::Architectures {{ {names} }};\n"
+            'APT::Sandbox::User "root";\n'
+            'Acquire::Languages "none";\n',
+            encoding="ascii",
+        )
+
+    def update(self) -> None:
+        """Fetch the package lists. Raises UpstreamError."""
+        _apt("apt-get", "update", "-qq", "--error-on=any", configuration=self._configuration)
+
+    def candidates(self, name: str, platform: Platform) -> list[Candidate]:
+        """Every version of a package, newest first."""
+        text = _apt("apt-cache", "show", f"{name}:{platform.names.debian}", configuration=self._configuration)
+        found = []
+        for stanza in text.strip().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in stanza.splitlines() if re.match(r"[A-Za-z0-9-]+: ", line))
+            wanted = re.search(r"libc6 \(>= ([\d.]+)\)", fields.get("Depends", ""))
+            found.append(
+                Candidate(
+                    name=name,
+                    version=fields["Version"],
+                    platform=platform,
+                    path=fields["Filename"],
+                    digest=Digest.of_hex(fields["SHA256"]),
+                    libc=tuple(map(int, wanted[1].split("."))) if wanted else (),
+                )
+            )
+        return found
+
+    def download(self, candidate: Candidate, folder: Path) -> Path:
+        """Bring one package into a folder. Raises UpstreamError."""
+        target = folder / candidate.path.rsplit("/", 1)[1]
+        download(f"{self._archives.uris['debian']}/{candidate.path}", target, candidate.digest)
+        return target
+
+
+def download(uri: str, target: Path, digest: Digest | None = None) -> None:
+    """Bring one file by apt's own downloader, unless it is there already. Raises UpstreamError."""
+    if target.exists() and (digest is None or Digest.of_file(target) == digest):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    _apt(
+        _HELPER,
+        "-o",
+        "APT::Sandbox::User=root",
+        "download-file",
+        uri,
+        str(partial),
+        *([f"SHA256:{digest.hex}"] if digest else []),
+    )
+    partial.replace(target)
+
+
+def host_libc() -> tuple[int, ...]:
+    """This machine's glibc, e.g. (2, 36); () where it has none (musl)."""
+    try:
+        text = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        return ()
+    found = re.search(r"(\d+(?:\.\d+)+)", text)
+    return tuple(map(int, found[1].split("."))) if found else ()
+
+
+def newest_fitting(
+    apt: Apt, names: tuple[str, ...], platforms: Iterable[Platform], libc: tuple[int, ...], log: Log
+) -> list[Candidate]:
+    """The newest common version of `names` that every platform has and this machine's glibc can run.
+
+    The packages of one source (docker.io, docker-cli) are asked for together, so that their versions match.
+    Returns one candidate for each name and platform. Raises UpstreamError.
+    """
+    by_key = {
+        (name, platform): {found.source_version: found for found in apt.candidates(name, platform)}
+        for name in names
+        for platform in platforms
+    }
+    first = next(iter(by_key.values()))
+    refused = []
+    for version in first:
+        if not all(version in found for found in by_key.values()):
+            continue
+        chosen = [found[version] for found in by_key.values()]
+        needed = max(candidate.libc for candidate in chosen)
+        if needed <= libc:
+            why = f" (not {', '.join(refused)}: glibc too new for this machine)" if refused else ""
+            log.say(f"{', '.join(names)}: {version}{why}")
+            return chosen
+        refused.append(version)
+    raise UpstreamError(
+        f"no version of {', '.join(names)} runs on this machine",
+        expected=f"one that needs at most glibc {'.'.join(map(str, libc))}",
+        found=", ".join(refused) or "no version that all platforms have",
+        next_step="use a newer Debian or Ubuntu release",
+    )
+
+
+def _apt(*command: str, configuration: Path | None = None) -> str:
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    if configuration is not None:
+        environment["APT_CONFIG"] = str(configuration)
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise UpstreamError(
+            f"{' '.join(command[:3])} … failed",
+            found="; ".join(done.stderr.strip().splitlines()[-4:]),
+            next_step="check that this machine's package mirror answers: apt-get update",
+        )
+    return done.stdout
+
+
+def _os_release() -> dict[str, str]:
+    try:
+        lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}

@@ -1,0 +1,71 @@
+"""Token, node password and kubeconfig: the files that let others in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from pathlib import Path
+
+from . import files
+from .certs import Certificates, key_of
+from .config import Config
+from .failure import Failure
+
+
+def ensure_token(config: Config, certificates: Certificates) -> str:
+    """Give back the server's secret, stable over restarts; the file holds it in k3s's form, behind the CA's hash.
+
+    k3s refuses to start with another token than the one its data was made with, and so does the stand-in.
+    """
+    path = config.data_dir / "server/token"
+    stored = path.read_text(encoding="utf-8").strip().rpartition(":")[2] if path.is_file() else None
+    if stored and config.token and stored != config.token:
+        raise Failure(f"bootstrap data was made with another token: the one given is not the one in {path}")
+    secret = stored or config.token or secrets.token_hex(16)
+    ca_hash = hashlib.sha256(certificates.server_ca.read_bytes()).hexdigest()
+    content = f"K10{ca_hash}::server:{secret}\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != content:
+        files.write(path, content)
+    node_token = path.with_name("node-token")
+    if not node_token.is_symlink():
+        node_token.unlink(missing_ok=True)
+        node_token.symlink_to(path.name)
+    return secret
+
+
+def ensure_node_password(config: Config) -> None:
+    """Keep the node's password where k3s keeps it: outside data-dir, so that losing it can be rehearsed."""
+    path = config.etc_dir / "node/password"
+    if not path.is_file():
+        files.write(path, secrets.token_hex(16) + "\n")
+
+
+def write_kubeconfig(config: Config, certificates: Certificates) -> None:
+    """Write the administrator's kubeconfig, with all certificates in it."""
+    host = config.bind_address if config.bind_address not in ("0.0.0.0", "::", "") else "127.0.0.1"  # noqa: S104
+    url = f"https://{f'[{host}]' if ':' in host else host}:{config.port}"
+    content = f"""apiVersion: v1
+clusters:
+- cluster:
+    certificate-authority-data: {_embedded(certificates.server_ca)}
+    server: {url}
+  name: default
+contexts:
+- context:
+    cluster: default
+    user: default
+  name: default
+current-context: default
+kind: Config
+users:
+- name: default
+  user:
+    client-certificate-data: {_embedded(certificates.admin)}
+    client-key-data: {_embedded(key_of(certificates.admin))}
+"""
+    files.write(config.kubeconfig, content, mode=config.kubeconfig_mode)
+
+
+def _embedded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")

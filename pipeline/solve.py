@@ -1,0 +1,118 @@
+"""BuildKit's progress as JSON lines (`--progress=rawjson`), made readable. No I/O.
+
+Each line is one client.SolveStatus: vertexes (build steps), statuses (parts of a step), logs (their output, base64)
+and warnings. Source: docker/buildx, `--progress` reference; moby/buildkit client/graph.go.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+_TAIL = 40  # last output lines of a step that are kept for its failure
+
+
+@dataclass
+class _Step:
+    name: str
+    seconds: float = 0.0
+    cached: bool = False
+    error: str = ""
+    done: bool = False
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
+
+
+class Solve:
+    """Takes the lines of one build and gives back the lines that a person should see."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, _Step] = {}
+        self._other: deque[str] = deque(maxlen=_TAIL)
+
+    def feed(self, line: str) -> list[str]:
+        """One line of the stream → zero or more lines to print: a step that ended, with its time, or a warning."""
+        try:
+            status: Any = json.loads(line)
+        except ValueError:
+            status = None
+        if not isinstance(status, dict):
+            if line.strip():
+                self._other.append(line.rstrip())
+            return []
+        told: list[str] = []
+        for vertex in status.get("vertexes") or ():
+            told += self._vertex(vertex)
+        for entry in status.get("logs") or ():
+            step = self._steps.get(entry.get("vertex", ""))
+            if step is not None:
+                text = base64.b64decode(entry.get("data") or "").decode("utf-8", "replace")
+                step.tail.extend(line for line in text.splitlines() if line.strip())
+        for warning in status.get("warnings") or ():
+            short = base64.b64decode(warning.get("short") or "").decode("utf-8", "replace")
+            told.append(f"warning: {short}")
+        return told
+
+    def _vertex(self, vertex: dict[str, Any]) -> list[str]:
+        step = self._steps.setdefault(vertex["digest"], _Step(vertex.get("name", "?")))
+        step.cached = step.cached or bool(vertex.get("cached"))
+        if vertex.get("error"):
+            step.error = vertex["error"]
+        if not vertex.get("completed") or step.done:
+            return []
+        step.done = True
+        step.seconds = _seconds(vertex.get("started"), vertex["completed"])
+        if step.name.startswith("[internal]") and not step.error:
+            return []
+        how = "failed" if step.error else "cached" if step.cached else f"{step.seconds:.1f} s"
+        return [f"{how:>8}  {_short(step.name)}"]
+
+    @property
+    def cached(self) -> int:
+        """How many steps came from the cache."""
+        return sum(step.cached for step in self._own)
+
+    @property
+    def ran(self) -> int:
+        """How many steps were run."""
+        return sum(not step.cached for step in self._own)
+
+    @property
+    def slowest(self) -> list[tuple[str, float]]:
+        """The three steps that took longest: name, seconds."""
+        ordered = sorted(self._steps.values(), key=lambda step: -step.seconds)
+        return [(_short(step.name), step.seconds) for step in ordered[:3] if step.seconds >= 0.05]
+
+    @property
+    def _own(self) -> list[_Step]:
+        """The steps of the Dockerfile, without those that BuildKit adds."""
+        return [step for step in self._steps.values() if step.done and re.match(r"\[(?!internal)", step.name)]
+
+    def failure(self) -> tuple[str, list[str]]:
+        """The step that failed and its last output lines; the last unparsed lines when no step says so."""
+        for step in self._steps.values():
+            if step.error and "context canceled" not in step.error:
+                return step.name, [*step.tail, step.error]
+        return "buildx itself", list(self._other)
+
+
+def _short(name: str) -> str:
+    """The first line of a step's name, so that a long RUN does not fill the screen."""
+    text = " ".join(name.split())
+    return text if len(text) <= 110 else text[:109] + "…"
+
+
+def _seconds(started: str | None, completed: str) -> float:
+    """The time between two RFC 3339 times; 0 where the first is missing (a cached step)."""
+    if not started:
+        return 0.0
+    # Python reads at most six digits of a second's fraction, BuildKit writes nine.
+    first, last = (
+        datetime.fromisoformat(re.sub(r"(\.\d{1,6})\d*", r"\1", text).replace("Z", "+00:00"))
+        for text in (started, completed)
+    )
+    return (last - first).total_seconds()

@@ -1,0 +1,165 @@
+"""One release as a row of stages, each reading the file that the one before it wrote.
+
+`__main__` calls these with the repository's own files, the rehearsal with files, origin, registry and engine of its
+own: a rehearsal and a release run the same code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from pipeline import base, build, emulation, fetch, lock, publish, resolve, smoke, transport, verify, versions
+from pipeline.engine import Engine
+from pipeline.errors import LockStale
+from pipeline.lock import Lock
+from pipeline.log import Log, size
+from pipeline.oci import ImageName
+from pipeline.platforms import Platform
+from pipeline.registry import Credentials, Registry
+from pipeline.release import Image, Release, SmokeReport, Tier
+from pipeline.smoke.boot import BootOptions
+from pipeline.versions import Intent
+
+
+def docker_config() -> Path:
+    """Where docker keeps credentials: DOCKER_CONFIG, else ~/.docker."""
+    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run reads and writes, and what it talks through."""
+
+    root: Path  # the repository: Dockerfile and rootfs/
+    intent_path: Path
+    lock_path: Path
+    dist: Path
+    cache: Path
+    log: Log
+    client: httpx.Client = field(default_factory=transport.make_client)
+    credentials: Callable[[str], Credentials | None] = lambda registry: Credentials.from_docker_config(
+        registry, docker_config()
+    )
+    rehearsed: bool = False
+
+    @property
+    def intent(self) -> Intent:
+        """versions.yaml. Raises IntentError."""
+        return versions.read(self.intent_path)
+
+    @property
+    def lock(self) -> Lock:
+        """The lock, held against versions.yaml. Raises LockStale."""
+        return lock.read(self.lock_path, self.intent)
+
+    def registry(self, name: ImageName) -> Registry:
+        """The registry that holds that repository, with the user's credentials if there are any."""
+        return Registry(self.client, name, self.credentials(name.registry))
+
+    def resolve(self, *, check: bool) -> bool:
+        """Ask the origins what versions.yaml means today and write the lock; `check` only tells. True: changed."""
+        with self.log.step("resolve"):
+            previous = self._previous()
+            made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache / "resolve")
+            difference = resolve.diff(previous, made)
+            for line in difference:
+                self.log.say(line)
+            before = self.lock_path.read_text(encoding="utf-8") if self.lock_path.exists() else ""
+            if lock.render(made) == before:
+                self.log.say("nothing changed: upstream gives the same lock")
+                return False
+            if not check:
+                lock.write(self.lock_path, made)
+                self.log.say(f"{self.lock_path.name} written")
+            return True
+
+    def _previous(self) -> Lock | None:
+        """The lock as it is, stale or not: what it knows of unchanged versions is kept."""
+        try:
+            return lock.parse(self.lock_path.read_text(encoding="utf-8"), str(self.lock_path))
+        except (FileNotFoundError, LockStale):
+            return None
+
+    def fetch(self, *, offline: bool) -> None:
+        """Have every file of the lock in the cache, verified."""
+        with self.log.step("fetch"):
+            intent, locked = self.intent, self.lock
+            fetch.run(intent, locked, self.cache, self.client, self.log, offline=offline)
+            if offline:
+                return
+            name, _, _ = ImageName.parse(locked.base.image)
+            base.fetch(locked.base, intent.platforms, self.registry(name), self.cache, self.log)
+
+    def build(self, engine: Engine) -> Image:
+        """Build all platforms."""
+        with self.log.step("build"):
+            return build.run(
+                self.intent,
+                self.lock,
+                root=self.root,
+                dist=self.dist,
+                cache=self.cache,
+                engine=engine,
+                log=self.log,
+                rehearsed=self.rehearsed,
+            )
+
+    def plan(self) -> str:
+        """The bake file that `build` would hand to buildx."""
+        return build.plan(self.intent, self.lock, root=self.root, dist=self.dist, rehearsed=self.rehearsed)[0]
+
+    def smoke(
+        self, engine: Engine, *, platforms: Sequence[Platform], tiers: Sequence[Tier], options: BootOptions
+    ) -> tuple[SmokeReport, ...]:
+        """Check what was built, tier by tier, on each platform."""
+        with self.log.step("smoke"):
+            image = Image.read(self.dist)
+            return smoke.run(
+                image,
+                self.lock,
+                self.dist,
+                tuple(platforms) or self.intent.platforms,
+                tuple(tiers) or tuple(Tier),
+                engine.docker,
+                self.log,
+                handler=emulation.handler,
+                options=options,
+            )
+
+    def publish(self, *, dry_run: bool) -> Release:
+        """Push the smoked digest and tag it."""
+        with self.log.step("publish"):
+            image = Image.read(self.dist)
+            reports = [SmokeReport.read(self.dist, platform) for platform in image.platforms]
+            return publish.run(
+                self.intent, self.lock, image, reports, self.dist, self.registry, self.log, dry_run=dry_run
+            )
+
+    def verify(self, references: Sequence[str]) -> None:
+        """Read back what was published, by other code and without credentials."""
+        with self.log.step("verify"):
+            image = Image.read(self.dist)
+            verify.run(image, self.lock, self.dist, references, self.log)
+
+    def summary(self) -> None:
+        """The table that a release ends with."""
+        image = Image.read(self.dist)
+        release = Release.read(self.dist, image.digest)
+        rows = []
+        for platform, built in image.platforms.items():
+            report = SmokeReport.read(self.dist, platform)
+            tiers = ", ".join(
+                f"{tier.tier} {tier.state} ({tier.where}, {tier.seconds:.0f} s)"
+                if tier.state != "not run"
+                else f"{tier.tier} not run: {tier.reason}"
+                for tier in report.tiers
+            )
+            rows.append([platform.value, built.digest.text, size(built.size), tiers])
+        self.log.table(f"index {image.digest}", ["platform", "manifest digest", "size", "smoke"], rows)
+        for reference in release.tagged:
+            self.log.say(f"{'verified' if reference in release.verified else 'tagged'}  {reference}")

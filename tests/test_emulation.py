@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import emulation
+from pipeline.platforms import Platform
+
+AARCH64 = "7f454c460201010000000000000000000200b700"
+
+
+def register(folder: Path, name: str, *, magic: str, state: str = "enabled") -> None:
+    (folder / name).write_text(
+        f"{state}\ninterpreter /usr/bin/{name}\nflags: POCF\noffset 0\nmagic {magic}\nmask {'f' * 40}\n",
+        encoding="ascii",
+    )
+
+
+@pytest.fixture()
+def binfmt(tmp_path: Path) -> Path:
+    (tmp_path / "register").touch()
+    (tmp_path / "status").write_text("enabled\n", encoding="ascii")
+    return tmp_path
+
+
+def test_no_handler(binfmt: Path) -> None:
+    assert emulation.handler(Platform.ARM64, binfmt) is None
+    assert emulation.handler(Platform.ARM64, binfmt / "missing") is None
+
+
+def test_a_handler_is_known_by_the_machine_that_it_is_for(binfmt: Path) -> None:
+    register(binfmt, "qemu-riscv64", magic=AARCH64.replace("b700", "f300"))
+    assert emulation.handler(Platform.ARM64, binfmt) is None
+    register(binfmt, "qemu-aarch64", magic=AARCH64)
+    assert emulation.handler(Platform.ARM64, binfmt) == "/usr/bin/qemu-aarch64"
+    assert emulation.handler(Platform.AMD64, binfmt) is None
+
+
+def test_a_disabled_handler_does_not_count(binfmt: Path) -> None:
+    register(binfmt, "qemu-aarch64", magic=AARCH64, state="disabled")
+    assert emulation.handler(Platform.ARM64, binfmt) is None
