@@ -14,6 +14,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "tests"]
 nox.options.error_on_external_run = True
 
+
 def _pipeline(session: nox.Session, *arguments: str) -> None:
     """Run `python -m pipeline` with the locked dependencies; it ends when nox is killed."""
     session.install("--quiet", "--require-hashes", "-r", "requirements/pipeline.txt")

@@ -77,7 +77,9 @@ def write_layout(index: Digest, platforms: Sequence[Platform], cache: Path, layo
 
 
 def _manifests(
-    index: Digest, platforms: Sequence[Platform], load: Any  # Callable[[Digest], Mapping[str, Any]]
+    index: Digest,
+    platforms: Sequence[Platform],
+    load: Any,  # Callable[[Digest], Mapping[str, Any]]
 ) -> Iterator[Digest]:
     """The digests of the platforms' manifests in the index. Raises UpstreamError for a missing platform."""
     entries = load(index)["manifests"]
@@ -107,9 +109,7 @@ def _manifest(digest: Digest, registry: Registry, folder: Path) -> Mapping[str, 
         if answer is None:
             raise UpstreamError(f"{registry.name} has no {digest}", next_step="renew the lock: nox -s resolve")
         if answer.digest != digest:
-            raise DigestMismatch(
-                "the registry sent another manifest", expected=digest.text, found=answer.digest.text
-            )
+            raise DigestMismatch("the registry sent another manifest", expected=digest.text, found=answer.digest.text)
         temporary = target.with_name(f".{digest.hex}.{os.getpid()}.partial")
         temporary.write_bytes(answer.raw)
         temporary.replace(target)

@@ -48,7 +48,9 @@ class Credentials:
             return None
         except (OSError, ValueError) as error:
             # Not the parser's own text: it could quote a part of the file.
-            raise RegistryError(f"{path} cannot be read", found=type(error).__name__, next_step=_login(registry)) from None
+            raise RegistryError(
+                f"{path} cannot be read", found=type(error).__name__, next_step=_login(registry)
+            ) from None
         if helper := config.get("credHelpers", {}).get(registry) or config.get("credsStore"):
             return cls._from_helper(helper, key, registry)
         entry = config.get("auths", {}).get(key, {})

@@ -1,8 +1,8 @@
 """Which docker engine does the work: the user's own if it can, else a builder beside it, else a private one.
 
-    the user's    answers, has buildx, and either a builder named in BUILDX_BUILDER or the containerd image store
-    + a builder   the user's engine without that store: a docker-container builder is made, and removed afterwards
-    private       Linux and root: dockerd from the lock's own artifacts, see pipeline/daemon.py
+the user's    answers, has buildx, and either a builder named in BUILDX_BUILDER or the containerd image store
++ a builder   the user's engine without that store: a docker-container builder is made, and removed afterwards
+private       Linux and root: dockerd from the lock's own artifacts, see pipeline/daemon.py
 """
 
 from __future__ import annotations

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from pipeline.errors import LockStale
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
-from pipeline.versions import Intent
+from pipeline.release import write_text
+from pipeline.versions import COMPONENTS, Intent
+
+RENEW = "nox -s resolve, then look at the lock's diff"
 
 
 class Evidence(StrEnum):
@@ -53,6 +60,7 @@ class Lock:
     """One reading of versions.lock.yaml."""
 
     intent: Digest  # Intent.checksum of the versions.yaml it was made from
+    date: str  # YYYY-MM-DD on which its content last changed; the build dates every file with it
     base: Base
     versions: Mapping[str, str]  # component → version
     artifacts: tuple[Artifact, ...]  # of the components
@@ -68,21 +76,130 @@ class Lock:
         return tuple(sorted({a.platform for a in self.artifacts}))
 
 
-def parse(text: str, where: str) -> Lock:
-    """Read the text of a lock. Raises LockStale when it is not one that `render` wrote."""
-    raise NotImplementedError
-
-
-def render(lock: Lock) -> str:
-    """The canonical text: the same lock gives the same bytes."""
-    raise NotImplementedError
+_HEAD = """\
+# Generated from versions.yaml; do not edit. Renew it: nox -s resolve
+# Each file has its digest and why that digest is believed (`evidence`): docs/versions.md
+"""
 
 
 def read(path: Path, intent: Intent) -> Lock:
     """Read a lock and hold it against the intent. Raises LockStale with the command that renews it."""
-    raise NotImplementedError
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise LockStale(f"{path} does not exist", next_step=RENEW) from None
+    lock = parse(text, str(path))
+    if lock.intent != intent.checksum:
+        raise LockStale(
+            f"{path.name} was made from another versions.yaml",
+            expected=f"a lock for intent {intent.checksum.short}…",
+            found=f"one for {lock.intent.short}…",
+            where=str(path),
+            next_step=RENEW,
+        )
+    have = {(artifact.component, artifact.platform) for artifact in lock.artifacts}
+    missing = [
+        f"{name} for {platform}" for name in COMPONENTS for platform in intent.platforms if (name, platform) not in have
+    ]
+    if missing:
+        raise LockStale(f"{path.name} lacks {', '.join(missing)}", where=str(path), next_step=RENEW)
+    return lock
+
+
+def parse(text: str, where: str) -> Lock:
+    """Read the text of a lock. Raises LockStale when it is not one that `render` wrote."""
+    try:
+        data: Any = yaml.load(text, Loader=yaml.BaseLoader)  # BaseLoader keeps every scalar as text
+        lock = Lock(
+            intent=Digest(data["intent"]),
+            date=data["date"],
+            base=Base(
+                image=data["base"]["image"],
+                digest=Digest(data["base"]["digest"]),
+                evidence=Evidence(data["base"]["evidence"]),
+                source=data["base"]["source"],
+            ),
+            versions={name: entry["version"] for name, entry in data["components"].items()},
+            artifacts=tuple(
+                _artifact(name, entry["version"], Platform(platform), file)
+                for name, entry in data["components"].items()
+                for platform, file in entry["files"].items()
+            ),
+            packages=tuple(
+                _artifact(name, file["version"], Platform(platform), file)
+                for platform, files in (data["packages"] or {}).items()
+                for name, file in files.items()
+            ),
+        )
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LockStale(
+            f"{where} is not a lock that this version wrote",
+            found=f"{type(error).__name__}: {error}",
+            next_step=RENEW,
+        ) from None
+    return lock
+
+
+def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, str]) -> Artifact:
+    return Artifact(
+        component=name,
+        version=version,
+        platform=platform,
+        origin=file["origin"],
+        path=file["path"],
+        url=file["url"],
+        digest=Digest.of_hex(file["sha256"]),
+        size=int(file["size"]) if "size" in file else None,
+        evidence=Evidence(file["evidence"]),
+        source=file["source"],
+    )
+
+
+def render(lock: Lock) -> str:
+    """The canonical text: the same lock gives the same bytes."""
+    components = {
+        name: {
+            "version": version,
+            "files": {file.platform.value: _file(file) for file in lock.artifacts if file.component == name},
+        }
+        for name, version in sorted(lock.versions.items())
+    }
+    packages = {
+        platform.value: {
+            file.component: {"version": file.version, **_file(file)}
+            for file in sorted(lock.packages, key=lambda file: file.component)
+            if file.platform == platform
+        }
+        for platform in sorted({file.platform for file in lock.packages})
+    }
+    document = {
+        "intent": lock.intent.text,
+        "date": lock.date,
+        "base": {
+            "image": lock.base.image,
+            "digest": lock.base.digest.text,
+            "evidence": lock.base.evidence.value,
+            "source": lock.base.source,
+        },
+        "components": components,
+        "packages": packages,
+    }
+    return _HEAD + yaml.safe_dump(document, sort_keys=False, width=1000)
+
+
+def _file(file: Artifact) -> dict[str, object]:
+    size = {} if file.size is None else {"size": file.size}
+    return {
+        "origin": file.origin,
+        "path": file.path,
+        "url": file.url,
+        "sha256": file.digest.hex,
+        **size,
+        "evidence": file.evidence.value,
+        "source": file.source,
+    }
 
 
 def write(path: Path, lock: Lock) -> None:
     """Write the canonical text in one step (temporary file, then rename)."""
-    raise NotImplementedError
+    write_text(path, render(lock))

@@ -1,9 +1,9 @@
 """The files in dist/ that pass from one stage to the next, and the rule that only smoked digests are published.
 
-    dist/image/         the built image as an OCI layout; the bytes that are smoked, pushed and verified
-    dist/image.json     Image: what was built, from which inputs
-    dist/smoke/*.json   SmokeReport: one for each platform
-    dist/release.json   Release: what happened to each digest, so that a rerun goes on where it stopped
+dist/image/         the built image as an OCI layout; the bytes that are smoked, pushed and verified
+dist/image.json     Image: what was built, from which inputs
+dist/smoke/*.json   SmokeReport: one for each platform
+dist/release.json   Release: what happened to each digest, so that a rerun goes on where it stopped
 """
 
 from __future__ import annotations

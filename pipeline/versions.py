@@ -1,16 +1,48 @@
-"""versions.yaml: what people ask for."""
+"""versions.yaml: what people ask for, read strictly.
+
+Every scalar is text (YAML would turn an unquoted 1.30 into a number), equal keys and unknown keys are mistakes, and
+all mistakes are told at once, each with its line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import yaml
+
+from pipeline.errors import IntentError
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
+from pipeline.release import write_text
 
 COMPONENTS = ("docker", "buildx", "compose", "k3s", "kubectl")
 ORIGINS = ("docker", "github", "k3s-channels", "kubernetes", "debian", "debian-security")
+
+# The vendors' own hosts; `upstream` in versions.yaml replaces one of them.
+UPSTREAM = {
+    "docker": "https://download.docker.com",
+    "github": "https://github.com",
+    "k3s-channels": "https://update.k3s.io",
+    "kubernetes": "https://dl.k8s.io",
+    "debian": "https://deb.debian.org/debian",
+    "debian-security": "https://deb.debian.org/debian-security",
+}
+
+# What a component may be asked for as: an exact version, or a channel that `resolve` looks up.
+_ASKED = {
+    "docker": r"latest|\d+|\d+\.\d+\.\d+",
+    "buildx": r"latest|\d+|\d+\.\d+\.\d+",
+    "compose": r"latest|\d+|\d+\.\d+\.\d+",
+    "k3s": r"stable|latest|v1\.\d+|v1\.\d+\.\d+\+(k3s\d+|standin)",
+    "kubectl": r"k3s|v1\.\d+|v1\.\d+\.\d+",
+}
+_PACKAGE = r"[a-z0-9][a-z0-9+.-]+"  # deb-control(5), Package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +65,26 @@ class Intent:
     @property
     def checksum(self) -> Digest:
         """Of everything that decides what a lock holds; the lock carries it (`names`, `mirrors` do not count)."""
-        raise NotImplementedError
+        parts = {
+            "platforms": list(self.platforms),
+            "components": dict(self.components),
+            "base": self.base,
+            "suites": {archive: list(suites) for archive, suites in self.suites.items()},
+            "packages": list(self.packages),
+            "upstream": dict(self.upstream),
+        }
+        return Digest.of(json.dumps(parts, sort_keys=True).encode())
+
+
+def read(path: Path) -> Intent:
+    """Read a versions.yaml file. Raises IntentError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise IntentError(f"{path} does not exist", next_step="run from a checkout, or name one: --versions") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntentError(f"{path} cannot be read", found=str(error)) from None
+    return parse(text, str(path))
 
 
 def parse(text: str, where: str) -> Intent:
@@ -41,9 +92,180 @@ def parse(text: str, where: str) -> Intent:
 
     Raises IntentError that lists every mistake with its line.
     """
-    raise NotImplementedError
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{where}:{mark.line + 1}" if mark else where
+        raise IntentError(f"{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    reader = _Reader(where)
+    intent = reader.intent(root)
+    if reader.mistakes or intent is None:
+        first, *rest = reader.mistakes or [f"{where}: empty"]
+        raise IntentError("\n".join([first, *rest]), next_step="docs/versions.md tells what each key takes")
+    return intent
 
 
-def read(path: Path) -> Intent:
-    """Read a versions.yaml file. Raises IntentError."""
-    raise NotImplementedError
+def render(intent: Intent) -> str:
+    """An intent as the text of a versions.yaml, which `parse` reads back to the same."""
+    document = {
+        "schema": 1,
+        "image": {
+            "names": [str(name) for name in intent.names],
+            "title": intent.title,
+            "description": intent.description,
+            "source": intent.source,
+            "licenses": intent.licenses,
+        },
+        "platforms": [platform.value for platform in intent.platforms],
+        "components": dict(intent.components),
+        "base": intent.base,
+        "packages": {
+            "suites": {archive: list(suites) for archive, suites in intent.suites.items()},
+            "install": list(intent.packages),
+        },
+        "upstream": dict(intent.upstream),
+        "mirrors": {origin: list(bases) for origin, bases in intent.mirrors.items()},
+    }
+    return yaml.safe_dump(document, sort_keys=False, width=120)
+
+
+def write(path: Path, intent: Intent) -> None:
+    """Write an intent as a versions.yaml, in one step."""
+    write_text(path, render(intent))
+
+
+class _Reader:
+    """Walks the nodes and collects mistakes instead of stopping at the first."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.mistakes: list[str] = []
+
+    def wrong(self, node: yaml.Node, text: str) -> None:
+        self.mistakes.append(f"{self.where}:{node.start_mark.line + 1}: {text}")
+
+    def mapping(
+        self, node: yaml.Node | None, what: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
+    ) -> dict[str, yaml.Node]:
+        """A mapping's nodes by key; unknown, repeated and missing keys are mistakes."""
+        if not isinstance(node, yaml.MappingNode):
+            if node is not None:
+                self.wrong(node, f"{what}: expected keys and values")
+            return {}
+        found: dict[str, yaml.Node] = {}
+        known = (*required, *optional)
+        for key, value in node.value:
+            name = str(key.value)
+            if name in found:
+                self.wrong(key, f"{what}: {name!r} stands here twice")
+            elif name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                self.wrong(key, f"{what}: unknown key {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            found[name] = value
+        for name in required:
+            if name not in found:
+                self.wrong(node, f"{what}: {name!r} is missing")
+        return found
+
+    def text(self, node: yaml.Node | None, what: str, pattern: str = r".+", expected: str = "some text") -> str:
+        """A scalar as it is written."""
+        if node is None:
+            return ""
+        if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(pattern, node.value.strip()):
+            found = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or keys and values"
+            self.wrong(node, f"{what}: expected {expected}, found {found}")
+            return ""
+        return str(node.value).strip()
+
+    def items(self, node: yaml.Node | None, what: str, read: Callable[[yaml.Node, str], str]) -> tuple[str, ...]:
+        """A list without repetition."""
+        if node is None:
+            return ()
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            self.wrong(node, f"{what}: expected a list with at least one entry")
+            return ()
+        found: list[str] = []
+        for entry in node.value:
+            value = read(entry, what)
+            if value and value in found:
+                self.wrong(entry, f"{what}: {value!r} stands here twice")
+            found.append(value)
+        return tuple(value for value in found if value)
+
+    def url(self, node: yaml.Node, what: str) -> str:
+        text = self.text(node, what, r"https?://\S+", "an http or https URL")
+        parts = urlsplit(text)
+        if parts.username or parts.password:
+            self.wrong(node, f"{what}: a URL with credentials is refused; give them to the client (netrc)")
+        return text.rstrip("/")
+
+    def image(self, node: yaml.Node, what: str) -> str:
+        text = self.text(node, what)
+        try:
+            _, tag, digest = ImageName.parse(text)
+        except ValueError as error:
+            self.wrong(node, f"{what}: {error}")
+            return ""
+        if what == "base" and (not tag or digest):
+            self.wrong(node, "base: expected a name with a tag; its digest is the lock's matter")
+        if what != "base" and (tag or digest):
+            self.wrong(node, f"{what}: expected a name without a tag; tags come from the versions")
+        return text
+
+    def intent(self, root: yaml.Node | None) -> Intent | None:
+        if root is None:
+            return None
+        top = self.mapping(
+            root,
+            "versions.yaml",
+            ("schema", "image", "platforms", "components", "base", "packages"),
+            ("upstream", "mirrors"),
+        )
+        self.text(top.get("schema"), "schema", "1", "1, the only format there is")
+        image = self.mapping(top.get("image"), "image", ("names", "title", "description", "source", "licenses"))
+        names = self.items(image.get("names"), "image names", self.image)
+        platforms = self.items(
+            top.get("platforms"),
+            "platforms",
+            lambda node, what: self.text(node, what, "|".join(Platform), f"one of {', '.join(Platform)}"),
+        )
+        asked = self.mapping(top.get("components"), "components", COMPONENTS)
+        components = {
+            name: self.text(asked.get(name), name, _ASKED[name], "an exact version or a channel (docs/versions.md)")
+            for name in COMPONENTS
+        }
+        base = self.image(top["base"], "base") if "base" in top else ""
+        packages = self.mapping(top.get("packages"), "packages", ("suites", "install"))
+        archives = self.mapping(packages.get("suites"), "suites", ("debian",), ("debian-security",))
+        suites = {
+            archive: self.items(node, archive, lambda node, what: self.text(node, what, r"[a-z][a-z-]*", "a suite"))
+            for archive, node in archives.items()
+        }
+        install = self.items(
+            packages.get("install"),
+            "install",
+            lambda node, what: self.text(node, what, _PACKAGE, "the name of a Debian package"),
+        )
+        bases = self.mapping(top.get("upstream"), "upstream", (), ORIGINS)
+        upstream = {**UPSTREAM, **{origin: self.url(node, origin) for origin, node in bases.items()}}
+        listed = self.mapping(top.get("mirrors"), "mirrors", (), ORIGINS)
+        mirrors = {origin: self.items(node, origin, self.url) for origin, node in listed.items()}
+        if self.mistakes:
+            return None
+        texts = {key: self.text(image[key], key) for key in ("title", "description", "licenses")}
+        source = self.url(image["source"], "source")
+        if self.mistakes:
+            return None
+        return Intent(
+            names=tuple(ImageName.parse(name)[0] for name in names),
+            **texts,
+            source=source,
+            platforms=tuple(sorted(Platform(name) for name in platforms)),
+            components=components,
+            base=base,
+            suites=suites,
+            packages=tuple(sorted(install)),
+            upstream=upstream,
+            mirrors=mirrors,
+        )

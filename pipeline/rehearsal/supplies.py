@@ -97,9 +97,7 @@ def bring(
         for future in rooting:
             future.result()
     work.packages(bases)
-    write_json(
-        record, {"key": key, "versions": versions, "made": datetime.now(UTC).isoformat(timespec="seconds")}
-    )
+    write_json(record, {"key": key, "versions": versions, "made": datetime.now(UTC).isoformat(timespec="seconds")})
     return Supplies(root=folder / "origin", bases=bases, versions=versions, downloaded=True)
 
 
@@ -227,7 +225,9 @@ class _Work:
                 files |= {platform: build_standin(version, platform.value) for platform in missing}
         else:
             version = f"{minor[0] if minor else 'v1.37.1'}+standin"
-            self.log.say(f"k3s {version}: a stand-in, since no package registry has k3s (real ones: --k3s PLATFORM=PATH)")
+            self.log.say(
+                f"k3s {version}: a stand-in, since no package registry has k3s (real ones: --k3s PLATFORM=PATH)"
+            )
             files = {platform: build_standin(version, platform.value) for platform in self.intent.platforms}
         origin.publish_k3s(self.site, version, files)
         return version
@@ -340,4 +340,3 @@ def _k3s_version(files: Mapping[Platform, Path]) -> str:
         found=", ".join(map(str, files.values())),
         next_step="give the release's own file: k3s or k3s-arm64",
     )
-

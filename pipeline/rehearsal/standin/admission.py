@@ -40,7 +40,9 @@ class Admission:
         check_name(resource, metadata.get("name") or "")
         if resource.namespaced:
             if metadata.setdefault("namespace", namespace) != namespace:
-                raise ApiError(400, "the namespace of the provided object does not match the namespace sent on the request")
+                raise ApiError(
+                    400, "the namespace of the provided object does not match the namespace sent on the request"
+                )
             state = self._store.get("namespaces", "", namespace).get("status", {}).get("phase")
             if state == "Terminating":
                 raise ApiError(403, f"namespace {namespace} is being terminated and takes no new objects")

@@ -128,7 +128,9 @@ class Handler(BaseHTTPRequestHandler):
         if parts[:2] == ["api", "v1"] and len(parts) > 2:
             return self._resource(parts[2:], {key: values[-1] for key, values in query.items()}, query, body)
         if self.command != "GET":
-            raise ApiError(405, "the server does not allow this method on the requested resource", reason="MethodNotAllowed")
+            raise ApiError(
+                405, "the server does not allow this method on the requested resource", reason="MethodNotAllowed"
+            )
         if parts and parts[0] in ("livez", "readyz", "healthz"):
             return self._health(parts[0], verbose="verbose" in query)
         if path == "/version":
@@ -182,7 +184,9 @@ class Handler(BaseHTTPRequestHandler):
             for thing in things:
                 metadata = thing["metadata"]
                 rest.delete(resource, metadata.get("namespace", ""), metadata["name"], _object(body) if body else {})
-            return self.send_json(200, {"kind": f"{resource.kind}List", "apiVersion": "v1", "metadata": {}, "items": things})
+            return self.send_json(
+                200, {"kind": f"{resource.kind}List", "apiVersion": "v1", "metadata": {}, "items": things}
+            )
         if self.command != "GET":
             raise ApiError(405, "the server does not allow this method on the requested resource")
         if query.get("watch") in ("true", "1"):
@@ -305,4 +309,3 @@ def _object(body: bytes) -> Object:
     if not isinstance(thing, dict):
         raise ApiError(400, "expected one object")
     return thing
-

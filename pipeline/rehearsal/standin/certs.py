@@ -71,7 +71,10 @@ def ensure(folder: Path, sans: list[str]) -> Certificates:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     certificates = Certificates(folder=folder)
-    for authority, subject in ((certificates.server_ca, "/CN=k3s-server-ca"), (certificates.client_ca, "/CN=k3s-client-ca")):
+    for authority, subject in (
+        (certificates.server_ca, "/CN=k3s-server-ca"),
+        (certificates.client_ca, "/CN=k3s-client-ca"),
+    ):
         if not _usable(authority):
             _make(authority, subject, ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"])
     record = folder / "serving-kube-apiserver.sans"

@@ -19,7 +19,10 @@ def furnish(store: Store, namespace: str, ca: str) -> None:
     metadata = {"namespace": namespace}
     things: tuple[tuple[str, Object], ...] = (
         ("serviceaccounts", {"kind": "ServiceAccount", "metadata": {**metadata, "name": "default"}}),
-        ("configmaps", {"kind": "ConfigMap", "metadata": {**metadata, "name": "kube-root-ca.crt"}, "data": {"ca.crt": ca}}),
+        (
+            "configmaps",
+            {"kind": "ConfigMap", "metadata": {**metadata, "name": "kube-root-ca.crt"}, "data": {"ca.crt": ca}},
+        ),
     )
     for plural, thing in things:
         with contextlib.suppress(ApiError):  # it is there already

@@ -40,7 +40,9 @@ def apply(media_type: str, thing: Object, patch: Any) -> Object:
             thing = _operate(thing, operation)
         return thing
     if media_type not in (MERGE, STRATEGIC):
-        raise ApiError(415, f"the stand-in has no patches of type {media_type or 'none'}; it has {MERGE}, {STRATEGIC}, {JSON}")
+        raise ApiError(
+            415, f"the stand-in has no patches of type {media_type or 'none'}; it has {MERGE}, {STRATEGIC}, {JSON}"
+        )
     if not isinstance(patch, dict):
         raise ApiError(400, "a merge patch is an object")
     merged: Object = _merge(thing, patch, strategic=media_type == STRATEGIC)

@@ -43,7 +43,12 @@ RESOURCES = {
     )
 }
 
-_SUBRESOURCE_VERBS = {"status": ["get", "patch", "update"], "log": ["get"], "exec": ["create", "get"], "attach": ["create", "get"]}
+_SUBRESOURCE_VERBS = {
+    "status": ["get", "patch", "update"],
+    "log": ["get"],
+    "exec": ["create", "get"],
+    "attach": ["create", "get"],
+}
 
 
 def version_info() -> Object:

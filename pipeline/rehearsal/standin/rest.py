@@ -37,7 +37,13 @@ class Rest:
         return created, warnings
 
     def update(
-        self, resource: Resource, namespace: str, name: str, change: Callable[[Object], Object], *, subresource: str = ""
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        change: Callable[[Object], Object],
+        *,
+        subresource: str = "",
     ) -> Object:
         """Store a changed object; its status changes through the subresource `status` only."""
 

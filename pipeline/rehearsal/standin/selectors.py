@@ -59,5 +59,3 @@ def _comparison(part: str) -> tuple[str, bool, str] | None:
         if there:
             return key.strip(), equal, value.strip()
     return None
-
-

@@ -132,7 +132,9 @@ class Store:
                 raise not_found(plural, name)
             return self._put("DELETED", key, copy.deepcopy(before), before)
 
-    def _put(self, kind: Literal["ADDED", "MODIFIED", "DELETED"], key: Key, thing: Object, before: Object | None) -> Object:
+    def _put(
+        self, kind: Literal["ADDED", "MODIFIED", "DELETED"], key: Key, thing: Object, before: Object | None
+    ) -> Object:
         version = self._version + 1
         thing["metadata"]["resourceVersion"] = str(version)
         content = json.dumps(thing, separators=(",", ":"))

@@ -36,7 +36,8 @@ def follow(
             yield _bookmark(kind, version, {"k8s.io/initial-events-end": "true"})
     else:
         if not start.isdecimal():
-            raise ApiError(400, f"invalid resource version: {start}")
+            yield {"type": "ERROR", "object": ApiError(400, f"invalid resource version: {start}").to_object()}
+            return
         version = int(start)
     marked = time.monotonic()
     while (left := until - time.monotonic()) > 0 and alive():

@@ -1,0 +1,253 @@
+# check=error=true
+#
+# dind-k3s: dockerd and k3s in one privileged container.
+#
+# No "# syntax=" line: it would have BuildKit pull a frontend from a registry. The one built in is enough, and it is
+# pinned with the engine.
+#
+# Named contexts, handed in by the bake file:
+#   base       a Debian image for every platform; pinned by digest outside of this file
+#   artifacts  <arch>/{docker.tgz,buildx,compose,k3s,kubectl,manifest.json,packages/*.deb}, all verified; <arch> is
+#              TARGETARCH. The folder of BUILDARCH is needed too: its python3 and openssl do the work for the target
+#
+# Every RUN runs on the build platform, without network. Nothing of a foreign platform is executed, so that arm64 comes
+# out of an amd64 machine that has no emulator. What maintainer scripts do at installation is done here by name.
+
+# target: the base as it will be in the image; only looked into
+FROM base AS target
+
+# worker: the base on the build platform, with the two helpers of the stages below
+FROM --platform=$BUILDPLATFORM base AS worker
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# put ARCH FILE TARGET: place an executable, after a look at the machine type in its ELF header
+COPY --chmod=0755 <<"EOF" /build/put
+#!/bin/bash
+set -euo pipefail
+declare -A machines=([amd64]=3e00 [arm64]=b700)
+want=${machines[$1]:?no ELF machine number known for $1}
+magic=$(od -An -tx1 -N4 "$2" | tr -d ' \n')
+if [[ $magic == 7f454c46 ]]; then
+  found=$(od -An -tx1 -j18 -N2 "$2" | tr -d ' \n')
+  if [[ $found != "$want" ]]; then
+    echo "$2: expected an executable for $1 (ELF machine $want), found machine $found" >&2
+    exit 1
+  fi
+elif [[ $magic == 2321* ]] && grep -aq 'dind-k3s stand-in' "$2"; then
+  echo "$2: a rehearsal's stand-in, a script"
+else
+  echo "$2: expected an ELF executable for $1, found a file that starts with 0x$magic" >&2
+  exit 1
+fi
+install -D -m 0755 "$2" "$3"
+EOF
+# unpack DEBS ROOT: the packages' files, no scripts. A package's /lib/x lands in /usr/lib/x through the merged-/usr links
+COPY --chmod=0755 <<"EOF" /build/unpack
+#!/bin/bash
+set -euo pipefail
+for deb in "$1"/*.deb; do
+  dpkg-deb --fsys-tarfile "$deb" | tar -C "$2" -x --keep-directory-symlink
+done
+EOF
+
+# tools: the build platform's own python3 and openssl, and the CA bundle, which is the same for every platform
+FROM worker AS tools
+ARG BUILDARCH
+RUN --network=none --mount=type=bind,from=artifacts,target=/artifacts <<"EOF"
+debs=/artifacts/$BUILDARCH/packages
+if [[ ! -d $debs ]]; then
+  echo "the artifacts have no $BUILDARCH/packages: this machine needs its own python3 to build for others" >&2
+  exit 1
+fi
+/build/unpack "$debs" /
+if [[ ! -e /etc/ssl/certs/ca-certificates.crt ]]; then
+  (cd /usr/share/ca-certificates && find . -name '*.crt' -printf '%P\n' | sort) >/etc/ca-certificates.conf
+  update-ca-certificates --hooksdir '' >/dev/null
+fi
+EOF
+
+# packages: the target's Debian packages, unpacked, set up, and entered into the dpkg database
+FROM tools AS packages
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/packages,target=/debs --mount=type=bind,from=target,target=/target <<"EOF"
+mkdir -p /out/usr/{bin,sbin,lib,lib64}
+ln -s usr/{bin,sbin,lib,lib64} /out/
+/build/unpack /debs /out
+
+# The dpkg database, as dpkg would have left it: scanners read it, and apt works on in images built on this one.
+database=/out/var/lib/dpkg
+mkdir -p $database/info
+declare -A postinst=()
+stanzas=/tmp/stanzas names=/tmp/names
+: >$stanzas >$names
+for deb in /debs/*.deb; do
+  control=/tmp/control
+  rm -rf $control
+  dpkg-deb -e "$deb" $control
+  name=$(dpkg-deb -f "$deb" Package)
+  arch=$(dpkg-deb -f "$deb" Architecture)
+  key=$name
+  if [[ $(dpkg-deb -f "$deb" Multi-Arch) == same ]]; then key=$name:$arch; fi
+  if [[ -e $control/postinst ]]; then postinst[$name]=$database/info/$key.postinst; fi
+  {
+    sed -n '1,/^Package:/p' $control/control
+    echo 'Status: install ok installed'
+    sed '1,/^Package:/d' $control/control
+    if [[ -s $control/conffiles ]]; then
+      echo Conffiles:
+      while read -r path; do
+        [[ $path != /* ]] || echo " $path $(md5sum "/out$path" | cut -d ' ' -f 1)"
+      done <$control/conffiles
+    fi
+    echo
+  } >>$stanzas
+  echo "$name" >>$names
+  dpkg-deb --fsys-tarfile "$deb" | tar -t | sed 's,^\.,,; s,/$,,; s,^$,/.,' >"$database/info/$key.list"
+  for file in "$control"/*; do
+    if [[ $file != */control ]]; then cp -p "$file" "$database/info/$key.${file##*/}"; fi
+  done
+done
+awk 'NR == FNR { ours[$1]; next }
+  /^Package: / { keep = !($2 in ours) }
+  keep' $names /target/var/lib/dpkg/status >$database/status
+cat $stanzas >>$database/status
+
+# What each postinst does at a first installation, in an image. A package that is not named here stops the build: read
+# its postinst, do here what it does, and name it.
+for name in "${!postinst[@]}"; do
+  case $name in
+    iptables | xz-utils) ;;                                # update-alternatives alone: run below, in the root of the target
+    ca-certificates) ;;                                    # CA bundle and hash links: from the stage tools
+    dnsmasq-base | openssh-client) ;;                      # a user; a group and the right to use it
+    fuse3 | netbase | python3 | python3.13-minimal) ;;     # a mode; a file; a file; folders
+    readline-common | tzdata) ;;                           # a file; a link
+    libpython3* | python3-* | python3.13 | supervisor) ;;  # byte code
+    # Upgrades, systemd, sysv-rc, debconf questions answered with no, comments in a file: nothing that is needed here.
+    e2fsprogs | git | iproute2 | kmod | libgssapi-krb5-2 | libssl3t64 | libwrap0 | login.defs | mount) ;;
+    openssl | passwd | perl | procps) ;;
+    *)
+      echo "nobody has looked at the postinst of $name yet: see this step of the Dockerfile" >&2
+      exit 1
+      ;;
+  esac
+done
+for name in iptables xz-utils; do
+  if [[ -n ${postinst[$name]-} ]]; then
+    # update-alternatives works below DPKG_ROOT.
+    DPKG_ROOT=/out sh "${postinst[$name]}" configure 2>/dev/null
+  fi
+done
+rm -rf /out/var/log
+if [[ -n ${postinst[ca-certificates]-} ]]; then
+  mkdir -p /out/etc/ssl /out/usr/local/share/ca-certificates
+  cp -a /etc/ssl/certs /out/etc/ssl/
+  cp -a /etc/ca-certificates.conf /out/etc/
+fi
+# Fixed ids from the range of system accounts: files in volumes must keep their owners from release to release.
+cp -a /target/etc/{passwd,group,shadow,gshadow} /out/etc/
+echo 'dnsmasq:x:990:65534:dnsmasq:/var/lib/misc:/usr/sbin/nologin' >>/out/etc/passwd
+echo 'dnsmasq:!:19000::::::' >>/out/etc/shadow
+echo '_ssh:x:991:' >>/out/etc/group
+echo '_ssh:!::' >>/out/etc/gshadow
+if [[ -e /out/usr/bin/ssh-agent ]]; then chgrp 991 /out/usr/bin/ssh-agent; chmod 2755 /out/usr/bin/ssh-agent; fi
+if [[ -e /out/usr/bin/fusermount3 ]]; then chmod 4755 /out/usr/bin/fusermount3; fi
+printf '%s\t%s\n' default 0.0.0.0 loopback 127.0.0.0 link-local 169.254.0.0 >/out/etc/networks
+mkdir -p /out/etc/python3 /out/usr/local/lib/python3.13/dist-packages
+printf '[DEFAULT]\nbyte-compile = standard\n' >/out/etc/python3/debian_config
+if [[ -e /out/usr/share/readline/inputrc ]]; then cp -p /out/usr/share/readline/inputrc /out/etc/inputrc; fi
+if [[ -d /out/usr/share/zoneinfo ]]; then ln -s /usr/share/zoneinfo/Etc/UTC /out/etc/localtime; fi
+# No ldconfig: ld.so looks into Debian's multiarch folders anyway when its cache does not know a library, and the cache
+# of a foreign platform cannot be written here. A package with library folders of its own would break that promise.
+if compgen -G '/out/etc/ld.so.conf.d/*' >/dev/null; then
+  echo "a package brings /etc/ld.so.conf.d: its folders need an ld.so.cache" >&2
+  exit 1
+fi
+
+# As in Debian's own slim images: no manuals, translations and documentation, but every licence.
+find /out/usr/share/doc -mindepth 2 -not -type d -not -name copyright -delete
+find /out/usr/share/doc -type d -empty -delete
+rm -rf /out/usr/share/{man,info,locale,lintian,bash-completion,zsh,doc-base,bug,gitweb,perl/5*/pod,git-core/contrib} \
+  /out/usr/lib/python3/dist-packages/*/tests /out/usr/share/fish
+
+# Byte code, so that nothing is compiled at each start nor written into the container. Unchecked hashes instead of
+# times, and a fixed hash seed: the same source gives the same bytes.
+PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /out \
+  -x '/(idlelib|lib2to3|pydoc_data|turtledemo)/' /out/usr/lib/python3 /out/usr/lib/python3.13
+
+# The links exist in the base; a layer must not bring them, nor folders through them.
+rm /out/{bin,sbin,lib,lib64}
+rmdir --ignore-fail-on-non-empty /out/usr/lib64
+for way in bin sbin lib lib64 var/run var/lock run tmp proc sys dev; do
+  if [[ -e /out/$way ]]; then find "/out/$way" | head; echo "a package brings files below /$way" >&2; exit 1; fi
+done
+EOF
+
+# docker: dockerd, containerd, runc and the client
+FROM worker AS docker
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/docker.tgz,target=/in/docker.tgz <<"EOF"
+mkdir /tmp/docker
+tar -C /tmp/docker -xzf /in/docker.tgz
+for name in dockerd docker-init docker-proxy docker containerd containerd-shim-runc-v2 ctr runc; do
+  /build/put "$TARGETARCH" "/tmp/docker/docker/$name" "/out/usr/local/bin/$name"
+done
+EOF
+
+# buildx, compose: the client's plugins, where both docker.com's client and Debian's look for them
+FROM worker AS buildx
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/buildx,target=/in/buildx \
+  /build/put "$TARGETARCH" /in/buildx /out/usr/local/libexec/docker/cli-plugins/docker-buildx
+FROM worker AS compose
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/compose,target=/in/compose \
+  /build/put "$TARGETARCH" /in/compose /out/usr/local/libexec/docker/cli-plugins/docker-compose
+
+# k3s, kubectl: one file each
+FROM worker AS k3s
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/k3s,target=/in/k3s \
+  /build/put "$TARGETARCH" /in/k3s /out/usr/local/bin/k3s
+FROM worker AS kubectl
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/kubectl,target=/in/kubectl \
+  /build/put "$TARGETARCH" /in/kubectl /out/usr/local/bin/kubectl
+
+# own: rootfs/ with its modes, stated here once, and the folders of the contract
+FROM tools AS own
+RUN --network=none --mount=type=bind,source=rootfs,target=/in <<"EOF"
+cp -R /in /out
+find /out -type d -exec chmod 0755 {} +
+find /out -type f -exec chmod 0644 {} +
+chmod 0755 /out/usr/local/bin/* /out/usr/local/sbin/* /out/usr/local/lib/dind-k3s/run-*
+PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /out /out/usr/local/lib/dind-k3s
+mkdir -p /out/app/{images,k3s,logs} /out/etc/rancher /out/var/lib/{docker,kubelet}
+# k3s writes the node's password there whatever its data-dir is; without it a re-created node is refused as a stranger.
+ln -s /app/k3s/.dind-k3s/node /out/etc/rancher/node
+EOF
+
+# manifest: which version of what is in here, where it came from, and its licence
+FROM worker AS manifest
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/manifest.json,target=/in/manifest.json \
+  install -D -m 0644 /in/manifest.json /out/usr/share/dind-k3s/manifest.json
+
+# image: one layer for each component, those that change least first, so that a new kubectl ships kubectl alone
+FROM base AS image
+COPY --link --from=packages /out/ /
+COPY --link --from=docker /out/ /
+COPY --link --from=buildx /out/ /
+COPY --link --from=compose /out/ /
+COPY --link --from=k3s /out/ /
+COPY --link --from=kubectl /out/ /
+COPY --link --from=own /out/ /
+COPY --link --from=manifest /out/ /
+# container=docker: how dockerd, runc and systemd's tools learn that AppArmor and cgroups are handed down to them
+ENV KUBECONFIG=/app/k3s/k3s.yaml \
+    K3S_CONFIG_FILE=/run/dind-k3s/k3s/config.yaml \
+    container=docker
+VOLUME ["/var/lib/docker", "/app/k3s"]
+# Only this one: GitLab's runner waits for every exposed port.
+EXPOSE 6443
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=5s --retries=3 --start-period=300s --start-interval=2s CMD ["/usr/local/bin/healthcheck"]
+ENTRYPOINT ["/usr/local/sbin/dind-k3s-entrypoint"]

@@ -1,0 +1,113 @@
+"""Stage `fetch`: every file of the lock into the cache, in parallel, verified while it streams and again when used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from filelock import FileLock
+
+from pipeline.cache import path_of
+from pipeline.errors import UpstreamError
+from pipeline.lock import Artifact, Lock
+from pipeline.log import Log, size
+from pipeline.oci import Digest
+from pipeline.transport import download
+from pipeline.versions import Intent
+
+_AT_ONCE = 8  # transfers; vendors' CDNs serve one connection at a fraction of a line's speed
+_HASHING = max(2, os.cpu_count() or 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """What a fetch did."""
+
+    downloaded: int  # files
+    bytes: int  # of the downloaded files
+    kept: int  # files that were in the cache and right
+    sizes: Mapping[Digest, int]  # of every file, so that a lock without sizes can be completed
+
+
+def run(intent: Intent, lock: Lock, cache: Path, client: httpx.Client, log: Log, *, offline: bool = False) -> Fetched:
+    """Have every file of the lock in `cache`/sha256/; mirrors are tried before the upstream.
+
+    A file of the cache that has changed is set aside as `<hex>.bad` and brought again. Two runs share a cache: the
+    second one waits. Raises DigestMismatch, UpstreamError (also for what is missing when `offline`), EngineError.
+    """
+    folder = cache / "sha256"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {file.digest: file for file in (*lock.artifacts, *lock.packages)}
+    with FileLock(cache / "fetch.lock"):
+        _sweep(folder)
+        with ThreadPoolExecutor(max_workers=_HASHING) as pool:
+            kept = dict(zip(wanted, pool.map(lambda digest: _is_there(cache, digest, log), wanted), strict=True))
+        missing = [file for digest, file in wanted.items() if not kept[digest]]
+        if missing and offline:
+            first = missing[0]
+            raise UpstreamError(
+                f"{len(missing)} files of the lock are not in the cache, and --offline forbids to download them",
+                found=f"no {first.component} {first.version} for {first.platform}, {first.digest}",
+                where=str(folder),
+                next_step="nox -s fetch, while there is a network",
+            )
+        brought = _download(missing, intent, cache, client, log)
+    sizes = {digest: path_of(cache, digest).stat().st_size for digest in wanted}
+    total = sum(sizes.values())
+    if not missing:
+        log.say(f"nothing to download: {len(wanted)} files, {size(total)}, all in the cache and right")
+    else:
+        log.say(f"{len(missing)} files downloaded, {size(brought)}; {len(wanted) - len(missing)} were in the cache")
+    return Fetched(downloaded=len(missing), bytes=brought, kept=len(wanted) - len(missing), sizes=sizes)
+
+
+def _download(files: list[Artifact], intent: Intent, cache: Path, client: httpx.Client, log: Log) -> int:
+    """All missing files at once, the largest first; the first failure ends the run, what was finished stays."""
+    if not files:
+        return 0
+    with log.transfers() as transfers, ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+
+        def bring(file: Artifact) -> int:
+            name = f"{file.component} {file.version} {file.platform.architecture}"
+            urls = [f"{base}/{file.path}" for base in intent.mirrors.get(file.origin, ())] + [file.url]
+            transfer = transfers.start(name, file.size)
+            return download(
+                client, urls, path_of(cache, file.digest), digest=file.digest, size=file.size, transfer=transfer
+            )
+
+        ordered = sorted(files, key=lambda file: -(file.size or 1 << 40))
+        futures = [pool.submit(bring, file) for file in ordered]
+        try:
+            return sum(future.result() for future in futures)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _is_there(cache: Path, digest: Digest, log: Log) -> bool:
+    """Whether the cache has the file, hashed now; a wrong one is set aside and said."""
+    path = path_of(cache, digest)
+    if not path.exists():
+        return False
+    found = Digest.of_file(path)
+    if found == digest:
+        return True
+    bad = path.with_name(f"{path.name}.bad")
+    path.replace(bad)
+    log.warn(f"a file of the cache has changed: expected {digest}, found {found}; set aside as {bad.name}")
+    return False
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left: their temporary files carry their process id."""
+    for partial in folder.glob(".*.partial"):
+        pid = partial.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with suppress(OSError):
+                partial.unlink()

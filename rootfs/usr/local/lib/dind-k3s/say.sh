@@ -1,0 +1,37 @@
+# shellcheck shell=bash
+# One line a step, with the seconds since the container's start, on stderr. Sourced.
+
+# R: root of every path; not empty only in tests.
+R=${DIND_K3S_TEST_ROOT-}
+RUN=$R/run/dind-k3s
+STARTED=${EPOCHREALTIME/[.,]/}
+
+say() { # STEP TEXT
+  local now=${EPOCHREALTIME/[.,]/}
+  local ms=$(((now - STARTED) / 1000))
+  printf 'dind-k3s %3d.%03ds  %-9s %s\n' $((ms / 1000)) $((ms % 1000)) "$1" "$2" >&2
+}
+
+warn() { # STEP TEXT
+  say "$1" "warning: $2"
+}
+
+# Exit code 2: what was asked for cannot be done here; starting again does not help.
+die() { # STEP TEXT
+  say "$1" "error: $2"
+  exit 2
+}
+
+# Tell what a step did: it leaves its words in TOLD.
+step() { # NAME FUNCTION [ARGUMENT...]
+  local name=$1
+  shift
+  TOLD=
+  "$@"
+  say "$name" "$TOLD"
+}
+
+# A fact for the programs that run later (configure.py, doctor): KEY=VALUE lines.
+note() { # KEY VALUE
+  printf '%s=%s\n' "$1" "$2" >>"$RUN/facts"
+}

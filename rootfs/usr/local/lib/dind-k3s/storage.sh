@@ -1,0 +1,105 @@
+# shellcheck shell=bash
+# dockerd's storage driver, chosen by trying it in the volume and remembered there. Sourced.
+# From outside: DOCKER_DRIVER (as in docker:dind): that driver, without a trial.
+
+DATA=$R/var/lib/docker
+CHOICE=$DOCKER_OURS/storage
+
+choose_storage() {
+  local remembered=none way type
+  type=$(stat -f -c %T "$DATA")
+  if [[ -n ${DOCKER_DRIVER-} ]]; then
+    note storage "$DOCKER_DRIVER"
+    TOLD="$DOCKER_DRIVER as DOCKER_DRIVER asks, untried, on $type"
+    return
+  fi
+  if [[ -s $CHOICE ]]; then
+    remembered=$(<"$CHOICE")
+  elif [[ -d $DATA/overlay2 ]]; then
+    remembered=overlay2 # a volume that another image filled
+  fi
+  if [[ $remembered != none ]]; then
+    "try_$remembered" ||
+      die storage "this volume was filled with $remembered, which does not work on this host ($type): ${WHY:-no reason given}.
+Another driver would hide its images. Give an empty volume, or set DOCKER_DRIVER to choose one yourself"
+    use_storage "$remembered" "$type" 'as before'
+    return
+  fi
+  for way in overlay2 fuse_overlayfs loop vfs; do
+    if "try_$way"; then
+      use_storage "$way" "$type" proved
+      return
+    fi
+  done
+}
+
+use_storage() { # WAY FS-TYPE WORD
+  local driver=${1//_/-}
+  if [[ $1 == loop ]]; then driver=overlay2; fi
+  note storage "$driver"
+  # The loop's file system covers our folder, so the choice is written below it, on a path that is still open.
+  if [[ ! -s $CHOICE && $1 != loop ]]; then printf '%s\n' "$1" >"$CHOICE"; fi
+  TOLD="$driver on $2, $3"
+  case $1 in
+    overlay2) ;;
+    loop) TOLD="overlay2 in an ext4 file, because $2 does not carry it, $3; a named volume is faster: -v docker:/var/lib/docker" ;;
+    *) TOLD+="; slow: $2 does not carry overlay2 (${WHY:-no reason given}), a named volume does: -v docker:/var/lib/docker" ;;
+  esac
+}
+
+# Two lower layers, a write, a deletion (a whiteout is a device node) and a folder made anew (an opaque attribute): what
+# an image build does, and where file systems differ that all mount (devcontainers/features#1653).
+try_overlay2() {
+  probe_layers mount -t overlay overlay -o
+}
+
+try_fuse_overlayfs() {
+  [[ -e $R/dev/fuse ]] || mknod -m 0666 "$R/dev/fuse" c 10 229 2>/dev/null || true
+  probe_layers fuse-overlayfs -o
+}
+
+probe_layers() { # MOUNT-COMMAND...
+  local at=$DOCKER_OURS/probe result=0
+  rm -rf "$at"
+  mkdir -p "$at"/{one/folder,two,upper,work,merged}
+  touch "$at/one/file" "$at/one/folder/file"
+  if ! WHY=$("$@" "lowerdir=$at/two:$at/one,upperdir=$at/upper,workdir=$at/work" "$at/merged" 2>&1); then
+    rm -rf "$at"
+    return 1
+  fi
+  WHY=$(work_in "$at/merged" 2>&1) || result=1
+  umount "$at/merged" || umount -l "$at/merged" || true
+  rm -rf "$at"
+  return $result
+}
+
+work_in() { # MERGED
+  touch "$1/new" && rm "$1/file" && [[ ! -e $1/file ]] &&
+    rm -r "$1/folder" && mkdir "$1/folder" && [[ ! -e $1/folder/file ]]
+}
+
+# An ext4 in a sparse file, as large as nine tenths of what is free. A privileged container's /dev is a copy from its
+# start, so the node of a new loop device has to be made (moby/moby#27886).
+try_loop() {
+  local file=$DOCKER_OURS/docker.ext4 device free
+  if [[ ! -s $file ]]; then
+    free=$(stat -f -c '%a * %S' "$DATA")
+    truncate -s $(((free) / 10 * 9 / 4096 * 4096)) "$file" 2>/dev/null || return 1
+    WHY=$(mkfs.ext4 -q -F -m 0 -E lazy_itable_init=1 "$file" 2>&1) || {
+      rm -f "$file"
+      return 1
+    }
+  else
+    e2fsck -p "$file" >/dev/null 2>&1 || (($? < 4)) || die storage "the file system in $file is damaged; mend it with e2fsck"
+  fi
+  device=$(losetup -f 2>/dev/null) || return 1
+  [[ -e $device ]] || mknod "$device" b 7 "${device#/dev/loop}" || return 1
+  echo loop >"$CHOICE"
+  if ! WHY=$(mount -o loop "$file" "$DATA" 2>&1); then
+    rm -f "$CHOICE" "$file"
+    return 1
+  fi
+  mkdir -p "$DOCKER_OURS"
+}
+
+try_vfs() { :; }
