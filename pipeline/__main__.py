@@ -10,9 +10,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pipeline import errors
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     """SIGTERM ends a run as Ctrl-C does: in order."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -143,9 +143,9 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case "verify":
             run.verify(parsed.reference)
         case "rehearse":
-            from pipeline import rehearsal
+            from pipeline.rehearsal import rehearse
 
-            return rehearsal.main(run, parsed)
+            return rehearse.main(run, parsed)
         case other:
             raise AssertionError(other)
     return 0

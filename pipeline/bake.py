@@ -20,7 +20,7 @@ _KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
 REHEARSAL = f"{_KEY}.rehearsal"
 
 
-def annotations(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, rehearsed: bool) -> dict[str, str]:
+def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, rehearsed: bool) -> dict[str, str]:
     """What the image says of itself: as labels in each config, as annotations on the index and each manifest.
 
     `created` is RFC 3339. Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
@@ -53,7 +53,7 @@ def render(
 ) -> str:
     """The text of docker-bake.json.
 
-    `said`: from `annotations`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
+    `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
     `context`/artifacts holds the verified files, one folder per architecture. `output`: folder that the image is
     exported to, as an OCI layout. `epoch`: seconds since 1970 that every file and record is dated.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import DigestMismatch, UpstreamError
 from pipeline.lock import Base
-from pipeline.log import Log, size
+from pipeline.log import Log, Transfers, size
 from pipeline.oci import INDEX, REFERENCE_TYPE, Digest
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
@@ -29,26 +29,44 @@ def fetch(lock: Base, platforms: Sequence[Platform], registry: Registry, cache: 
     folder = cache / "sha256"
     folder.mkdir(parents=True, exist_ok=True)
     brought = 0
-    for digest in _manifests(lock.digest, platforms, lambda digest: _manifest(digest, registry, folder)):
-        for part in _parts(_load(folder, digest)):
-            blob = Digest(part["digest"])
-            target = folder / blob.hex
-            if target.exists() and Digest.of_file(target) == blob:
-                continue
-            with log.transfers() as transfers:
-                transfer = transfers.start(f"base image {blob.short}", part["size"])
-                temporary = target.with_name(f".{blob.hex}.{os.getpid()}.partial")
-                try:
-                    with registry.blob(blob) as chunks, temporary.open("wb") as stream:
-                        for chunk in chunks:
-                            stream.write(chunk)
-                            transfer.advance(len(chunk))
-                    temporary.replace(target)
-                finally:
-                    temporary.unlink(missing_ok=True)
-            brought += part["size"]
+    with log.transfers() as transfers:
+        for digest in _manifests(lock.digest, platforms, lambda digest: _manifest(digest, registry, folder)):
+            for part in _parts(_load(folder, digest)):
+                brought += _blob(part, registry, folder, transfers)
     log.say(f"base image {lock.image}: " + (f"{size(brought)} downloaded" if brought else "all in the cache"))
     return brought
+
+
+def layers(index: Digest, platform: Platform, registry: Registry, cache: Path) -> list[bytes]:
+    """One platform's layers as they are in the registry, lowest first; through the cache. Raises as `fetch`."""
+    folder = cache / "sha256"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for digest in _manifests(index, [platform], lambda digest: _manifest(digest, registry, folder)):
+        for part in _load(folder, digest)["layers"]:
+            _blob(part, registry, folder, None)
+            found.append((folder / Digest(part["digest"]).hex).read_bytes())
+    return found
+
+
+def _blob(part: Mapping[str, Any], registry: Registry, folder: Path, transfers: Transfers | None) -> int:
+    """One blob into the cache; returns the bytes downloaded, 0 when it was there."""
+    digest = Digest(part["digest"])
+    target = folder / digest.hex
+    if target.exists() and Digest.of_file(target) == digest:
+        return 0
+    transfer = transfers.start(f"base image {digest.short}", part["size"]) if transfers else None
+    temporary = target.with_name(f".{digest.hex}.{os.getpid()}.partial")
+    try:
+        with registry.blob(digest) as chunks, temporary.open("wb") as stream:
+            for chunk in chunks:
+                stream.write(chunk)
+                if transfer:
+                    transfer.advance(len(chunk))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return int(part["size"])
 
 
 def write_layout(index: Digest, platforms: Sequence[Platform], cache: Path, layout: Path) -> None:

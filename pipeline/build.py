@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from python_on_whales.exceptions import DockerException
 
-from pipeline import bake, base, cache as cached
+from pipeline import bake, base
+from pipeline import cache as cached
 from pipeline.engine import Engine
 from pipeline.errors import BuildFailed
 from pipeline.lock import Artifact, Lock, render
@@ -40,9 +41,7 @@ def plan(intent: Intent, lock: Lock, *, root: Path, dist: Path, rehearsed: bool)
     """The bake file's text, and what the image will say of itself. Pure but for the two paths' relation."""
     lock_digest = Digest.of(render(lock).encode())
     epoch = int(datetime.fromisoformat(lock.date).replace(tzinfo=UTC).timestamp())
-    said = bake.annotations(
-        intent, lock, lock_digest=lock_digest, created=f"{lock.date}T00:00:00Z", rehearsed=rehearsed
-    )
+    said = bake.describe(intent, lock, lock_digest=lock_digest, created=f"{lock.date}T00:00:00Z", rehearsed=rehearsed)
     relative = PurePosixPath(os.path.relpath(dist, root))
     text = bake.render(
         platforms=intent.platforms,
@@ -173,7 +172,7 @@ def _inputs(root: Path, bake_text: str) -> Digest:
         mode = path.lstat().st_mode
         state.update(f"\0{path.relative_to(root)}\0{mode:o}\0".encode())
         if path.is_symlink():
-            state.update(os.readlink(path).encode())
+            state.update(str(path.readlink()).encode())
         elif path.is_file():
             state.update(path.read_bytes())
     return Digest(f"sha256:{state.hexdigest()}")

@@ -32,10 +32,10 @@ def handler(platform: Platform, binfmt: Path = BINFMT) -> str | None:
             continue
         lines = entry.read_text(encoding="utf-8", errors="replace").splitlines()
         fields = dict(line.split(" ", 1) for line in lines if " " in line)
-        if lines[:1] == ["enabled"] and fields.get("magic", "").startswith(magic[:8]):
-            # The machine's number is what tells one handler from another; distributions mask other bytes differently.
-            if fields["magic"][36:40] == magic[36:40]:
-                return fields.get("interpreter")
+        found = fields.get("magic", "")
+        # The machine's number is what tells one handler from another; distributions mask other bytes differently.
+        if lines[:1] == ["enabled"] and found.startswith(magic[:8]) and found[36:40] == magic[36:40]:
+            return fields.get("interpreter")
     return None
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from python_on_whales import DockerClient
-from python_on_whales.exceptions import ClientNotFoundError, DockerException
+from python_on_whales.client_config import ClientNotFoundError
+from python_on_whales.exceptions import DockerException
 
 from pipeline import cache as cached
 from pipeline import daemon, machine, sandbox

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,17 @@ class Log:
         self._started = time.monotonic()
         self._console: Console | None = None
         self._github = os.environ.get("GITHUB_ACTIONS") == "true"
-        self._depth = 0
+        self._threads = threading.local()
+
+    @property
+    def _depth(self) -> int:
+        """How many steps are open in this thread; a worker's lines stand below the step that started it."""
+        above = 0 if threading.current_thread() is threading.main_thread() else 1
+        return int(getattr(self._threads, "depth", above))
+
+    @_depth.setter
+    def _depth(self, value: int) -> None:
+        self._threads.depth = value
 
     @property
     def console(self) -> Console:

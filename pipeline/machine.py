@@ -1,4 +1,4 @@
-"""What this machine has, and how what is missing is installed: named first, then by apt-get as root on Debian/Ubuntu."""
+"""What this machine has; what is missing is named, then installed by apt-get as root on Debian and Ubuntu."""
 
 from __future__ import annotations
 

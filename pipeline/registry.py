@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -24,7 +22,7 @@ from pipeline import layout as layouts
 from pipeline.credentials import Challenge, Credentials
 from pipeline.errors import RegistryError
 from pipeline.log import Log, Transfers
-from pipeline.oci import ANY_MANIFEST, INDEX, MANIFEST, Digest, ImageName
+from pipeline.oci import ANY_MANIFEST, Digest, ImageName
 
 __all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
 
@@ -229,7 +227,7 @@ class Registry:
                 where=f"{self.name}:{reference}",
             )
 
-    def _chunks(self, digest: Digest) -> Iterator[bytes]:
+    def _chunks(self, digest: Digest) -> Generator[bytes, None, None]:
         state, received, failures = hashlib.sha256(), 0, 0
         while True:
             headers = {**_AS_STORED, **({"Range": f"bytes={received}-"} if received else {})}
@@ -259,3 +257,131 @@ class Registry:
                 found=f"sha256:{state.hexdigest()}, {received} B",
                 where=f"{self.name}@{digest}",
             )
+
+    def _ask(self, method: str, path: str | httpx.URL, **options: Any) -> httpx.Response:
+        """`_send` with tries."""
+        return self._retrying(lambda: self._send(method, path, **options))
+
+    def _retrying(self, attempt: Callable[[], _T]) -> _T:
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                return attempt()
+            except _Again as again:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise self._unreachable(str(again)) from None
+                self._sleep(pause if again.pause is None else min(again.pause, _LONGEST_PAUSE))
+
+    def _send(
+        self,
+        method: str,
+        path: str | httpx.URL,
+        *,
+        expect: tuple[int, ...],
+        headers: Mapping[str, str] | None = None,
+        body: Callable[[], Iterator[bytes]] | None = None,
+        write: bool = False,
+        stream: bool = False,
+    ) -> httpx.Response:
+        """One request, answered with one of `expect`; a refused token is renewed once. Raises _Again, RegistryError."""
+        actions = "pull,push" if write else "pull"
+        url = path if isinstance(path, httpx.URL) else self._base.join(path)
+        # A second round only after the registry has asked who we are.
+        for renew in (False, True):
+            given = {**(headers or {}), **self._authorized(actions)}
+            request = self._client.build_request(method, url, headers=given, content=body() if body else None)
+            try:
+                # A layer's download is redirected to storage elsewhere; httpx drops Authorization on the way there.
+                answer = self._client.send(request, stream=stream, follow_redirects=method in ("GET", "HEAD"))
+            except httpx.ConnectError as error:
+                raise self._unreachable(_reason(error)) from None
+            except httpx.TransportError as error:
+                raise _Again(_reason(error)) from None
+            if answer.status_code in expect:
+                return answer
+            if stream:
+                answer.read()
+                answer.close()
+            if answer.status_code == 401 and not renew and self._authorize(answer, actions):
+                continue
+            break
+        if answer.status_code == 429 or answer.status_code >= 500:
+            asked = answer.headers.get("Retry-After", "")
+            raise _Again(f"status {answer.status_code}", float(asked) if asked.isdigit() else None)
+        if answer.status_code in (401, 403):
+            raise RegistryError(
+                f"{self.name.registry} refuses {'to be written' if write else 'to be read'}",
+                expected=f"the right to {actions.replace(',', ' and ')} {self.name.repository}",
+                found=f"status {answer.status_code}, "
+                + (f"as {self._credentials.username}" if self._credentials else "without credentials"),
+                next_step=f"docker login {self.name.registry}",
+            )
+        raise RegistryError(
+            f"{self.name.registry} gave an unexpected answer",
+            expected=f"status {' or '.join(map(str, expect))}",
+            found=f"status {answer.status_code}{_said(answer)}",
+            where=f"{method} {url.copy_with(query=None)}",
+        )
+
+    def _authorized(self, actions: str) -> dict[str, str]:
+        value = self._authorization.get(actions)
+        return {"Authorization": value} if value else {}
+
+    def _authorize(self, refused: httpx.Response, actions: str) -> bool:
+        """Answer a challenge; False when there is none that we can answer. Threads wait for the first one's token."""
+        challenge = Challenge.of(refused.headers.get_list("WWW-Authenticate"))
+        if challenge is None:
+            return False
+        with self._authorizing:
+            tried = refused.request.headers.get("Authorization")
+            if self._authorization.get(actions) not in (None, tried):
+                return True
+            if challenge.scheme == "basic":
+                if self._credentials is None:
+                    return False
+                self._authorization[actions] = self._credentials.basic
+                return True
+            self._authorization[actions] = f"Bearer {self._token(challenge, actions)}"
+            return True
+
+    def _token(self, challenge: Challenge, actions: str) -> str:
+        """A token for our repository from the token server that the registry names; anonymous without credentials."""
+        asked = {"service": challenge.service, "scope": f"repository:{self.name.repository}:{actions}"}
+        headers = {"Authorization": self._credentials.basic} if self._credentials else {}
+        try:
+            answer = self._client.get(challenge.realm, params=asked, headers=headers)
+        except httpx.TransportError as error:
+            raise _Again(f"its token server: {_reason(error)}") from None
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise _Again(f"its token server: status {answer.status_code}")
+        if answer.status_code != 200:
+            raise RegistryError(
+                f"{self.name.registry} did not accept the credentials",
+                found=f"status {answer.status_code} of its token server",
+                next_step=f"docker login {self.name.registry}",
+            )
+        document = answer.json()
+        return str(document.get("token") or document.get("access_token"))
+
+    def _unreachable(self, found: str) -> RegistryError:
+        return RegistryError(
+            f"{self.name.registry} cannot be reached",
+            found=found,
+            where=str(self._base),
+            next_step="check the network and the registry's status page, then run the same command again: "
+            "what was pushed is not pushed again",
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _said(answer: httpx.Response) -> str:
+    """What the registry says of its refusal (distribution-spec, «Error Codes»), within a line."""
+    try:
+        errors = answer.json()["errors"]
+        return ": " + "; ".join(f"{entry['code']} {entry.get('message', '')}".strip() for entry in errors)[:200]
+    except (ValueError, KeyError, TypeError):
+        return ""

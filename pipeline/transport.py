@@ -192,7 +192,7 @@ def download(
             expected=f"{digest}" + (f", {size} bytes" if size else ""),
             found=found,
             where=shown(url),
-            next_step="do not trust that file; if the vendor replaced it on purpose: nox -s resolve, and review the diff",
+            next_step="do not trust that file; if the vendor replaced it on purpose: nox -s resolve, review the diff",
         )
     raise failed or UpstreamError(f"no URL for {digest}")
 

@@ -65,7 +65,7 @@ class Run:
         """Ask the origins what versions.yaml means today and write the lock; `check` only tells. True: changed."""
         with self.log.step("resolve"):
             previous = self._previous()
-            made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache / "resolve")
+            made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache)
             difference = resolve.diff(previous, made)
             for line in difference:
                 self.log.say(line)

@@ -110,7 +110,7 @@ class Built:
         return [json.loads(line)[0] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.fixture()
+@pytest.fixture
 def built(tmp_path: Path) -> Built:
     return Built(tmp_path)
 

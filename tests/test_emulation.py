@@ -17,7 +17,7 @@ def register(folder: Path, name: str, *, magic: str, state: str = "enabled") -> 
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def binfmt(tmp_path: Path) -> Path:
     (tmp_path / "register").touch()
     (tmp_path / "status").write_text("enabled\n", encoding="ascii")

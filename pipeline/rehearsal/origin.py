@@ -1,6 +1,6 @@
 """The rehearsal's origin: every vendor's host as a folder, served over HTTP on loopback.
 
-    <root>/download.docker.com/linux/static/stable/x86_64/docker-<v>.tgz     the server lists the folder, as docker's does
+    <root>/download.docker.com/linux/static/stable/x86_64/docker-<v>.tgz   the server lists the folder
     <root>/github.com/docker/buildx/releases/download/v<v>/…, checksums.txt, docker/buildx.git/info/refs
     <root>/github.com/docker/compose/…                                        the same
     <root>/github.com/k3s-io/k3s/releases/download/<v>/k3s, sha256sum-<arch>.txt

@@ -33,7 +33,7 @@ from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import mirror, origin
 from pipeline.rehearsal.standin_build import build as build_standin
-from pipeline.release import read_json, write_json, write_text
+from pipeline.release import read_json, write_json
 from pipeline.versions import Intent
 
 _FORMAT = 1  # raised when what this module writes changes, so that older supplies are made again
@@ -97,6 +97,8 @@ def bring(
         for future in rooting:
             future.result()
     work.packages(bases)
+    for done in ("trees", "debs", "wheels", "apt", "solve"):
+        shutil.rmtree(folder / done, ignore_errors=True)
     write_json(record, {"key": key, "versions": versions, "made": datetime.now(UTC).isoformat(timespec="seconds")})
     return Supplies(root=folder / "origin", bases=bases, versions=versions, downloaded=True)
 
@@ -105,7 +107,7 @@ def _key(intent: Intent, lock: Lock, k3s: Mapping[Platform, Path]) -> Digest:
     """What the supplies depend on."""
     given = [f"{platform}={Digest.of_file(path)}" for platform, path in sorted(k3s.items())]
     parts = [_FORMAT, intent.packages, intent.platforms, intent.suites, lock.versions["kubectl"], given]
-    parts.append(hashlib.sha256(build_standin("key", "key")).hexdigest())
+    parts.append(hashlib.sha256(build_standin("v0.0.0+standin", Platform.AMD64.value)).hexdigest())
     return Digest.of(json.dumps(parts, default=dict).encode())
 
 
@@ -256,15 +258,14 @@ class _Work:
         """The packages that apt will choose for the image, so that the origin has them when `fetch` asks."""
         local = {key: f"file://{self.site / origin.HOSTS[key]}" for key in self.intent.suites}
         with self.log.step("the image's Debian packages, chosen by apt against the base root of each platform"):
-            wanted = {}
+            wanted: dict[tuple[str, str], Digest] = {}
             for platform, root in bases.items():
+                system = debian.BaseSystem(
+                    status=_member(root, "var/lib/dpkg/status"),
+                    keyrings={Path(self.where.keyring).name: Path(self.where.keyring).read_bytes()},
+                )
                 chosen = debian.solve(
-                    self.intent,
-                    platform,
-                    _member(root, "var/lib/dpkg/status"),
-                    {Path(self.where.keyring).name: Path(self.where.keyring).read_bytes()},
-                    self.folder / "solve" / platform.architecture,
-                    upstream=local,
+                    self.intent, platform, system, self.folder / "solve" / platform.architecture, local
                 )
                 wanted |= {(package.origin, package.path): package.digest for package in chosen}
 

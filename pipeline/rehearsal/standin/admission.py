@@ -144,7 +144,7 @@ def check_name(resource: Resource, name: str) -> None:
     if not name:
         raise invalid(resource.kind, name, "metadata.name", "Required value: name or generateName is required")
     if not pattern.fullmatch(name):
-        why = f"Invalid value: {name!r}: lower case letters, digits and '-' make a name, which starts and ends without '-'"
+        why = f"Invalid value: {name!r}: a name is of lower case letters, digits and '-', with no '-' at its ends"
         raise invalid(resource.kind, name, "metadata.name", why)
 
 

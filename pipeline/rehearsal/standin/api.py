@@ -40,7 +40,7 @@ class Server(ThreadingHTTPServer):
         super().__init__((address, port), Handler, bind_and_activate=False)
         self.socket.close()
         try:
-            if address == "0.0.0.0" and socket.has_dualstack_ipv6():  # noqa: S104 - k3s listens on both families, too
+            if address == "0.0.0.0" and socket.has_dualstack_ipv6():
                 self.socket = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
             else:
                 family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = 600
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged; k3s does not log them, either."""
 
     def answer(self) -> None:
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         except GONE:
             self.close_connection = True
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding"):
@@ -180,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
             created, warnings = rest.create(resource, namespace or "", _object(body))
             return self._send_things(201, resource, created, warnings=warnings)
         if self.command == "DELETE":
-            things, _ = rest.list(resource, selector)
+            things, _ = rest.find(resource, selector)
             for thing in things:
                 metadata = thing["metadata"]
                 rest.delete(resource, metadata.get("namespace", ""), metadata["name"], _object(body) if body else {})
@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
         if query.get("watch") in ("true", "1"):
             events = watch.follow(rest.store, resource.plural, resource.kind, selector, query, self.client_is_there)
             return self._stream(self._rows(event, resource) for event in events)
-        things, version = rest.list(resource, selector)
+        things, version = rest.find(resource, selector)
         if include := self._wants_table():
             return self.send_json(200, table.render(resource.plural, things, version, include))
         metadata = {"resourceVersion": version}

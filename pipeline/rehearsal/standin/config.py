@@ -154,7 +154,7 @@ def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[st
         node_labels=labels(many("node-label")),
         kubeconfig=Path(one("write-kubeconfig", str(etc_dir / "k3s/k3s.yaml"))).absolute(),
         kubeconfig_mode=mode(one("write-kubeconfig-mode", "0600")),
-        bind_address=one("bind-address", "0.0.0.0"),  # noqa: S104 - k3s's default
+        bind_address=one("bind-address", "0.0.0.0"),
         port=port(one("https-listen-port", "6443")),
         tls_sans=tuple(many("tls-san")),
         service_cidr=network("service-cidr", [*many("service-cidr"), "10.43.0.0/16"][0]),

@@ -54,6 +54,10 @@ class Container:
 def read(inspected: Object) -> Container:
     """Make a Container of what dockerd's inspection says."""
     labels, state = inspected["Config"].get("Labels") or {}, inspected["State"]
+    # One that could not be started has zero times, which no client likes.
+    times = [
+        inspected["Created"] if state[key].startswith("0001") else state[key] for key in ("StartedAt", "FinishedAt")
+    ]
     networks: dict[str, Any] = inspected["NetworkSettings"].get("Networks") or {}
     return Container(
         id=inspected["Id"],
@@ -63,8 +67,8 @@ def read(inspected: Object) -> Container:
         exit_code=state["ExitCode"],
         out_of_memory=bool(state.get("OOMKilled")),
         error=state.get("Error") or "",
-        started=moment(state["StartedAt"]),
-        finished=moment(state["FinishedAt"]),
+        started=moment(times[0]),
+        finished=moment(times[1]),
         image_id=inspected["Image"],
         address=next((entry["IPAddress"] for entry in networks.values() if entry.get("IPAddress")), ""),
         tty=bool(inspected["Config"].get("Tty")),
@@ -97,7 +101,7 @@ def full_name(pod: Object, name: str, attempt: int) -> str:
 
 def volume_folder(kubelet_dir: Path, pod: Object, volume: str) -> Path:
     """Where an emptyDir lies, as the kubelet has it."""
-    return kubelet_dir / "pods" / pod["metadata"]["uid"] / "volumes/kubernetes.io~empty-dir" / volume
+    return kubelet_dir / "pods" / str(pod["metadata"]["uid"]) / "volumes/kubernetes.io~empty-dir" / volume
 
 
 def creation(pod: Object, spec: Object, attempt: int, *, owner: str | None, kubelet_dir: Path) -> Object:

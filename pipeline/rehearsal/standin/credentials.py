@@ -43,7 +43,7 @@ def ensure_node_password(config: Config) -> None:
 
 def write_kubeconfig(config: Config, certificates: Certificates) -> None:
     """Write the administrator's kubeconfig, with all certificates in it."""
-    host = config.bind_address if config.bind_address not in ("0.0.0.0", "::", "") else "127.0.0.1"  # noqa: S104
+    host = config.bind_address if config.bind_address not in ("0.0.0.0", "::", "") else "127.0.0.1"
     url = f"https://{f'[{host}]' if ':' in host else host}:{config.port}"
     content = f"""apiVersion: v1
 clusters:

@@ -30,8 +30,7 @@ def record(store: Store, thing: Object, kind: str, reason: str, message: str) ->
             if event.get("lastTimestamp", now) < oldest:
                 store.delete("events", namespace, name)
             elif (event["involvedObject"]["uid"], event["reason"], event["message"]) == (about["uid"], reason, message):
-                again = {"count": event["count"] + 1, "lastTimestamp": now}
-                store.modify("events", namespace, name, lambda old, again=again: {**old, **again})
+                store.modify("events", namespace, name, _once_more)
                 return
         store.create(
             "events",
@@ -49,3 +48,7 @@ def record(store: Store, thing: Object, kind: str, reason: str, message: str) ->
                 "lastTimestamp": now,
             },
         )
+
+
+def _once_more(event: Object) -> Object:
+    return {**event, "count": event["count"] + 1, "lastTimestamp": timestamp()}

@@ -196,7 +196,7 @@ class Worker(threading.Thread):
         """Start what should run; give the time at which a pause ends."""
         until: list[float] = []
         for spec in pod["spec"].get("initContainers") or []:
-            last = (found.get(spec["name"]) or [None])[-1]
+            last = View(attempts=found).last(spec["name"])
             if podstatus.done(last):
                 continue
             if last is None or not last.running:
@@ -204,7 +204,7 @@ class Worker(threading.Thread):
             return min(until, default=None)  # the next one waits for this one's end
         owner: str | None = None
         for number, spec in enumerate(pod["spec"]["containers"]):
-            last = (found.get(spec["name"]) or [None])[-1]
+            last = View(attempts=found).last(spec["name"])
             running = last.id if last and last.running else None
             if running is None:
                 running = self._start(pod, spec, found, until, owner=owner)
@@ -240,8 +240,12 @@ class Worker(threading.Thread):
             return None
         problem = images.ensure(self._engine, spec)
         if problem:
-            self._pulls.failed(name)
             self.wants_image = True
+            if spec.get("imagePullPolicy") == "Never":  # no pause: only dockerd's word of a new image changes this
+                self._waiting[name] = problem
+                events.record(self._store, pod, "Warning", problem.reason, problem.message)
+                return None
+            self._pulls.failed(name)
             self._wait(pod, name, problem, self._pulls.next_at(name), until)
             return None
         self._pulls.clear(name)
@@ -259,9 +263,7 @@ class Worker(threading.Thread):
         name = spec["name"]
         try:
             body = containers.creation(pod, spec, attempt, owner=owner, kubelet_dir=self._kubelet.kubelet_dir)
-            made = self._engine.call(
-                "POST", "/containers/create", body, name=containers.full_name(pod, name, attempt)
-            )
+            made = self._engine.call("POST", "/containers/create", body, name=containers.full_name(pod, name, attempt))
         except containers.CannotCreate as problem:
             waiting = Waiting(reason="CreateContainerConfigError", message=str(problem))
             self._wait(pod, name, waiting, time.time() + RETRY_SECONDS, until)

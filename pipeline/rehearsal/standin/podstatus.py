@@ -30,7 +30,8 @@ class View:
 
     def last(self, name: str) -> Container | None:
         """The newest attempt of a container."""
-        return (self.attempts.get(name) or [None])[-1]
+        attempts = self.attempts.get(name)
+        return attempts[-1] if attempts else None
 
 
 def done(container: Container | None) -> bool:
@@ -143,7 +144,7 @@ def _container(spec: Object, view: View, *, init: bool = False, initialized: boo
 def _terminated(container: Container) -> Object:
     if container.out_of_memory:
         reason = "OOMKilled"
-    elif container.error and container.started.startswith("0001"):
+    elif container.state == "created":
         reason = "StartError"
     else:
         reason = "Error" if container.exit_code else "Completed"

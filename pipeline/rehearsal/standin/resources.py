@@ -53,7 +53,7 @@ _SUBRESOURCE_VERBS = {
 
 def version_info() -> Object:
     """What /version says; kubectl compares major and minor with its own."""
-    major, minor = (VERSION.removeprefix("v").split("+")[0].split(".") + ["0"])[:2]
+    major, minor = VERSION.removeprefix("v").split("+")[0].split(".")[:2]
     return {
         "major": major,
         "minor": minor,

@@ -22,7 +22,7 @@ class Rest:
         self._ca = ca
         self._creating = threading.Lock()  # two services must not get one address
 
-    def list(self, resource: Resource, selector: Selector) -> tuple[list[Object], str]:
+    def find(self, resource: Resource, selector: Selector) -> tuple[list[Object], str]:
         """The selected objects and the version to watch from."""
         things, version = self.store.find(resource.plural, selector.namespace)
         return [thing for thing in things if selector.matches(thing)], str(version)

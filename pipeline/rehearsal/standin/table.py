@@ -122,8 +122,8 @@ def _restarts(pod: Object) -> str:
 
 
 def _node_status(node: Object) -> str:
-    ready = next((entry for entry in node["status"]["conditions"] if entry["type"] == "Ready"), {})
-    words = ["Ready" if ready.get("status") == "True" else "NotReady"]
+    ready = [entry["status"] for entry in node["status"].get("conditions") or [] if entry["type"] == "Ready"]
+    words = ["Ready" if ready == ["True"] else "NotReady"]
     if node.get("spec", {}).get("unschedulable"):
         words.append("SchedulingDisabled")
     return ",".join(words)

@@ -1,0 +1,206 @@
+"""Debian packages, chosen by apt itself for any architecture, with nothing of it executed.
+
+apt runs on this machine with a state of its own: the base image's dpkg status and keyrings, the archives of
+versions.yaml, and the target's architecture. It prints what it would install; the digests come from the package
+indexes, whose signature it has checked (apt-secure(8)).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.errors import EngineError, IntentError, UpstreamError
+from pipeline.lock import Artifact, Evidence
+from pipeline.machine import find
+from pipeline.oci import Digest
+from pipeline.platforms import Platform
+from pipeline.transport import NEXT_STEP
+from pipeline.versions import Intent
+
+_STATUS = "var/lib/dpkg/status"
+_KEYRINGS = "usr/share/keyrings/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSystem:
+    """What apt must know of a base image: its installed packages, and whose signatures it trusts."""
+
+    status: bytes  # var/lib/dpkg/status
+    keyrings: Mapping[str, bytes]  # file name → content of usr/share/keyrings/
+
+
+def read_layers(layers: list[bytes]) -> BaseSystem:
+    """The base system inside an image's layers (tar or tar.gz), lowest first. Raises UpstreamError."""
+    status, keyrings = b"", {}
+    for layer in layers:
+        try:
+            with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    wanted = name == _STATUS or (name.startswith(_KEYRINGS) and name.endswith((".gpg", ".pgp")))
+                    if not wanted or not (member.isfile() or member.islnk()):
+                        continue
+                    stream = archive.extractfile(member)
+                    data = stream.read() if stream else b""
+                    if name == _STATUS:
+                        status = data
+                    else:
+                        keyrings[name.removeprefix(_KEYRINGS)] = data
+        except tarfile.TarError as error:
+            raise UpstreamError(
+                "a layer of the base image cannot be read",
+                expected="tar, plain or compressed with gzip",
+                found=str(error),
+                next_step="choose another base image in versions.yaml",
+            ) from None
+    if not status or not keyrings:
+        raise UpstreamError(
+            "the base image is no Debian system",
+            expected=f"{_STATUS} and keyrings in {_KEYRINGS}",
+            next_step="choose a Debian image as base in versions.yaml",
+        )
+    return BaseSystem(status=status, keyrings=keyrings)
+
+
+def solve(
+    intent: Intent, platform: Platform, base: BaseSystem, folder: Path, upstream: Mapping[str, str]
+) -> tuple[Artifact, ...]:
+    """The packages that apt adds to the base for `intent.packages`, sorted by name.
+
+    `folder`: apt's state, kept so that the next solve only asks for what changed. `upstream`: base URLs of the
+    archives; `file:` works too. Raises IntentError for an unknown package, UpstreamError, EngineError without apt.
+    """
+    if find("apt-get") is None:
+        raise EngineError(
+            "Debian packages are chosen by apt, and this machine has none",
+            expected="apt-get, as on Debian and Ubuntu",
+            next_step="run it in a container: docker run -it -v $PWD:/src -w /src debian:trixie",
+        )
+    folder = folder.resolve()
+    configuration = _configure(intent, platform, base, folder, upstream)
+    _apt(configuration, "apt-get", "update", "-qq", "--error-on=any")
+    printed = _apt(
+        configuration,
+        *("apt-get", "install", "--no-install-recommends", "--yes", "-qq", "--print-uris"),
+        *intent.packages,
+    )
+    chosen = []
+    for line in printed.splitlines():
+        found = re.fullmatch(r"'([^']+)' (\S+) (\d+) (\S+)", line.strip())
+        if found is None:
+            continue
+        uri, _, size, checksum = found.groups()
+        origin, path = _split(uri, upstream)
+        name, version = _name_version(path)
+        digest = _digest(checksum) or _indexed(configuration, name, version, path)
+        chosen.append(
+            Artifact(
+                component=name,
+                version=version,
+                platform=platform,
+                origin=origin,
+                path=path,
+                url=f"{intent.upstream[origin]}/{path}",
+                digest=digest,
+                size=int(size),
+                evidence=Evidence.SIGNED,
+                source="listed in the archive's package index, under its signed Release file",
+            )
+        )
+    if not chosen and intent.packages:
+        raise UpstreamError("apt chose no package", found=printed[-300:], next_step=NEXT_STEP)
+    return tuple(sorted(chosen, key=lambda package: package.component))
+
+
+def _configure(intent: Intent, platform: Platform, base: BaseSystem, folder: Path, upstream: Mapping[str, str]) -> Path:
+    """Write apt's private state and return the path of its configuration."""
+    keys = folder / "keyrings"
+    for needed in (folder / "lists/partial", folder / "cache/archives/partial", keys):
+        needed.mkdir(parents=True, exist_ok=True)
+    (folder / "status").write_bytes(base.status)
+    for name, data in base.keyrings.items():
+        (keys / name).write_bytes(data)
+    signed = ",".join(str(keys / name) for name in sorted(base.keyrings) if name.startswith("debian-archive-keyring"))
+    sources = "".join(
+        f"deb [signed-by={signed or ','.join(str(keys / name) for name in sorted(base.keyrings))}] "
+        f"{upstream[archive]} {suite} main\n"
+        for archive, suites in intent.suites.items()
+        for suite in suites
+    )
+    (folder / "sources.list").write_text(sources, encoding="utf-8")
+    configuration = folder / "apt.conf"
+    configuration.write_text(
+        f'APT::Architecture "{platform.names.debian}";\n'
+        f'APT::Architectures {{ "{platform.names.debian}"; }};\n'
+        'APT::Sandbox::User "root";\n'
+        'APT::Install-Recommends "false";\n'
+        f'Dir::Etc::sourcelist "{folder}/sources.list";\n'
+        'Dir::Etc::sourceparts "-";\n'
+        'Dir::Etc::preferencesparts "-";\n'
+        f'Dir::State "{folder}";\n'
+        f'Dir::State::lists "{folder}/lists";\n'
+        f'Dir::State::status "{folder}/status";\n'
+        f'Dir::Cache "{folder}/cache";\n'
+        'Acquire::Languages "none";\n'
+        'Acquire::ForceHash "sha256";\n'
+        # A mirror that serves stale indexes is told, not worked round.
+        'Acquire::Retries "2";\n',
+        encoding="utf-8",
+    )
+    return configuration
+
+
+def _split(uri: str, upstream: Mapping[str, str]) -> tuple[str, str]:
+    """A package's URI → the archive's key and the path below it."""
+    for origin, base in sorted(upstream.items(), key=lambda item: -len(item[1])):
+        # apt writes file:///path as file:/path
+        begins = base.replace("file:///", "file:/", 1) + "/"
+        if uri.startswith(begins):
+            return origin, uri.removeprefix(begins)
+    raise UpstreamError(f"apt names an archive that versions.yaml does not: {urlsplit(uri).hostname}")
+
+
+def _name_version(path: str) -> tuple[str, str]:
+    """`pool/main/i/iptables/iptables_1.8.11-2_amd64.deb` → name and version (an epoch is not in file names)."""
+    name, version, _ = path.rsplit("/", 1)[1].split("_")
+    return name, version.replace("%3a", ":")
+
+
+def _digest(checksum: str) -> Digest | None:
+    kind, _, value = checksum.partition(":")
+    return Digest.of_hex(value) if kind == "SHA256" else None
+
+
+def _indexed(configuration: Path, name: str, version: str, path: str) -> Digest:
+    """The SHA256 of the index for that very file: older apts print only MD5."""
+    for stanza in _apt(configuration, "apt-cache", "show", name).split("\n\n"):
+        fields = dict(re.findall(r"^(Filename|SHA256): (\S+)$", stanza, re.MULTILINE))
+        if fields.get("Filename") == path:
+            return Digest.of_hex(fields["SHA256"])
+    raise UpstreamError(f"{name} {version} is in no package index", where=path)
+
+
+def _apt(configuration: Path, *command: str) -> str:
+    environment = {**os.environ, "APT_CONFIG": str(configuration), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return done.stdout
+    last = done.stderr.strip().splitlines()
+    if unknown := re.findall(r"Unable to locate package (\S+)|Package '?(\S+?)'? has no installation", done.stderr):
+        names = sorted({first or second for first, second in unknown})
+        raise IntentError(
+            f"Debian has no package {', '.join(names)}",
+            where="packages.install in versions.yaml",
+            next_step="correct the name there",
+        )
+    raise UpstreamError(f"{' '.join(command[:2])} failed", found="; ".join(last[-4:]), next_step=NEXT_STEP)

@@ -1,0 +1,201 @@
+"""`nox -s rehearse`: the whole release on one machine that reaches only package registries.
+
+    outside    install what is missing; one lock, so that two rehearsals do not meet
+    supplies   in a pid and mount namespace: everything that comes from apt and pip
+    release    in namespaces without any network: origin, registry, engine and the stages of a release
+
+Both phases are processes in a sandbox (pipeline/sandbox.py): when this process ends, by whatever signal, the kernel
+removes theirs with every mount, bridge and container, and the next rehearsal goes on from what was finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+from pipeline import emulation, engine, lock, machine, sandbox, versions
+from pipeline.daemon import CGROUP
+from pipeline.errors import DigestMismatch, EngineError, IntentError
+from pipeline.log import Log, seconds
+from pipeline.oci import ImageName
+from pipeline.platforms import Platform
+from pipeline.rehearsal import clamp, origin, supplies
+from pipeline.rehearsal import registry as rehearsed_registry
+from pipeline.workflow import Run
+
+_TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
+_ORIGIN_PORT = 8080  # inside the sandbox every port is free
+_REGISTRY_PORT = 5000
+_BASE = "library/debian"
+
+
+def main(run: Run, parsed: argparse.Namespace) -> int:
+    """The command `rehearse`; returns the exit code."""
+    folder = run.cache / "rehearsal"
+    k3s = _binaries(parsed.k3s)
+    if parsed.phase == "supplies":
+        _bring(run, folder, k3s, refresh=parsed.refresh)
+        return 0
+    if parsed.phase == "release":
+        _release(run, folder, k3s, emulate=not parsed.no_emulation)
+        return 0
+    machine.require_linux_root("a rehearsal")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(folder.with_name("rehearsal.lock"), timeout=0)
+        held.acquire()
+    except Timeout:
+        raise EngineError(
+            "another rehearsal is running",
+            where=str(folder),
+            next_step="wait for it, or give this one a folder of its own: DIND_K3S_CACHE=…",
+        ) from None
+    with held:
+        if parsed.clean:
+            shutil.rmtree(folder)
+            run.log.say(f"removed {folder}")
+            return 0
+        return _outside(run, folder)
+
+
+def _outside(run: Run, folder: Path) -> int:
+    """Run both phases, each as a child of its own."""
+    log = run.log
+    host = Platform.host()
+    if host not in run.intent.platforms:
+        raise EngineError("this machine is of no platform of the image", found=str(host))
+    with log.step("what this machine lacks"):
+        foreign = [f"qemu-{platform.names.qemu}-static" for platform in run.intent.platforms if platform != host]
+        machine.ensure([*_TOOLS, *sandbox.TOOLS, *foreign], log)
+    emulation.sweep(log)
+    sandbox.sweep_cgroups(CGROUP)
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+    (folder / "tmp").mkdir(parents=True)
+    again = [sys.executable, "-m", "pipeline", *sys.argv[1:], "--phase"]
+    code = _child(sandbox.wrap([*again, "supplies"], network=True, temporary=folder / "tmp"))
+    if code == 0:
+        code = _child(sandbox.wrap([*again, "release"], init=folder / "docker-init", temporary=folder / "tmp"))
+    emulation.sweep(log)
+    sandbox.sweep_cgroups(CGROUP)
+    if code == 0:
+        log.say(f"rehearsed in {seconds(log.elapsed)}; nothing of it is left running")
+    return code
+
+
+def _child(command: list[str]) -> int:
+    """Run a phase; SIGINT and SIGTERM are passed on once, and its exit code is ours."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        sandbox.signal_inside(process.pid, signal.Signals(number))
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        process.kill()
+        process.wait()
+
+
+def _bring(run: Run, folder: Path, k3s: dict[Platform, Path], *, refresh: bool) -> supplies.Supplies:
+    with run.log.step("supplies: what comes from package registries"):
+        brought = supplies.bring(run.intent, run.lock, folder, run.log, k3s=k3s, refresh=refresh)
+    # Process 1 of the second phase: the static init that docker ships.
+    host = Platform.host()
+    assert host is not None
+    archive = brought.root / origin.HOSTS["docker"] / "linux/static/stable" / host.names.docker
+    supplies.extract_init(archive / f"docker-{brought.versions['docker']}.tgz", folder / "docker-init")
+    return brought
+
+
+def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool) -> None:
+    """The release itself, with an origin, a registry and an engine of its own, on no network."""
+    log = run.log
+    brought = supplies.bring(run.intent, run.lock, folder, log, k3s=k3s, refresh=False)
+    dist = run.dist / "rehearsal"
+    registry_name = f"127.0.0.1:{_REGISTRY_PORT}"
+    real = run.lock
+    with ExitStack() as stack:
+        stack.enter_context(origin.serve(brought.root, _ORIGIN_PORT))
+        served = stack.enter_context(
+            rehearsed_registry.serve(machine.find("docker-registry") or "", folder / "registry", _REGISTRY_PORT)
+        )
+        log.say(f"origin on 127.0.0.1:{_ORIGIN_PORT}, registry on {registry_name}: seen only inside this rehearsal")
+        rehearsed = replace(
+            run,
+            intent_path=dist / "versions.yaml",
+            lock_path=dist / "versions.lock.yaml",
+            dist=dist,
+            credentials=lambda _registry: served.credentials,
+            rehearsed=True,
+        )
+        tag = run.intent.base.rpartition(":")[2]
+        base_name = ImageName(registry=registry_name, repository=_BASE)
+        with log.step("the base image, into the registry"):
+            rehearsed_registry.push_base(rehearsed.registry(base_name), tag, brought.bases, folder / "base-image", log)
+        intent = replace(
+            run.intent,
+            names=(ImageName(registry=registry_name, repository="dind-k3s"),),
+            components=brought.versions,
+            upstream=origin.upstream(_ORIGIN_PORT),
+            mirrors={},
+            base=f"{base_name}:{tag}",
+        )
+        versions.write(rehearsed.intent_path, intent)
+        rehearsed.resolve(check=False)
+        _same_kubectl(real, rehearsed.lock, log)
+        rehearsed.fetch(offline=False)
+        made = stack.enter_context(engine.private(rehearsed.lock, run.cache, log, sandboxed=False))
+        rehearsed.build(made)
+        if emulate:
+            for platform in intent.platforms:
+                stack.enter_context(emulation.registered(platform, log))
+        options = clamp.boot_options(folder, log)
+        rehearsed.smoke(made, platforms=(), tiers=(), options=options)
+        rehearsed.publish(dry_run=False)
+        rehearsed.verify(())
+        rehearsed.summary()
+
+
+def _same_kubectl(real: lock.Lock, rehearsed: lock.Lock, log: Log) -> None:
+    """Artifacts that are in both locks must be the same bytes; kubectl is the one that a package registry has."""
+    known = {(file.component, file.platform): file for file in real.artifacts}
+    for file in rehearsed.artifacts:
+        ours = known.get((file.component, file.platform))
+        if ours is None or ours.version != file.version:
+            continue
+        if ours.digest != file.digest:
+            raise DigestMismatch(
+                f"{file.component} {file.version} for {file.platform} is not the file that versions.lock.yaml names",
+                expected=ours.digest.text,
+                found=file.digest.text,
+                where=file.url,
+                next_step="the package registry's copy is not the vendor's: do not use it",
+            )
+        log.say(f"{file.component} {file.version} {file.platform}: the same bytes as in versions.lock.yaml")
+
+
+def _binaries(arguments: list[str]) -> dict[Platform, Path]:
+    """`PLATFORM=PATH` arguments. Raises IntentError."""
+    found = {}
+    for text in arguments:
+        platform, _, path = text.partition("=")
+        if platform not in list(Platform) or not Path(path).is_file():
+            raise IntentError(
+                f"--k3s {text} cannot be used",
+                expected="PLATFORM=PATH, e.g. linux/amd64=./k3s, with a file at that path",
+                found=f"platform {platform!r}, path {path!r}",
+            )
+        found[Platform(platform)] = Path(path).resolve()
+    return found

@@ -1,0 +1,134 @@
+"""The server: everything put together, from an empty folder to a node with pods, and to the signal that ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from . import certs, credentials, log, namespaces
+from .about import PLATFORM, VERSION
+from .admission import Admission
+from .api import Server
+from .config import Config
+from .engine import Engine
+from .failure import Failure
+from .logs import Logs
+from .node import Node, own_address, own_addresses
+from .pods import Kubelet
+from .rest import Rest
+from .status import ApiError, Object
+from .store import Store
+from .streams import Streams
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; then leave at once with status 1, pods running, as k3s does."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    log.say(f"this is a stand-in for rehearsals, not k3s: {VERSION} for {PLATFORM}, pods are containers of dockerd")
+    for warning in config.warnings:
+        log.warn(warning)
+    log.say("services get an address and are not routed; there is no DNS, ingress, storage class or metrics server")
+    try:
+        server, store = prepare(config)
+    except (OSError, sqlite3.Error) as error:
+        raise Failure(f"cannot prepare {config.data_dir}: {error}") from None
+    _in_background("api", server.serve_forever)
+    log.say(f"the API listens on {config.bind_address}:{config.port}, the kubeconfig is {config.kubeconfig}")
+    _in_background("node", lambda: _start_node(config, server, store))
+    stop.wait()
+    log.say("stopped by a signal; pods stay as they are")
+    store.close()
+    _leave()
+
+
+def prepare(config: Config) -> tuple[Server, Store]:
+    """Make every file and the objects that a cluster has from its start."""
+    (config.data_dir / "server").mkdir(parents=True, exist_ok=True)
+    addresses = [*own_addresses(), *([config.node_ip] if config.node_ip else []), str(config.service_cidr[1])]
+    sans = certs.names(config.node_name, addresses, config.tls_sans)
+    certificates = certs.ensure(config.data_dir / "server/tls", sans)
+    token = credentials.ensure_token(config, certificates)
+    credentials.ensure_node_password(config)
+    store = Store(config.data_dir / "server/db/state.db")
+    ca = certificates.server_ca.read_text(encoding="ascii")
+    rest = Rest(store, Admission(store, node_name=config.node_name, service_cidr=config.service_cidr), ca)
+    server = Server(config.bind_address, config.port, certificates, token, rest)
+    furnish(config, store, ca)
+    credentials.write_kubeconfig(config, certificates)
+    return server, store
+
+
+def furnish(config: Config, store: Store, ca: str) -> None:
+    """Create the first namespaces and the API's own service."""
+    for name in namespaces.INITIAL:
+        metadata: Object = {"name": name, "labels": {"kubernetes.io/metadata.name": name}}
+        spec = {"spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}
+        _create(store, "namespaces", {"kind": "Namespace", "metadata": metadata, **spec})
+        namespaces.furnish(store, name, ca)
+    address = str(config.service_cidr[1])
+    metadata = {
+        "name": "kubernetes",
+        "namespace": "default",
+        "labels": {"component": "apiserver", "provider": "kubernetes"},
+    }
+    port = {"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.port}
+    spec = {"spec": {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ports": [port]}}
+    _create(store, "services", {"kind": "Service", "metadata": metadata, **spec, "status": {"loadBalancer": {}}})
+
+
+def _create(store: Store, plural: str, thing: Object) -> None:
+    try:
+        store.create(plural, {"apiVersion": "v1", **thing})
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+
+
+def _start_node(config: Config, server: Server, store: Store) -> None:
+    """Wait for dockerd, then let pods run; without dockerd, end the whole process."""
+    engine = Engine(config.docker_socket)
+    address = config.node_ip or own_address()
+    node = Node(config, store, engine, address)
+    if not node.wait_for_engine():
+        log.warn(f"dockerd does not answer on {config.docker_socket}; the stand-in makes no pods without it and ends")
+        _leave()
+    node.register()
+    kubelet = Kubelet(store, engine, node_name=config.node_name, node_ip=address, kubelet_dir=config.kubelet_dir)
+    streams = Streams(engine)
+    server.pod_handlers.update(log=Logs(engine), exec=streams.exec, attach=streams.attach)
+    for name, work in (
+        ("kubelet", kubelet.follow),
+        ("engine", lambda: node.follow(kubelet)),
+        ("pulse", node.watch_pulse),
+    ):
+        _in_background(name, work)
+    namespaces.Reaper(store).start()
+    server.ready = True
+    log.say(f"node {config.node_name} is registered with {address}")
+
+
+def _in_background(name: str, work: Callable[[], object]) -> None:
+    """Run work that must not end; when it does by a bug, the process ends with it rather than limp on."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            log.warn(f"{name} ended in an error of the stand-in itself: {error!r}")
+            os._exit(1)
+
+    threading.Thread(target=guarded, name=name, daemon=True).start()
+
+
+def _leave() -> NoReturn:
+    """End without waiting for any thread: what matters is in the store, and dockerd keeps the pods."""
+    os._exit(1)

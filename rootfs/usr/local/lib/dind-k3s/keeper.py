@@ -1,0 +1,218 @@
+"""PID 1: supervisord, with the five things that it has no option for.
+
+- Programs start at once, not after the first second of its loop; signals end its waiting, too.
+- Every line of every program also goes to the container's log, with the program's name in front.
+- A program that cannot be kept alive ends the container, with a sentence and a status that is not 0
+  (Supervisor/supervisor#733, #712).
+- The stop fits into the ten seconds of `docker stop`: k3s first, dockerd a second later at the latest, and containers
+  that ignore their signal are killed when their grace is over, so that dockerd itself can always end in peace.
+- What supervisord reaps as PID 1 is not worth a line.
+
+Built on supervisor 4.2's own classes and events; `supervisorctl` works as ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supervisor import events, supervisord
+from supervisor.states import SupervisorStates
+
+CONFIG = "/etc/supervisord.conf"
+FACTS = Path("/run/dind-k3s/facts")
+GAVE_UP = 3
+
+# More ends than this within this time are not going to stop by themselves.
+ENDS = 5
+WITHIN = 300.0
+
+HEAD_START = 1.0  # of k3s before dockerd at the stop, so that no pod is started again
+LAST = ("dns",)  # others still need it while they end
+
+
+class Waker:
+    """Makes the supervisor's poll return when a signal comes. The shape is what its loop asks of a dispatcher."""
+
+    def __init__(self) -> None:
+        self.reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_read_event(self) -> None:
+        os.read(self.reader, 4096)
+
+    def handle_error(self) -> None:
+        pass
+
+
+@dataclass
+class Outcome:
+    """Why the container ends, if not because it was told to."""
+
+    status: int = 0
+    farewell: str = ""
+
+
+class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no types
+    """A Supervisor that relays, gives up, and stops within a budget."""
+
+    outcome = Outcome()
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.partial: dict[str, bytes] = defaultdict(bytes)
+        self.last_words: dict[str, deque[bytes]] = defaultdict(lambda: deque(maxlen=5))
+        self.ended: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=ENDS))
+        self.stop_began = 0.0
+        self.killed: int | None = None
+        self.grace = number("DIND_K3S_STOP_GRACE", 5.0)
+
+    def runforever(self) -> None:
+        events.subscribe(events.ProcessLogStdoutEvent, self.relay)
+        events.subscribe(events.ProcessStateExitedEvent, self.count_end)
+        events.subscribe(events.ProcessStateBackoffEvent, self.count_end)
+        events.subscribe(events.ProcessStateFatalEvent, self.give_up)
+        events.subscribe(events.ProcessStateStoppedEvent, self.tell_stopped)
+        events.subscribe(events.SupervisorStoppingEvent, self.begin_stop)
+        waker = Waker()
+        self.options.get_socket_map()[waker.reader] = waker
+        for group in sorted(self.process_groups.values()):
+            group.transition()
+        super().runforever()
+
+    # Logs
+
+    def relay(self, event: Any) -> None:
+        """Whole lines only; the rest waits for its end."""
+        name = event.process.config.name
+        *lines, self.partial[name] = (self.partial[name] + event.data).split(b"\n")
+        if len(self.partial[name]) > 65536:
+            lines.append(self.partial.pop(name))
+        if lines:
+            self.last_words[name].extend(lines)
+            prefix = f"[{name}] ".encode()
+            write(b"".join(prefix + line + b"\n" for line in lines))
+
+    # Giving up
+
+    def count_end(self, event: Any) -> None:
+        if getattr(event, "expected", False) or self.stop_began:
+            return
+        name = event.process.config.name
+        ends = self.ended[name]
+        ends.append(time.monotonic())
+        say(name, f"ended by itself ({event.process.spawnerr or 'no reason known'}), is started again")
+        if len(ends) == ENDS and ends[-1] - ends[0] < WITHIN:
+            self.give_up(event)
+
+    def give_up(self, event: Any) -> None:
+        if self.stop_began or self.outcome.status:
+            return
+        name = event.process.config.name
+        self.outcome.status = GAVE_UP
+        self.outcome.farewell = f"{name} could not be kept alive, so this container ends; its log is /app/logs/{name}.log"
+        say("error", self.outcome.farewell)
+        for line in self.last_words[name]:
+            say("error", f"  {line.decode(errors='replace')}")
+        self.options.mood = SupervisorStates.SHUTDOWN
+
+    # The stop
+
+    def begin_stop(self, _event: Any) -> None:
+        self.stop_began = time.monotonic()
+        say("stop", f"k3s, then containers (they get {self.grace:g} s), then dockerd")
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, HEAD_START, 0.5)
+
+    def ordered_stop_groups_phase_1(self) -> None:
+        super().ordered_stop_groups_phase_1()
+        if time.monotonic() - self.stop_began >= HEAD_START:
+            for group in self.stop_groups:
+                if group.config.name not in LAST:
+                    group.stop_all()
+
+    def tick(self, now: float | None = None) -> None:
+        super().tick(now)
+        if self.stop_began and self.killed is None and time.monotonic() - self.stop_began >= self.grace:
+            self.killed = kill_containers()
+            if self.killed:
+                say("stop", f"{self.killed} containers did not end in {self.grace:g} s and were killed")
+
+    def tell_stopped(self, event: Any) -> None:
+        if self.stop_began:
+            say("stop", f"{event.process.config.name} ended after {time.monotonic() - self.stop_began:.1f} s")
+
+
+def kill_containers() -> int:
+    """End the first process of each container, which ends the container: the children of containerd's shims."""
+    parents: dict[int, int] = {}
+    shims: set[int] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue  # gone by now
+        pid = int(folder.name)
+        parents[pid] = int(rest.split()[1])
+        if name.startswith("containerd-shim"):
+            shims.add(pid)
+    found = [pid for pid, parent in parents.items() if parent in shims and pid not in shims]
+    for pid in found:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return len(found)
+
+
+def number(name: str, default: float) -> float:
+    try:
+        return float(os.environ.get(name) or default)
+    except ValueError:
+        say("stop", f"{name} is not a number of seconds; {default:g} it is")
+        return default
+
+
+def say(step: str, text: str) -> None:
+    write(f"[dind-k3s] {step}: {text}\n".encode())
+
+
+def write(data: bytes) -> None:
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError:
+        pass  # nobody listens any more; the files have it all
+
+
+def export_switches() -> None:
+    """What supervisord.conf asks for: which programs start by themselves."""
+    facts = dict(line.split("=", 1) for line in FACTS.read_text().splitlines())
+    without_k3s = os.environ.get("K3S_DISABLE", "").lower() not in ("", "0", "false", "no")
+    os.environ["DIND_K3S_START_DNS"] = str("dns" in facts).lower()
+    os.environ["DIND_K3S_START_K3S"] = str(not without_k3s).lower()
+
+
+def main() -> int:
+    export_switches()
+    supervisord.Supervisor = Keeper  # go() makes one of these at each (re)load
+    supervisord.main(["--nodaemon", "--configuration", CONFIG])
+    if Keeper.outcome.status:
+        say("error", Keeper.outcome.farewell)  # once more, as the last line
+    return Keeper.outcome.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
