@@ -16,8 +16,8 @@ from pipeline.platforms import Platform
 from pipeline.versions import COMPONENTS, Intent
 
 TARGET = "image"
-_KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
-REHEARSAL = f"{_KEY}.rehearsal"
+KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
+REHEARSAL = f"{KEY}.rehearsal"
 
 
 def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, rehearsed: bool) -> dict[str, str]:
@@ -34,8 +34,8 @@ def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, r
         "org.opencontainers.image.created": created,
         "org.opencontainers.image.base.name": lock.base.image,
         "org.opencontainers.image.base.digest": lock.base.digest.text,
-        f"{_KEY}.lock": lock_digest.text,
-        **{f"{_KEY}.{component}": lock.versions[component] for component in COMPONENTS},
+        f"{KEY}.lock": lock_digest.text,
+        **{f"{KEY}.{component}": lock.versions[component] for component in COMPONENTS},
     }
     if rehearsed:
         said[REHEARSAL] = "made of stand-ins on one machine; not for use"

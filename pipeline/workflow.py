@@ -144,7 +144,7 @@ class Run:
         """Read back what was published, by other code and without credentials."""
         with self.log.step("verify"):
             image = Image.read(self.dist)
-            verify.run(image, self.lock, self.dist, references, self.log)
+            verify.run(image, self.lock, self.dist, references, self.client, self.log)
 
     def summary(self) -> None:
         """The table that a release ends with."""
