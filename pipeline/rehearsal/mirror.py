@@ -167,7 +167,7 @@ def newest_fitting(
         for platform in platforms
     }
     first = next(iter(by_key.values()))
-    refused = []
+    refused: list[str] = []
     for version in first:
         if not all(version in found for found in by_key.values()):
             continue

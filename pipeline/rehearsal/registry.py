@@ -121,7 +121,7 @@ def _token_server(port: int, key: _Key, certificate: bytes, user: Credentials) -
             if given and not known:
                 self.send_error(HTTPStatus.UNAUTHORIZED)
                 return
-            access = []
+            access: list[dict[str, object]] = []
             for scope in asked.get("scope", []):
                 kind, _, rest = scope.partition(":")
                 name, _, actions = rest.rpartition(":")
