@@ -143,11 +143,16 @@ if [[ -n ${postinst[ca-certificates]-} ]]; then
   cp -a /etc/ca-certificates.conf /out/etc/
 fi
 # Fixed ids from the range of system accounts: files in volumes must keep their owners from release to release.
-cp -a /target/etc/{passwd,group,shadow,gshadow} /out/etc/
-echo 'dnsmasq:x:990:65534:dnsmasq:/var/lib/misc:/usr/sbin/nologin' >>/out/etc/passwd
-echo 'dnsmasq:!:19000::::::' >>/out/etc/shadow
-echo '_ssh:x:991:' >>/out/etc/group
-echo '_ssh:!::' >>/out/etc/gshadow
+add() { # FILE ENTRY: in the base's own file; a base without shadow files stays without
+  if [[ -e /target/etc/$1 ]]; then
+    [[ -e /out/etc/$1 ]] || cp -a "/target/etc/$1" /out/etc/
+    echo "$2" >>"/out/etc/$1"
+  fi
+}
+add passwd 'dnsmasq:x:990:65534:dnsmasq:/var/lib/misc:/usr/sbin/nologin'
+add shadow 'dnsmasq:!:19000::::::'
+add group '_ssh:x:991:'
+add gshadow '_ssh:!::'
 if [[ -e /out/usr/bin/ssh-agent ]]; then chgrp 991 /out/usr/bin/ssh-agent; chmod 2755 /out/usr/bin/ssh-agent; fi
 if [[ -e /out/usr/bin/fusermount3 ]]; then chmod 4755 /out/usr/bin/fusermount3; fi
 printf '%s\t%s\n' default 0.0.0.0 loopback 127.0.0.0 link-local 169.254.0.0 >/out/etc/networks

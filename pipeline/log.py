@@ -61,7 +61,7 @@ class Log:
             from rich.console import Console
 
             wide = None if sys.stderr.isatty() else 160
-            self._console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=wide)
+            self._console = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=not sys.stderr.isatty(), width=wide)
         return self._console
 
     def say(self, text: str) -> None:

@@ -29,8 +29,7 @@ if [ "$1" = offline ]; then
   mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc 2>/dev/null || true
 fi
 if [ -n "$2" ]; then mount --bind "$2" /etc/resolv.conf; fi
-if [ -n "$3" ]; then mount --bind "$3" /tmp; fi
-shift 3
+shift 2
 exec "$@"
 """
 
@@ -41,13 +40,12 @@ def wrap(
     network: bool = False,
     init: Path | None = None,
     resolv_conf: Path | None = None,
-    temporary: Path | None = None,
 ) -> list[str]:
     """The command line that runs `command` in namespaces of its own.
 
     `network`: keep the machine's network; else there is nothing but a loopback of its own. `init`: a static init that
     reaps (docker-init of docker's archive), process 1 inside; else the command itself is. `resolv_conf` replaces
-    /etc/resolv.conf inside, `temporary` replaces /tmp. The whole sandbox is killed when the process that starts this
+    /etc/resolv.conf inside. The whole sandbox is killed when the process that starts this
     command line dies (`setpriv --pdeathsig`) or when unshare itself is killed (`--kill-child`).
     """
     outer = [find("setpriv") or "setpriv", "--pdeathsig", "KILL", find("unshare") or "unshare"]
@@ -55,7 +53,7 @@ def wrap(
     if not network:
         namespaces.append("--net")
     mode = "online" if network else "offline"
-    prelude = ["sh", "-c", _PRELUDE, "sandbox", mode, str(resolv_conf or ""), str(temporary or "")]
+    prelude = ["sh", "-c", _PRELUDE, "sandbox", mode, str(resolv_conf or "")]
     return [*outer, *namespaces, *prelude, *([str(init), "--"] if init else []), *command]
 
 

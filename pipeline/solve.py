@@ -66,7 +66,9 @@ class Solve:
             return []
         step.done = True
         step.seconds = _seconds(vertex.get("started"), vertex["completed"])
-        if step.name.startswith("[internal]") and not step.error:
+        # BuildKit asks for each file of a context by itself; only what takes time is worth a line.
+        small = step.name.startswith("[context") and step.seconds < 0.5
+        if (step.name.startswith("[internal]") or small) and not step.error:
             return []
         how = "failed" if step.error else "cached" if step.cached else f"{step.seconds:.1f} s"
         return [f"{how:>8}  {_short(step.name)}"]
@@ -90,13 +92,14 @@ class Solve:
     @property
     def _own(self) -> list[_Step]:
         """The steps of the Dockerfile, without those that BuildKit adds."""
-        return [step for step in self._steps.values() if step.done and re.match(r"\[(?!internal)", step.name)]
+        return [step for step in self._steps.values() if step.done and re.match(r"\[(?!internal|context)", step.name)]
 
     def failure(self) -> tuple[str, list[str]]:
         """The step that failed and its last output lines; the last unparsed lines when no step says so."""
         for step in self._steps.values():
             if step.error and "context canceled" not in step.error:
-                return step.name, [*step.tail, step.error]
+                # BuildKit repeats the whole command, here-documents too; how it ended is at the end.
+                return _short(step.name), [*step.tail, step.error[-200:] if len(step.error) > 400 else step.error]
         return "buildx itself", list(self._other)
 
 

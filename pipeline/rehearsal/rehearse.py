@@ -11,6 +11,7 @@ removes theirs with every mount, bridge and container, and the next rehearsal go
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import subprocess
@@ -81,9 +82,9 @@ def _outside(run: Run, folder: Path) -> int:
     shutil.rmtree(folder / "tmp", ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
     again = [sys.executable, "-m", "pipeline", *sys.argv[1:], "--phase"]
-    code = _child(sandbox.wrap([*again, "supplies"], network=True, temporary=folder / "tmp"))
+    code = _child(sandbox.wrap([*again, "supplies"], network=True), folder / "tmp")
     if code == 0:
-        code = _child(sandbox.wrap([*again, "release"], init=folder / "docker-init", temporary=folder / "tmp"))
+        code = _child(sandbox.wrap([*again, "release"], init=folder / "docker-init"), folder / "tmp")
     emulation.sweep(log)
     sandbox.sweep_cgroups(CGROUP)
     if code == 0:
@@ -91,9 +92,13 @@ def _outside(run: Run, folder: Path) -> int:
     return code
 
 
-def _child(command: list[str]) -> int:
-    """Run a phase; SIGINT and SIGTERM are passed on once, and its exit code is ours."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+def _child(command: list[str], temporary: Path) -> int:
+    """Run a phase; SIGINT and SIGTERM are passed on once, and its exit code is ours.
+
+    `temporary`: for the temporary files of mmdebstrap and others, so that the next run can remove what a kill left.
+    """
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         sandbox.signal_inside(process.pid, signal.Signals(number))

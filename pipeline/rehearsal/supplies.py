@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipeline import debian
 from pipeline.errors import UpstreamError
@@ -271,7 +272,9 @@ class _Work:
 
             def bring_one(item: tuple[tuple[str, str], Digest]) -> None:
                 (archive, path), digest = item
-                mirror.download(f"{self.where.uris[archive]}/{path}", self.site / origin.HOSTS[archive] / path, digest)
+                # A server decodes the path that it is asked for, so the file bears the plain name.
+                target = self.site / origin.HOSTS[archive] / unquote(path)
+                mirror.download(f"{self.where.uris[archive]}/{path}", target, digest)
 
             with ThreadPoolExecutor(max_workers=6) as pool:
                 for done, _ in enumerate(pool.map(bring_one, sorted(wanted.items())), start=1):
