@@ -51,7 +51,8 @@ class Credentials:
             raise RegistryError(
                 f"{path} cannot be read", found=type(error).__name__, next_step=_login(registry)
             ) from None
-        if helper := config.get("credHelpers", {}).get(registry) or config.get("credsStore"):
+        helpers = config.get("credHelpers", {})
+        if helper := helpers.get(key) or helpers.get(registry) or config.get("credsStore"):
             return cls._from_helper(helper, key, registry)
         entry = config.get("auths", {}).get(key, {})
         if entry.get("identitytoken"):

@@ -31,6 +31,12 @@ class Transfer(Protocol):
         """The whole is `count` bytes."""
 
 
+class Step:
+    """A running step; `mark` is what its last line begins with: ✗ for one that failed without an exception."""
+
+    mark = "✓"
+
+
 class Log:
     """The one place that prints. `stream` is for tests; None means standard error.
 
@@ -61,7 +67,9 @@ class Log:
             from rich.console import Console
 
             wide = None if sys.stderr.isatty() else 160
-            self._console = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=not sys.stderr.isatty(), width=wide)
+            self._console = Console(
+                stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=not sys.stderr.isatty(), width=wide
+            )
         return self._console
 
     def say(self, text: str) -> None:
@@ -81,7 +89,7 @@ class Log:
         self.say("+ " + shlex.join(arguments))
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: str) -> Iterator[Step]:
         """A named part of the work; its time is told at the end, also when it fails."""
         top = self._depth == 0
         if top and self._github:
@@ -89,13 +97,15 @@ class Log:
         self.say(f"▶ {name}")
         self._depth += 1
         started = time.monotonic()
-        ok = False
+        step = Step()
         try:
-            yield
-            ok = True
+            yield step
+        except BaseException:
+            step.mark = "✗"
+            raise
         finally:
             self._depth -= 1
-            self.say(f"{'✓' if ok else '✗'} {name} · {seconds(time.monotonic() - started)}")
+            self.say(f"{step.mark} {name} · {seconds(time.monotonic() - started)}")
             if top and self._github:
                 print("::endgroup::", file=sys.stderr, flush=True)
 

@@ -31,6 +31,9 @@ _LONGEST_PAUSE = 60.0  # seconds; more is not waited for, whatever Retry-After s
 _AT_ONCE = 3  # blobs
 _CHUNK = 1 << 20
 
+# After the last byte of a layer a registry may copy it to where it belongs before it answers.
+_UPLOAD = httpx.Timeout(30.0, read=300.0)  # seconds
+
 # `identity`: the digest is over the bytes as they are stored, not as a proxy may compress them.
 _AS_STORED = {"Accept-Encoding": "identity"}
 
@@ -67,8 +70,9 @@ class _Again(Exception):
 class Registry:
     """One repository. Plain HTTP on loopback, HTTPS everywhere else.
 
-    Every method raises RegistryError when the registry refuses, contradicts itself or stays unreachable: connection
-    errors, 429 and 5xx are tried again with growing pauses, everything else is final.
+    Every method raises RegistryError when the registry refuses, contradicts itself or stays unreachable: broken
+    connections, timeouts, 429 and 5xx are tried again with growing pauses; everything else is final, a connection that
+    cannot be made at all too (trying again within seconds changes nothing, and a user waits).
     """
 
     def __init__(
@@ -98,10 +102,11 @@ class Registry:
         raw = answer.content
         digest = Digest.of(raw)
         promised = answer.headers.get("Docker-Content-Digest", digest.text)
-        if digest.text not in {promised} or (reference.startswith("sha256:") and reference != digest.text):
+        expected = reference if reference.startswith("sha256:") else promised
+        if digest.text != promised or digest.text != expected:
             raise RegistryError(
                 "the registry sent another manifest than it says",
-                expected=reference if reference.startswith("sha256:") else promised,
+                expected=expected,
                 found=digest.text,
                 where=f"{self.name}:{reference}",
             )
@@ -270,7 +275,7 @@ class Registry:
             except _Again as again:
                 pause = next(pauses, None)
                 if pause is None:
-                    raise self._unreachable(str(again)) from None
+                    raise self._unreachable(f"{again}, {len(PAUSES) + 1} times") from None
                 self._sleep(pause if again.pause is None else min(again.pause, _LONGEST_PAUSE))
 
     def _send(
@@ -289,8 +294,9 @@ class Registry:
         url = path if isinstance(path, httpx.URL) else self._base.join(path)
         # A second round only after the registry has asked who we are.
         for renew in (False, True):
-            given = {**(headers or {}), **self._authorized(actions)}
-            request = self._client.build_request(method, url, headers=given, content=body() if body else None)
+            given = {**(headers or {}), **self._authorized(actions, url)}
+            options: dict[str, Any] = {"content": body(), "timeout": _UPLOAD} if body else {}
+            request = self._client.build_request(method, url, headers=given, **options)
             try:
                 # A layer's download is redirected to storage elsewhere; httpx drops Authorization on the way there.
                 answer = self._client.send(request, stream=stream, follow_redirects=method in ("GET", "HEAD"))
@@ -324,8 +330,9 @@ class Registry:
             where=f"{method} {url.copy_with(query=None)}",
         )
 
-    def _authorized(self, actions: str) -> dict[str, str]:
-        value = self._authorization.get(actions)
+    def _authorized(self, actions: str, url: httpx.URL) -> dict[str, str]:
+        # An upload may be sent to storage elsewhere, which is not to see our token.
+        value = self._authorization.get(actions) if url.netloc == self._base.netloc else None
         return {"Authorization": value} if value else {}
 
     def _authorize(self, refused: httpx.Response, actions: str) -> bool:
@@ -349,8 +356,16 @@ class Registry:
         """A token for our repository from the token server that the registry names; anonymous without credentials."""
         asked = {"service": challenge.service, "scope": f"repository:{self.name.repository}:{actions}"}
         headers = {"Authorization": self._credentials.basic} if self._credentials else {}
+        realm = httpx.URL(challenge.realm)
+        if realm.scheme != "https" and not self.name.is_loopback:
+            raise RegistryError(
+                f"{self.name.registry} wants credentials to be sent in the clear",
+                expected="a token server at https://…",
+                found=f"{realm.scheme}://{realm.host}",
+                next_step="ask who runs that registry; nothing was sent",
+            )
         try:
-            answer = self._client.get(challenge.realm, params=asked, headers=headers)
+            answer = self._client.get(realm.copy_merge_params(asked), headers=headers)
         except httpx.TransportError as error:
             raise _Again(f"its token server: {_reason(error)}") from None
         if answer.status_code == 429 or answer.status_code >= 500:
@@ -361,8 +376,11 @@ class Registry:
                 found=f"status {answer.status_code} of its token server",
                 next_step=f"docker login {self.name.registry}",
             )
-        document = answer.json()
-        return str(document.get("token") or document.get("access_token"))
+        try:
+            document = answer.json()
+            return str(document.get("token") or document["access_token"])
+        except (ValueError, KeyError, AttributeError):
+            raise RegistryError(f"the token server of {self.name.registry} gave no token", where=realm.host) from None
 
     def _unreachable(self, found: str) -> RegistryError:
         return RegistryError(

@@ -9,7 +9,6 @@ packages; the base image's root. A stand-in: k3s, which no package registry has.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import lzma
@@ -23,6 +22,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -81,11 +81,14 @@ def bring(
         if known.get("key") == key.text:
             log.say(f"supplies: nothing to download, all is there since {known['made']} (renew: --refresh)")
             versions = {str(name): str(version) for name, version in known["versions"].items()}
+            # The stand-in is of this checkout, whichever checkout brought the rest.
+            work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s)
+            versions["k3s"] = work.kubernetes()
             return Supplies(root=folder / "origin", bases=bases, versions=versions, downloaded=False)
     for stale in (folder / "origin", folder / "bases"):
         shutil.rmtree(stale, ignore_errors=True)
     record.unlink(missing_ok=True)
-    work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s, where=mirror.archives(intent.upstream))
+    work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s)
     with ThreadPoolExecutor(max_workers=4) as pool:
         # The base roots take longest and need nothing of the rest. They run beside it.
         rooting = [pool.submit(work.root, platform, bases[platform]) for platform in intent.platforms]
@@ -108,18 +111,20 @@ def _key(intent: Intent, lock: Lock, k3s: Mapping[Platform, Path]) -> Digest:
     """What the supplies depend on."""
     given = [f"{platform}={Digest.of_file(path)}" for platform, path in sorted(k3s.items())]
     parts = [_FORMAT, intent.packages, intent.platforms, intent.suites, lock.versions["kubectl"], given]
-    parts.append(hashlib.sha256(build_standin("v0.0.0+standin", Platform.AMD64.value)).hexdigest())
     return Digest.of(json.dumps(parts, default=dict).encode())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Work:
     intent: Intent
     lock: Lock
     folder: Path
     log: Log
     k3s: Mapping[Platform, Path]
-    where: mirror.Archives
+
+    @cached_property
+    def where(self) -> mirror.Archives:
+        return mirror.archives(self.intent.upstream)
 
     @property
     def site(self) -> Path:

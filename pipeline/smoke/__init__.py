@@ -46,12 +46,13 @@ def run(
     for platform in platforms:
         done: list[TierReport] = []
         for tier in tiers:
-            with log.step(f"{platform} {tier}"):
+            with log.step(f"{platform} {tier}") as step:
                 if tier != Tier.FILES and not name:
                     name = load.run(client, built, image, log)
                 done.append(_tier(tier, platform, image, lock, built, dist, client, name, log, handler, options))
                 if done[-1].state == State.NOT_RUN:
                     log.say(f"not run: {done[-1].reason}")
+                step.mark = {State.PASSED: "✓", State.FAILED: "✗", State.NOT_RUN: "-"}[done[-1].state]
         one = SmokeReport(
             platform=platform, index=image.digest, digest=image.platforms[platform].digest, tiers=tuple(done)
         )

@@ -7,6 +7,7 @@ deadline and asks; nothing needs a network.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import uuid
@@ -196,7 +197,7 @@ def _inner_run(machine: _Machine, _lock: Lock, recorder: Recorder) -> None:
         assert word == machine.name, f"expected {machine.name!r}, the container said {word!r}"
         serve = ["/usr/bin/socat", "TCP-LISTEN:80,fork,reuseaddr", "EXEC:/bin/cat /word"]
         machine.do("docker", "run", "--detach", "--name", "server", "--publish", "127.0.0.1:8090:80", _PROBE, *serve)
-        told("a published port, ")
+        told("a published port")
 
         def published() -> str | None:
             return machine.do("socat", "-", "TCP:127.0.0.1:8090").strip() or None
@@ -210,7 +211,7 @@ def _inner_run(machine: _Machine, _lock: Lock, recorder: Recorder) -> None:
         said = machine.do("docker", "run", "--rm", _PROBE, *ask).strip()
         assert said == machine.name, f"over the bridge another container said {said!r}"
         machine.do("docker", "rm", "--force", "server")
-        told("and container to container over the bridge")
+        told("container to container over the bridge")
 
 
 def _node(machine: _Machine, lock: Lock, recorder: Recorder) -> None:
@@ -235,7 +236,8 @@ def _pod(machine: _Machine, _lock: Lock, recorder: Recorder) -> None:
         machine.do("kubectl", "wait", "--for=condition=Ready", "pod/probe", "--timeout=90s", limit=100)
         said = machine.do("kubectl", "logs", "probe").strip()
         assert said == machine.name, f"kubectl logs says {said!r}"
-        machine.do("kubectl", "create", "configmap", "kept", f"--from-literal=word={machine.name}")
+        kept = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept"}, "data": {"word": machine.name}}
+        machine.do("sh", "-c", 'echo "$1" | kubectl apply --filename=-', "apply", json.dumps(kept))
         machine.do("docker", "volume", "create", "kept")
         machine.do("docker", "run", "--rm", "--volume", "kept:/kept", _PROBE, "/bin/sh", "-c", "cat /word > /kept/word")
         told("no load or import step; kubectl logs has its word")

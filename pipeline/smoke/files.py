@@ -197,8 +197,8 @@ def _beside(content: Content) -> Iterator[str]:
         data = content.data.get(path)
         _need(data is not None, f"/{path} is missing")
         build = elf.go_build(data or b"")
-        version = f"{build.version}, {build.go}" if build and build.version != "(devel)" else build.go if build else "?"
-        yield f"{posixpath.basename(path)} ({version})"
+        said = [build.version.replace("(devel)", ""), build.go] if build else ["no build information"]
+        yield f"{posixpath.basename(path)} ({', '.join(filter(None, said))})"
 
 
 def _manifest(platform: Platform, lock: Lock, content: Content) -> str:
