@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache import link
 from pipeline.errors import DigestMismatch, UpstreamError
 from pipeline.lock import Base
 from pipeline.log import Log, Transfers, size
@@ -82,13 +82,10 @@ def write_layout(index: Digest, platforms: Sequence[Platform], cache: Path, layo
     for digest in _manifests(index, platforms, lambda digest: _load(folder, digest)):
         needed.append(digest)
         needed += [Digest(part["digest"]) for part in _parts(_load(folder, digest))]
-    for digest in needed:
+    for digest in dict.fromkeys(needed):
         source = folder / digest.hex
         _check(source, digest)
-        try:
-            os.link(source, blobs / digest.hex)
-        except OSError:
-            shutil.copyfile(source, blobs / digest.hex)
+        link(source, blobs / digest.hex)
     descriptor = {"mediaType": INDEX, "digest": index.text, "size": (folder / index.hex).stat().st_size}
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]}))

@@ -142,7 +142,7 @@ def _stage_files(artifacts: tuple[Artifact, ...], cache: Path, folder: Path) -> 
     for artifact in artifacts:
         source = cached.require(cache, artifact.digest)
         name = _IN_CONTEXT.get(artifact.component) or f"packages/{PurePosixPath(artifact.path).name}"
-        link(source, folder / name)
+        cached.link(source, folder / name)
         if artifact.component in _IN_CONTEXT:
             manifest.append(
                 {
@@ -154,14 +154,6 @@ def _stage_files(artifacts: tuple[Artifact, ...], cache: Path, folder: Path) -> 
                 }
             )
     write_json(folder / "manifest.json", manifest)
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name; a copy where the file systems differ."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _inputs(root: Path, bake_text: str) -> Digest:

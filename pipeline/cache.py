@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from pipeline.errors import UpstreamError
@@ -27,3 +28,11 @@ def require(cache: Path, digest: Digest) -> Path:
     if not path.exists():
         raise UpstreamError(f"{digest} is not in the cache", where=str(path), next_step="nox -s fetch")
     return path
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file systems differ."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

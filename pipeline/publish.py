@@ -3,30 +3,32 @@
 Tags of an image that bundles versions:
 
     k3s-v1.37.1-k3s1-docker-29.7.2-r1   never moves; rN counts what changed besides k3s and docker
-    v1.37-docker29, v1.37, latest       move to each new release
+    v1.37-docker29, v1.37, latest       move to each new release, never back to an older one
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline import layout
-from pipeline.compat import number
-from pipeline.errors import RegistryError
-from pipeline.lock import Lock
+from pipeline.bake import KEY, REHEARSAL
+from pipeline.compat import Version, number
+from pipeline.errors import LockStale, RegistryError
+from pipeline.lock import Lock, render
 from pipeline.log import Log, size
 from pipeline.oci import INDEX, Digest, ImageName
-from pipeline.registry import Registry
+from pipeline.registry import Manifest, Registry
 from pipeline.release import LAYOUT, Image, Release, SmokeReport, require_smoked
 from pipeline.versions import Intent
 
 
 def fixed_prefix(lock: Lock) -> str:
-    """The tag that never moves, without its number; `+` is not allowed in a tag and becomes `-`."""
-    return f"k3s-{lock.versions['k3s'].replace('+', '-')}-docker-{lock.versions['docker']}-r"
+    """The tag that never moves, without its number; what a tag may not hold (`+`) becomes `-`."""
+    return re.sub(r"[^\w.-]", "-", f"k3s-{lock.versions['k3s']}-docker-{lock.versions['docker']}-r", flags=re.ASCII)
 
 
 def moving(lock: Lock) -> tuple[str, ...]:
@@ -49,60 +51,123 @@ def run(
 ) -> Release:
     """Publish under every name of the intent and record it in dist/release.json as it goes.
 
-    Raises SmokeFailed for a digest that was not smoked, RegistryError, DigestMismatch when the built bytes changed.
+    `dry_run` reads the registries, writes nothing and tells the plan. Raises SmokeFailed for a digest that was not
+    smoked, LockStale for one that was built from another lock, DigestMismatch when the built bytes changed,
+    RegistryError.
     """
     require_smoked(image, reports)
+    if image.lock != Digest.of(render(lock).encode()):
+        raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
+    built = layout.read(dist / LAYOUT, image.digest)
+    index = built.index.path.read_bytes()
+    rehearsed = image.rehearsed or REHEARSAL in json.loads(index).get("annotations", {})
     for name in intent.names:
-        if image.rehearsed and not name.is_loopback:
+        if rehearsed and not name.is_loopback:
             raise RegistryError(
-                "a rehearsed image is made of stand-ins and leaves this machine nowhere",
+                "a rehearsed image is made of stand-ins and never leaves this machine",
                 expected="a registry on 127.0.0.1 or localhost",
                 found=str(name),
                 next_step="build the real one: nox -s build, smoke, publish",
             )
-    built = layout.read(dist / LAYOUT, image.digest)
     built.verify()
     release = Release.read(dist, image.digest)
-    for name in intent.names:
-        registry = registry_for(name)
-        tags = _tags(lock, image.digest, registry)
+    registries = [registry_for(name) for name in intent.names]
+    fixed = _fixed_tag(fixed_prefix(lock), image.digest, registries)
+    for registry in registries:
         if dry_run:
-            log.say(f"would push {image.digest} to {name} and tag it {', '.join(tags)}")
+            _tell(registry, image.digest, fixed, lock, log)
             continue
         pushed = registry.push_layout(dist / LAYOUT, image.digest, log)
-        if pushed.sent:
-            kept = f", {size(pushed.bytes_skipped)} were there" if pushed.skipped else ""
-            log.say(f"{name}@{image.digest}: {size(pushed.bytes_sent)} pushed{kept}")
-        else:
-            log.say(f"{name}@{image.digest}: nothing to push, all of it is there")
-        release = replace(release, pushed=_with(release.pushed, str(name)))
+        kept = f", {size(pushed.bytes_skipped)} were there" if pushed.skipped else ""
+        what = f"{size(pushed.bytes_sent)} pushed{kept}" if pushed.sent else "nothing to push, all of it is there"
+        log.say(f"{registry.name}@{image.digest}: {what}")
+        release = replace(release, pushed=_with(release.pushed, str(registry.name)))
         release.write(dist)
-        for tag in tags:
-            before = registry.manifest(tag)
-            if before is not None and before.digest == image.digest:
-                log.say(f"{name}:{tag}: nothing to do")
-            else:
-                registry.tag(tag, built.index.path.read_bytes(), INDEX)
-                log.say(f"{name}:{tag}" + (f" (was {before.digest.short}…)" if before else ""))
-            release = replace(release, tagged=_with(release.tagged, f"{name}:{tag}"))
-            release.write(dist)
+        for tag in (fixed, *moving(lock)):
+            if _tag(registry, tag, index, lock, log, may_move=tag != fixed):
+                release = replace(release, tagged=_with(release.tagged, f"{registry.name}:{tag}"))
+                release.write(dist)
     return release
 
 
-def _tags(lock: Lock, digest: Digest, registry: Registry) -> tuple[str, ...]:
-    """The tags for this digest in one repository; the number that it has there, else the next free one.
+def _tag(registry: Registry, tag: str, index: bytes, lock: Lock, log: Log, *, may_move: bool) -> bool:
+    """Point a tag at the index; False when it stays at a newer release."""
+    reference, digest = f"{registry.name}:{tag}", Digest.of(index)
+    before = registry.manifest(tag)
+    if before is not None and before.digest == digest:
+        log.say(f"{reference}: nothing to do")
+        return True
+    if before is not None and not may_move:
+        raise _clash(reference, digest, before.digest)
+    if before is not None and (newer := _newer(before, lock.versions)):
+        log.say(f"{reference} stays: it is {newer}")
+        return False
+    registry.tag(tag, index, INDEX)
+    log.say(reference + (f" (was {before.digest.short}…)" if before else ""))
+    return True
 
-    A tag that never moves is never given to a second digest.
+
+def _tell(registry: Registry, digest: Digest, fixed: str, lock: Lock, log: Log) -> None:
+    """What would happen in one repository."""
+    there = registry.manifest(digest.text) is not None
+    log.say(f"{registry.name}: " + (f"{digest} is there" if there else f"would push {digest}"))
+    for tag in (fixed, *moving(lock)):
+        before = registry.manifest(tag)
+        if before is not None and before.digest == digest:
+            log.say(f"{registry.name}:{tag}: nothing to do")
+        elif before is not None and (newer := _newer(before, lock.versions)):
+            log.say(f"{registry.name}:{tag} would stay: it is {newer}")
+        else:
+            log.say(f"{registry.name}:{tag}: would be " + (f"moved from {before.digest.short}…" if before else "made"))
+
+
+def _fixed_tag(prefix: str, digest: Digest, registries: Sequence[Registry]) -> str:
+    """The tag that never moves: the number that this digest has already, else the next one free in every repository.
+
+    So one image has one name everywhere. Raises RegistryError when a repository has another image under that name.
     """
-    prefix = fixed_prefix(lock)
-    taken = {
-        int(found[1]): tag for tag in registry.tags() if (found := re.fullmatch(re.escape(prefix) + r"(\d+)", tag))
-    }
-    for count, tag in sorted(taken.items(), reverse=True):
-        known = registry.manifest(tag)
-        if known is not None and known.digest == digest:
-            return (f"{prefix}{count}", *moving(lock))
-    return (f"{prefix}{max(taken, default=0) + 1}", *moving(lock))
+    taken: dict[int, list[tuple[Registry, Digest]]] = {}
+    for registry in registries:
+        for tag in registry.tags():
+            if found := re.fullmatch(re.escape(prefix) + r"([1-9]\d*)", tag):
+                known = registry.manifest(tag)
+                if known is not None:
+                    taken.setdefault(int(found[1]), []).append((registry, known.digest))
+    ours = [count for count, holders in taken.items() if any(held == digest for _, held in holders)]
+    count = max(ours, default=max(taken, default=0) + 1)
+    for registry, held in taken.get(count, ()):
+        if held != digest:
+            raise _clash(f"{registry.name}:{prefix}{count}", digest, held)
+    return f"{prefix}{count}"
+
+
+def _clash(reference: str, digest: Digest, held: Digest) -> RegistryError:
+    return RegistryError(
+        "a tag that never moves is another image's already",
+        expected=f"no such tag, or {digest}",
+        found=held.text,
+        where=reference,
+        next_step="find out who tagged it; nothing is overwritten (docs/publish.md, «A tag is taken»)",
+    )
+
+
+def _newer(there: Manifest, versions: Mapping[str, str]) -> str:
+    """What the image there is made of, when that is newer than these versions; else nothing."""
+    try:
+        said = json.loads(there.raw).get("annotations") or {}
+        found = {component: said[f"{KEY}.{component}"] for component in ("k3s", "docker")}
+        if _age(found) > _age(versions):
+            return f"newer, k3s {found['k3s']} with docker {found['docker']}"
+    except (ValueError, KeyError):
+        # Not one of our images, or too old to say: the tag is ours to move.
+        pass
+    return ""
+
+
+def _age(versions: Mapping[str, str]) -> tuple[Version, int, Version]:
+    """Orders releases: k3s, its revision (`+k3s2`), docker."""
+    revision = re.search(r"\+k3s(\d+)", versions["k3s"])
+    return number(versions["k3s"]), int(revision[1]) if revision else 0, number(versions["docker"])
 
 
 def _with(done: tuple[str, ...], entry: str) -> tuple[str, ...]:

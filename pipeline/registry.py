@@ -383,12 +383,12 @@ class Registry:
             raise RegistryError(f"the token server of {self.name.registry} gave no token", where=realm.host) from None
 
     def _unreachable(self, found: str) -> RegistryError:
+        next_step = "check the network and the registry's status page, then run the same command again: "
+        next_step += "what was pushed is not pushed again"
+        if "status 429" in found and self._credentials is None:
+            next_step = f"docker login {self.name.registry}: who is not logged in may ask less often"
         return RegistryError(
-            f"{self.name.registry} cannot be reached",
-            found=found,
-            where=str(self._base),
-            next_step="check the network and the registry's status page, then run the same command again: "
-            "what was pushed is not pushed again",
+            f"{self.name.registry} is not available", found=found, where=str(self._base), next_step=next_step
         )
 
 

@@ -10,11 +10,10 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -26,137 +25,193 @@ from pipeline.oci import INDEX, MANIFEST, REFERENCE_TYPE, ImageName
 from pipeline.release import Image, Release
 from pipeline.transport import shown
 
+_PAUSES = (1.0, 3.0)  # seconds before the second and third try: a registry may take a moment to show what it was given
+_PROVENANCE = "https://slsa.dev/provenance/"
 
-def run(image: Image, lock: Lock, dist: Path, references: Sequence[str], client: httpx.Client, log: Log) -> None:
+_T = TypeVar("_T")
+
+
+def run(
+    image: Image,
+    lock: Lock,
+    dist: Path,
+    references: Sequence[str],
+    client: httpx.Client,
+    log: Log,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Read back every reference (`registry/repository:tag`; none: all that were tagged) and record it.
 
-    Raises VerificationFailed with expected, found and where; IntentError when there is nothing to verify.
+    Every blob is downloaded and hashed, once for each repository. Raises VerificationFailed with expected, found and
+    where; IntentError when there is nothing to verify.
     """
     release = Release.read(dist, image.digest)
-    wanted = tuple(references) or release.tagged
-    if not wanted:
+    repositories: dict[ImageName, list[str]] = {}
+    for text in references or release.tagged:
+        try:
+            name, tag, digest = ImageName.parse(text)
+        except ValueError as error:
+            raise IntentError(str(error), expected="registry/repository:tag") from None
+        reference = digest.text if digest else tag or "latest"
+        repositories.setdefault(name, []).append(reference)
+    if not repositories:
         raise IntentError("nothing was published yet", next_step="nox -s publish")
-    for name in {str(ImageName.parse(text)[0]) for text in wanted}:
-        reader = _Reader(ImageName.parse(name)[0], client)
-        of_one = [text for text in wanted if str(ImageName.parse(text)[0]) == name]
+    for name, wanted in repositories.items():
+        reader = _Reader(name, client, sleep)
         started = time.monotonic()
-        for reference in of_one:
-            tag = ImageName.parse(reference)[1] or "latest"
-            index = reader.fetch(f"manifests/{tag}", INDEX)
-            _same(f"{reference}: digest", image.digest.text, _sha256(index))
-            log.say(f"{reference} is {image.digest}")
+        index = b""
+        for reference in wanted:
+            index = reader.manifest(reference, INDEX)
+            full = f"{name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
+            _same(f"the digest of {full}", image.digest.text, _sha256(index))
+            log.say(f"{full} is {image.digest}")
+            release = replace(release, verified=_without(release.verified, full))
         count = _index(reader, json.loads(index), image, lock, log)
         log.say(f"{name}: {size(count)} read back without credentials in {seconds(time.monotonic() - started)}")
-        release = replace(release, verified=tuple(dict.fromkeys([*release.verified, *of_one])))
+        read = [f"{name}:{reference}" for reference in wanted if not reference.startswith("sha256:")]
+        release = replace(release, verified=(*release.verified, *read))
         release.write(dist)
 
 
 def _index(reader: _Reader, index: Mapping[str, Any], image: Image, lock: Lock, log: Log) -> int:
     """Everything below an index; returns the bytes read."""
-    _same("media type of the index", INDEX, index.get("mediaType"))
-    _said("the index", image.annotations, index.get("annotations", {}))
+    _same("the media type that the index gives itself", INDEX, index.get("mediaType"))
+    said = index.get("annotations") or {}
+    _said("the index", image.annotations, said)
     for component, version in lock.versions.items():
-        _same(f"{component}'s version on the index", version, index["annotations"].get(f"{KEY}.{component}"))
-    entries = [entry for entry in index["manifests"] if REFERENCE_TYPE not in entry.get("annotations", {})]
-    attested = {
-        entry["annotations"].get("vnd.docker.reference.digest")
-        for entry in index["manifests"]
-        if entry.get("annotations", {}).get(REFERENCE_TYPE) == "attestation-manifest"
-    }
-    found = {f"{entry['platform']['os']}/{entry['platform']['architecture']}": entry for entry in entries}
-    _same("platforms", sorted(lock.platforms), sorted(found))
-    count = 0
+        _same(f"{component}'s version on the index", version, said.get(f"{KEY}.{component}"))
+    attestations = [entry for entry in index["manifests"] if REFERENCE_TYPE in (entry.get("annotations") or {})]
+    images = {_platform(entry): entry for entry in index["manifests"] if entry not in attestations}
+    _same("the list of platforms", _listed(lock.platforms), _listed(images))
+    _same("the list of platforms", _listed(image.platforms), _listed(images))
+    hashed: dict[str, int] = {}
     for platform, built in image.platforms.items():
-        entry = found[platform]
-        _same(f"{platform}: digest", built.digest.text, entry["digest"])
-        if entry["digest"] not in attested:
-            raise VerificationFailed(f"{platform}: its provenance attestation is not in the index")
-    for entry in index["manifests"]:
-        raw = reader.fetch(f"manifests/{entry['digest']}", MANIFEST)
-        _same(f"{entry['digest']}: bytes", entry["digest"], _sha256(raw))
-        _same(f"{entry['digest']}: size", entry["size"], len(raw))
-        manifest = json.loads(raw)
-        platform_entry = entry in entries
-        if platform_entry:
-            _said(f"manifest {entry['digest']}", image.annotations, manifest.get("annotations", {}))
-            config = json.loads(reader.fetch(f"blobs/{manifest['config']['digest']}", "*/*"))
-            _same("architecture of the config", entry["platform"]["architecture"], config["architecture"])
-            _said("labels of the config", image.annotations, config["config"].get("Labels", {}))
-        for part in (manifest["config"], *manifest["layers"]):
-            length, digest = reader.hash(f"blobs/{part['digest']}")
-            _same(f"{part['digest']}: bytes", part["digest"], digest)
-            _same(f"{part['digest']}: size", part["size"], length)
-            count += length
-        kind = f"{entry['platform']['os']}/{entry['platform']['architecture']}" if platform_entry else "attestation"
-        log.say(f"{kind} {entry['digest']}: {len(manifest['layers'])} layers, every byte hashed")
-    return count
+        entry = images[platform.value]
+        _same(f"the manifest of {platform}", built.digest.text, entry["digest"])
+        manifest = reader.described(entry)
+        _said(f"the manifest of {platform}", image.annotations, manifest.get("annotations") or {})
+        config = json.loads(reader.blob(manifest["config"]["digest"]))
+        _same(f"the platform in the config of {platform}", platform.value, _platform(config))
+        _said(f"the config of {platform}", image.annotations, config["config"].get("Labels") or {})
+        _hash(reader, manifest, hashed)
+        log.say(f"{platform} {entry['digest']}: {len(manifest['layers'])} layers, every byte hashed")
+    for platform, built in image.platforms.items():
+        kinds: list[str] = []
+        for entry in attestations:
+            if entry["annotations"].get("vnd.docker.reference.digest") == built.digest.text:
+                manifest = reader.described(entry)
+                _hash(reader, manifest, hashed)
+                layers = [layer.get("annotations") or {} for layer in manifest["layers"]]
+                kinds += [layer.get("in-toto.io/predicate-type", "") for layer in layers]
+        if not any(kind.startswith(_PROVENANCE) for kind in kinds):
+            raise VerificationFailed(
+                f"{platform} has no provenance attestation in the index",
+                expected=f"one of type {_PROVENANCE}… for {built.digest}",
+                found=", ".join(kinds) or "none",
+                next_step="nox -s build",
+            )
+        log.say(f"{platform} attestations: {', '.join(kinds)}")
+    return sum(hashed.values())
+
+
+def _hash(reader: _Reader, manifest: Mapping[str, Any], hashed: dict[str, int]) -> None:
+    """Download and hash a manifest's blobs that were not hashed yet; `hashed`: digest → bytes."""
+    for part in (manifest["config"], *manifest["layers"]):
+        if part["digest"] in hashed:
+            continue
+        length, digest = reader.hash(part["digest"])
+        _same(f"the blob {part['digest']}", part["digest"], digest)
+        _same(f"the size of {part['digest']}", part["size"], length)
+        hashed[part["digest"]] = length
 
 
 class _Reader:
     """Anonymous reading of one repository."""
 
-    def __init__(self, name: ImageName, client: httpx.Client) -> None:
+    def __init__(self, name: ImageName, client: httpx.Client, sleep: Callable[[float], None]) -> None:
         host = "registry-1.docker.io" if name.registry == "docker.io" else name.registry
         self._name = name
         self._base = f"{'http' if name.is_loopback else 'https'}://{host}/v2/{name.repository}"
         self._client = client
+        self._sleep = sleep
         self._token = ""
 
-    def fetch(self, path: str, accept: str) -> bytes:
-        """The raw bytes of a manifest or a small blob."""
-        with self._open(path, accept) as answer:
+    def manifest(self, reference: str, media_type: str) -> bytes:
+        """The raw bytes behind a tag or digest; they must be served as that media type."""
+
+        def take(answer: httpx.Response) -> bytes:
+            served = answer.headers.get("Content-Type", "").partition(";")[0]
+            _same(f"the media type of {self._name}, {reference},", media_type, served)
             return answer.read()
 
-    def hash(self, path: str) -> tuple[int, str]:
+        return self._get(f"manifests/{reference}", media_type, take)
+
+    def described(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest of an index's entry, held against digest, size and type that the entry says."""
+        raw = self.manifest(entry["digest"], MANIFEST)
+        _same(f"the manifest {entry['digest']}", entry["digest"], _sha256(raw))
+        _same(f"the size of {entry['digest']}", entry["size"], len(raw))
+        _same(f"the media type that the index gives {entry['digest']}", MANIFEST, entry["mediaType"])
+        manifest: dict[str, Any] = json.loads(raw)
+        return manifest
+
+    def blob(self, digest: str) -> bytes:
+        """A small blob, whole."""
+        raw = self._get(f"blobs/{digest}", "*/*", httpx.Response.read)
+        _same(f"the blob {digest}", digest, _sha256(raw))
+        return raw
+
+    def hash(self, digest: str) -> tuple[int, str]:
         """Length and digest of a blob, streamed."""
-        state, count = hashlib.sha256(), 0
-        with self._open(path, "*/*") as answer:
+
+        def take(answer: httpx.Response) -> tuple[int, str]:
+            state, count = hashlib.sha256(), 0
             for chunk in answer.iter_raw():
                 state.update(chunk)
                 count += len(chunk)
-        return count, f"sha256:{state.hexdigest()}"
+            return count, f"sha256:{state.hexdigest()}"
 
-    @contextmanager
-    def _open(self, path: str, accept: str) -> Iterator[httpx.Response]:
+        return self._get(f"blobs/{digest}", "*/*", take)
+
+    def _get(self, path: str, accept: str, take: Callable[[httpx.Response], _T]) -> _T:
+        """`take` of the answer; tried again when the registry is busy or the connection breaks, also in the middle."""
         url = f"{self._base}/{path}"
-        for _ in range(2):
+        pauses = iter(_PAUSES)
+        asked = False
+        while True:
             headers = {"Accept": accept, "Accept-Encoding": "identity"}
             if self._token:
                 headers["Authorization"] = f"Bearer {self._token}"
             try:
-                answer = self._client.send(self._client.build_request("GET", url, headers=headers), stream=True)
+                with self._client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
+                    if answer.status_code == 200:
+                        return take(answer)
+                    challenge = answer.headers.get("WWW-Authenticate", "")
+                    found, again = f"status {answer.status_code}", answer.status_code in (404, 429, 500, 502, 503, 504)
+                if answer.status_code == 401 and not asked and self._ask_token(challenge):
+                    asked = True
+                    continue
             except httpx.HTTPError as error:
+                found, again = str(error) or type(error).__name__, not isinstance(error, httpx.ConnectError)
+            pause = next(pauses, None)
+            if not again or pause is None:
                 raise VerificationFailed(
-                    f"{self._name.registry} cannot be read", found=str(error) or type(error).__name__, where=shown(url)
-                ) from None
-            if answer.status_code == 200:
-                try:
-                    yield answer
-                finally:
-                    answer.close()
-                return
-            challenge = answer.headers.get("WWW-Authenticate", "")
-            answer.close()
-            if answer.status_code != 401 or not self._ask_token(challenge):
-                break
-        raise VerificationFailed(
-            f"{self._name} does not give {path.split('/')[0]} to a reader without credentials",
-            expected="status 200",
-            found=f"status {answer.status_code}",
-            where=shown(url),
-            next_step="is it published, and is the repository public?",
-        )
+                    f"{self._name} does not give {path.partition('/')[0]} to a reader without credentials",
+                    expected="status 200",
+                    found=found,
+                    where=shown(url),
+                    next_step="is it published, and is the repository public? Then once more: nox -s verify",
+                )
+            self._sleep(pause)
 
     def _ask_token(self, challenge: str) -> bool:
         """Ask the token server of the challenge for what anyone may do; False without such a server."""
         words = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
         if not challenge.lower().startswith("bearer") or "realm" not in words:
             return False
-        scope = f"repository:{self._name.repository}:pull"
-        try:
-            answer = self._client.get(words["realm"], params={"service": words.get("service", ""), "scope": scope})
-        except httpx.HTTPError:
-            return False
+        scope = {"service": words.get("service", ""), "scope": f"repository:{self._name.repository}:pull"}
+        answer = self._client.get(httpx.URL(words["realm"]).copy_merge_params(scope))
         if answer.status_code != 200:
             return False
         said = answer.json()
@@ -164,8 +219,22 @@ class _Reader:
         return bool(self._token)
 
 
+def _platform(entry: Mapping[str, Any]) -> str:
+    """`os/architecture` of an index's entry or of a config."""
+    at = entry.get("platform", entry)
+    return f"{at.get('os')}/{at.get('architecture')}"
+
+
+def _listed(platforms: Iterable[str]) -> str:
+    return ", ".join(sorted(str(platform) for platform in platforms))
+
+
 def _sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _without(references: tuple[str, ...], one: str) -> tuple[str, ...]:
+    return tuple(reference for reference in references if reference != one)
 
 
 def _same(what: str, expected: object, found: object) -> None:

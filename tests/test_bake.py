@@ -13,9 +13,7 @@ GOLDEN = Path(__file__).parent / "data" / "golden" / "docker-bake.json"
 
 
 def render(*, rehearsed: bool = False) -> str:
-    said = bake.describe(
-        INTENT, LOCK, lock_digest=digest("lock"), created="2026-11-22T00:00:00Z", rehearsed=rehearsed
-    )
+    said = bake.describe(INTENT, LOCK, lock_digest=digest("lock"), created="2026-11-22T00:00:00Z", rehearsed=rehearsed)
     return bake.render(
         platforms=INTENT.platforms,
         said=said,

@@ -193,7 +193,8 @@ def plan_k3s(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[in
     settings: dict[str, object] = {
         "docker": True,
         "data-dir": "/app/k3s",
-        "node-name": env.get("K3S_NODE_NAME") or "local-node",  # a host name would leave a dead node at each re-creation
+        "node-name": env.get("K3S_NODE_NAME")
+        or "local-node",  # a host name would leave a dead node at each re-creation
         "write-kubeconfig": env.get("K3S_KUBECONFIG_OUTPUT") or "/app/k3s/k3s.yaml",
         "write-kubeconfig-mode": env.get("K3S_KUBECONFIG_MODE") or "0600",
         "tls-san": ["localhost", "host.docker.internal", "docker", "k3s", "kubernetes"],
@@ -220,7 +221,9 @@ def plan_k3s(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[in
     # An empty file would be an error for kubelet, so none is left from another version either.
     plan.files["/app/k3s/agent/etc/kubelet.conf.d/10-dind-k3s.conf"] = json.dumps(drop_in) + "\n" if drop_in else ""
     text = "".join(f"{key}:{yaml(value)}\n" for key, value in settings.items())
-    plan.files[f"{RUN}/k3s/config.yaml"] = "# Generated at each start; yours is /app/k3s/config.yaml, and it wins.\n" + text
+    plan.files[f"{RUN}/k3s/config.yaml"] = (
+        "# Generated at each start; yours is /app/k3s/config.yaml, and it wins.\n" + text
+    )
     plan.files[f"{RUN}/k3s.args"] = "".join(f"{arg}\0" for arg in args)
     if args:
         plan.told.append(f"k3s server {shlex.join(args)}")

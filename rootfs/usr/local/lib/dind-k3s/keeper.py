@@ -122,7 +122,9 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             return
         name = event.process.config.name
         self.outcome.status = GAVE_UP
-        self.outcome.farewell = f"{name} could not be kept alive, so this container ends; its log is /app/logs/{name}.log"
+        self.outcome.farewell = (
+            f"{name} could not be kept alive, so this container ends; its log is /app/logs/{name}.log"
+        )
         say("error", self.outcome.farewell)
         for line in self.last_words[name]:
             say("error", f"  {line.decode(errors='replace')}")
