@@ -240,7 +240,7 @@ class Registry:
             # A server that does not know Range begins again; what we have is skipped.
             skip = received if answer.status_code == 200 else 0
             try:
-                for chunk in answer.iter_raw(_CHUNK):
+                for chunk in answer.iter_raw():
                     fresh, skip = chunk[skip:], max(0, skip - len(chunk))
                     if fresh:
                         state.update(fresh)
@@ -302,7 +302,7 @@ class Registry:
                 answer = self._client.send(request, stream=stream, follow_redirects=method in ("GET", "HEAD"))
             except httpx.ConnectError as error:
                 raise self._unreachable(_reason(error)) from None
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 raise _Again(_reason(error)) from None
             if answer.status_code in expect:
                 return answer
@@ -366,8 +366,10 @@ class Registry:
             )
         try:
             answer = self._client.get(realm.copy_merge_params(asked), headers=headers)
-        except httpx.TransportError as error:
-            raise _Again(f"its token server: {_reason(error)}") from None
+        except httpx.ConnectError as error:
+            raise self._unreachable(f"its token server {realm.host}: {_reason(error)}") from None
+        except httpx.RequestError as error:
+            raise _Again(f"its token server {realm.host}: {_reason(error)}") from None
         if answer.status_code == 429 or answer.status_code >= 500:
             raise _Again(f"its token server: status {answer.status_code}")
         if answer.status_code != 200:

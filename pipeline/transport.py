@@ -27,7 +27,6 @@ Sleep = Callable[[float], None]
 _PAUSES = (0.5, 1.5, 4.0)  # seconds before the second, third and fourth try
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is taken as unavailable
-_CHUNK = 1 << 18
 
 NEXT_STEP = "set a mirror for that origin in versions.yaml (docs/versions.md), or rehearse without it: nox -s rehearse"
 
@@ -230,7 +229,7 @@ def _from_one(
                 if size is None and length and response.status_code == 200:
                     transfer.total(int(length))
                 with partial.open("ab" if done else "wb") as stream:
-                    for chunk in response.iter_raw(_CHUNK):
+                    for chunk in response.iter_raw():
                         stream.write(chunk)
                         state.update(chunk)
                         done += len(chunk)

@@ -60,16 +60,18 @@ def run(
     for name, wanted in repositories.items():
         reader = _Reader(name, client, sleep)
         started = time.monotonic()
+        read = [f"{name}:{reference}" for reference in wanted if not reference.startswith("sha256:")]
+        # What is about to be read counts as verified again only when it was read to its end.
+        release = replace(release, verified=tuple(one for one in release.verified if one not in read))
+        release.write(dist)
         index = b""
         for reference in wanted:
             index = reader.manifest(reference, INDEX)
             full = f"{name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
             _same(f"the digest of {full}", image.digest.text, _sha256(index))
             log.say(f"{full} is {image.digest}")
-            release = replace(release, verified=_without(release.verified, full))
         count = _index(reader, json.loads(index), image, lock, log)
         log.say(f"{name}: {size(count)} read back without credentials in {seconds(time.monotonic() - started)}")
-        read = [f"{name}:{reference}" for reference in wanted if not reference.startswith("sha256:")]
         release = replace(release, verified=(*release.verified, *read))
         release.write(dist)
 
@@ -231,10 +233,6 @@ def _listed(platforms: Iterable[str]) -> str:
 
 def _sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _without(references: tuple[str, ...], one: str) -> tuple[str, ...]:
-    return tuple(reference for reference in references if reference != one)
 
 
 def _same(what: str, expected: object, found: object) -> None:

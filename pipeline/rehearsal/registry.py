@@ -11,6 +11,7 @@ import gzip
 import http.server
 import json
 import secrets
+import socket
 import subprocess
 import threading
 import time
@@ -37,6 +38,7 @@ from pipeline.release import write_json, write_text
 _ISSUER = "dind-k3s rehearsal"
 _SERVICE = "rehearsal"
 _START = 20.0  # seconds until the registry must answer; it takes well under one
+_STOP = 5.0  # seconds for the registry to end by itself
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
@@ -59,6 +61,7 @@ def serve(program: str, folder: Path, port: int) -> Iterator[Served]:
     key, certificate = _key_and_certificate()
     (folder / "token.crt").write_bytes(certificate)
     host, token_port = f"127.0.0.1:{port}", port + 1
+    _require_free(port)
     # The configuration is YAML, and JSON is YAML.
     configuration = {
         "version": 0.1,
@@ -84,7 +87,26 @@ def serve(program: str, folder: Path, port: int) -> Iterator[Served]:
             yield Served(host=host, credentials=credentials)
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(_STOP)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _require_free(port: int) -> None:
+    """Another registry on our port would answer in ours' place."""
+    with socket.socket() as probe:
+        # As servers do: connections that have only just ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EngineError(
+                f"the registry cannot listen on 127.0.0.1:{port}",
+                found=error.strerror,
+                next_step=f"stop what listens there: ss -ltnp 'sport = {port}'",
+            ) from None
 
 
 def _wait(process: subprocess.Popen[bytes], host: str, log: Path) -> None:
@@ -102,11 +124,9 @@ def _wait(process: subprocess.Popen[bytes], host: str, log: Path) -> None:
                 expected=f"an answer within {_START:.0f} s",
                 found="; ".join(last) or "no output",
                 where=str(log),
-                next_step=f"stop what listens there, if something does: ss -ltnp 'sport = {host.rpartition(':')[2]}'",
+                next_step="read that log; nothing else listened on that port a moment ago",
             )
-        time.sleep(0.05)
-    if process.poll() is not None:
-        raise EngineError(f"{host} is taken by another registry", next_step="stop it, or rehearse elsewhere")
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -142,7 +162,7 @@ def _token_server(port: int, key: _Key, certificate: bytes, user: Credentials) -
     except OSError as error:
         raise EngineError(
             f"the token server cannot listen on 127.0.0.1:{port}",
-            found=str(error),
+            found=error.strerror,
             next_step=f"stop what listens there: ss -ltnp 'sport = {port}'",
         ) from None
     server.daemon_threads = True

@@ -77,7 +77,6 @@ def _outside(run: Run, folder: Path) -> int:
     with log.step("what this machine lacks"):
         foreign = [f"qemu-{platform.names.qemu}-static" for platform in run.intent.platforms if platform != host]
         machine.ensure([*_TOOLS, *sandbox.TOOLS, *foreign], log)
-    emulation.sweep(log)
     sandbox.sweep_cgroups(CGROUP)
     shutil.rmtree(folder / "tmp", ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
@@ -85,7 +84,6 @@ def _outside(run: Run, folder: Path) -> int:
     code = _child(sandbox.wrap([*again, "supplies"], network=True), folder / "tmp")
     if code == 0:
         code = _child(sandbox.wrap([*again, "release"], init=folder / "docker-init"), folder / "tmp")
-    emulation.sweep(log)
     sandbox.sweep_cgroups(CGROUP)
     if code == 0:
         log.say(f"rehearsed in {seconds(log.elapsed)}; nothing of it is left running")
@@ -127,6 +125,8 @@ def _bring(run: Run, folder: Path, k3s: dict[Platform, Path], *, refresh: bool) 
 def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool) -> None:
     """The release itself, with an origin, a registry and an engine of its own, on no network."""
     log = run.log
+    # Inside, where binfmt_misc is mounted whether or not the machine has it mounted.
+    emulation.sweep(log)
     brought = supplies.bring(run.intent, run.lock, folder, log, k3s=k3s, refresh=False)
     dist = run.dist / "rehearsal"
     registry_name = f"127.0.0.1:{_REGISTRY_PORT}"

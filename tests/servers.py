@@ -1,0 +1,87 @@
+"""A real HTTP server of the tests, which can be as hostile as the network is."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+
+
+@dataclass
+class Server:
+    """A running server: `answers` by path, and what was asked."""
+
+    url: str = ""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
+
+    def gives(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        cut: int | None = None,
+    ) -> None:
+        """Answer a path with a body; `cut`: close the connection after that many bytes of it."""
+
+        def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+            handler.send_response(status)
+            given = {"Content-Length": str(len(body)), **(headers or {})}
+            for name, value in given.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            if handler.command != "HEAD":
+                handler.wfile.write(body if cut is None else body[:cut])
+            if cut is not None:
+                handler.close_connection = True
+
+        self.answers[path] = answer
+
+    def then(self, path: str, *answers: Answer) -> None:
+        """Answer a path with these, one after the other; the last one stays."""
+        queue = list(answers)
+
+        def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+            (queue.pop(0) if len(queue) > 1 else queue[0])(handler)
+
+        self.answers[path] = answer
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    """A server on a free port of loopback."""
+    server = Server()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            server.asked.append((self.command, self.path, dict(self.headers)))
+            if path in server.answers:
+                server.answers[path](self)
+            else:
+                self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listening.daemon_threads = True
+    server.url = f"http://127.0.0.1:{listening.server_address[1]}"
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipeline import fetch, transport
+from pipeline.cache import path_of
+from pipeline.errors import DigestMismatch, UpstreamError
+from pipeline.lock import Lock
+from pipeline.log import Log
+from pipeline.oci import Digest
+from pipeline.platforms import Platform
+from tests.examples import INTENT, LOCK, artifact
+from tests.servers import Server, running
+
+LOG = Log(quiet=True)
+
+
+@pytest.fixture
+def origin() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with transport.make_client() as client:
+        yield client
+
+
+def served(origin: Server, *, wrong: bool = False) -> Lock:
+    """A lock of four files that the origin has."""
+    files = []
+    for name in ("docker", "k3s"):
+        for platform in Platform:
+            data = f"{name} for {platform}".encode()
+            file = artifact(name, platform, data)
+            origin.gives(f"/{file.path}", b"something else" if wrong else data)
+            files.append(replace(file, url=f"{origin.url}/{file.path}"))
+    return replace(LOCK, artifacts=tuple(files), packages=())
+
+
+def test_brings_every_file_once_and_nothing_the_second_time(
+    origin: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    lock = served(origin)
+    first = fetch.run(INTENT, lock, tmp_path, client, LOG)
+    assert (first.downloaded, first.kept) == (4, 0)
+    asked = len(origin.asked)
+    second = fetch.run(INTENT, lock, tmp_path, client, LOG)
+    assert (second.downloaded, second.kept, len(origin.asked)) == (0, 4, asked)
+    for file in lock.artifacts:
+        assert Digest.of_file(path_of(tmp_path, file.digest)) == file.digest
+
+
+def test_a_flipped_byte_in_the_cache_is_set_aside_and_brought_again(
+    origin: Server, client: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = served(origin)
+    fetch.run(INTENT, lock, tmp_path, client, LOG)
+    path = path_of(tmp_path, lock.artifacts[0].digest)
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    again = fetch.run(INTENT, lock, tmp_path, client, LOG)
+    assert again.downloaded == 1
+    assert Digest.of_file(path) == lock.artifacts[0].digest
+    assert path.with_name(f"{path.name}.bad").read_bytes() == data
+    assert lock.artifacts[0].digest.text in capsys.readouterr().err
+
+
+def test_offline_names_what_is_missing_and_asks_nobody(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
+    lock = served(origin)
+    with pytest.raises(UpstreamError, match="4 files of the lock are not in the cache"):
+        fetch.run(INTENT, lock, tmp_path, client, LOG, offline=True)
+    assert origin.asked == []
+
+
+def test_a_mirror_is_asked_first_and_may_be_wrong(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
+    lock = served(origin)
+    with running() as mirror:
+        for file in lock.artifacts:
+            mirror.gives(f"/{file.path}", b"stale")
+        intent = replace(INTENT, mirrors={"docker": (mirror.url,)})
+        assert fetch.run(intent, lock, tmp_path, client, LOG).downloaded == 4
+        assert len(mirror.asked) == 4
+
+
+def test_a_wrong_digest_stops_the_run_and_leaves_no_temporary_file(
+    origin: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    with pytest.raises(DigestMismatch):
+        fetch.run(INTENT, served(origin, wrong=True), tmp_path, client, LOG)
+    assert list((tmp_path / "sha256").iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "sha256").mkdir()
+    left = tmp_path / "sha256" / f".{'0' * 64}.999999999.partial"
+    left.write_bytes(b"half")
+    fetch.run(INTENT, served(origin), tmp_path, client, LOG)
+    assert not left.exists()

@@ -1,0 +1,184 @@
+"""HTTP against a real server that misbehaves: the right bytes or a clear refusal, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import http.server
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipeline import transport
+from pipeline.errors import DigestMismatch, EngineError, UpstreamError
+from pipeline.oci import Digest
+from tests.servers import Server, running
+
+DATA = b"some bytes " * 20_000
+DIGEST = Digest.of(DATA)
+
+
+class Bar:
+    """Counts what a progress bar would show."""
+
+    done = 0
+    whole = 0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+    def total(self, count: int) -> None:
+        self.whole = count
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with transport.make_client() as client:
+        yield client
+
+
+def download(client: httpx.Client, target: Path, *urls: str, size: int | None = len(DATA)) -> list[float]:
+    """Download with pauses that are only counted."""
+    pauses: list[float] = []
+    transport.download(client, urls, target, digest=DIGEST, size=size, transfer=Bar(), sleep=pauses.append)
+    return pauses
+
+
+def only(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_right_bytes_come_into_place(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+    server.gives("/file", DATA)
+    assert download(client, tmp_path / "file", f"{server.url}/file", size=None) == []
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert only(tmp_path) == ["file"]
+
+
+def test_wrong_bytes_of_the_right_length_are_refused_and_nothing_stays(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    server.gives("/file", DATA[:-1] + b"?")
+    with pytest.raises(DigestMismatch) as refused:
+        download(client, tmp_path / "file", f"{server.url}/file")
+    text = str(refused.value)
+    assert DIGEST.text in text
+    assert Digest.of(DATA[:-1] + b"?").text in text
+    assert f"{server.url}/file" in text
+    assert "next step" in text
+    assert only(tmp_path) == []
+
+
+def test_the_next_mirror_is_asked_after_wrong_bytes_and_after_a_404(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    server.gives("/wrong", b"other")
+    server.gives("/right", DATA)
+    download(client, tmp_path / "file", *(f"{server.url}/{name}" for name in ("missing", "wrong", "right")))
+    assert (tmp_path / "file").read_bytes() == DATA
+
+
+def test_a_body_that_is_too_long_is_cut_off_early(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+    server.gives("/file", DATA * 50)
+    bar = Bar()
+    with pytest.raises(DigestMismatch, match=f"more than {len(DATA)} bytes"):
+        transport.download(
+            client, [f"{server.url}/file"], tmp_path / "file", digest=DIGEST, size=len(DATA), transfer=bar
+        )
+    assert bar.done < len(DATA) * 10
+    assert only(tmp_path) == []
+
+
+def test_a_broken_body_is_resumed_where_it_broke(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+    half = len(DATA) // 2
+
+    def rest(handler: http.server.BaseHTTPRequestHandler) -> None:
+        assert handler.headers["Range"].startswith("bytes=")
+        start = int(handler.headers["Range"][6:].rstrip("-"))
+        body = DATA[start:]
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{len(DATA) - 1}/{len(DATA)}")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    server.gives("/file", DATA, headers={"ETag": '"one"'}, cut=half)
+    server.then("/file", server.answers["/file"], rest)
+    pauses = download(client, tmp_path / "file", f"{server.url}/file")
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert len(pauses) == 1
+    assert server.asked[1][2]["If-Range"] == '"one"'
+
+
+def test_a_server_that_ignores_the_range_begins_again(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+    server.gives("/file", DATA, headers={"ETag": '"one"'}, cut=1000)
+    broken = server.answers["/file"]
+    server.gives("/file", DATA)
+    server.then("/file", broken, server.answers["/file"])
+    download(client, tmp_path / "file", f"{server.url}/file")
+    assert (tmp_path / "file").read_bytes() == DATA
+
+
+def test_a_weak_etag_is_not_resumed_on(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+    server.gives("/file", DATA, headers={"ETag": 'W/"one"'}, cut=1000)
+    broken = server.answers["/file"]
+    server.gives("/file", DATA)
+    server.then("/file", broken, server.answers["/file"])
+    download(client, tmp_path / "file", f"{server.url}/file")
+    assert "Range" not in server.asked[1][2]
+
+
+def test_retry_after_is_waited_for(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+    server.gives("/file", b"", status=429, headers={"Retry-After": "7"})
+    busy = server.answers["/file"]
+    server.gives("/file", DATA)
+    server.then("/file", busy, server.answers["/file"])
+    assert download(client, tmp_path / "file", f"{server.url}/file") == [7.0]
+
+
+def test_500_is_tried_again_with_growing_pauses_and_404_is_not(server: Server, client: httpx.Client) -> None:
+    server.gives("/broken", b"", status=503)
+    pauses: list[float] = []
+    with pytest.raises(UpstreamError, match="503"):
+        transport.get(client, f"{server.url}/broken", what="a thing", sleep=pauses.append)
+    assert pauses == sorted(pauses)
+    assert len(pauses) >= 3
+    pauses.clear()
+    with pytest.raises(UpstreamError, match="404"):
+        transport.get(client, f"{server.url}/missing", what="a thing", sleep=pauses.append)
+    assert pauses == []
+
+
+def test_an_unreachable_host_is_named_with_both_ways_out(client: httpx.Client) -> None:
+    with running() as gone:
+        url = gone.url
+    with pytest.raises(UpstreamError) as refused:
+        transport.get(client, f"{url}/file", what="docker's list")
+    assert "127.0.0.1" in str(refused.value)
+    assert "mirror" in str(refused.value)
+    assert "nox -s rehearse" in str(refused.value)
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    server: Server, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.gives("/file", DATA)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transport.os, "fsync", full)
+    with pytest.raises(EngineError, match="DIND_K3S_CACHE"):
+        download(client, tmp_path / "file", f"{server.url}/file")
+    assert only(tmp_path) == []
+
+
+def test_credentials_and_signed_queries_are_never_shown() -> None:
+    assert transport.shown("https://user:secret@host:8443/path?X-Amz-Signature=abc") == "https://host:8443/path"

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from pipeline import versions
+from pipeline.errors import IntentError
+from tests.examples import INTENT
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "versions.yaml").read_text(encoding="utf-8")
+SCHEMA = json.loads((ROOT / "versions.schema.json").read_text(encoding="utf-8"))
+
+
+def test_the_committed_file_is_read_and_fits_the_schema() -> None:
+    intent = versions.parse(TEXT, "versions.yaml")
+    assert set(intent.components) == set(versions.COMPONENTS)
+    jsonschema.validate(yaml.load(TEXT, Loader=yaml.BaseLoader), SCHEMA)
+
+
+def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
+    properties = SCHEMA["properties"]
+    assert set(properties["components"]["properties"]) == set(versions.COMPONENTS)
+    assert set(properties["upstream"]["properties"]) == set(versions.ORIGINS)
+    assert set(properties["mirrors"]["properties"]) == set(versions.ORIGINS)
+    for name, pattern in versions._ASKED.items():
+        assert properties["components"]["properties"][name]["pattern"] == f"^({pattern})$"
+
+
+def test_a_rendered_intent_is_read_back_to_the_same() -> None:
+    intent = replace(INTENT, upstream={**versions.UPSTREAM, "docker": "http://127.0.0.1:8080/docker"})
+    assert versions.parse(versions.render(intent), "x") == intent
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "sentence"),
+    [
+        ("docker: 29.7.2", "dcoker: 29.7.2", "dcoker", "did you mean 'docker'?"),
+        ("docker: 29.7.2", "docker: 29.7.2\n  docker: 29.7.1", "29.7.1", "stands here twice"),
+        ("linux/arm64]", "linux/arm6]", "linux/arm6]", "expected one of linux/amd64, linux/arm64"),
+        ("k3s: v1.37.1+k3s1", "k3s: newest", "k3s: newest", "an exact version or a channel"),
+        ("debian:trixie-slim", "debian", "base: docker.io", "expected a name with a tag"),
+        ("schema: 1", "schema: 2", "schema: 2", "the only format there is"),
+        ("  source: https://", "  source: https://user:pass@", "source: https", "credentials"),
+        ("    - zstd", "    - ZSTD!", "ZSTD!", "the name of a Debian package"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(before: str, after: str, line: str, sentence: str) -> None:
+    text = TEXT.replace(before, after)
+    number = next(index for index, one in enumerate(text.splitlines(), 1) if line in one)
+    with pytest.raises(IntentError) as refused:
+        versions.parse(text, "versions.yaml")
+    assert f"versions.yaml:{number}: " in str(refused.value)
+    assert sentence in str(refused.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = TEXT.replace("docker: 29.7.2", "dokcer: 29.7.2").replace("schema: 1", "schema: 3")
+    with pytest.raises(IntentError) as refused:
+        versions.parse(text, "v")
+    assert str(refused.value).count("v:") == 3  # the unknown key, the missing one, the format
+
+
+def test_a_version_is_never_read_as_a_number() -> None:
+    assert versions.parse(TEXT.replace("docker: 29.7.2", "docker: 29.10.0"), "v").components["docker"] == "29.10.0"
+    assert versions.parse(TEXT.replace("docker: 29.7.2", "docker: 30"), "v").components["docker"] == "30"
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "image: [", "schema: 1\n"])
+def test_what_is_no_intent_is_refused_with_a_sentence(text: str) -> None:
+    with pytest.raises(IntentError):
+        versions.parse(text, "v")
+
+
+def test_the_checksum_covers_what_decides_a_lock_and_nothing_else() -> None:
+    assert replace(INTENT, title="other", mirrors={"docker": ("https://m",)}).checksum == INTENT.checksum
+    assert replace(INTENT, base="docker.io/library/debian:sid").checksum != INTENT.checksum
+    assert replace(INTENT, packages=("iptables", "git")).checksum != INTENT.checksum
