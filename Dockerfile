@@ -40,6 +40,7 @@ else
 fi
 install -D -m 0755 "$2" "$3"
 EOF
+
 # unpack DEBS ROOT: the packages' files, no scripts. A package's /lib/x lands in /usr/lib/x through the merged-/usr links
 COPY --chmod=0755 <<"EOF" /build/unpack
 #!/bin/bash

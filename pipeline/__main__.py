@@ -82,6 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log = Log()
     try:
         return _run(parsed, log)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("pipeline"):
+            raise
+        print(
+            f"error: this Python lacks {error.name}\n"
+            "  next step: run it through nox (nox -s rehearse), or: pip install --require-hashes -r "
+            "requirements/pipeline.txt",
+            file=sys.stderr,
+        )
+        return errors.EngineError.exit_code
     except PipelineError as error:
         first, *rest = error.lines()
         log.console.print(f"error: {first}", style="bold red", markup=False)
@@ -159,9 +169,10 @@ def _engine(run: Run, stack: ExitStack) -> Engine:
 
 def _smoke(run: Run, parsed: argparse.Namespace) -> None:
     from pipeline import emulation
-    from pipeline.release import Tier
+    from pipeline.release import Image, Tier
     from pipeline.smoke.boot import BootOptions
 
+    Image.read(run.dist)  # said before an engine is started for nothing
     platforms = [_known(Platform, text, "platform") for text in parsed.platform]
     tiers = [_known(Tier, text, "tier") for text in parsed.tier]
     with ExitStack() as stack:

@@ -93,8 +93,8 @@ def _request(
     while True:
         try:
             response = client.request(method, url, headers=dict(headers or {}))
-        except httpx.ConnectError as error:
-            # Refused, unknown host, TLS: trying again within seconds changes nothing, and a user waits.
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            # Refused, unknown host, TLS, filtered: trying again within seconds changes nothing, and a user waits.
             raise unreachable(url, what, str(error)) from None
         except httpx.HTTPError as error:
             if (pause := next(pauses, None)) is None:
@@ -238,7 +238,7 @@ def _from_one(
                             raise _Wrong(f"more than {size} bytes")
                     stream.flush()
                     os.fsync(stream.fileno())
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise unreachable(url, "a file of the lock", str(error)) from None
         except httpx.HTTPError as error:
             if pause is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.server
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(transport.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EngineError, match="DIND_K3S_CACHE"):
         download(client, tmp_path / "file", f"{server.url}/file")
     assert only(tmp_path) == []

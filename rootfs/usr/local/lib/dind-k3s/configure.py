@@ -38,8 +38,8 @@ PROFILES = ("dev", "ci", "edge")
 KUBELET_DROP_INS_SINCE = (1, 35)  # the flags that they replace are on their way out
 
 USER_CONFIG = """\
-# Settings of k3s (https://docs.k3s.io/installation/configuration). Written once and yours from then on: what stands here
-# wins over the image's own settings. Then: supervisorctl restart k3s
+# Settings of k3s (https://docs.k3s.io/installation/configuration). Written once and yours from then on: what is said
+# here wins over the image's own settings. Then: supervisorctl restart k3s
 """
 
 
@@ -126,7 +126,7 @@ def plan_docker(
     clashes = [f"{flag} ({key})" for key, flag in given.items() if key in theirs]
     if clashes:
         raise Mistake(
-            f"{', '.join(clashes)} stands both in DOCKER_ARGS and in {file}; dockerd would refuse to start. Keep one of them"
+            f"{', '.join(clashes)} stands both in DOCKER_ARGS and in {file}; dockerd would refuse to start. Keep one"
         )
     # The classic image store: the containerd store breaks nested engines (devcontainers/features#1653), and kubelet
     # reports no statistics of pods with it.

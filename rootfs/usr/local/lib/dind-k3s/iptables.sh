@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
 # One iptables backend for dockerd, k3s and kube-proxy: rules in two backends cancel each other. Sourced.
 # From outside: DOCKER_IPTABLES_LEGACY (as in docker:dind), not empty: legacy only.
 
@@ -37,14 +37,15 @@ has_legacy_tables() {
 
 takes_rules() { # BACKEND
   local chain=DIND-K3S-PROBE result=0
-  REFUSED=$("iptables-$1-restore" --noflush 2>&1 <<END
+  REFUSED=$(
+    "iptables-$1-restore" --noflush 2>&1 <<END
 *nat
 :$chain - [0:0]
 -A $chain -m addrtype --dst-type LOCAL -j RETURN
 -A $chain -m comment --comment probe -j MASQUERADE
 COMMIT
 END
-) || result=1
+  ) || result=1
   "iptables-$1" -t nat -F "$chain" 2>/dev/null && "iptables-$1" -t nat -X "$chain" 2>/dev/null || result=1
   return $result
 }

@@ -13,6 +13,7 @@ Built on supervisor 4.2's own classes and events; `supervisorctl` works as ever.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -172,10 +173,8 @@ def kill_containers() -> int:
             shims.add(pid)
     found = [pid for pid, parent in parents.items() if parent in shims and pid not in shims]
     for pid in found:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return len(found)
 
 

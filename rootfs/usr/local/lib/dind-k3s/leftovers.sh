@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
 # State in the container's own layer that a kill or a power cut left behind. Sourced.
 
 # /run is no tmpfs here. A pid file of the last life names a process that exists again, as another one, and dockerd
@@ -6,7 +6,7 @@
 remove_leftovers() {
   local path
   for path in run/docker run/containerd run/k3s run/flannel run/xtables.lock var/lib/cni; do
-    rm -rf --one-file-system "$R/$path" 2>/dev/null ||
+    rm -rf --one-file-system "${R}/${path:?}" 2>/dev/null ||
       warn leftovers "/$path could not be removed; is something of the host mounted there?"
   done
   rm -f "$R"/run/docker*.pid "$R"/run/container*.pid "$R"/run/supervisord.pid "$R"/run/supervisor.sock 2>/dev/null || true

@@ -3,9 +3,9 @@
 
 # A bridge with 1500 inside a network of 1450 makes large answers vanish: TLS hangs.
 read_network() {
-  local interface destination gateway rest mtu address
+  local interface destination _ rest mtu address
   interface=
-  while read -r interface destination gateway rest; do
+  while read -r interface destination _ rest; do
     if [[ $destination == 00000000 ]]; then break; fi
     interface=
   done <"$R/proc/net/route"

@@ -84,7 +84,7 @@ try_loop() {
   local file=$DOCKER_OURS/docker.ext4 device free
   if [[ ! -s $file ]]; then
     free=$(stat -f -c '%a * %S' "$DATA")
-    truncate -s $(((free) / 10 * 9 / 4096 * 4096)) "$file" 2>/dev/null || return 1
+    truncate -s $(((free) * 9 / 10 & ~4095)) "$file" 2>/dev/null || return 1
     WHY=$(mkfs.ext4 -q -F -m 0 -E lazy_itable_init=1 "$file" 2>&1) || {
       rm -f "$file"
       return 1

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
 # The two volumes: held by one container at a time, and what must survive beside the data itself. Sourced.
 
 # Our own folder in each volume.
