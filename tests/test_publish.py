@@ -201,6 +201,16 @@ def test_a_tag_moves_forward_only(later: dict[str, str], stay: set[str], publish
         assert (f"{publisher.names[0]}:{tag}" in release.tagged) == (tag not in stay)
 
 
+def test_a_revision_of_k3s_counts(publisher: Publisher) -> None:
+    publisher.lock = _lock(k3s="v1.37.1+k3s10")
+    first = publisher.build("first")
+    publisher.publish()
+    publisher.lock = _lock(k3s="v1.37.1+k3s9")
+    publisher.build("second")
+    publisher.publish()
+    assert publisher.tags()["latest"] == first.digest
+
+
 def test_a_tag_of_somebody_else_is_taken_over(publisher: Publisher) -> None:
     foreign = make(publisher.dist, "foreign", change=lambda kind, data: kind == "index" and data.pop("annotations"))
     registry = publisher.place.registry(publisher.names[0], Line())
