@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Generator
+import sys
+import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from python_on_whales import DockerClient
+
+from pipeline import cache, daemon, lock, machine, sandbox, versions
+from pipeline.log import Log
+from pipeline.oci import Digest
+from pipeline.platforms import Platform
+from pipeline.rehearsal import origin, rehearse, supplies
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Our own flag."""
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,13 +61,72 @@ def _no_docker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
-def supplies_folder() -> Path:
-    """The rehearsal's folder, which holds real engine binaries once a rehearsal ran on this machine."""
-    from pipeline import cache
+def brought(request: pytest.FixtureRequest) -> supplies.Supplies:
+    """The rehearsal's supplies, which hold a real engine; brought now if no rehearsal ran on this machine yet."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("a real engine of our own needs Linux and root")
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    log = Log()
+    intent = versions.read(ROOT / "versions.yaml")
+    with capture.global_and_fixture_disabled():
+        machine.ensure([*rehearse.TOOLS, *sandbox.TOOLS], log)
+        committed = lock.read(ROOT / "versions.lock.yaml", intent)
+        return supplies.bring(intent, committed, cache.folder() / "rehearsal", log, k3s={}, refresh=False)
 
-    return cache.folder() / "rehearsal"
+
+@pytest.fixture(scope="session")
+def engine(brought: supplies.Supplies) -> Iterator[DockerClient]:
+    """A real engine in a sandbox of its own, with nothing in it."""
+    host = Platform.host()
+    assert host is not None
+    archive = brought.root / origin.HOSTS["docker"] / "linux/static/stable" / host.names.docker
+    archive /= f"docker-{brought.versions['docker']}.tgz"
+    version = brought.versions["buildx"]
+    release = brought.root / origin.HOSTS["github"] / f"docker/buildx/releases/download/v{version}"
+    buildx = release / f"buildx-v{version}.linux-{host.names.buildx}"
+    folder = Path(tempfile.mkdtemp(prefix="dind-k3s-tests-"))  # short: a socket's path may have 107 characters
+    binaries = daemon.unpack(docker=archive, digest=Digest.of_file(archive), buildx=buildx, folder=folder)
+    try:
+        with daemon.run(binaries, folder, Log(quiet=True), sandboxed=True, network=False) as client:
+            yield client
+    finally:
+        shutil.rmtree(folder)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Our own flag."""
-    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+@pytest.fixture(scope="session")
+def busybox(engine: DockerClient) -> str:
+    """The name of an image with a shell and nothing else, made of this machine's own files."""
+    name = "probe:1"
+    folder = Path(tempfile.mkdtemp())
+    programs = [Path(found) for found in map(shutil.which, ("sh", "cat", "sleep", "env")) if found]
+    for program in programs:
+        _with_libraries(program.resolve(), folder, f"bin/{program.name}")
+    engine.import_(_packed(folder), name)
+    shutil.rmtree(folder)
+    return name
+
+
+def _with_libraries(program: Path, root: Path, name: str) -> None:
+    import re
+    import subprocess
+
+    listed = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
+    for library in re.findall(r"(/\S+)", listed):
+        target = root / library.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(library, target)
+        target.chmod(0o755)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(program, root / name)
+    (root / name).chmod(0o755)
+
+
+def _packed(folder: Path) -> Path:
+    import tarfile
+
+    archive = folder / "root.tar"
+    with tarfile.open(archive, "w") as tar:
+        for entry in sorted(folder.iterdir()):
+            if entry != archive:
+                tar.add(entry, entry.name)
+    return archive

@@ -33,7 +33,7 @@ from pipeline.rehearsal import clamp, origin, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
 from pipeline.workflow import Run
 
-_TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
+TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
 _ORIGIN_PORT = 8080  # inside the sandbox every port is free
 _REGISTRY_PORT = 5000
 _BASE = "library/debian"
@@ -76,7 +76,7 @@ def _outside(run: Run, folder: Path) -> int:
         raise EngineError("this machine is of no platform of the image", found=str(host))
     with log.step("what this machine lacks"):
         foreign = [f"qemu-{platform.names.qemu}-static" for platform in run.intent.platforms if platform != host]
-        machine.ensure([*_TOOLS, *sandbox.TOOLS, *foreign], log)
+        machine.ensure([*TOOLS, *sandbox.TOOLS, *foreign], log)
     sandbox.sweep_cgroups(CGROUP)
     shutil.rmtree(folder / "tmp", ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
