@@ -7,12 +7,11 @@ file. Layout: https://github.com/opencontainers/image-spec/blob/main/image-layou
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache import link
+from pipeline.cache import link, writing
 from pipeline.errors import DigestMismatch, UpstreamError
 from pipeline.lock import Base
 from pipeline.log import Log, Transfers, size
@@ -27,9 +26,8 @@ def fetch(lock: Base, platforms: Sequence[Platform], registry: Registry, cache: 
     Raises UpstreamError when the registry has no such digest or platform, DigestMismatch for wrong bytes.
     """
     folder = cache / "sha256"
-    folder.mkdir(parents=True, exist_ok=True)
     brought = 0
-    with log.transfers() as transfers:
+    with writing(cache), log.transfers() as transfers:
         for digest in _manifests(lock.digest, platforms, lambda digest: _manifest(digest, registry, folder)):
             for part in _parts(_load(folder, digest)):
                 brought += _blob(part, registry, folder, transfers)
@@ -40,12 +38,12 @@ def fetch(lock: Base, platforms: Sequence[Platform], registry: Registry, cache: 
 def layers(index: Digest, platform: Platform, registry: Registry, cache: Path) -> list[bytes]:
     """One platform's layers as they are in the registry, lowest first; through the cache. Raises as `fetch`."""
     folder = cache / "sha256"
-    folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for digest in _manifests(index, [platform], lambda digest: _manifest(digest, registry, folder)):
-        for part in _load(folder, digest)["layers"]:
-            _blob(part, registry, folder, None)
-            found.append((folder / Digest(part["digest"]).hex).read_bytes())
+    with writing(cache):
+        for digest in _manifests(index, [platform], lambda digest: _manifest(digest, registry, folder)):
+            for part in _load(folder, digest)["layers"]:
+                _blob(part, registry, folder, None)
+                found.append((folder / Digest(part["digest"]).hex).read_bytes())
     return found
 
 
@@ -56,7 +54,7 @@ def _blob(part: Mapping[str, Any], registry: Registry, folder: Path, transfers: 
     if target.exists() and Digest.of_file(target) == digest:
         return 0
     transfer = transfers.start(f"base image {digest.short}", part["size"]) if transfers else None
-    temporary = target.with_name(f".{digest.hex}.{os.getpid()}.partial")
+    temporary = target.with_name(f".{digest.hex}.partial")
     try:
         with registry.blob(digest) as chunks, temporary.open("wb") as stream:
             for chunk in chunks:
@@ -125,7 +123,7 @@ def _manifest(digest: Digest, registry: Registry, folder: Path) -> Mapping[str, 
             raise UpstreamError(f"{registry.name} has no {digest}", next_step="renew the lock: nox -s resolve")
         if answer.digest != digest:
             raise DigestMismatch("the registry sent another manifest", expected=digest.text, found=answer.digest.text)
-        temporary = target.with_name(f".{digest.hex}.{os.getpid()}.partial")
+        temporary = target.with_name(f".{digest.hex}.partial")
         temporary.write_bytes(answer.raw)
         temporary.replace(target)
     return _load(folder, digest)

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from filelock import FileLock
+
 from pipeline.errors import UpstreamError
 from pipeline.oci import Digest
 
@@ -15,6 +17,12 @@ def folder() -> Path:
     if own := os.environ.get("DIND_K3S_CACHE"):
         return Path(own).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dind-k3s"
+
+
+def writing(cache: Path) -> FileLock:
+    """Held by whoever writes below `cache`/sha256/, so that runs share a cache and leftovers can be told from work."""
+    (cache / "sha256").mkdir(parents=True, exist_ok=True)
+    return FileLock(cache / "fetch.lock")
 
 
 def path_of(cache: Path, digest: Digest) -> Path:

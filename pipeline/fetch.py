@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from filelock import FileLock
 
-from pipeline.cache import path_of
+from pipeline.cache import path_of, writing
 from pipeline.errors import UpstreamError
 from pipeline.lock import Artifact, Lock
 from pipeline.log import Log, size
@@ -41,9 +39,8 @@ def run(intent: Intent, lock: Lock, cache: Path, client: httpx.Client, log: Log,
     second one waits. Raises DigestMismatch, UpstreamError (also for what is missing when `offline`), EngineError.
     """
     folder = cache / "sha256"
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = {file.digest: file for file in (*lock.artifacts, *lock.packages)}
-    with FileLock(cache / "fetch.lock"):
+    with writing(cache):
         _sweep(folder)
         with ThreadPoolExecutor(max_workers=_HASHING) as pool:
             kept = dict(zip(wanted, pool.map(lambda digest: _is_there(cache, digest, log), wanted), strict=True))
@@ -105,9 +102,6 @@ def _is_there(cache: Path, digest: Digest, log: Log) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed runs left: their temporary files carry their process id."""
+    """Remove what killed runs left; whoever writes holds the lock, and we do."""
     for partial in folder.glob(".*.partial"):
-        pid = partial.name.split(".")[-2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            with suppress(OSError):
-                partial.unlink()
+        partial.unlink()

@@ -159,7 +159,7 @@ def download(
     EngineError when the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.partial")
     wrong: list[tuple[str, str]] = []
     failed: UpstreamError | None = None
     try:

@@ -31,6 +31,7 @@ from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.rehearsal import clamp, origin, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
+from pipeline.release import write_text
 from pipeline.workflow import Run
 
 TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
@@ -131,6 +132,12 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
     dist = run.dist / "rehearsal"
     registry_name = f"127.0.0.1:{_REGISTRY_PORT}"
     real = run.lock
+    # Other supplies under the same versions (a new stand-in, a rebuilt package) would rightly be refused by `resolve`
+    # as bytes that were replaced; here they are expected, so the rehearsal's own lock begins anew.
+    mark = dist / "supplies"
+    if not mark.exists() or mark.read_text(encoding="utf-8") != brought.mark:
+        (dist / "versions.lock.yaml").unlink(missing_ok=True)
+        write_text(mark, brought.mark)
     with ExitStack() as stack:
         stack.enter_context(origin.serve(brought.root, _ORIGIN_PORT))
         served = stack.enter_context(

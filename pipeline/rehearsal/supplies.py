@@ -34,10 +34,10 @@ from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import mirror, origin
 from pipeline.rehearsal.standin_build import build as build_standin
-from pipeline.release import read_json, write_json
+from pipeline.release import read_json, write_json, write_text
 from pipeline.versions import Intent
 
-_FORMAT = 1  # raised when what this module writes changes, so that older supplies are made again
+_FORMAT = 2  # raised when what this module writes changes, so that older supplies are made again
 _SUITES = ("sid", "trixie", "bookworm")  # newest first: where the engine's packages are looked for
 _ENGINE = (("docker.io", "docker-cli"), ("containerd",), ("runc",), ("tini-static",))
 
@@ -62,7 +62,7 @@ class Supplies:
     root: Path  # the origin's folder
     bases: Mapping[Platform, Path]  # root tar of the base image
     versions: Mapping[str, str]  # component → version that the origin offers
-    downloaded: bool  # False: all of it was there from an earlier run
+    mark: str  # other supplies, another mark: when they were brought, and the digests of k3s
 
 
 def bring(
@@ -83,8 +83,9 @@ def bring(
             versions = {str(name): str(version) for name, version in known["versions"].items()}
             # The stand-in is of this checkout, whichever checkout brought the rest.
             work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s)
-            versions["k3s"] = work.kubernetes()
-            return Supplies(root=folder / "origin", bases=bases, versions=versions, downloaded=False)
+            versions["k3s"], digests = work.kubernetes()
+            mark = " ".join([known["made"], *digests])
+            return Supplies(root=folder / "origin", bases=bases, versions=versions, mark=mark)
     for stale in (folder / "origin", folder / "bases"):
         shutil.rmtree(stale, ignore_errors=True)
     record.unlink(missing_ok=True)
@@ -96,15 +97,16 @@ def bring(
         indexes = pool.submit(work.indexes)
         versions = work.engine()
         versions["kubectl"] = kubectl.result()
-        versions["k3s"] = work.kubernetes()
+        versions["k3s"], digests = work.kubernetes()
         indexes.result()
         for future in rooting:
             future.result()
     work.packages(bases)
     for done in ("trees", "debs", "wheels", "apt", "solve"):
         shutil.rmtree(folder / done, ignore_errors=True)
-    write_json(record, {"key": key, "versions": versions, "made": datetime.now(UTC).isoformat(timespec="seconds")})
-    return Supplies(root=folder / "origin", bases=bases, versions=versions, downloaded=True)
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(record, {"key": key, "versions": versions, "made": made})
+    return Supplies(root=folder / "origin", bases=bases, versions=versions, mark=" ".join([made, *digests]))
 
 
 def _key(intent: Intent, lock: Lock, k3s: Mapping[Platform, Path]) -> Digest:
@@ -131,17 +133,22 @@ class _Work:
         return self.folder / "origin"
 
     def root(self, platform: Platform, target: Path) -> None:
-        """The base image's root: essential packages, apt and CA certificates; no code of the platform runs."""
+        """The base image's root: essential packages and apt, as in Debian's slim images; no code of the platform runs.
+
+        In chrootless mode maintainer scripts run on this machine and would share its debconf database, whose lock
+        makes two of them fail: each gets an empty one of its own.
+        """
         suite = self.intent.suites["debian"][0]
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         partial.unlink(missing_ok=True)
+        own = 'mount -t tmpfs -o mode=755 tmpfs /var/cache/debconf && exec "$@"'
         command = [
+            *("unshare", "--mount", "sh", "-c", own, "mmdebstrap"),
             "mmdebstrap",
             "--mode=chrootless",
             "--variant=apt",
             "--format=tar",
-            "--include=ca-certificates",
             f"--architectures={platform.names.debian}",
             suite,
             str(partial),
@@ -150,9 +157,13 @@ class _Work:
         with self.log.step(f"base root for {platform}: mmdebstrap {suite}, nothing of it is run"):
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
             if done.returncode != 0:
+                said = self.folder / f"mmdebstrap-{platform.architecture}.log"
+                write_text(said, done.stderr)
+                errors = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg:", "W:"))]
                 raise UpstreamError(
                     f"mmdebstrap could not make the base root for {platform}",
-                    found="; ".join(done.stderr.strip().splitlines()[-4:]),
+                    found="; ".join(errors[:3]),
+                    where=str(said),
                     next_step="check that this machine's package mirror has that suite and architecture",
                 )
             partial.replace(target)
@@ -221,8 +232,8 @@ class _Work:
             origin.publish_kubectl(self.site, version, files)
         return version
 
-    def kubernetes(self) -> str:
-        """k3s: the binaries that were given, else the stand-in, which says so in its version."""
+    def kubernetes(self) -> tuple[str, list[str]]:
+        """k3s: the binaries that were given, else the stand-in, which says so in its version; version and digests."""
         minor = re.match(r"v\d+\.\d+\.\d+", self.lock.versions["k3s"])
         if self.k3s:
             version = _k3s_version(self.k3s)
@@ -238,7 +249,7 @@ class _Work:
             )
             files = {platform: build_standin(version, platform.value) for platform in self.intent.platforms}
         origin.publish_k3s(self.site, version, files)
-        return version
+        return version, [Digest.of(data).hex for _, data in sorted(files.items())]
 
     def indexes(self) -> None:
         """Debian's own signed indexes of the image's suites, as files of the origin."""

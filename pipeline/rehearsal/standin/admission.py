@@ -18,7 +18,7 @@ from .store import Store, timestamp
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _GENERATED = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, so no words; as kubernetes does
-_NOT_RUN = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources")
+_NOT_RUN = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
 
 
 class Admission:

@@ -72,7 +72,7 @@ class Engine:
             while piece := response.read1(65536):
                 yield piece
         except (OSError, http.client.HTTPException) as error:
-            raise EngineGone(str(error)) from None
+            raise EngineGone(f"it hung up ({type(error).__name__})") from None
         finally:
             response.close()
             connection.close()
