@@ -1,0 +1,317 @@
+"""The image's own programs: shell functions with fake commands first on PATH, Python by its functions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOTFS = ROOT / "rootfs"
+LIBRARY = ROOTFS / "usr/local/lib/dind-k3s"
+
+
+class Box:
+    """A root for the shell functions, with commands of our own in front of the real ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "root"
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        for below in ("run/dind-k3s", "var/lib/docker/.dind-k3s", "app/k3s/.dind-k3s", "proc/sys/net/ipv4", "proc/net"):
+            (self.root / below).mkdir(parents=True)
+        for below in ("etc/alternatives", "usr/sbin", "sys/fs/cgroup", "proc/1", "sys/class/net/eth0", "proc/self"):
+            (self.root / below).mkdir(parents=True, exist_ok=True)
+        (self.root / "etc/resolv.conf").write_text("nameserver 192.0.2.1\n")
+
+    def fake(self, name: str, script: str = "exit 0") -> None:
+        path = self.bin / name
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+
+    def run(self, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run shell text after the library's parts were sourced."""
+        parts = "say volumes preflight cgroup leftovers sysctl iptables storage network"
+        text = f'set -euo pipefail\nfor part in {parts}; do source "{LIBRARY}/$part.sh"; done\n{script}\n'
+        return subprocess.run(
+            ["bash", "-c", text],
+            env={"PATH": f"{self.bin}:{os.environ['PATH']}", "DIND_K3S_TEST_ROOT": str(self.root), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @property
+    def facts(self) -> dict[str, str]:
+        path = self.root / "run/dind-k3s/facts"
+        return dict(line.split("=", 1) for line in path.read_text().splitlines()) if path.exists() else {}
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+def capabilities(box: Box, mask: str) -> None:
+    (box.root / "proc/self/status").write_text(f"Name:\tbash\nCapEff:\t{mask}\n")
+
+
+def test_a_container_without_privileges_is_told_what_to_add(box: Box) -> None:
+    capabilities(box, "00000000a80425fb")  # docker's default set
+    done = box.run("step privileges require_privileges")
+    assert done.returncode == 2
+    assert "add --privileged" in done.stderr
+
+
+def test_a_missing_cap_sys_resource_is_told_and_no_obstacle(box: Box) -> None:
+    capabilities(box, "000001fffeffffff")
+    (box.root / "dev").mkdir()
+    (box.root / "dev/kmsg").touch()
+    done = box.run("step privileges require_privileges")
+    assert done.returncode == 0
+    assert "CAP_SYS_RESOURCE" in done.stderr
+
+
+def iptables(box: Box, *, nft: bool, legacy: bool) -> None:
+    for backend, works in {"nft": nft, "legacy": legacy}.items():
+        for name in (f"iptables-{backend}-restore", f"iptables-{backend}"):
+            box.fake(name, "exit 0" if works else 'echo "no such protocol" >&2; exit 1')
+
+
+@pytest.mark.parametrize(
+    ("nft", "legacy", "chosen"), [(True, True, "nft"), (True, False, "nft"), (False, True, "legacy")]
+)
+def test_the_iptables_backend_is_the_one_that_takes_rules(box: Box, nft: bool, legacy: bool, chosen: str) -> None:
+    iptables(box, nft=nft, legacy=legacy)
+    done = box.run("step iptables choose_iptables; echo mode=$IPTABLES_MODE")
+    assert done.returncode == 0, done.stderr
+    assert box.facts["iptables"] == chosen
+    assert f"mode={chosen}" in done.stdout
+    assert str((box.root / "etc/alternatives/ip6tables-save").readlink()) == f"/usr/sbin/ip6tables-{chosen}-save"
+
+
+def test_rules_that_are_there_already_decide_for_their_backend(box: Box) -> None:
+    iptables(box, nft=True, legacy=True)
+    (box.root / "proc/net/ip_tables_names").write_text("nat\n")
+    box.run("step iptables choose_iptables")
+    assert box.facts["iptables"] == "legacy"
+
+
+def test_no_backend_ends_with_the_kernels_own_words(box: Box) -> None:
+    iptables(box, nft=False, legacy=False)
+    done = box.run("step iptables choose_iptables")
+    assert done.returncode == 2
+    assert "no such protocol" in done.stderr
+
+
+STORAGE = """
+try_overlay2() { [[ $WORKS == *overlay2* ]] || { WHY="whiteouts fail"; return 1; }; }
+try_fuse_overlayfs() { [[ $WORKS == *fuse* ]] || { WHY="no fuse"; return 1; }; }
+try_loop() { [[ $WORKS == *loop* ]]; }
+step storage choose_storage
+"""
+
+
+@pytest.mark.parametrize(
+    ("works", "driver", "said"),
+    [
+        ("overlay2 fuse loop", "overlay2", "proved"),
+        ("fuse loop", "fuse-overlayfs", "a named volume does"),
+        ("none", "vfs", "slow"),
+    ],
+)
+def test_the_storage_driver_is_the_first_that_works_and_is_remembered(
+    box: Box, works: str, driver: str, said: str
+) -> None:
+    done = box.run(STORAGE, WORKS=works)
+    assert done.returncode == 0, done.stderr
+    assert box.facts["storage"] == driver
+    assert said in done.stderr
+    again = box.run(STORAGE, WORKS=works)
+    assert "as before" in again.stderr or driver != "overlay2"
+
+
+def test_a_volume_filled_with_another_driver_is_refused_with_a_way_out(box: Box) -> None:
+    (box.root / "var/lib/docker/overlay2").mkdir()
+    done = box.run(STORAGE, WORKS="fuse")
+    assert done.returncode == 2
+    assert "whiteouts fail" in done.stderr
+    assert "DOCKER_DRIVER" in done.stderr
+
+
+def test_two_containers_on_one_volume(box: Box) -> None:
+    first = subprocess.Popen(
+        ["flock", str(box.root / "var/lib/docker/.dind-k3s/lock"), "sleep", "60"], stdin=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(200):
+            done = box.run("step lock lock_volumes")
+            if done.returncode:
+                break
+        assert done.returncode == 2
+        assert "/var/lib/docker is in use by another container" in done.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_cgroup_v2_is_nested_in_a_bounded_loop(box: Box) -> None:
+    cgroup = box.root / "sys/fs/cgroup"
+    (cgroup / "cgroup.controllers").write_text("cpu memory pids\n")
+    (cgroup / "cgroup.procs").write_text("1\n")
+    (cgroup / "cgroup.subtree_control").touch()
+    (box.root / "proc/1/cgroup").write_text("0::/\n")
+    done = box.run("step cgroup nest_cgroups")
+    assert done.returncode == 0, done.stderr
+    assert (cgroup / "cgroup.subtree_control").read_text() == "+cpu +memory +pids\n"
+    (cgroup / "cgroup.subtree_control").unlink()
+    (cgroup / "cgroup.subtree_control").mkdir()  # «device busy»: it can never be written
+    done = box.run("EVACUATE_TRIES=3; step cgroup nest_cgroups")
+    assert done.returncode == 2
+    assert "stay in the root: 1" in done.stderr
+
+
+def test_the_hosts_cgroup_namespace_is_not_rearranged(box: Box) -> None:
+    cgroup = box.root / "sys/fs/cgroup"
+    (cgroup / "cgroup.controllers").write_text("cpu\n")
+    (box.root / "proc/1/cgroup").write_text("0::/system.slice/docker-1.scope\n")
+    done = box.run("step cgroup nest_cgroups")
+    assert done.returncode == 0
+    assert not (cgroup / "init").exists()
+    assert "cgroupns=private" in done.stderr
+
+
+@pytest.mark.parametrize(("resolver", "forwarded"), [("127.0.0.11", True), ("192.0.2.1", False)])
+def test_dns_is_forwarded_only_where_the_resolver_is_loopback(box: Box, resolver: str, forwarded: bool) -> None:
+    (box.root / "proc/net/route").write_text("Iface\tDestination\tGateway\neth0\t00000000\t010011AC\n")
+    (box.root / "sys/class/net/eth0/mtu").write_text("1450\n")
+    (box.root / "etc/resolv.conf").write_text(f"nameserver {resolver}\nsearch example.org\n")
+    box.fake("ip", 'echo "2: eth0    inet 172.17.0.2/16 brd 172.17.255.255 scope global eth0"')
+    done = box.run("step network read_network")
+    assert done.returncode == 0, done.stderr
+    assert box.facts["mtu"] == "1450"
+    assert (box.facts.get("dns") == "172.17.0.2") == forwarded
+    assert (box.root / "run/dind-k3s/resolv.conf").exists() == forwarded
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setenv("DIND_K3S_TEST_ROOT", str(tmp_path))
+    spec = importlib.util.spec_from_file_location("configure", LIBRARY / "configure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "configure", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+FACTS = {"storage": "overlay2", "cgroup": "2"}
+
+
+def daemon_json(plan: object) -> dict[str, object]:
+    read: dict[str, object] = json.loads(plan.files["/run/dind-k3s/daemon.json"])  # type: ignore[attr-defined]
+    return read
+
+
+def test_docker_args_keep_spaces_quotes_and_slashes(configure: ModuleType) -> None:
+    env = {"DOCKER_ARGS": "--label 'a=b c' --data-root=/mnt/x --registry-mirror \"https://m/x y\""}
+    plan = configure.plan_docker(env, [], FACTS, (29, 7), "dev")
+    args = plan.files["/run/dind-k3s/dockerd.args"].split("\0")[:-1]
+    assert args == ["--label", "a=b c", "--data-root=/mnt/x", "--registry-mirror", "https://m/x y"]
+
+
+def test_docker_args_with_an_open_quote_is_a_sentence(configure: ModuleType) -> None:
+    with pytest.raises(configure.Mistake, match="DOCKER_ARGS cannot be split"):
+        configure.plan_docker({"DOCKER_ARGS": "--label 'a"}, [], FACTS, (29, 7), "dev")
+
+
+@pytest.mark.parametrize("flag", ["--storage-driver vfs", "-s vfs", "--storage-driver=vfs"])
+def test_a_flag_takes_our_key_out_of_daemon_json(configure: ModuleType, flag: str) -> None:
+    plan = configure.plan_docker({"DOCKER_ARGS": flag}, [], FACTS, (29, 7), "dev")
+    assert "storage-driver" not in daemon_json(plan)
+    assert any("replaces our storage-driver" in line for line in plan.told)
+
+
+def test_a_flag_that_the_users_own_file_has_too_is_told_before_dockerd_dies(
+    configure: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "etc/docker").mkdir(parents=True)
+    (tmp_path / "etc/docker/daemon.json").write_text('{"debug": true}')
+    with pytest.raises(configure.Mistake, match=r"-D \(debug\)"):
+        configure.plan_docker({"DOCKER_ARGS": "-D"}, [], FACTS, (29, 7), "dev")
+
+
+def test_the_users_daemon_json_wins_over_ours_and_keeps_our_socket(configure: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "etc/docker").mkdir(parents=True)
+    (tmp_path / "etc/docker/daemon.json").write_text('{"mtu": 1300, "hosts": ["tcp://127.0.0.1:2375"]}')
+    config = daemon_json(configure.plan_docker({}, [], {**FACTS, "mtu": "1450"}, (29, 7), "dev"))
+    assert config["mtu"] == 1300
+    assert config["hosts"] == ["tcp://127.0.0.1:2375", "unix:///var/run/docker.sock"]
+
+
+@pytest.mark.parametrize(("version", "drop_in"), [((1, 37), True), ((1, 35), True), ((1, 34), False), ((1, 22), False)])
+def test_kubelet_is_told_in_the_way_that_its_version_knows(
+    configure: ModuleType, version: tuple[int, int], drop_in: bool
+) -> None:
+    plan = configure.plan_k3s({}, {**FACTS, "cgroup": "1"}, version, "dev")
+    text = plan.files["/app/k3s/agent/etc/kubelet.conf.d/10-dind-k3s.conf"]
+    assert ("failCgroupV1" in text) == drop_in
+    assert ("kubelet-arg" in plan.files["/run/dind-k3s/k3s/config.yaml"]) != drop_in
+
+
+def test_an_unknown_profile_and_a_bad_variable_are_told_together(configure: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "run/dind-k3s").mkdir(parents=True)
+    (tmp_path / "run/dind-k3s/facts").write_text("storage=overlay2\n")
+    (tmp_path / "usr/share/dind-k3s").mkdir(parents=True)
+    entries = [{"component": "docker", "version": "29.7.2"}, {"component": "k3s", "version": "v1.37.1+k3s1"}]
+    (tmp_path / "usr/share/dind-k3s/manifest.json").write_text(json.dumps(entries))
+    with pytest.raises(configure.Mistake) as refused:
+        configure.run({"PROFILE": "prod", "K3S_ARGS": "--x 'y"}, [])
+    assert "PROFILE is prod" in str(refused.value)
+    assert "K3S_ARGS cannot be split" in str(refused.value)
+    assert not (tmp_path / "run/dind-k3s/daemon.json").exists()
+
+
+def test_the_users_k3s_configuration_is_written_once(configure: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "run/dind-k3s").mkdir(parents=True)
+    (tmp_path / "run/dind-k3s/facts").write_text("storage=overlay2\ncgroup=2\n")
+    (tmp_path / "usr/share/dind-k3s").mkdir(parents=True)
+    entries = [{"component": "docker", "version": "29.7.2"}, {"component": "k3s", "version": "v1.37.1+k3s1"}]
+    (tmp_path / "usr/share/dind-k3s/manifest.json").write_text(json.dumps(entries))
+    configure.run({}, [])
+    mine = tmp_path / "app/k3s/config.yaml"
+    assert mine.exists()
+    mine.write_text("node-name: mine\n")
+    configure.run({}, [])
+    assert mine.read_text() == "node-name: mine\n"
+
+
+def wait_ready(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(ROOTFS / "usr/local/bin/wait-ready"), *arguments],
+        env={"PATH": os.environ["PATH"], "DIND_K3S_TEST_ROOT": str(root), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_wait_ready(tmp_path: Path) -> None:
+    ready = tmp_path / "run/dind-k3s/ready"
+    ready.mkdir(parents=True)
+    (tmp_path / "run/dind-k3s/health").write_text("starting 1 dockerd does not answer yet\n")
+    late = wait_ready(tmp_path, "--for", "docker", "--timeout", "0")
+    assert (late.returncode, "dockerd does not answer yet" in late.stderr) == (1, True)
+    (ready / "docker").touch()
+    assert wait_ready(tmp_path, "--for=docker", "--timeout=5").stdout == "docker is ready\n"
+    assert wait_ready(tmp_path, "--timeout", "0").returncode == 1
+    assert wait_ready(tmp_path, "--timeout", "0", K3S_DISABLE="1").returncode == 0
+    for wrong in (("--for", "nothing"), ("--timeout", "soon"), ("--for",), ("--what",)):
+        assert wait_ready(tmp_path, *wrong).returncode == 2
