@@ -154,6 +154,10 @@ def _token_server(port: int, key: _Key, certificate: bytes, user: Credentials) -
             self.end_headers()
             self.wfile.write(body)
 
+        def do_POST(self) -> None:
+            # Docker's own clients ask this way first (distribution's docs/spec/auth/oauth.md), and then by GET.
+            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing: tokens are asked for at every turn."""
 
