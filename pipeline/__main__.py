@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
@@ -93,17 +95,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return errors.EngineError.exit_code
     except PipelineError as error:
-        first, *rest = error.lines()
-        log.console.print(f"error: {first}", style="bold red", markup=False)
-        for line in rest:
-            log.console.print(line, markup=False)
-        log.console.print(f"  exit code: {error.exit_code} ({error.kind})", markup=False)
-        if os.environ.get("GITHUB_ACTIONS") == "true":
-            print(f"::error::{first}", file=sys.stderr)
-        return error.exit_code
+        return _tell(error, log)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        return _tell(
+            errors.EngineError(
+                f"a file cannot be written: {error.strerror}",
+                where=str(error.filename or _folder(parsed)),
+                next_step="make room there, or choose other folders: DIND_K3S_CACHE=…, --dist …",
+            ),
+            log,
+        )
     except KeyboardInterrupt:
         log.console.print("interrupted; nothing is left running", markup=False)
         return 130
+
+
+def _tell(error: PipelineError, log: Log) -> int:
+    """Print a failure as a person should see it; returns its exit code."""
+    first, *rest = error.lines()
+    log.console.print(f"error: {first}", style="bold red")
+    for line in rest:
+        log.console.print(line)
+    log.console.print(f"  exit code: {error.exit_code} ({error.kind})")
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print(f"::error::{first}", file=sys.stderr)
+    return error.exit_code
+
+
+def _folder(parsed: argparse.Namespace) -> Path:
+    """The folder that fills up first."""
+    from pipeline import cache
+
+    return Path(parsed.cache or cache.folder())
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
@@ -172,9 +197,9 @@ def _smoke(run: Run, parsed: argparse.Namespace) -> None:
     from pipeline.release import Image, Tier
     from pipeline.smoke.boot import BootOptions
 
-    Image.read(run.dist)  # said before an engine is started for nothing
     platforms = [_known(Platform, text, "platform") for text in parsed.platform]
     tiers = [_known(Tier, text, "tier") for text in parsed.tier]
+    Image.read(run.dist)  # said before an engine is started for nothing
     with ExitStack() as stack:
         engine = _engine(run, stack)
         if os.geteuid() == 0:

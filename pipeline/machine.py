@@ -89,6 +89,18 @@ def ensure(programs: Iterable[str], log: Log) -> None:
         raise EngineError(f"{', '.join(packages)} installed, but {', '.join(still)} cannot be found on PATH")
 
 
+def disk_full(said: str, where: Path) -> EngineError | None:
+    """The error for a program that ended because the disk is full, by what it said; None when it said nothing of it."""
+    if "No space left on device" not in said:
+        return None
+    return EngineError(
+        "the disk is full",
+        found=next(line for line in said.splitlines() if "No space left on device" in line)[:200],
+        where=str(where),
+        next_step="make room there, or choose another folder: DIND_K3S_CACHE=…",
+    )
+
+
 def has_capability(number: int) -> bool:
     """Whether this process may ever use a capability (capabilities(7) numbers them): its bounding set has it."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

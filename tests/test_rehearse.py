@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,10 +36,16 @@ def leftovers() -> list[str]:
     return found
 
 
-def start() -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def started() -> Iterator[subprocess.Popen[str]]:
+    """A rehearsal, killed at the end if it still runs."""
+    with subprocess.Popen(
         COMMAND, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def until(process: subprocess.Popen[str], mark: str) -> None:
@@ -62,15 +70,12 @@ def until(process: subprocess.Popen[str], mark: str) -> None:
     ],
 )
 def test_nothing_is_left_of_a_killed_rehearsal(brought: supplies.Supplies, mark: str, number: signal.Signals) -> None:
-    process = start()
-    try:
+    with started() as process:
         until(process, mark)
         process.send_signal(number)
         assert process.stdout is not None
         said = process.stdout.read()
         code = process.wait(60)
-    finally:
-        process.kill()
     assert code == (130 if number != signal.SIGKILL else -signal.SIGKILL), said
     assert "Traceback" not in said
     deadline = time.monotonic() + 10
@@ -88,14 +93,10 @@ def test_the_next_rehearsal_succeeds_and_brings_nothing(brought: supplies.Suppli
 
 
 def test_one_rehearsal_at_a_time(brought: supplies.Supplies) -> None:
-    process = start()
-    try:
+    with started() as process:
         until(process, "origin on")
         second = subprocess.run(
             COMMAND, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         assert second.returncode == 11
         assert "another rehearsal is running" in second.stderr
-    finally:
-        process.kill()
-        process.wait()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import UpstreamError
 from pipeline.log import Log
+from pipeline.machine import disk_full
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
@@ -194,6 +195,8 @@ def _apt(*command: str, configuration: Path | None = None) -> str:
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
+        if full := disk_full(done.stderr, configuration or Path(command[-1])):
+            raise full
         raise UpstreamError(
             f"{' '.join(command[:3])} … failed",
             found="; ".join(done.stderr.strip().splitlines()[-4:]),

@@ -30,6 +30,7 @@ from pipeline import debian
 from pipeline.errors import UpstreamError
 from pipeline.lock import Lock
 from pipeline.log import Log
+from pipeline.machine import disk_full
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import mirror, origin
@@ -157,6 +158,8 @@ class _Work:
         with self.log.step(f"base root for {platform}: mmdebstrap {suite}, nothing of it is run"):
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
             if done.returncode != 0:
+                if full := disk_full(done.stderr, self.folder):
+                    raise full
                 said = self.folder / f"mmdebstrap-{platform.architecture}.log"
                 write_text(said, done.stderr)
                 errors = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg:", "W:"))]
