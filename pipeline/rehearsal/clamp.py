@@ -7,6 +7,7 @@ part of the image. The setting: https://github.com/opencontainers/runtime-spec/b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import machine
@@ -36,15 +37,17 @@ os.execvp("runc", ["runc", *sys.argv[1:]])
 """
 
 
-def boot_options(folder: Path, log: Log) -> BootOptions:
-    """What the boot tier gives to the container on this machine: nothing where root has the capability."""
+def apply(options: BootOptions, folder: Path, log: Log) -> BootOptions:
+    """Add the runtime to what the boot tier gives to the container; nothing where root has the capability."""
     if machine.has_capability(machine.CAP_SYS_RESOURCE):
-        return BootOptions()
+        return options
     log.say("this machine's root lacks CAP_SYS_RESOURCE: the booted container gets a runtime that clamps oom_score_adj")
     runtime = folder / "runc-clamped"
     runtime.write_text(_RUNTIME, encoding="ascii")
     runtime.chmod(0o755)
-    return BootOptions(
-        extra_mounts=((runtime, _INSIDE),),
-        extra_environment={"DOCKER_ARGS": f"--add-runtime clamped={_INSIDE} --default-runtime clamped"},
+    arguments = f"--add-runtime clamped={_INSIDE} --default-runtime clamped"
+    return replace(
+        options,
+        extra_mounts=(*options.extra_mounts, (runtime, _INSIDE)),
+        extra_environment={**options.extra_environment, "DOCKER_ARGS": arguments},
     )

@@ -29,9 +29,10 @@ from pipeline.errors import DigestMismatch, EngineError, IntentError
 from pipeline.log import Log, seconds
 from pipeline.oci import ImageName
 from pipeline.platforms import Platform
-from pipeline.rehearsal import clamp, origin, supplies
+from pipeline.rehearsal import clamp, origin, pause, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
 from pipeline.release import write_text
+from pipeline.smoke.boot import BootOptions
 from pipeline.workflow import Run
 
 TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
@@ -173,11 +174,23 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
         if emulate:
             for platform in intent.platforms:
                 stack.enter_context(emulation.registered(platform, log))
-        options = clamp.boot_options(folder, log)
+        options = clamp.apply(_for_real_k3s(folder, log) if k3s else BootOptions(), folder, log)
         rehearsed.smoke(made, platforms=(), tiers=(), options=options)
         rehearsed.publish(dry_run=False)
         rehearsed.verify(())
         rehearsed.summary()
+
+
+def _for_real_k3s(folder: Path, log: Log) -> BootOptions:
+    """What a real k3s needs where nothing can be pulled: its pause image, and none of its add-ons."""
+    host = Platform.host()
+    assert host is not None
+    log.say(f"real k3s: {', '.join(pause.TAGS)} made of a static binary, add-ons off, for nothing can be pulled here")
+    return BootOptions(
+        extra_mounts=((folder / "pause" / f"{host.architecture}.tar", "/app/images/pause.tar"),),
+        extra_environment={"K3S_ARGS": pause.K3S_ARGS},
+        patience=3.0,  # of a real control plane on a small machine; the stand-in answers within a second
+    )
 
 
 def _same_kubectl(real: lock.Lock, rehearsed: lock.Lock, log: Log) -> None:

@@ -33,14 +33,14 @@ from pipeline.log import Log
 from pipeline.machine import disk_full
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
-from pipeline.rehearsal import mirror, origin
+from pipeline.rehearsal import mirror, origin, pause
 from pipeline.rehearsal.standin_build import build as build_standin
 from pipeline.release import read_json, write_json, write_text
 from pipeline.versions import Intent
 
-_FORMAT = 2  # raised when what this module writes changes, so that older supplies are made again
+_FORMAT = 3  # raised when what this module writes changes, so that older supplies are made again
 _SUITES = ("sid", "trixie", "bookworm")  # newest first: where the engine's packages are looked for
-_ENGINE = (("docker.io", "docker-cli"), ("containerd",), ("runc",), ("tini-static",))
+_ENGINE = (("docker.io", "docker-cli"), ("containerd",), ("runc",), ("tini-static",), ("busybox-static",))
 
 # Where Debian's packages keep what docker's static archive holds.
 _ARCHIVE = {
@@ -197,6 +197,8 @@ class _Work:
                 "docker": _plain(next(c.version for c in chosen if c.name == "docker.io")),
                 **{key: _plain(next(c.version for c in chosen if c.name == name)) for key, name in _PLUGINS.items()},
             }
+            for platform, tree in trees.items():
+                pause.write(tree / "usr/bin/busybox", platform, self.folder / "pause" / f"{platform.architecture}.tar")
             with ThreadPoolExecutor(max_workers=2) as pool:
                 archives = dict(zip(trees, pool.map(_archive, trees.values()), strict=True))
             origin.publish_docker(self.site, versions["docker"], archives)

@@ -1,0 +1,61 @@
+"""The pause image that a real k3s wants for each pod, made of one static binary, since no registry is in reach.
+
+With `docker: true` k3s does not read its airgap folder: an image has to be in dockerd, so this one is mounted into
+/app/images, from where the container loads it at its start. Tags: k3s's own defaults, `rancher/pause:3.1` up to 1.23
+and `rancher/mirrored-pause:3.6` since (k3s-io/k3s, pkg/cli/cmds/agent.go).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from pipeline.oci import Digest
+from pipeline.platforms import Platform
+
+TAGS = ("rancher/mirrored-pause:3.6", "rancher/pause:3.1")
+
+# What pods of k3s's own add-ons would have to be pulled for; there is nowhere to pull them from.
+K3S_ARGS = (
+    "--disable=coredns --disable=traefik --disable=servicelb --disable=metrics-server --disable=local-storage "
+    "--disable-helm-controller"
+)
+
+
+def archive(binary: bytes, platform: Platform) -> bytes:
+    """A docker archive (`docker load`) of an image whose only file is a static busybox, which sleeps; repeatable.
+
+    Format: the image specification v1.2 of moby.
+    """
+    layer = _tar({"pause": binary})
+    config = json.dumps(
+        {
+            "architecture": platform.architecture,
+            "os": "linux",
+            # busybox asks for its applet by the first argument when its own name tells none
+            "config": {"Entrypoint": ["/pause", "sleep", "2147483647"]},
+            "rootfs": {"type": "layers", "diff_ids": [Digest.of(layer).text]},
+        },
+        sort_keys=True,
+    ).encode()
+    name = f"{Digest.of(config).hex}.json"
+    manifest = [{"Config": name, "RepoTags": list(TAGS), "Layers": ["layer.tar"]}]
+    return _tar({name: config, "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()})
+
+
+def write(busybox: Path, platform: Platform, target: Path) -> None:
+    """Write the archive for one platform."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(archive(busybox.read_bytes(), platform))
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as packed:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o755
+            packed.addfile(member, io.BytesIO(data))
+    return raw.getvalue()
