@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             errors.EngineError(
                 f"a file cannot be written: {error.strerror}",
                 where=str(error.filename or _folder(parsed)),
-                next_step="make room there, or choose other folders: DIND_K3S_CACHE=…, --dist …",
+                next_step="see to its space and rights, or choose other folders: DIND_K3S_CACHE=…, --dist …",
             ),
             log,
         )

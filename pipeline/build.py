@@ -18,8 +18,9 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline import bake, base
 from pipeline import cache as cached
+from pipeline import layout as layouts
 from pipeline.engine import Engine
-from pipeline.errors import BuildFailed
+from pipeline.errors import BuildFailed, DigestMismatch
 from pipeline.lock import Artifact, Lock, render
 from pipeline.log import Log, size
 from pipeline.oci import REFERENCE_TYPE, Digest
@@ -179,38 +180,27 @@ def _already_built(dist: Path, inputs: Digest) -> Image | None:
         return None
     try:
         digest, platforms = _read_layout(dist / LAYOUT)
-    except (OSError, ValueError, KeyError, BuildFailed):
+    except (OSError, ValueError, KeyError, DigestMismatch):
         return None
     return image if digest == image.digest and platforms == image.platforms else None
 
 
-def _read_layout(layout: Path) -> tuple[Digest, Mapping[Platform, BuiltPlatform]]:
-    """The index digest and the platforms of an OCI layout that buildx wrote; every blob must be there, in its size.
+def _read_layout(folder: Path) -> tuple[Digest, Mapping[Platform, BuiltPlatform]]:
+    """The index digest and the platforms of an OCI layout that buildx wrote.
 
-    Raises BuildFailed when it is not whole.
+    Raises DigestMismatch when it is not whole; OSError, ValueError or KeyError when it is no layout.
     """
-    blobs = layout / "blobs" / "sha256"
-
-    def blob(descriptor: Mapping[str, object]) -> Path:
-        path = blobs / Digest(str(descriptor["digest"])).hex
-        if path.stat().st_size != descriptor["size"]:
-            raise BuildFailed(f"{path} is not of the size that its descriptor says", next_step="nox -s build")
-        return path
-
-    top = json.loads((layout / "index.json").read_text(encoding="utf-8"))["manifests"][0]
-    index = json.loads(blob(top).read_bytes())
+    top = json.loads((folder / "index.json").read_text(encoding="utf-8"))["manifests"][0]
+    whole = layouts.read(folder, Digest(top["digest"]))
+    manifests = {part.digest: json.loads(part.path.read_bytes()) for part in whole.manifests}
     platforms: dict[Platform, BuiltPlatform] = {}
-    for descriptor in index["manifests"]:
-        manifest = json.loads(blob(descriptor).read_bytes())
-        parts = [manifest["config"], *manifest["layers"]]
-        for part in parts:
-            blob(part)
-        if REFERENCE_TYPE in descriptor.get("annotations", {}):
+    for entry in json.loads(whole.index.path.read_bytes())["manifests"]:
+        if REFERENCE_TYPE in entry.get("annotations", {}):
             continue
-        name = f"{descriptor['platform']['os']}/{descriptor['platform']['architecture']}"
-        platforms[Platform(name)] = BuiltPlatform(
-            digest=Digest(descriptor["digest"]),
+        manifest = manifests[Digest(entry["digest"])]
+        platforms[Platform(f"{entry['platform']['os']}/{entry['platform']['architecture']}")] = BuiltPlatform(
+            digest=Digest(entry["digest"]),
             config=Digest(manifest["config"]["digest"]),
             size=sum(layer["size"] for layer in manifest["layers"]),
         )
-    return Digest(top["digest"]), platforms
+    return whole.index.digest, platforms

@@ -1,12 +1,13 @@
 """qemu-user for the `commands` tier: which handler the kernel has, and one of our own for as long as smoke needs it.
 
 A handler is registered for the whole machine (binfmt_misc is not part of a mount or pid namespace), so ours has a
-name of its own, is removed afterwards, and one that a killed run left is removed by the next run.
+name of its own, is removed by the last run that uses it, and one that a killed run left is removed by the next run.
 Source: Linux Documentation/admin-guide/binfmt-misc.rst; the ELF header fields are those of elf(5).
 """
 
 from __future__ import annotations
 
+import fcntl
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from pipeline.platforms import Platform
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _OURS = "dind-k3s-"
+
+# Held, shared, by every run that uses a handler of ours; fixed, since handlers are the whole machine's.
+_IN_USE = Path("/tmp/dind-k3s-binfmt.lock")
 
 
 def handler(platform: Platform, binfmt: Path = BINFMT) -> str | None:
@@ -48,36 +52,46 @@ def registered(platform: Platform, log: Log) -> Iterator[str | None]:
     if platform == Platform.host():
         yield None
         return
-    if (known := handler(platform)) is not None:
-        yield known
-        return
+    with _IN_USE.open("a") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            yield handler(platform) or _register(platform, log)
+        finally:
+            fcntl.flock(users, fcntl.LOCK_UN)
+            sweep(log)
+
+
+def _register(platform: Platform, log: Log) -> str | None:
     interpreter = find(f"qemu-{platform.names.qemu}-static")
     if interpreter is None or not (BINFMT / "register").exists():
-        yield None
-        return
-    name = f"{_OURS}{platform.names.qemu}"
+        return None
     mask = bytearray(b"\xff" * 20)
     mask[7] = 0  # any OS ABI
     mask[16] = 0xFE  # ET_EXEC and ET_DYN
+    name = f"{_OURS}{platform.names.qemu}"
     text = f":{name}:M::{_escaped(_magic(platform))}:{_escaped(bytes(mask))}:{interpreter}:F"
     try:
         (BINFMT / "register").write_text(text, encoding="ascii")
+    except FileExistsError:
+        return interpreter  # another run was quicker
     except OSError as error:
         raise EngineError(f"the kernel refused a binfmt handler for {platform}", found=str(error)) from None
     log.say(f"registered {interpreter} for {platform} binaries; it is removed again after smoke")
-    try:
-        yield interpreter
-    finally:
-        (BINFMT / name).write_text("-1", encoding="ascii")
+    return interpreter
 
 
 def sweep(log: Log) -> None:
-    """Remove handlers that a killed run of ours left."""
+    """Remove our handlers unless a run uses them: our own when we are done, and what a killed run left."""
     if not BINFMT.is_dir():
         return
-    for entry in BINFMT.glob(f"{_OURS}*"):
-        entry.write_text("-1", encoding="ascii")
-        log.say(f"removed {entry.name}, a binfmt handler that an earlier run left")
+    with _IN_USE.open("a") as users:
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        for entry in BINFMT.glob(f"{_OURS}*"):
+            entry.write_text("-1", encoding="ascii")
+            log.say(f"removed the binfmt handler {entry.name}")
 
 
 def version(interpreter: str) -> str:

@@ -77,7 +77,7 @@ class Built:
     def _image(self, blobs: Path) -> Digest:
         def put(data: bytes) -> dict[str, object]:
             (blobs / Digest.of(data).hex).write_bytes(data)
-            return {"digest": Digest.of(data).text, "size": len(data)}
+            return {"digest": Digest.of(data).text, "size": len(data), "mediaType": "application/octet-stream"}
 
         manifests = []
         for platform in Platform:

@@ -87,3 +87,12 @@ def test_the_base_image_is_what_the_tars_are(tmp_path: Path) -> None:
         moved = place.stranger(name).manifest("trixie")
         assert moved is not None
         assert moved.digest == second
+
+
+def test_dockers_own_clients_find_their_way_to_a_token(tmp_path: Path) -> None:
+    """They ask by POST first and take 405, and nothing else, as a hint to ask by GET."""
+    with running(tmp_path / "registry") as place, place.client() as client:
+        challenge = client.get(f"http://{place.served.host}/v2/").headers["WWW-Authenticate"]
+        realm = challenge.partition('realm="')[2].partition('"')[0]
+        assert client.post(realm, data={"grant_type": "password"}).status_code == 405
+        assert client.get(realm).json()["token"].count(".") == 2

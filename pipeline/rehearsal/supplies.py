@@ -246,7 +246,7 @@ class _Work:
             files = {platform: path.read_bytes() for platform, path in self.k3s.items()}
             if missing:
                 self.log.warn(f"no real k3s given for {', '.join(missing)}: the stand-in takes its place there")
-                files |= {platform: build_standin(version, platform.value) for platform in missing}
+                files |= {platform: build_standin(f"{version}+standin", platform.value) for platform in missing}
         else:
             version = f"{minor[0] if minor else 'v1.37.1'}+standin"
             self.log.say(

@@ -171,7 +171,9 @@ def _component(component: str, platform: Platform, lock: Lock, content: Content,
         assert data is not None
         if component == "k3s" and data[:2] == b"#!":
             _need(rehearsed, "k3s is a stand-in, and this image is not a rehearsal's")
-            said = f"{MARKER} {version} {platform}"
+            # Beside a real k3s of another platform it carries that version with its own mark behind.
+            marked = version if version.endswith("+standin") else f"{version}+standin"
+            said = f"{MARKER} {marked} {platform}"
             _need(said.encode() in data, f"/{path} is a stand-in, but not «{said}»")
             evidence = f"a stand-in that says so: {said}"
         else:
