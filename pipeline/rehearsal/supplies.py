@@ -26,6 +26,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from filelock import FileLock
+
 from pipeline import debian
 from pipeline.errors import UpstreamError
 from pipeline.lock import Lock
@@ -74,8 +76,16 @@ def bring(
     `intent` and `lock`: the repository's own; they say which packages and which kubectl. `k3s`: real binaries in the
     stand-in's place. Raises UpstreamError when a package client fails.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name("supplies.lock")):
+        return _bring(intent, lock, folder, log, k3s=k3s, refresh=refresh)
+
+
+def _bring(
+    intent: Intent, lock: Lock, folder: Path, log: Log, *, k3s: Mapping[Platform, Path], refresh: bool
+) -> Supplies:
     record = folder / "supplies.json"
-    key = _key(intent, lock, k3s)
+    key = _key(intent, lock)
     bases = {platform: folder / "bases" / f"{platform.architecture}.tar" for platform in intent.platforms}
     if record.exists() and not refresh:
         known = read_json(record, next_step=f"remove {record}")
@@ -110,10 +120,9 @@ def bring(
     return Supplies(root=folder / "origin", bases=bases, versions=versions, mark=" ".join([made, *digests]))
 
 
-def _key(intent: Intent, lock: Lock, k3s: Mapping[Platform, Path]) -> Digest:
-    """What the supplies depend on."""
-    given = [f"{platform}={Digest.of_file(path)}" for platform, path in sorted(k3s.items())]
-    parts = [_FORMAT, intent.packages, intent.platforms, intent.suites, lock.versions["kubectl"], given]
+def _key(intent: Intent, lock: Lock) -> Digest:
+    """What the supplies depend on; not k3s, which is laid out anew at every run."""
+    parts = [_FORMAT, intent.packages, intent.platforms, intent.suites, lock.versions["kubectl"]]
     return Digest.of(json.dumps(parts, default=dict).encode())
 
 

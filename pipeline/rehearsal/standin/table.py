@@ -100,7 +100,8 @@ def pod_status(pod: Object) -> str:
         elif container.get("ready"):
             running = True
     if reason == "Completed" and running:
-        reason = "Running"
+        conditions = {entry["type"]: entry["status"] for entry in status.get("conditions") or []}
+        reason = "Running" if conditions.get("Ready") == "True" else "NotReady"
     return _gone(pod) or reason
 
 
