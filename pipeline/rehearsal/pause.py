@@ -29,13 +29,13 @@ def archive(binary: bytes, platform: Platform) -> bytes:
 
     Format: the image specification v1.2 of moby.
     """
-    layer = _tar({"pause": binary})
+    layer = _tar({"busybox": binary})
     config = json.dumps(
         {
             "architecture": platform.architecture,
             "os": "linux",
-            # busybox asks for its applet by the first argument when its own name tells none
-            "config": {"Entrypoint": ["/pause", "sleep", "2147483647"]},
+            # Neither kubelet nor cri-dockerd gives a command. busybox must bear its own name to take one from a word.
+            "config": {"Entrypoint": ["/busybox", "sleep", "2147483647"]},
             "rootfs": {"type": "layers", "diff_ids": [Digest.of(layer).text]},
         },
         sort_keys=True,

@@ -7,6 +7,7 @@ select, for two threads must not use one TLS connection at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .api import Handler
 
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
-STDIN, STATUS, RESIZE, CLOSE = 0, 3, 4, 255
+STDIN, STATUS, RESIZE, CLOSE = (bytes([number]) for number in (0, 3, 4, 255))
 
 
 class Streams:
@@ -76,13 +77,21 @@ class Streams:
         return target
 
     def _serve(self, web: WebSocket, stream: socket.socket, rest: bytes, *, tty: bool, resize: str) -> None:
-        """Carry bytes both ways until the process, or the client, is gone."""
+        """Carry bytes both ways until the process, or the client, is gone.
+
+        Input waits here until dockerd takes it: a process that does not read, or that must first get rid of its
+        output, would otherwise block both directions for ever.
+        """
         rest = _forward(web, rest, tty=tty)
+        stdin = _Stdin(stream)
         while web.open:
-            readable, _, _ = select.select([web.fileno(), stream.fileno()], [], [])
+            readers = [stream.fileno()] + ([web.fileno()] if stdin.wants_more else [])
+            readable, writable, _ = select.select(readers, [stream.fileno()] if stdin.waiting else [], [])
             if web.fileno() in readable:
                 for message in web.receive():
-                    self._from_client(message, stream, resize)
+                    self._from_client(message, stdin, resize)
+            if writable:
+                stdin.flush()
             if stream.fileno() in readable:
                 try:
                     piece = stream.recv(65536)
@@ -92,18 +101,54 @@ class Streams:
                     return
                 rest = _forward(web, rest + piece, tty=tty)
 
-    def _from_client(self, message: bytes, stream: socket.socket, resize: str) -> None:
-        channel, payload = message[0], message[1:]
-        try:
-            if channel == STDIN and payload:
-                stream.sendall(payload)
-            elif channel == CLOSE and payload[:1] == bytes([STDIN]):
-                stream.shutdown(socket.SHUT_WR)
-            elif channel == RESIZE:
+    def _from_client(self, message: bytes, stdin: _Stdin, resize: str) -> None:
+        channel, payload = message[:1], message[1:]
+        if channel == STDIN:
+            stdin.add(payload)
+        elif channel == CLOSE and payload[:1] == STDIN:
+            stdin.end()
+        elif channel == RESIZE:
+            with contextlib.suppress(EngineRefused, EngineGone, ValueError, KeyError):  # it has no terminal any more
                 size = json.loads(payload)
                 self._engine.call("POST", resize, h=size["Height"], w=size["Width"])
-        except (OSError, EngineRefused, EngineGone):
-            return  # the process has ended; its end of the stream tells so, too
+
+
+class _Stdin:
+    """What the client sent and dockerd has not taken yet."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._bytes = b""
+        self._ended = self._shut = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to send, the end included."""
+        return not self._shut and (self._bytes != b"" or self._ended)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the client should be read on; its goodbye waits, too, while the process takes nothing."""
+        return len(self._bytes) < 1024 * 1024
+
+    def add(self, payload: bytes) -> None:
+        self._bytes += payload
+
+    def end(self) -> None:
+        self._ended = True
+
+    def flush(self) -> None:
+        """Send what dockerd takes now; a process that is gone takes nothing any more."""
+        try:
+            sent = self._stream.send(self._bytes, socket.MSG_DONTWAIT) if self._bytes else 0
+            self._bytes = self._bytes[sent:]
+            if self._ended and not self._bytes:
+                self._stream.shutdown(socket.SHUT_WR)
+                self._shut = True
+        except BlockingIOError:
+            return
+        except OSError:
+            self._bytes, self._shut = b"", True
 
 
 def _forward(web: WebSocket, data: bytes, *, tty: bool) -> bytes:
@@ -148,7 +193,7 @@ def _finish(web: WebSocket, code: int | None) -> None:
         message = f"command terminated with non-zero exit code: {code}"
         status = {"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "message": message}
         status["details"] = {"causes": causes}
-    web.send(bytes([STATUS]) + json.dumps(status).encode())
+    web.send(STATUS + json.dumps(status).encode())
     web.close()
 
 
