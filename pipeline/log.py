@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+_SILENCE = 5.0  # seconds without a line, after which the running step is named again
 _PLAIN_EVERY = 3.0  # seconds between two plain lines about one running transfer
 
 
@@ -49,6 +50,9 @@ class Log:
         self._console: Console | None = None
         self._github = os.environ.get("GITHUB_ACTIONS") == "true"
         self._threads = threading.local()
+        self._open: list[tuple[str, float]] = []  # running steps: name, start; the innermost last
+        self._said = time.monotonic()
+        self._heart: threading.Thread | None = None
 
     @property
     def _depth(self) -> int:
@@ -74,6 +78,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """One line, at the depth of the running step."""
+        self._said = time.monotonic()
         if not self.quiet:
             self.console.print("  " * self._depth + text, markup=False)
 
@@ -97,6 +102,8 @@ class Log:
         self.say(f"▶ {name}")
         self._depth += 1
         started = time.monotonic()
+        self._open.append((name, started))
+        self._beat()
         step = Step()
         try:
             yield step
@@ -104,10 +111,25 @@ class Log:
             step.mark = "✗"
             raise
         finally:
+            self._open.remove((name, started))
             self._depth -= 1
             self.say(f"{step.mark} {name} · {seconds(time.monotonic() - started)}")
             if top and self._github:
                 print("::endgroup::", file=sys.stderr, flush=True)
+
+    def _beat(self) -> None:
+        """Start the thread that breaks long silences: a person should see that the work goes on."""
+        if self._heart is None and not self.quiet:
+            self._heart = threading.Thread(target=self._watch, daemon=True)
+            self._heart.start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(1)
+            running = self._open[-1:]
+            if running and time.monotonic() - self._said >= _SILENCE:
+                name, started = running[0]
+                self.say(f"… {name} goes on, {seconds(time.monotonic() - started)}")
 
     @contextmanager
     def transfers(self) -> Iterator[Transfers]:

@@ -91,17 +91,20 @@ class Cluster:
         command = [sys.executable, str(self.program), "server", "--docker", "--node-name=node"]
         command += [f"--data-dir={self.folder}/data", f"--https-listen-port={self.port}", "--bind-address=127.0.0.1"]
         command += [f"--write-kubeconfig={self.kubeconfig}"]
+        # /etc/rancher is the machine's; the stand-in's node password goes beside its other files here.
+        own = {"DOCKER_HOST": self.host, "DIND_K3S_STANDIN_ETC": f"{self.folder}/etc"}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "DOCKER_HOST": self.host}
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **own}
             )
         self.until("get", "--raw", "/readyz")
 
-    def kubectl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         program = shutil.which("kubectl")
         assert program
         return subprocess.run(
             [program, f"--kubeconfig={self.kubeconfig}", *arguments],
+            input=stdin,
             capture_output=True,
             text=True,
             check=False,
@@ -160,6 +163,19 @@ def test_the_real_kubectl_runs_a_pod_of_the_real_engine(cluster: Cluster, engine
     assert [name.split("_")[:4] for name in names] == [["k8s", "one", "one", "default"]]
     cluster.says("delete", "pod", "one", "--grace-period=1", "--timeout=30s")
     assert engine.container.list(all=True) == []
+
+
+@pytest.mark.engine
+def test_exec_carries_input_output_and_exit_code(cluster: Cluster, busybox: str) -> None:
+    cluster.says(
+        *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sleep", "1000")
+    )
+    cluster.says("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    much = "x" * 3_000_000  # more than all buffers between kubectl and the process
+    assert cluster.kubectl("exec", "-i", "one", "--", "/bin/cat", stdin=much).stdout == much
+    deaf = cluster.kubectl("exec", "-i", "one", "--", "/bin/sh", "-c", "echo no >&2; exit 4", stdin=much)
+    assert (deaf.returncode, deaf.stdout) == (4, "")
+    assert "no\n" in deaf.stderr
 
 
 @pytest.mark.engine

@@ -195,6 +195,7 @@ def _finish(web: WebSocket, code: int | None) -> None:
         status["details"] = {"causes": causes}
     web.send(STATUS + json.dumps(status).encode())
     web.close()
+    web.drain(5)
 
 
 def _yes(query: dict[str, list[str]], name: str) -> bool:

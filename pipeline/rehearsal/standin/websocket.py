@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import ssl
 import struct
+import time
 from collections.abc import Iterator
 
 CLOSE, PING, PONG, BINARY = 0x8, 0x9, 0xA, 0x2
@@ -46,6 +48,18 @@ class WebSocket:
         if self.open:
             self.open = False
             self.send(struct.pack("!H", 1000), CLOSE)
+
+    def drain(self, seconds: float) -> None:
+        """Take what the client still sends, to the end or for so long.
+
+        Closing a connection with unread bytes resets it, and the client would lose what was sent last.
+        """
+        until = time.monotonic() + seconds
+        with contextlib.suppress(OSError):  # a time-out and a reset are ends, too
+            while (left := until - time.monotonic()) > 0:
+                self._connection.settimeout(left)
+                if not self._connection.recv(65536):
+                    return
 
     def receive(self) -> Iterator[bytes]:
         """Read what has come and give the messages that are complete."""
