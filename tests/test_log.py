@@ -10,7 +10,7 @@ from pipeline.log import Log, seconds, size
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (85_700_518, "85.7 MB"), (2 * 10**12, "2000.0 GB")],,
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (85_700_518, "85.7 MB"), (2 * 10**12, "2000.0 GB")],
 )
 def test_bytes_for_people(count: int, text: str) -> None:
     assert size(count) == text
