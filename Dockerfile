@@ -138,7 +138,7 @@ for name in iptables xz-utils; do
   fi
 done
 rm -rf /out/var/log
-if [[ -n ${postinst[ca-certificates]-} ]]; then
+if [[ ! -e /target/etc/ssl/certs/ca-certificates.crt ]]; then
   mkdir -p /out/etc/ssl /out/usr/local/share/ca-certificates
   cp -a /etc/ssl/certs /out/etc/ssl/
   cp -a /etc/ca-certificates.conf /out/etc/

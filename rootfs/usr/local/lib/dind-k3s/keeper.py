@@ -28,6 +28,7 @@ from supervisor.states import SupervisorStates
 
 CONFIG = "/etc/supervisord.conf"
 FACTS = Path("/run/dind-k3s/facts")
+READY = Path("/run/dind-k3s/ready")
 GAVE_UP = 3
 
 # More ends than this within this time are not going to stop by themselves.
@@ -35,6 +36,7 @@ ENDS = 5
 WITHIN = 300.0
 
 HEAD_START = 1.0  # of k3s before dockerd at the stop, so that no pod is started again
+STAGES = {"dockerd": ("docker", "k8s"), "k3s": ("k8s",)}  # what is not ready any more when a program ends
 LAST = ("dns",)  # others still need it while they end
 
 
@@ -109,9 +111,11 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
     # Giving up
 
     def count_end(self, event: Any) -> None:
-        if getattr(event, "expected", False) or self.stop_began:
+        if self.stop_began or (isinstance(event, events.ProcessStateExitedEvent) and event.expected):
             return
         name = event.process.config.name
+        for stage in STAGES.get(name, ()):
+            (READY / stage).unlink(missing_ok=True)  # the watcher would notice in its own time
         ends = self.ended[name]
         ends.append(time.monotonic())
         say(name, f"ended by itself ({event.process.spawnerr or 'no reason known'}), is started again")

@@ -157,7 +157,7 @@ def main() -> int:
                 flag.unlink(missing_ok=True)
                 if since.pop(stage, None) is not None:
                     print(f"{stage} is not ready any more: {problem}", flush=True)
-            elif stage not in since:
+            elif stage not in since or not flag.exists():  # keeper.py removes it when the program ends
                 since[stage] = round(uptime(), 1)
                 flag.write_text(f"{since[stage]}\n")
                 print(f"{stage} is ready after {since[stage]} s", flush=True)
