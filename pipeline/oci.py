@@ -86,7 +86,7 @@ class ImageName:
     def is_loopback(self) -> bool:
         """True when only this machine can see the registry."""
         host = self.registry.rsplit(":", 1)[0] if not self.registry.endswith("]") else self.registry
-        return host in {"localhost", "[::1]"} or host.startswith("127.")
+        return host in {"localhost", "[::1]"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
     @classmethod
     def parse(cls, text: str) -> tuple[ImageName, str | None, Digest | None]:

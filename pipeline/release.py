@@ -207,7 +207,7 @@ class Release:
                 tagged=tuple(data["tagged"]),
                 verified=tuple(data["verified"]),
             )
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return cls(digest=digest)
 
 

@@ -285,7 +285,7 @@ def test_an_image_of_another_lock_is_refused(publisher: Publisher) -> None:
     _refused(publisher, LockStale, "another lock", lock=_lock(k3s="v1.37.2+k3s1"))
 
 
-@pytest.mark.parametrize("registry", ["ghcr.io", "10.0.0.1:5000"])
+@pytest.mark.parametrize("registry", ["ghcr.io", "10.0.0.1:5000", "127.0.0.1.example:5000"])
 @pytest.mark.parametrize("says_so", ["in image.json", "on the index"])
 def test_a_rehearsed_image_stays_on_this_machine(registry: str, says_so: str, publisher: Publisher) -> None:
     name = ImageName(registry=registry, repository="dind-k3s")

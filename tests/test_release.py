@@ -39,7 +39,7 @@ def test_a_record_is_about_one_digest(image: Image, tmp_path: Path) -> None:
     assert Release.read(tmp_path, digest("another")) == Release(digest=digest("another"))
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", '{"digest": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"digest": 1}', "[]"])
 def test_a_broken_record_is_an_empty_one(text: str, image: Image, tmp_path: Path) -> None:
     (tmp_path / "release.json").write_text(text)
     assert Release.read(tmp_path, image.digest) == Release(digest=image.digest)
