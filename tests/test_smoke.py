@@ -1,4 +1,4 @@
-"""Smoke without an engine: what a binary tells, what is read out of layers, what turns the tier red, the reports."""
+"""Tier files on crafted layers: what turns it red, and with which sentence; the reports."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import gzip
 import hashlib
 import io
 import json
-import shutil
-import struct
 import tarfile
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,67 +21,12 @@ from pipeline.oci import INDEX, MANIFEST, Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal.standin_build import build as standin
 from pipeline.release import Check, SmokeReport, State, Tier, TierReport
-from pipeline.smoke import elf, files, report
+from pipeline.smoke import files, report
 from pipeline.smoke.record import Recorder
+from tests.binaries import binary, go_binary
 from tests.examples import LOCK, VERSIONS, digest
 
 AMD64 = Platform.AMD64
-
-
-def binary(text: str = "", platform: Platform = AMD64) -> bytes:
-    """An ELF header of that platform, and some text."""
-    head = b"\x7fELF\x02\x01\x01" + b"\0" * 9 + struct.pack("<HH", 2, platform.names.elf_machine)
-    return head + b"\0" * 44 + text.encode()
-
-
-def go_binary(version: str, ldflags: str = "") -> bytes:
-    """A binary with Go's inline build information."""
-
-    def string(text: bytes) -> bytes:
-        length, out = len(text), b""
-        while length >= 0x80:
-            out += bytes([length & 0x7F | 0x80])
-            length >>= 7
-        return out + bytes([length]) + text
-
-    module = f"path\texample.org/cmd\nmod\texample.org\t{version}\th1:x\ndep\texample.org/dep\tv2.0.0\n"
-    module += f'build\t-ldflags="{ldflags}"\nbuild\tGOARCH=amd64\n'
-    head = binary()
-    info = b"\xff Go buildinf:" + bytes([8, 2]) + b"\0" * 16
-    info += string(b"go1.25.1") + string(b"s" * 16 + module.encode() + b"e" * 16)
-    return head + b"\0" * (-len(head) % 16) + info + b"\0" * 64
-
-
-def test_go_build_information() -> None:
-    found = elf.go_build(go_binary("v1.2.3", "-X main.version=9"))
-    assert found is not None
-    assert (found.go, found.path, found.version) == ("go1.25.1", "example.org/cmd", "v1.2.3")
-    assert found.settings["-ldflags"] == "-X main.version=9"
-    assert found.dependencies == {"example.org/dep": "v2.0.0"}
-
-
-def test_the_official_kubectl_tells_its_version() -> None:
-    kubectl = shutil.which("kubectl")
-    assert kubectl, "kubectl is one of the tests' requirements"
-    data = Path(kubectl).read_bytes()
-    assert elf.machine(data[:20]) in {platform.names.elf_machine for platform in Platform}
-    assert elf.version_evidence(data, "v1.37.1")
-    assert elf.version_evidence(data, "v1.37.10") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "version", "found"),
-    [
-        ("version 28.5.2+dfsg4 ", "28.5.2", True),
-        ("version 128.5.2", "28.5.2", False),
-        ("version 28.5.20", "28.5.2", False),
-        ("v1.37.1+k3s1", "v1.37.1+k3s1", True),
-        ("v1.37.1+k3s10", "v1.37.1+k3s1", False),
-        ("", "1.0.0", False),
-    ],
-)
-def test_a_version_is_not_found_inside_a_longer_one(text: str, version: str, found: bool) -> None:
-    assert bool(elf.version_evidence(binary(text), version)) == found
 
 
 class Image:
@@ -94,9 +37,13 @@ class Image:
         self.blobs = folder / "blobs" / "sha256"
         self.blobs.mkdir(parents=True)
         self.files: dict[str, bytes] = {}
+        self.modes: dict[str, int] = {}
+        self.rootfs: dict[str, object] = {}
+        self.pack: Callable[[bytes], bytes] = lambda plain: gzip.compress(plain, mtime=0)
+        self.spoil: Callable[[], object] = lambda: None  # may change the topmost layer's file
         self.config: dict[str, object] = {
             "Entrypoint": ["/usr/local/sbin/dind-k3s-entrypoint"],
-            "Healthcheck": {"Test": ["CMD", "healthcheck"]},
+            "Healthcheck": {"Test": ["CMD", "/usr/local/bin/healthcheck"]},
             "Volumes": {"/app/k3s": {}, "/var/lib/docker": {}},
         }
         artifacts = []
@@ -113,6 +60,8 @@ class Image:
         for name in ("containerd", "runc", "ctr", "containerd-shim-runc-v2"):
             self.files[f"usr/local/bin/{name}"] = go_binary("v1.0.0")
         self.files["usr/bin/python3"] = binary()
+        self.files["usr/local/bin/healthcheck"] = binary()
+        self.files["usr/local/sbin/dind-k3s-entrypoint"] = b"#!/usr/bin/python3\n"
         self.files["usr/local/bin/doctor"] = b"#!/usr/bin/env python3\n"
         self.files["usr/share/dind-k3s/manifest.json"] = json.dumps(entries).encode()
         self.lock: Lock = replace(LOCK, artifacts=tuple(artifacts))
@@ -121,12 +70,15 @@ class Image:
         (self.blobs / Digest.of(data).hex).write_bytes(data)
         return {"digest": Digest.of(data).text, "size": len(data)}
 
-    def check(self, *later: Mapping[str, bytes], rehearsed: bool = False) -> TierReport:
+    def check(self, *later: Mapping[str, bytes | str], rehearsed: bool = False) -> TierReport:
         """Run the tier; `later`: more layers on top."""
-        layers = [
-            self.put(gzip.compress(tarred(layer), mtime=0)) | {"mediaType": "layer"} for layer in (self.files, *later)
-        ]
-        config = self.put(json.dumps({"architecture": "amd64", "os": "linux", "config": self.config}).encode())
+        archives = [tarred(layer, self.modes) for layer in (self.files, *later)]
+        layers = [self.put(self.pack(archive)) | {"mediaType": "layer"} for archive in archives]
+        unpacked = {"type": "layers", "diff_ids": [Digest.of(archive).text for archive in archives]}
+        self.top = self.blobs / Digest(str(layers[-1]["digest"])).hex
+        self.spoil()
+        described = {"architecture": "amd64", "os": "linux", "config": self.config, "rootfs": unpacked | self.rootfs}
+        config = self.put(json.dumps(described).encode())
         manifest = {"mediaType": MANIFEST, "config": config | {"mediaType": "config"}, "layers": layers}
         entry = self.put(json.dumps(manifest).encode()) | {"mediaType": MANIFEST}
         entry |= {"platform": {"os": "linux", "architecture": "amd64"}}
@@ -137,13 +89,20 @@ class Image:
         return recorder.report()
 
 
-def tarred(content: Mapping[str, bytes]) -> bytes:
+def tarred(content: Mapping[str, bytes | str], modes: Mapping[str, int]) -> bytes:
+    """A tar archive, in the order given; a text is the target of a symlink, behind `=` of a hard link."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as archive:
         for name, data in content.items():
             member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
+            member.mode = modes.get(name, 0o755)
+            if isinstance(data, str):
+                member.type = tarfile.LNKTYPE if data.startswith("=") else tarfile.SYMTYPE
+                member.linkname = data.removeprefix("=")
+                archive.addfile(member)
+            else:
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
     return raw.getvalue()
 
 
@@ -183,12 +142,103 @@ def test_other_bytes_of_the_right_version_are_not_the_locked_ones(image: Image) 
     assert hashlib.sha256(image.files[K3S]).hexdigest() in ended.reason
 
 
+def test_a_32_bit_binary_of_the_same_family_is_another_architecture(image: Image) -> None:
+    image.files["usr/bin/old"] = b"\x7fELF\x01\x01\x01" + b"\0" * 9 + b"\x02\x00\x03\x00" + b"\0" * 60
+    assert "/usr/bin/old is for ELF machine 3, 32 bit" in image.check().reason
+
+
+def test_a_library_that_was_cut_off_is_named(image: Image) -> None:
+    image.files["usr/lib/libx.so"] = binary("half of it", end=5000)
+    assert "/usr/lib/libx.so is truncated: it has 74 bytes, its section headers end at 5000" in image.check().reason
+
+
+def test_a_go_program_that_was_cut_off_in_its_build_information_is_named(image: Image) -> None:
+    image.files["usr/local/bin/docker"] = go_binary("v29.7.2")[:150]
+    assert "/usr/local/bin/docker does not name version 29.7.2" in image.check().reason
+
+
+def test_the_version_of_a_dependency_is_not_the_programs(image: Image) -> None:
+    image.files["usr/local/bin/docker"] = go_binary("v29.7.1", dependency="v29.7.2")
+    reason = image.check().reason
+    assert "does not name version 29.7.2; it was built as example.org/cmd v29.7.1" in reason
+
+
+def test_a_link_in_the_place_of_a_binary_is_not_the_binary(image: Image) -> None:
+    assert f"/{K3S} is not a regular file" in image.check({K3S: "/usr/bin/python3"}).reason
+
+
+def test_a_hard_link_is_the_file_it_links_to(image: Image) -> None:
+    data = image.files.pop(K3S)
+    assert image.check({"usr/local/bin/other": b"", K3S: "=usr/local/bin/other"}).state == State.FAILED
+    image.files["usr/local/lib/k3s"] = data
+    assert f"/{K3S} is not a regular file" in image.check({K3S: "=usr/local/lib/k3s"}).reason
+
+
+def test_a_program_that_nobody_may_execute_is_named(image: Image) -> None:
+    image.modes[K3S] = 0o644
+    assert f"/{K3S} may not be executed by everybody: its mode is 0644" in image.check().reason
+
+
+def test_an_unknown_set_uid_file_is_named(image: Image) -> None:
+    image.files["usr/bin/su"] = image.files["usr/local/bin/shell"] = binary()
+    image.modes["usr/bin/su"] = image.modes["usr/local/bin/shell"] = 0o4755
+    assert image.check().reason == "set-uid and set-gid files: /usr/local/bin/shell has the mode 4755"
+
+
+def test_an_entrypoint_that_is_not_there_is_named(image: Image) -> None:
+    image.config["Entrypoint"] = ["/sbin/init"]
+    assert "the entrypoint /sbin/init is not there" in image.check().reason
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda data: data[:-400] + b"\0" * 400, "is broken"),
+        (lambda data: data[:-3] + b"abc", "is broken"),
+        (lambda data: data[:4] + b"\1" + data[5:], "has changed: its file has the digest"),
+    ],
+)
+def test_a_layer_that_has_changed_is_named(image: Image, damage: Callable[[bytes], bytes], sentence: str) -> None:
+    image.spoil = lambda: image.top.write_bytes(damage(image.top.read_bytes()))
+    reason = image.check({"etc/more": bytes(range(256)) * 9}).reason
+    assert f"the layer sha256:{image.top.name} {sentence}" in reason
+
+
+def test_a_layer_of_several_gzip_members_is_one_layer(image: Image) -> None:
+    image.pack = lambda plain: gzip.compress(plain[:700]) + gzip.compress(plain[700:])
+    assert image.check().state == State.PASSED
+
+
+def test_a_layer_that_is_not_the_configs_is_named(image: Image) -> None:
+    image.rootfs = {"diff_ids": [digest("other").text]}
+    assert f"the config says {digest('other')}" in image.check().reason
+    image.rootfs = {"diff_ids": []}
+    assert "the manifest has 1 layers, the config 0" in image.check().reason
+
+
 def test_a_missing_binary_and_a_whiteout_are_the_same(image: Image) -> None:
     assert "/usr/local/bin/kubectl is missing" in image.check({"usr/local/bin/.wh.kubectl": b""}).reason
 
 
 def test_an_opaque_folder_hides_what_is_below(image: Image) -> None:
     assert "is missing" in image.check({"usr/local/bin/.wh..wh..opq": b""}).reason
+
+
+def test_a_whiteout_hides_nothing_of_its_own_layer(image: Image) -> None:
+    later = {"usr/local/bin/kubectl": image.files["usr/local/bin/kubectl"], "usr/local/bin/.wh.kubectl": b""}
+    assert image.check(later).state == State.PASSED
+
+
+def test_a_file_in_the_place_of_a_folder_hides_the_folder(image: Image) -> None:
+    assert "is missing" in image.check({"usr/local/bin": "/usr/bin"}).reason
+
+
+def test_an_interpreter_is_found_through_links(image: Image) -> None:
+    image.files["usr/local/bin/tool"] = b"#!/bin/sh\n"
+    assert "needs /bin/sh" in image.check().reason
+    links = {"bin": "usr/bin", "usr/bin/sh": "../../etc/alternatives/sh", "etc/alternatives/sh": "/bin/dash"}
+    assert image.check({**links, "usr/bin/dash": binary()}).state == State.PASSED
+    assert "needs /bin/sh" in image.check({"bin": "bin"}).reason
 
 
 def test_a_script_without_its_interpreter_is_named(image: Image) -> None:

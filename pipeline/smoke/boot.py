@@ -20,14 +20,15 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline.lock import Lock
 from pipeline.log import Log, seconds
-from pipeline.platforms import Platform
+from pipeline.smoke import inside
 from pipeline.smoke.commands import LABEL
+from pipeline.smoke.inside import patience
+from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
 
 _STOP_BUDGET = 10.0  # seconds: what `docker stop` gives before it kills
 _PROBE = "smoke-probe:1"
 _Mount = tuple[Volume | str | Path, str | Path] | tuple[Volume | str | Path, str | Path, str]
-_TELL_EVERY = 5.0  # seconds between two lines about what is waited for
 
 # Makes a build context out of the image's own files, so that the tier needs no registry and runs on every platform:
 # a shell, a few tools and the libraries that they are linked with.
@@ -55,12 +56,9 @@ class BootOptions:
 class _Machine:
     """One booted container and its two volumes."""
 
-    def __init__(
-        self, client: DockerClient, image: str, platform: Platform, options: BootOptions, log: Log, logs: Path
-    ) -> None:
+    def __init__(self, client: DockerClient, image: Loaded, options: BootOptions, log: Log, logs: Path) -> None:
         self.client = client
         self.image = image
-        self.platform = platform
         self.options = options
         self.log = log
         self.logs = logs
@@ -72,10 +70,10 @@ class _Machine:
         mounts: list[_Mount] = list(self.volumes.items())
         mounts += [(here, path, "ro") for here, path in self.options.extra_mounts]
         self.client.run(
-            self.image,
+            self.image.name,
             name=self.name,
             hostname=self.name,
-            platform=self.platform.value,
+            platform=self.image.platform.value,
             privileged=True,
             detach=True,
             volumes=mounts,
@@ -85,13 +83,7 @@ class _Machine:
 
     def do(self, *command: str, limit: float = 60) -> str:
         """Run a command inside; its output. A failure or a timeout is an AssertionError with the last lines."""
-        allowed = limit * self.options.patience
-        try:
-            return str(self.client.execute(self.name, ["timeout", f"{allowed:.0f}", *command]))
-        except DockerException as error:
-            said = f"{error.stdout or ''}\n{error.stderr or ''}".strip().splitlines()
-            how = f"no end within {allowed:.0f} s" if error.return_code == 124 else f"exit code {error.return_code}"
-            raise AssertionError(f"{' '.join(command)[:120]}: {how}: {' / '.join(said[-4:])[-500:]}") from None
+        return inside.execute(self.client, self.name, command, limit=limit * self.options.patience, log=self.log)
 
     def until(self, what: str, ask: Callable[[], str | None], limit: float) -> str:
         """Ask until it answers with something; tells what it waits for. AssertionError at the deadline."""
@@ -108,7 +100,7 @@ class _Machine:
             assert now < deadline, f"{what}: not within {seconds(limit * self.options.patience)}{last}"
             if not self.client.container.inspect(self.name).state.running:
                 raise AssertionError(f"{what}: the container has ended: {self.last_lines()}")
-            if now - told >= _TELL_EVERY:
+            if now - told >= inside.TELL_EVERY:
                 told = now
                 self.log.say(f"  waiting for {what}, {seconds(now - started)}")
             time.sleep(0.2)
@@ -127,27 +119,38 @@ class _Machine:
 
     def last_lines(self, count: int = 12) -> str:
         """The end of `docker logs`."""
-        return " / ".join(str(self.client.logs(self.name, tail=count)).splitlines())
+        return " / ".join(" ".join(line.split()) for line in str(self.client.logs(self.name, tail=count)).splitlines())
 
-    def save_logs(self) -> None:
-        """Keep everything that the container said."""
+    def examine(self) -> None:
+        """After a failure: the container's last lines and what its doctor says, told and kept."""
         try:
-            self.logs.parent.mkdir(parents=True, exist_ok=True)
-            with self.logs.open("a", encoding="utf-8") as stream:
-                stream.write(str(self.client.logs(self.name, timestamps=True)))
-        except DockerException as error:
-            self.log.warn(f"the container's log cannot be read: {error.stderr}")
+            self.log.say(f"the container's last lines: {self.last_lines(20)}")
+            if self.client.container.inspect(self.name).state.running:
+                said = inside.execute(self.client, self.name, ("sh", "-c", "doctor || true"), limit=30, log=self.log)
+                self.keep(f"--- doctor\n{said}\n")
+                ill = [line for line in said.splitlines() if line.startswith(("fail", "warn"))]
+                self.log.say(f"doctor: {' / '.join(ill) or 'all is well'}")
+        except (DockerException, AssertionError, ValueError) as error:
+            self.log.warn(f"the container cannot be examined: {str(error).splitlines()[0]}")
+
+    def keep(self, text: str) -> None:
+        """Append to the kept log."""
+        self.logs.parent.mkdir(parents=True, exist_ok=True)
+        with self.logs.open("a", encoding="utf-8") as stream:
+            stream.write(text)
 
     def remove(self) -> None:
-        """The container; its volumes stay."""
-        self.save_logs()
+        """The container, its log is kept; its volumes stay."""
+        try:
+            self.keep(str(self.client.logs(self.name, timestamps=True)) + "\n")
+        except (DockerException, ValueError) as error:
+            self.log.warn(f"the container's log cannot be read: {error}")
         self.client.remove(self.name, force=True)
 
 
 def run(
     client: DockerClient,
-    image: str,
-    platform: Platform,
+    image: Loaded,
     lock: Lock,
     options: BootOptions,
     recorder: Recorder,
@@ -156,7 +159,7 @@ def run(
 ) -> None:
     """All checks of the tier. What the container said is kept in `logs`."""
     logs.unlink(missing_ok=True)
-    machine = _Machine(client, image, platform, options, log, logs)
+    machine = _Machine(client, image, options, log, logs)
     try:
         for check in (_dockerd, _inner_build, _inner_run, _node, _pod, _healthy, _doctor):
             check(machine, lock, recorder)
@@ -166,9 +169,9 @@ def run(
         _recreate(machine, recorder)
         _stop(machine, recorder)
     finally:
-        if recorder.failed and client.container.exists(machine.name):
-            log.say(f"the container's last lines: {machine.last_lines(20)}")
         if client.container.exists(machine.name):
+            if recorder.failed:
+                machine.examine()
             machine.remove()
         for volume in machine.volumes:
             if client.volume.exists(volume):
@@ -178,6 +181,7 @@ def run(
 def _dockerd(machine: _Machine, lock: Lock, recorder: Recorder) -> None:
     with recorder.check("dockerd answers") as told:
         machine.start()
+        told(machine.image.confirm(machine.client, machine.name))
         machine.ready("docker", 60)
         version = machine.do("docker", "version", "--format", "{{.Server.Version}}").strip()
         assert re.match(rf"{re.escape(lock.versions['docker'])}(\D|$)", version), f"dockerd is {version}"
@@ -278,7 +282,8 @@ def _still_there(machine: _Machine) -> None:
 
 def _restart(machine: _Machine, _lock: Lock, recorder: Recorder) -> None:
     with recorder.check("docker restart: all is still there") as told:
-        machine.client.restart(machine.name, time=int(_STOP_BUDGET))
+        with patience("docker restart", machine.log):
+            machine.client.restart(machine.name, time=int(_STOP_BUDGET * machine.options.patience))
         _still_there(machine)
         told("image, inner volume, configmap, node and pod")
 
@@ -298,7 +303,8 @@ def _stop(machine: _Machine, recorder: Recorder) -> None:
     with recorder.check("docker stop, with a pod that ignores SIGTERM") as told:
         budget = _STOP_BUDGET * machine.options.patience
         started = time.monotonic()
-        machine.client.stop(machine.name, time=int(budget))
+        with patience("docker stop", machine.log):
+            machine.client.stop(machine.name, time=int(budget))
         took = time.monotonic() - started
         code = machine.client.container.inspect(machine.name).state.exit_code
         told(f"{seconds(took)}, exit code {code}")

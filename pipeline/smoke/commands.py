@@ -13,19 +13,21 @@ from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
 from pipeline.lock import Lock
-from pipeline.platforms import Platform
+from pipeline.log import Log
+from pipeline.smoke import inside
+from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
 
 LABEL = "io.github.dind-k3s.smoke"
 _TRIES = 3
-_SECONDS = {True: 20, False: 90}  # native?
-_TIMED_OUT = 124  # exit code of timeout(1)
+_SECONDS = {True: 20.0, False: 90.0}  # native? Emulated ones take up to 2 s on a quiet machine
 
 # Command → the component whose version its output must name; None: an answer is enough.
 _COMMANDS = (
     (("dockerd", "--version"), "docker"),
     (("docker", "--version"), "docker"),
     (("containerd", "--version"), None),
+    (("ctr", "--version"), None),
     (("runc", "--version"), None),
     (("docker-init", "--version"), None),
     (("docker", "buildx", "version"), "buildx"),
@@ -33,6 +35,8 @@ _COMMANDS = (
     (("kubectl", "version", "--client"), "kubectl"),
     (("k3s", "--version"), "k3s"),
     (("supervisord", "--version"), None),
+    (("python3", "-c", "import ssl, json; print(ssl.OPENSSL_VERSION)"), None),
+    (("/usr/local/sbin/dind-k3s-entrypoint", "echo", "the entrypoint runs a command"), None),
     (("doctor", "--help"), None),
     (("wait-ready", "--help"), None),
 )
@@ -41,51 +45,60 @@ _COMMANDS = (
 _NATIVE_ONLY = ((("iptables", "--version"), None),)
 
 
-def run(client: DockerClient, image: str, platform: Platform, lock: Lock, recorder: Recorder, *, native: bool) -> None:
+def run(client: DockerClient, image: Loaded, lock: Lock, recorder: Recorder, log: Log, *, native: bool) -> None:
     """All checks of the tier, in one container that sleeps meanwhile."""
-    container = client.run(
-        image,
-        ["86400"],
-        entrypoint="sleep",
-        platform=platform.value,
-        detach=True,
-        remove=True,
-        networks=["none"],
-        init=True,
-        labels={LABEL: "commands"},
-        name=f"smoke-{uuid.uuid4().hex[:8]}",
-    )
+    name = f"smoke-{uuid.uuid4().hex[:8]}"
     try:
         with recorder.check("a trivial program") as told:
-            told(_answer(client, container.name, ("uname", "-m"), native=native))
+            client.run(
+                image.name,
+                ["86400"],
+                entrypoint="sleep",
+                platform=image.platform.value,
+                detach=True,
+                networks=["none"],
+                init=True,
+                labels={LABEL: "commands"},
+                name=name,
+            )
+            told(image.confirm(client, name))
+            told(_answer(client, name, ("uname", "-m"), log, native=native))
         if recorder.failed:
             return
         for command, component in (*_COMMANDS, *(_NATIVE_ONLY if native else ())):
             with recorder.check(" ".join(command)) as told:
-                said = _answer(client, container.name, command, native=native)
+                said = _answer(client, name, command, log, native=native)
                 told(said)
                 if component is not None:
                     _names_version(said, lock.versions[component])
+            if recorder.failed and not _runs(client, name):
+                return  # it was killed because a command hung; the others cannot be asked
     finally:
-        client.remove(container, force=True, volumes=True)
+        if client.container.exists(name):
+            client.remove(name, force=True, volumes=True)
 
 
-def _answer(client: DockerClient, container: str, command: tuple[str, ...], *, native: bool) -> str:
+def _runs(client: DockerClient, container: str) -> bool:
+    try:
+        return bool(client.container.inspect(container).state.running)
+    except DockerException:
+        return False
+
+
+def _answer(client: DockerClient, container: str, command: tuple[str, ...], log: Log, *, native: bool) -> str:
     """The first line that says something; tried again after a timeout or a crash of the emulator."""
-    limit = _SECONDS[native]
-    for attempt in range(1, _TRIES + 1):
+    for left in range(_TRIES - 1, -1, -1):
         try:
-            output = client.execute(container, ["timeout", str(limit), *command])
-        except DockerException as error:
+            output = inside.execute(client, container, command, limit=_SECONDS[native], log=log)
+        except inside.Failed as failed:
             # A usage text with exit code 2 is an answer too.
-            said = f"{error.stdout or ''}\n{error.stderr or ''}".strip()
-            if error.return_code == 2 and "usage" in said.lower():
-                return said.splitlines()[0]
-            if attempt < _TRIES and (error.return_code == _TIMED_OUT or not native):
+            if failed.code == 2 and "usage" in failed.output.lower():
+                return failed.output.splitlines()[0]
+            if left and (failed.timed_out or not native) and _runs(client, container):
+                log.say(f"  again: {failed}")
                 continue
-            reason = f"no answer within {limit} s" if error.return_code == _TIMED_OUT else said[-300:] or "no output"
-            raise AssertionError(f"{' '.join(command)}: exit code {error.return_code}: {reason}") from None
-        lines = [line.strip() for line in str(output).splitlines() if line.strip()]
+            raise
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
         assert lines, f"{' '.join(command)} says nothing"
         return lines[0]
     raise AssertionError("unreachable")

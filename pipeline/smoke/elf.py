@@ -1,4 +1,4 @@
-"""What a binary tells without being run: its machine, and for Go programs how they were built.
+"""What a binary tells without being run: its machine, whether it is whole, and for Go programs how they were built.
 
 Sources: elf(5); the format of the Go build information is described in Go's debug/buildinfo.
 """
@@ -12,8 +12,21 @@ from dataclasses import dataclass, field
 
 from pipeline.platforms import Platform
 
+HEAD = 64  # bytes that `header` wants: the longest ELF header
+
 _MAGIC = b"\xff Go buildinf:"
 _SENTINEL = 16  # bytes around the module information
+_ELSEWHERE = (b"dep\t", b"=>\t")  # lines of the build information that name versions of other modules
+_LINE = 256  # bytes before a version in which the start of its line is looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the ELF header says."""
+
+    machine: int  # e_machine
+    bits: int  # 32 or 64
+    end: int  # bytes that the file must have: the end of its section headers; 0 where it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,31 +40,50 @@ class GoBuild:
     dependencies: Mapping[str, str] = field(default_factory=dict)  # module → version
 
 
-def machine(head: bytes) -> int | None:
-    """e_machine of an ELF file's first 20 bytes; None when it is no 64-bit little-endian ELF file."""
-    if len(head) < 20 or head[:4] != b"\x7fELF" or head[4:6] != b"\x02\x01":
+def header(head: bytes) -> Header | None:
+    """Read a file's first HEAD bytes; None when it is no ELF file or ends before its header does."""
+    if len(head) < 20 or head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
         return None
-    return int(struct.unpack_from("<H", head, 18)[0])
+    order = "<" if head[5] == 1 else ">"
+    offset, sizes, whole, form = (40, 58, 64, "Q") if head[4] == 2 else (32, 46, 52, "I")
+    if len(head) < whole:
+        return None
+    (start,) = struct.unpack_from(order + form, head, offset)
+    size, count = struct.unpack_from(order + "HH", head, sizes)
+    return Header(
+        machine=struct.unpack_from(order + "H", head, 18)[0],
+        bits=64 if head[4] == 2 else 32,
+        end=start + size * count if start else 0,
+    )
 
 
-def machine_name(number: int) -> str:
-    """The platform of an ELF machine number, or the number."""
-    return next((p.value for p in Platform if p.names.elf_machine == number), f"ELF machine {number}")
+def machine_name(found: Header) -> str:
+    """The platform that a header is for, or the machine's number."""
+    known = next((p.value for p in Platform if (p.names.elf_machine, 64) == (found.machine, found.bits)), None)
+    return known or f"ELF machine {found.machine}, {found.bits} bit"
 
 
 def go_build(data: bytes) -> GoBuild | None:
-    """The build information of a Go (1.18 or newer) program; None where there is none."""
+    """The build information of a Go (1.18 or newer) program; None where there is none, or where it is cut off."""
     at = data.find(_MAGIC)
-    # Flag 2: both strings follow inline, each with its length as a varint, 32 bytes after the magic's start.
-    while at >= 0 and not (at % 16 == 0 and at + 32 < len(data) and data[at + 15] & 2):
+    while at >= 0:
+        # Flag 2: both strings follow inline, each with its length as a varint, 32 bytes after the magic's start.
+        # Programs that read build information hold the magic a second time; only the real one is followed by `go1…`.
+        if at % 16 == 0 and at + 32 < len(data) and data[at + 15] & 2:
+            try:
+                version, position = _string(data, at + 32)
+                module, _ = _string(data, position)
+            except IndexError:
+                version = b""
+            if version.startswith((b"go", b"devel")):
+                return _parsed(version.decode("ascii", "replace"), module[_SENTINEL:-_SENTINEL])
         at = data.find(_MAGIC, at + 1)
-    if at < 0:
-        return None
-    version, position = _string(data, at + 32)
-    module, _ = _string(data, position)
-    text = module[_SENTINEL:-_SENTINEL].decode("utf-8", "replace")
+    return None
+
+
+def _parsed(go: str, module: bytes) -> GoBuild:
     path, main, settings, dependencies = "", "", {}, {}
-    for line in text.splitlines():
+    for line in module.decode("utf-8", "replace").splitlines():
         kind, _, rest = line.partition("\t")
         parts = rest.split("\t")
         if kind == "path":
@@ -63,17 +95,11 @@ def go_build(data: bytes) -> GoBuild | None:
             settings[key] = value.strip('"')
         elif kind == "dep" and len(parts) > 1:
             dependencies[parts[0]] = parts[1]
-    return GoBuild(
-        go=version.decode("ascii", "replace"),
-        path=path,
-        version=main,
-        settings=settings,
-        dependencies=dependencies,
-    )
+    return GoBuild(go=go, path=path, version=main, settings=settings, dependencies=dependencies)
 
 
 def _string(data: bytes, at: int) -> tuple[bytes, int]:
-    """A varint length and that many bytes; returns the bytes and the position behind them."""
+    """A varint length and that many bytes; returns the bytes and the position behind them. IndexError: cut off."""
     length = shift = 0
     while True:
         byte = data[at]
@@ -81,21 +107,37 @@ def _string(data: bytes, at: int) -> tuple[bytes, int]:
         length |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            return data[at : at + length], at + length
+            break
+    if at + length > len(data):
+        raise IndexError
+    return data[at : at + length], at + length
 
 
 def version_evidence(data: bytes, version: str) -> str | None:
     """Where a binary names this version; None when it does not.
 
     Build information is the better evidence; vendors that strip it still carry the text they print. A distribution's
-    build may add `+dfsg…` or `+ds…` to it. The version must not be a part of a longer number.
+    build may add `+dfsg…` or `+ds…` to it. The version must not be a part of a longer number, nor that of a module
+    that the program was only built with.
     """
-    wanted = version.removeprefix("v")
-    exact = re.compile(rf"(?<![\d.]){re.escape(wanted)}(?![\d]|\.\d)".encode())
+    wanted = version.removeprefix("v").encode()
     build = go_build(data)
     if build is not None:
-        if exact.search(build.version.encode()):
+        if _named(build.version.encode(), wanted):
             return f"Go module version {build.version}"
-        if exact.search(build.settings.get("-ldflags", "").encode()):
+        if _named(build.settings.get("-ldflags", "").encode(), wanted):
             return "Go build information (-ldflags)"
-    return "text in the binary" if exact.search(data) else None
+    return "text in the binary" if _named(data, wanted) else None
+
+
+def _named(data: bytes, wanted: bytes) -> bool:
+    """Whether the version stands somewhere for itself. `find` is ten times as fast here as an expression."""
+    at = data.find(wanted)
+    while at >= 0:
+        behind = data[at + len(wanted) : at + len(wanted) + 2]
+        before = data[max(0, at - _LINE) : at]
+        line = before[before.rfind(b"\n") + 1 :]
+        if not re.search(rb"[\d.]$", before) and not re.match(rb"\d|\.\d", behind) and not line.startswith(_ELSEWHERE):
+            return True
+        at = data.find(wanted, at + 1)
+    return False

@@ -6,22 +6,19 @@ locked bytes, scripts have their interpreters, and the image's config is what us
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import posixpath
-import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from pipeline.layout import Layout
 from pipeline.lock import Lock
+from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal.standin_build import MARKER
-from pipeline.smoke import elf
+from pipeline.smoke import contents, elf
+from pipeline.smoke.contents import Content, Program
 from pipeline.smoke.record import Recorder
 
 _PLUGINS = "usr/local/libexec/docker/cli-plugins"
@@ -47,76 +44,12 @@ _MANIFEST = "usr/share/dind-k3s/manifest.json"
 _VOLUMES = ("/app/k3s", "/var/lib/docker")
 
 
-@dataclass
-class Content:
-    """What was seen in the layers; paths without a leading slash."""
-
-    names: set[str] = field(default_factory=set)
-    links: dict[str, str] = field(default_factory=dict)
-    machines: dict[str, int] = field(default_factory=dict)  # ELF files → e_machine
-    shebangs: dict[str, str] = field(default_factory=dict)
-    data: dict[str, bytes] = field(default_factory=dict)  # the files that checks look into
-
-    def remove(self, path: str) -> None:
-        """A whiteout: the path and all below it are gone."""
-        for gone in [name for name in self.names if name == path or name.startswith(f"{path}/")]:
-            self.names.discard(gone)
-            for table in (self.links, self.machines, self.shebangs, self.data):
-                cast("dict[str, object]", table).pop(gone, None)
-
-    def has(self, path: str) -> bool:
-        """Whether a path exists, through links of folders and files."""
-        seen = 0
-        parts, at = path.strip("/").split("/"), ""
-        while parts:
-            at = posixpath.join(at, parts.pop(0))
-            if at in self.links:
-                seen += 1
-                if seen > 20:
-                    return False
-                target = self.links[at]
-                at = target.strip("/") if target.startswith("/") else posixpath.join(posixpath.dirname(at), target)
-                parts = [*posixpath.normpath(at).split("/"), *parts]
-                at = ""
-        return at in self.names
-
-
-def read(layers: list[Path]) -> Content:
-    """Walk gzip-compressed layers, lowest first, once. Raises tarfile.TarError and OSError for broken ones."""
-    wanted = {path for paths in BINARIES.values() for path in paths} | {*_BESIDE, _MANIFEST}
-    content = Content()
-    for layer in layers:
-        with gzip.open(layer) as plain, tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
-            for member in archive:
-                path = posixpath.normpath(member.name).strip("/")
-                folder, name = posixpath.split(path)
-                if name == ".wh..wh..opq":
-                    content.remove(folder)
-                    continue
-                if name.startswith(".wh."):
-                    content.remove(posixpath.join(folder, name.removeprefix(".wh.")))
-                    continue
-                content.names.add(path)
-                if member.issym():
-                    content.links[path] = member.linkname
-                elif member.islnk():
-                    content.links[path] = "/" + posixpath.normpath(member.linkname).strip("/")
-                elif member.isfile():
-                    _look(content, path, archive.extractfile(member), whole=path in wanted)
-    return content
-
-
-def _look(content: Content, path: str, stream: IO[bytes] | None, *, whole: bool) -> None:
-    assert stream is not None
-    for table in (content.links, content.machines, content.shebangs):
-        cast("dict[str, object]", table).pop(path, None)
-    head = stream.read(-1 if whole else 128)
-    if (machine := elf.machine(head[:20])) is not None:
-        content.machines[path] = machine
-    elif head[:2] == b"#!":
-        content.shebangs[path] = head[2:128].split(b"\n", 1)[0].decode("utf-8", "replace").strip()
-    if whole:
-        content.data[path] = head
+# What Debian's packages install with set-uid or set-gid bits; anything else deserves a look before it is released.
+_PRIVILEGED = {
+    *("usr/bin/chage", "usr/bin/chfn", "usr/bin/chsh", "usr/bin/expiry", "usr/bin/fusermount3", "usr/bin/gpasswd"),
+    *("usr/bin/mount", "usr/bin/newgrp", "usr/bin/passwd", "usr/bin/ssh-agent", "usr/bin/su", "usr/bin/umount"),
+    *("usr/lib/openssh/ssh-keysign", "usr/lib/dbus-1.0/dbus-daemon-launch-helper", "usr/sbin/unix_chkpwd"),
+}
 
 
 def run(
@@ -125,10 +58,20 @@ def run(
     """All checks of the tier for one platform."""
     blobs = {part.digest: part.path for part in layout}
     document = json.loads(blobs[manifest].read_bytes())
+    config = json.loads(blobs[Digest(document["config"]["digest"])].read_bytes())
+    wanted = {path: lock.versions[component] for component, paths in BINARIES.items() for path in paths}
+    wanted |= dict.fromkeys(_BESIDE, "")
     content: Content | None = None
     with recorder.check("read the layers") as told:
-        content = read([blobs[Digest(layer["digest"])] for layer in document["layers"]])
-        told(f"{len(content.names)} paths, {len(content.machines)} ELF files, in {len(document['layers'])} layers")
+        layers = [Digest(layer["digest"]) for layer in document["layers"]]
+        content = contents.read(
+            [(layer, blobs[layer]) for layer in layers], config["rootfs"]["diff_ids"], wanted, (_MANIFEST,)
+        )
+        packed = sum(layer["size"] for layer in document["layers"])
+        told(
+            f"{len(content.entries)} paths, {size(content.size)}, in {len(layers)} layers of {size(packed)}; "
+            "every byte has the digest of the manifest and the config"
+        )
     if content is None:
         return
     with recorder.check("architecture") as told:
@@ -142,9 +85,10 @@ def run(
         told(_manifest(platform, lock, content))
     with recorder.check("scripts") as told:
         told(_scripts(content))
+    with recorder.check("set-uid and set-gid files") as told:
+        told(_privileged(content))
     with recorder.check("config") as told:
-        config = json.loads(blobs[Digest(document["config"]["digest"])].read_bytes())
-        told(_config(platform, config))
+        told(_config(platform, config, content))
 
 
 def _need(true: object, sentence: str) -> None:
@@ -152,59 +96,80 @@ def _need(true: object, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
+def _some(sentences: list[str]) -> str:
+    """The first three, and how many more there are."""
+    more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
+    return "; ".join(sorted(sentences)[:3]) + more
+
+
 def _architecture(platform: Platform, content: Content) -> str:
-    want = platform.names.elf_machine
+    want = (platform.names.elf_machine, 64)
+    binaries = content.binaries
     wrong = [
-        f"/{path} is for {elf.machine_name(machine)}" for path, machine in content.machines.items() if machine != want
+        f"/{path} is for {elf.machine_name(header)}"
+        for path, (_, header) in binaries.items()
+        if (header.machine, header.bits) != want
     ]
-    _need(not wrong, f"{len(wrong)} files are of another architecture: {'; '.join(sorted(wrong)[:3])}")
-    _need(content.machines, "there is no ELF file at all")
-    return f"all {len(content.machines)} ELF files are for {platform}"
+    _need(not wrong, _some(wrong))
+    short = [
+        f"/{path} is truncated: it has {entry.size} bytes, its section headers end at {header.end}"
+        for path, (entry, header) in binaries.items()
+        if entry.size < header.end
+    ]
+    _need(not short, _some(short))
+    _need(binaries, "there is no ELF file at all")
+    return f"all {len(binaries)} ELF files are for {platform} and whole"
+
+
+def _program(content: Content, path: str) -> Program:
+    entry = content.entries.get(path)
+    if entry is None or entry.program is None:
+        raise AssertionError(f"/{path} is missing" if entry is None else f"/{path} is not a regular file")
+    _need(entry.mode & 0o111 == 0o111, f"/{path} may not be executed by everybody: its mode is {entry.mode:04o}")
+    return entry.program
 
 
 def _component(component: str, platform: Platform, lock: Lock, content: Content, *, rehearsed: bool) -> str:
     version = lock.versions[component]
-    evidence = ""
+    evidence = []
     for path in BINARIES[component]:
-        data = content.data.get(path)
-        _need(data is not None, f"/{path} is missing")
-        assert data is not None
-        if component == "k3s" and data[:2] == b"#!":
+        program = _program(content, path)
+        if component == "k3s" and program.text:
             _need(rehearsed, "k3s is a stand-in, and this image is not a rehearsal's")
             # Beside a real k3s of another platform it carries that version with its own mark behind.
             marked = version if version.endswith("+standin") else f"{version}+standin"
             said = f"{MARKER} {marked} {platform}"
-            _need(said.encode() in data, f"/{path} is a stand-in, but not «{said}»")
-            evidence = f"a stand-in that says so: {said}"
+            _need(said.encode() in program.text, f"/{path} is a stand-in, but not «{said}»")
+            evidence.append(f"a stand-in that says so: {said}")
         else:
-            found = elf.version_evidence(data, version)
-            _need(path in content.machines, f"/{path} is not an executable (truncated?): {len(data)} bytes")
-            _need(found, f"/{path} does not name version {version}{_other(data)}")
-            evidence = found or ""
+            entry = content.entries[path]
+            _need(entry.header, f"/{path} is not an executable (truncated?): {entry.size} bytes")
+            _need(program.evidence, f"/{path} does not name version {version}{_other(program)}")
+            evidence.append(program.evidence or "")
         if component in _ONE_FILE:
             locked = next(file for file in lock.artifacts if (file.component, file.platform) == (component, platform))
-            digest = hashlib.sha256(data).hexdigest()
-            _need(digest == locked.digest.hex, f"/{path} has sha256 {digest}, the lock says {locked.digest.hex}")
-            evidence += "; the locked bytes"
-    return f"{version}: {evidence}"
+            _need(
+                program.sha256 == locked.digest.hex,
+                f"/{path} has sha256 {program.sha256}, the lock says {locked.digest.hex}",
+            )
+            evidence.append("the locked bytes")
+    return f"{version}: {'; '.join(dict.fromkeys(evidence))}"
 
 
-def _other(data: bytes) -> str:
-    build = elf.go_build(data)
-    return f"; it was built as {build.path} {build.version}" if build else ""
+def _other(program: Program) -> str:
+    return f"; it was built as {program.build.path} {program.build.version}" if program.build else ""
 
 
 def _beside(content: Content) -> Iterator[str]:
     for path in _BESIDE:
-        data = content.data.get(path)
-        _need(data is not None, f"/{path} is missing")
-        build = elf.go_build(data or b"")
+        build = _program(content, path).build
         said = [build.version.replace("(devel)", ""), build.go] if build else ["no build information"]
         yield f"{posixpath.basename(path)} ({', '.join(filter(None, said))})"
 
 
 def _manifest(platform: Platform, lock: Lock, content: Content) -> str:
-    entries: list[Mapping[str, Any]] = json.loads(content.data.get(_MANIFEST, b"[]"))
+    there = content.entries.get(_MANIFEST)
+    entries: list[Mapping[str, Any]] = json.loads(there.program.text) if there and there.program else []
     _need(entries, f"/{_MANIFEST} is missing or empty")
     listed = {entry["component"]: entry for entry in entries}
     for file in lock.artifacts:
@@ -219,22 +184,37 @@ def _manifest(platform: Platform, lock: Lock, content: Content) -> str:
 
 
 def _scripts(content: Content) -> str:
-    own = {path: line for path, line in content.shebangs.items() if path.startswith("usr/local/")}
+    own = {path: entry.shebang for path, entry in content.entries.items() if entry.shebang}
+    own = {path: line for path, line in own.items() if path.startswith("usr/local/")}
     for path, line in own.items():
         words = line.split()
         interpreter = words[0]
         if interpreter.endswith("/env"):
             named = next((word for word in words[1:] if not word.startswith("-")), "")
             interpreter = f"/usr/bin/{named}"
-        _need(content.has(interpreter), f"/{path} needs {interpreter}, which the image does not have")
+        _need(content.find(interpreter), f"/{path} needs {interpreter}, which the image does not have")
     return f"{len(own)} scripts of ours have their interpreters"
 
 
-def _config(platform: Platform, config: Mapping[str, Any]) -> str:
+def _privileged(content: Content) -> str:
+    found = {path: entry.mode for path, entry in content.entries.items() if not entry.folder and entry.mode & 0o6000}
+    strange = [f"/{path} has the mode {mode:04o}" for path, mode in found.items() if path not in _PRIVILEGED]
+    _need(not strange, _some(strange))
+    return f"{len(found)}, all known ones of Debian's packages"
+
+
+def _config(platform: Platform, config: Mapping[str, Any], content: Content) -> str:
     _need(config["architecture"] == platform.architecture, f"the config says architecture {config['architecture']}")
     settings = config["config"]
     _need(settings.get("Entrypoint"), "there is no entrypoint")
     _need(settings.get("Healthcheck"), "there is no health check")
+    for what, command in (
+        ("entrypoint", settings["Entrypoint"]),
+        ("health check", settings["Healthcheck"]["Test"][1:]),
+    ):
+        if command and command[0].startswith("/"):
+            entry = content.find(command[0])
+            _need(entry and entry.mode & 0o111, f"the {what} {command[0]} is not there, or may not be executed")
     missing = [volume for volume in _VOLUMES if volume not in (settings.get("Volumes") or {})]
     _need(not missing, f"no volume at {', '.join(missing)}")
     return f"entrypoint {' '.join(settings['Entrypoint'])}, health check, {len(settings['Volumes'])} volumes"

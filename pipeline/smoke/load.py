@@ -4,55 +4,90 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
+from python_on_whales.utils import run as run_docker
 
 from pipeline.errors import EngineError
-from pipeline.layout import Layout
+from pipeline.layout import Layout, Part
 from pipeline.log import Log
-from pipeline.oci import INDEX
+from pipeline.oci import INDEX, Digest
 from pipeline.platforms import Platform
-from pipeline.release import Image
+from pipeline.release import BuiltPlatform, Image
+from pipeline.smoke.inside import patience
 
 _CHUNK = 1 << 20
 _REPOSITORY = "dind-k3s.local/smoke"
+_CONTAINERD = "io.containerd.snapshotter"
 
 
-def run(client: DockerClient, layout: Layout, image: Image, log: Log) -> str:
-    """Have the image in the engine; returns the name to run it by.
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """One platform of the image in an engine."""
 
-    An engine with the containerd image store keeps the index digest; a classic one keeps the config digest of its own
-    platform. Either is held against the image. Raises EngineError when the engine has something else afterwards.
+    name: str  # to run it by, with the platform
+    platform: Platform
+    index: Digest
+    built: BuiltPlatform
+
+    def confirm(self, client: DockerClient, container: str) -> str:
+        """That a container was made of exactly the smoked manifest; says what of it the engine names.
+
+        Docker tells the manifest since API 1.48 with the containerd image store; a classic engine tells the config's
+        digest. Older ones with the containerd store tell the index alone. Raises AssertionError.
+        """
+        # Raw: python-on-whales' model of a container drops what it does not know.
+        text = run_docker([*client.client_config.docker_cmd, "container", "inspect", container])
+        data = json.loads(str(text))[0]
+        descriptor = data.get("ImageManifestDescriptor")
+        found = descriptor["digest"] if descriptor else data["Image"]
+        expected = [self.built.digest.text] if descriptor else [self.built.config.text, self.index.text]
+        assert found in expected, f"the engine runs {found}, not {' or '.join(expected)}: it has another image"
+        return f"it runs {found}"
+
+
+def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, log: Log) -> Loaded:
+    """Have that platform of the image in the engine.
+
+    An engine with the containerd image store takes the whole index and keeps its digest; a classic one takes one
+    platform at a time and keeps the digest of its config. Either is held against the image, and nothing is loaded
+    that is there already. Raises EngineError when the engine has something else afterwards, or does not answer.
     """
-    name = f"{_REPOSITORY}:{image.digest.hex[:16]}"
-    expected = {image.digest.text, *(built.config.text for built in image.platforms.values())}
-    if _loaded(client, name) in expected:
-        log.say("the engine has the image already")
-        return name
+    built = image.platforms[platform]
     try:
-        client.load(_archive(layout, image, name), quiet=True)
+        # Its fields are untyped in the model: [["driver-type", "io.containerd.snapshotter.v1"], …]
+        containerd = _CONTAINERD in str(client.system.info().driver_status)
+        name = f"{_REPOSITORY}:{image.digest.hex[:16]}" + ("" if containerd else f"-{platform.architecture}")
+        expected = image.digest if containerd else built.config
+        loaded = Loaded(name=name, platform=platform, index=image.digest, built=built)
+        if _known(client, name) == expected.text:
+            log.say("the engine has the image already")
+            return loaded
+        with patience("the engine to load the image", log):
+            client.load(_whole(layout, name) if containerd else _one(layout, built, name), quiet=True)
+        found = _known(client, name)
     except DockerException as error:
-        raise EngineError("the engine cannot load the image", found=(error.stderr or "").strip()) from None
-    found = _loaded(client, name)
-    if found not in expected:
+        raise EngineError("the engine cannot load the image", found=(error.stderr or str(error)).strip()) from None
+    if found != expected.text:
         raise EngineError(
-            "the engine has another image than was built", expected=image.digest.text, found=str(found), where=name
+            "the engine has another image than was built", expected=expected.text, found=str(found), where=name
         )
-    return name
+    return loaded
 
 
-def _loaded(client: DockerClient, name: str) -> str | None:
+def _known(client: DockerClient, name: str) -> str | None:
     if not client.image.exists(name):
         return None
     return client.image.inspect(name).id
 
 
-def _archive(layout: Layout, image: Image, name: str) -> Iterator[bytes]:
-    """A tar stream of the layout, with the name that containerd's loader reads, and a manifest.json for classic ones.
+def _whole(layout: Layout, name: str) -> Iterator[bytes]:
+    """A tar stream of the layout, with the name that containerd's loader reads.
 
-    Sources: containerd's core/images/archive/importer.go; moby's image/tarexport/load.go.
+    Source: containerd's core/images/archive/importer.go.
     """
     described = {
         "mediaType": INDEX,
@@ -64,24 +99,30 @@ def _archive(layout: Layout, image: Image, name: str) -> Iterator[bytes]:
         "oci-layout": {"imageLayoutVersion": "1.0.0"},
         "index.json": {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described]},
     }
-    host = Platform.host()
-    if host is not None and host in image.platforms:
-        paths = {part.digest: part.path for part in layout}
-        manifest = json.loads(paths[image.platforms[host].digest].read_bytes())
-        blob = "blobs/sha256/{}".format
-        texts["manifest.json"] = [
-            {
-                "Config": blob(manifest["config"]["digest"].removeprefix("sha256:")),
-                "RepoTags": [name],
-                "Layers": [blob(layer["digest"].removeprefix("sha256:")) for layer in manifest["layers"]],
-            }
-        ]
+    return _tar(texts, layout)
+
+
+def _one(layout: Layout, built: BuiltPlatform, name: str) -> Iterator[bytes]:
+    """One platform as `docker save` writes it. Source: moby's image/tarexport/load.go."""
+    parts = {part.digest: part for part in layout}
+    manifest = json.loads(parts[built.digest].path.read_bytes())
+    needed = [parts[Digest(entry["digest"])] for entry in (manifest["config"], *manifest["layers"])]
+    config, *layers = (_blob(part) for part in needed)
+    texts: dict[str, object] = {"manifest.json": [{"Config": config, "RepoTags": [name], "Layers": layers}]}
+    return _tar(texts, dict.fromkeys(needed))
+
+
+def _blob(part: Part) -> str:
+    return f"blobs/sha256/{part.digest.hex}"
+
+
+def _tar(texts: dict[str, object], parts: Iterable[Part]) -> Iterator[bytes]:
     for file, document in texts.items():
         data = json.dumps(document).encode()
         yield _header(file, len(data))
         yield data + _padding(len(data))
-    for part in layout:
-        yield _header(f"blobs/sha256/{part.digest.hex}", part.size)
+    for part in parts:
+        yield _header(_blob(part), part.size)
         with part.path.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 yield chunk

@@ -1,0 +1,86 @@
+"""Commands inside a container, each with a limit that holds and never a long silence."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from python_on_whales import DockerClient
+from python_on_whales.exceptions import DockerException
+
+from pipeline.log import Log, seconds
+
+TELL_EVERY = 4.0  # seconds between two lines about what is waited for
+_GRACE = 15.0  # seconds behind timeout(1)'s limit after which the whole container is killed
+_TIMED_OUT = (124, 137)  # exit codes of timeout(1): it sent SIGTERM, it had to send SIGKILL
+
+
+class Failed(AssertionError):
+    """A command inside did not end with 0; the text is one sentence with its last words."""
+
+    def __init__(self, command: tuple[str, ...], limit: float, error: DockerException, *, killed: bool) -> None:
+        self.output = f"{error.stdout or ''}\n{error.stderr or ''}".strip()
+        self.code = error.return_code
+        self.timed_out = killed or error.return_code in _TIMED_OUT
+        how = f"exit code {error.return_code}"
+        if self.timed_out:
+            how = f"no end within {limit:g} s" + (", so the container was killed" if killed else "")
+        last = " / ".join(line for line in self.output.splitlines()[-4:] if line.strip())[-500:]
+        super().__init__(f"{' '.join(command)[:120]}: {how}: {last or 'no output'}")
+
+
+def execute(client: DockerClient, container: str, command: tuple[str, ...], *, limit: float, log: Log) -> str:
+    """Its output. `limit`: seconds, kept by timeout(1) inside.
+
+    An emulator that stalls can stall timeout(1) too, and then the container is killed from outside: nothing waits for
+    ever. Raises Failed.
+    """
+    killed = threading.Event()
+
+    def give_up() -> None:
+        killed.set()
+        with suppress(DockerException):
+            client.kill(container)
+
+    with patience(" ".join(command)[:80], log, after=limit + _GRACE, give_up=give_up):
+        try:
+            return str(client.execute(container, ["timeout", "--kill-after=5", f"{limit:g}", *command]))
+        except DockerException as error:
+            raise Failed(command, limit, error, killed=killed.is_set()) from None
+
+
+@contextmanager
+def patience(
+    what: str,
+    log: Log,
+    *,
+    after: float | None = None,
+    give_up: Callable[[], None] | None = None,
+    every: float = TELL_EVERY,
+) -> Iterator[None]:
+    """Tell every few seconds what is waited for while the block runs; call `give_up` once after so many seconds."""
+    done = threading.Event()
+
+    def watch() -> None:
+        started = time.monotonic()
+        left = after
+        while not done.wait(every if left is None else min(every, max(left, 0.0))):
+            waited = time.monotonic() - started
+            if left is not None and after is not None:
+                left = after - waited
+                if left <= 0:
+                    left = None
+                    if give_up is not None:
+                        give_up()
+                    continue
+            log.say(f"  waiting for {what}, {seconds(waited)}")
+
+    watcher = threading.Thread(target=watch, name="patience", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
