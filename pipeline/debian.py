@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import EngineError, IntentError, UpstreamError
 from pipeline.lock import Artifact, Evidence
@@ -170,8 +170,8 @@ def _split(uri: str, upstream: Mapping[str, str]) -> tuple[str, str]:
 
 def _name_version(path: str) -> tuple[str, str]:
     """`pool/main/i/iptables/iptables_1.8.11-2_amd64.deb` → name and version (an epoch is not in file names)."""
-    name, version, _ = path.rsplit("/", 1)[1].split("_")
-    return name, version.replace("%3a", ":")
+    name, version, _ = unquote(path.rsplit("/", 1)[1]).split("_")
+    return name, version
 
 
 def _digest(checksum: str) -> Digest | None:
@@ -183,7 +183,7 @@ def _indexed(configuration: Path, name: str, version: str, path: str) -> Digest:
     """The SHA256 of the index for that very file: older apts print only MD5."""
     for stanza in _apt(configuration, "apt-cache", "show", name).split("\n\n"):
         fields = dict(re.findall(r"^(Filename|SHA256): (\S+)$", stanza, re.MULTILINE))
-        if fields.get("Filename") == path:
+        if fields.get("Filename") == unquote(path):
             return Digest.of_hex(fields["SHA256"])
     raise UpstreamError(f"{name} {version} is in no package index", where=path)
 
