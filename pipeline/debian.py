@@ -1,8 +1,8 @@
 """Debian packages, chosen by apt itself for any architecture, with nothing of it executed.
 
 apt runs on this machine with a state of its own: the base image's dpkg status and keyrings, the archives of
-versions.yaml, and the target's architecture. It prints what it would install; the digests come from the package
-indexes, whose signature it has checked (apt-secure(8)).
+versions.yaml, and the target's architecture. It prints what it would install or download; the digests come from
+the package indexes, whose signature it has checked (apt-secure(8)).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import EngineError, IntentError, UpstreamError
-from pipeline.lock import Artifact, Evidence
+from pipeline.lock import BUSYBOX, KERNEL, Artifact, Evidence
 from pipeline.machine import find
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
@@ -27,6 +27,10 @@ from pipeline.versions import Intent
 
 _STATUS = "var/lib/dpkg/status"
 _KEYRINGS = "usr/share/keyrings/"
+
+# Its kernel (6.1) is Debian's last one that has the memory and cpuset controllers of cgroup v1. The suite had its last
+# point release, so the file stays where it is, while the kernels of bookworm-security come and go.
+CGROUP_V1_SUITE = "bookworm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +82,70 @@ def solve(
     `folder`: apt's state, kept so that the next solve only asks for what changed. `upstream`: base URLs of the
     archives; `file:` works too. Raises IntentError for an unknown package, UpstreamError, EngineError without apt.
     """
-    if find("apt-get") is None:
-        raise EngineError(
-            "Debian packages are chosen by apt, and this machine has none",
-            expected="apt-get, as on Debian and Ubuntu",
-            next_step="run it in a container: docker run -it -v $PWD:/src -w /src debian:trixie",
-        )
-    folder = folder.resolve()
-    configuration = _configure(intent, platform, base, folder, upstream)
-    _apt(configuration, "apt-get", "update", "-qq", "--error-on=any")
+    configuration = _update(intent.suites, platform, base, folder, upstream)
     printed = _apt(
         configuration,
         *("apt-get", "install", "--no-install-recommends", "--yes", "-qq", "--print-uris"),
         *intent.packages,
     )
+    chosen = _artifacts(printed, intent, platform, configuration, upstream)
+    if not chosen and intent.packages:
+        raise UpstreamError("apt chose no package", found=printed[-300:], next_step=NEXT_STEP)
+    return tuple(sorted(chosen, key=lambda package: package.component))
+
+
+def guest(
+    intent: Intent, platform: Platform, base: BaseSystem, folder: Path, upstream: Mapping[str, str]
+) -> tuple[Artifact, ...]:
+    """What smoke boots that platform's virtual machines with, sorted by name: a static busybox and two cloud kernels.
+
+    One kernel is the newest of the intent's suites, one is CGROUP_V1_SUITE's. These packages alone and nothing that
+    they depend on (initramfs-tools, kmod): smoke takes the files out of them. The arguments are those of `solve`, whose
+    state of apt in `folder` is used again. Raises UpstreamError, EngineError without apt.
+    """
+    newest = _update(intent.suites, platform, base, folder, upstream)
+    # A state of its own: beside a newer suite apt would never choose this one's.
+    older = _update({"debian": (CGROUP_V1_SUITE,)}, platform, base, folder / CGROUP_V1_SUITE, upstream)
+    chosen: dict[str, Artifact] = {}
+    for configuration, names in ((older, ()), (newest, (BUSYBOX,))):
+        wanted = (_kernel(configuration, platform), *names)
+        printed = _apt(configuration, "apt-get", "download", "-qq", "--print-uris", *wanted)
+        found = _artifacts(printed, intent, platform, configuration, upstream)
+        if len(found) != len(wanted):
+            raise UpstreamError(
+                "apt does not tell where a package is",
+                expected=", ".join(wanted),
+                found=printed[-300:],
+                next_step=NEXT_STEP,
+            )
+        chosen |= {package.component: package for package in found}
+    return tuple(package for _, package in sorted(chosen.items()))
+
+
+def suites(intent: Intent) -> Mapping[str, tuple[str, ...]]:
+    """Every suite that `solve` and `guest` ask, by archive."""
+    return {**intent.suites, "debian": tuple(dict.fromkeys((*intent.suites["debian"], CGROUP_V1_SUITE)))}
+
+
+def _kernel(configuration: Path, platform: Platform) -> str:
+    """The package of the newest cloud kernel and its modules, as apt takes it: `name=version`."""
+    metapackage = f"{KERNEL}cloud-{platform.names.debian}"
+    shown = _apt(configuration, "apt-cache", "show", "--no-all-versions", metapackage)
+    found = re.search(rf"^Depends: (?:.*, )?({KERNEL}\S+) \(= (\S+)\)", shown, re.MULTILINE)
+    if found is None:
+        raise UpstreamError(
+            f"{metapackage} does not tell which kernel it stands for",
+            expected=f"Depends: {KERNEL}… (= …)",
+            found="; ".join(re.findall("^Depends: .*", shown, re.MULTILINE)) or "no Depends",
+            where=str(configuration.with_name("sources.list")),
+        )
+    return f"{found[1]}={found[2]}"
+
+
+def _artifacts(
+    printed: str, intent: Intent, platform: Platform, configuration: Path, upstream: Mapping[str, str]
+) -> list[Artifact]:
+    """The packages that apt printed with --print-uris."""
     chosen = []
     for line in printed.splitlines():
         found = re.fullmatch(r"'([^']+)' (\S+) (\d+) (\S+)", line.strip())
@@ -115,12 +169,35 @@ def solve(
                 source="listed in the archive's package index, under its signed Release file",
             )
         )
-    if not chosen and intent.packages:
-        raise UpstreamError("apt chose no package", found=printed[-300:], next_step=NEXT_STEP)
-    return tuple(sorted(chosen, key=lambda package: package.component))
+    return chosen
 
 
-def _configure(intent: Intent, platform: Platform, base: BaseSystem, folder: Path, upstream: Mapping[str, str]) -> Path:
+def _update(
+    suites: Mapping[str, tuple[str, ...]],
+    platform: Platform,
+    base: BaseSystem,
+    folder: Path,
+    upstream: Mapping[str, str],
+) -> Path:
+    """Have apt's state for these suites of each archive in `folder`; returns the path of its configuration."""
+    if find("apt-get") is None:
+        raise EngineError(
+            "Debian packages are chosen by apt, and this machine has none",
+            expected="apt-get, as on Debian and Ubuntu",
+            next_step="run it in a container: docker run -it -v $PWD:/src -w /src debian:trixie",
+        )
+    configuration = _configure(suites, platform, base, folder.resolve(), upstream)
+    _apt(configuration, "apt-get", "update", "-qq", "--error-on=any")
+    return configuration
+
+
+def _configure(
+    suites: Mapping[str, tuple[str, ...]],
+    platform: Platform,
+    base: BaseSystem,
+    folder: Path,
+    upstream: Mapping[str, str],
+) -> Path:
     """Write apt's private state and return the path of its configuration."""
     keys = folder / "keyrings"
     for needed in (folder / "lists/partial", folder / "cache/archives/partial", keys):
@@ -132,8 +209,8 @@ def _configure(intent: Intent, platform: Platform, base: BaseSystem, folder: Pat
     sources = "".join(
         f"deb [signed-by={signed or ','.join(str(keys / name) for name in sorted(base.keyrings))}] "
         f"{upstream[archive]} {suite} main\n"
-        for archive, suites in intent.suites.items()
-        for suite in suites
+        for archive, names in suites.items()
+        for suite in names
     )
     (folder / "sources.list").write_text(sources, encoding="utf-8")
     configuration = folder / "apt.conf"
@@ -196,11 +273,22 @@ def _apt(configuration: Path, *command: str) -> str:
     if done.returncode == 0:
         return done.stdout
     last = done.stderr.strip().splitlines()
-    if unknown := re.findall(r"Unable to locate package (\S+)|Package '?(\S+?)'? has no installation", done.stderr):
-        names = sorted({first or second for first, second in unknown})
+    unknown = re.findall(
+        r"Unable to locate package (\S+)|Package '?(\S+?)'? has no installation|Version '\S+' for '(\S+)' was not",
+        done.stderr,
+    )
+    names = sorted({name for groups in unknown for name in groups if name})
+    if names and command[1] == "install":  # the one command that takes names which people wrote
         raise IntentError(
             f"Debian has no package {', '.join(names)}",
             where="packages.install in versions.yaml",
             next_step="correct the name there",
         )
-    raise UpstreamError(f"{' '.join(command[:2])} failed", found="; ".join(last[-4:]), next_step=NEXT_STEP)
+    asked = str(configuration.with_name("sources.list"))
+    if names or "No packages found" in done.stderr:  # apt-cache does not say which
+        raise UpstreamError(
+            f"the archive has no package {', '.join(names) or command[-1]}",
+            where=asked,
+            next_step="see whether it has these suites whole: packages.suites, upstream and mirrors in versions.yaml",
+        )
+    raise UpstreamError(f"{' '.join(command[:2])} failed", found="; ".join(last[-4:]), where=asked, next_step=NEXT_STEP)

@@ -18,6 +18,9 @@ from pipeline.versions import COMPONENTS, Intent
 
 RENEW = "nox -s resolve, then look at the lock's diff"
 
+BUSYBOX = "busybox-static"
+KERNEL = "linux-image-"  # how the names of Debian's kernel packages begin
+
 
 class Evidence(StrEnum):
     """Why a digest is believed, strongest first."""

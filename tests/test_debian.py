@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +14,33 @@ import pytest
 
 from pipeline import debian
 from pipeline.errors import IntentError, UpstreamError
-from pipeline.lock import Evidence
+from pipeline.lock import Artifact, Evidence
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
+from pipeline.versions import Intent
 from tests.examples import INTENT
 
-PACKAGES = {
-    "tool": "Depends: libtool-data (>= 2), base-files\n",
-    "libtool-data": "",
-    "unrelated": "",
+# Suite → packages, each as name=version and what else its stanza says.
+SUITES = {
+    "trixie": {
+        "tool=2.1-1": "Depends: libtool-data (>= 2), base-files\n",
+        "libtool-data=2.1-1": "",
+        "unrelated=2.1-1": "",
+        "libtool++=2.1+deb13u1-1": "",
+        "busybox-static=1.37-6+b9": "",
+        # The metapackage as Debian has it, and a kernel whose dependencies nobody can meet here.
+        "linux-image-cloud-arm64=6.12.99-1": "Depends: linux-image-6.12.99+deb13-cloud-arm64 (= 6.12.99-1)\n",
+        "linux-image-6.12.99+deb13-cloud-arm64=6.12.99-1": "Depends: kmod, initramfs-tools (>= 0.1) | dracut\n",
+    },
+    "trixie-updates": {
+        "linux-image-cloud-arm64=6.12.118-1": "Depends: linux-image-6.12.118+deb13-cloud-arm64 (= 6.12.118-1)\n",
+        "linux-image-6.12.118+deb13-cloud-arm64=6.12.118-1": "Depends: kmod, initramfs-tools (>= 0.1) | dracut\n",
+    },
+    "bookworm": {
+        "busybox-static=1.35-4": "",
+        "linux-image-cloud-arm64=6.1.176-1": "Depends: linux-image-6.1.0-50-cloud-arm64 (= 6.1.176-1)\n",
+        "linux-image-6.1.0-50-cloud-arm64=6.1.176-1": "Depends: kmod, initramfs-tools (>= 0.1) | dracut\n",
+    },
 }
 STATUS = """Package: base-files
 Status: install ok installed
@@ -35,40 +55,62 @@ Description: in the base image
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An unsigned repository; apt is told to trust it, which the pipeline itself never does."""
     root = tmp_path / "debian"
-    binary = root / "dists/trixie/main/binary-arm64"
-    binary.mkdir(parents=True)
-    stanzas = []
-    for name, more in PACKAGES.items():
-        path = f"pool/main/{name[0]}/{name}/{name}_2.1-1_arm64.deb"
-        data = name.encode()
-        stanzas.append(
-            f"Package: {name}\nVersion: 2.1-1\nArchitecture: arm64\nMaintainer: nobody\n{more}Filename: {path}\n"
-            f"Size: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\nDescription: x\n"
-        )
-    index = "\n".join(stanzas).encode()
-    (binary / "Packages").write_bytes(index)
-    (root / "dists/trixie/Release").write_text(
-        "Suite: trixie\nCodename: trixie\nArchitectures: arm64\nComponents: main\n"
-        f"SHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-arm64/Packages\n"
-    )
+    for suite, packages in SUITES.items():
+        publish(root, suite, packages)
     configure = debian._configure
 
     def trusting(*arguments: object) -> Path:
         path = configure(*arguments)  # type: ignore[arg-type]
         sources = path.with_name("sources.list")
-        sources.write_text(f"deb [trusted=yes] file://{root} trixie main\n")
+        sources.write_text(re.sub(r"\[signed-by=\S*\]", "[trusted=yes]", sources.read_text()))
         return path
 
     monkeypatch.setattr(debian, "_configure", trusting)
     return root
 
 
+def publish(root: Path, suite: str, packages: Mapping[str, str]) -> None:
+    """Write a suite's indexes; a package's content is its name."""
+    stanzas = []
+    for package, more in packages.items():
+        name, _, version = package.partition("=")
+        path = f"pool/main/{name[0]}/{name}/{name}_{version}_arm64.deb"
+        data = name.encode()
+        stanzas.append(
+            f"Package: {name}\nVersion: {version}\nArchitecture: arm64\nMaintainer: nobody\n{more}Filename: {path}\n"
+            f"Size: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\nDescription: x\n"
+        )
+    index = "\n".join(stanzas).encode()
+    binary = root / "dists" / suite / "main/binary-arm64"
+    binary.mkdir(parents=True, exist_ok=True)
+    (binary / "Packages").write_bytes(index)
+    (root / "dists" / suite / "Release").write_text(
+        f"Suite: {suite}\nCodename: {suite}\nArchitectures: arm64\nComponents: main\n"
+        f"SHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-arm64/Packages\n"
+    )
+
+
 BASE = debian.BaseSystem(status=STATUS.encode(), keyrings={"debian-archive-keyring.gpg": b""})
 
 
 def solve(repository: Path, tmp_path: Path, *packages: str) -> list[str]:
-    intent = replace(INTENT, packages=packages, upstream={"debian": "https://deb.debian.org/debian"})
-    solved = debian.solve(intent, Platform.ARM64, BASE, tmp_path / "apt", {"debian": f"file://{repository}"})
+    return told(debian.solve(asked(*packages), Platform.ARM64, BASE, tmp_path / "apt", local(repository)))
+
+
+def guest(repository: Path, tmp_path: Path, *suites: str) -> list[str]:
+    return told(debian.guest(asked(suites=suites), Platform.ARM64, BASE, tmp_path / "apt", local(repository)))
+
+
+def local(repository: Path) -> dict[str, str]:
+    return {"debian": f"file://{repository}"}
+
+
+def asked(*packages: str, suites: tuple[str, ...] = ("trixie",)) -> Intent:
+    upstream = {"debian": "https://deb.debian.org/debian"}
+    return replace(INTENT, packages=packages, suites={"debian": suites}, upstream=upstream)
+
+
+def told(solved: tuple[Artifact, ...]) -> list[str]:
     for package in solved:
         assert package.digest == Digest.of(package.component.encode())
         assert package.size == len(package.component)
@@ -79,6 +121,49 @@ def solve(repository: Path, tmp_path: Path, *packages: str) -> list[str]:
 
 def test_what_a_package_depends_on_is_added_and_what_the_base_has_is_not(repository: Path, tmp_path: Path) -> None:
     assert solve(repository, tmp_path, "tool") == ["libtool-data=2.1-1", "tool=2.1-1"]
+
+
+def test_names_and_versions_are_as_debian_writes_them(repository: Path, tmp_path: Path) -> None:
+    assert solve(repository, tmp_path, "libtool++") == ["libtool++=2.1+deb13u1-1"]
+
+
+def test_the_guest_is_busybox_and_two_kernels_without_what_they_depend_on(repository: Path, tmp_path: Path) -> None:
+    found = guest(repository, tmp_path, "trixie", "trixie-updates")
+    assert found == [
+        "busybox-static=1.37-6+b9",
+        "linux-image-6.1.0-50-cloud-arm64=6.1.176-1",
+        "linux-image-6.12.118+deb13-cloud-arm64=6.12.118-1",
+    ]
+    # The image's packages are chosen in the same folder before and after; neither answer depends on the other.
+    assert solve(repository, tmp_path, "busybox-static") == found[:1]
+    assert guest(repository, tmp_path, "trixie", "trixie-updates") == found
+
+
+def test_the_guest_of_an_older_image_has_one_kernel(repository: Path, tmp_path: Path) -> None:
+    assert guest(repository, tmp_path, "bookworm") == [
+        "busybox-static=1.35-4",
+        "linux-image-6.1.0-50-cloud-arm64=6.1.176-1",
+    ]
+
+
+def test_suites_are_those_of_the_intent_and_the_one_for_cgroup_v1() -> None:
+    intent = replace(INTENT, suites={"debian": ("trixie",), "debian-security": ("trixie-security",)})
+    assert debian.suites(intent) == {"debian": ("trixie", "bookworm"), "debian-security": ("trixie-security",)}
+    assert debian.suites(asked(suites=("bookworm",))) == {"debian": ("bookworm",)}
+
+
+@pytest.mark.parametrize("lacks", ["linux-image-cloud-arm64", "linux-image-6.1.0-50-cloud-arm64"])
+def test_a_suite_without_the_kernel_is_upstreams_fault(repository: Path, tmp_path: Path, lacks: str) -> None:
+    rest = {package: more for package, more in SUITES["bookworm"].items() if not package.startswith(f"{lacks}=")}
+    publish(repository, "bookworm", rest)
+    with pytest.raises(UpstreamError, match=f"the archive has no package {re.escape(lacks)}\n"):
+        guest(repository, tmp_path, "trixie")
+
+
+def test_a_metapackage_that_names_no_kernel_is_told(repository: Path, tmp_path: Path) -> None:
+    publish(repository, "bookworm", {"linux-image-cloud-arm64=6.1-1": "Depends: linux-image-arm64 | kmod\n"})
+    with pytest.raises(UpstreamError, match=r"(?s)does not tell which kernel.*linux-image-arm64 \| kmod"):
+        guest(repository, tmp_path, "trixie")
 
 
 def test_an_unknown_package_is_a_mistake_in_the_intent(repository: Path, tmp_path: Path) -> None:
