@@ -40,7 +40,7 @@ from pipeline.rehearsal.standin_build import build as build_standin
 from pipeline.release import read_json, write_json, write_text
 from pipeline.versions import Intent
 
-_FORMAT = 4  # raised when what this module writes changes, so that older supplies are made again
+_FORMAT = 5  # raised when what this module writes changes, so that older supplies are made again
 _SUITES = ("sid", "trixie", "bookworm")  # newest first: where the engine's packages are looked for
 _ENGINE = (("docker.io", "docker-cli"), ("containerd",), ("runc",), ("tini-static",), ("busybox-static",))
 
@@ -266,9 +266,9 @@ class _Work:
         return version, [Digest.of(data).hex for _, data in sorted(files.items())]
 
     def indexes(self) -> None:
-        """Debian's own signed indexes of the image's suites, as files of the origin."""
+        """Debian's own signed indexes of the suites that apt is asked about, as files of the origin."""
         with self.log.step("Debian's signed package indexes"):
-            for archive, suites in self.intent.suites.items():
+            for archive, suites in debian.suites(self.intent).items():
                 for suite in suites:
                     below = f"dists/{suite}"
                     base = f"{self.where.uris[archive]}/{below}"
@@ -286,17 +286,19 @@ class _Work:
                         lzma.decompress((target / name).read_bytes())
 
     def packages(self, bases: Mapping[Platform, Path]) -> None:
-        """The packages that apt will choose for the image, so that the origin has them when `fetch` asks."""
+        """The packages that apt will choose for the image and the guest: the origin has them when `fetch` asks."""
         local = {key: f"file://{self.site / origin.HOSTS[key]}" for key in self.intent.suites}
-        with self.log.step("the image's Debian packages, chosen by apt against the base root of each platform"):
+        with self.log.step("Debian packages of image and guest, chosen by apt against the base root of each platform"):
             wanted: dict[tuple[str, str], Digest] = {}
             for platform, root in bases.items():
                 system = debian.BaseSystem(
                     status=_member(root, "var/lib/dpkg/status"),
                     keyrings={Path(self.where.keyring).name: Path(self.where.keyring).read_bytes()},
                 )
-                chosen = debian.solve(
-                    self.intent, platform, system, self.folder / "solve" / platform.architecture, local
+                state = self.folder / "solve" / platform.architecture
+                chosen = (
+                    *debian.solve(self.intent, platform, system, state, local),
+                    *debian.guest(self.intent, platform, system, state, local),
                 )
                 wanted |= {(package.origin, package.path): package.digest for package in chosen}
 
