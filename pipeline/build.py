@@ -21,7 +21,7 @@ from pipeline import cache as cached
 from pipeline import layout as layouts
 from pipeline.engine import Engine
 from pipeline.errors import BuildFailed, DigestMismatch
-from pipeline.lock import Artifact, Lock, render
+from pipeline.lock import Artifact, Lock
 from pipeline.log import Log, size
 from pipeline.oci import REFERENCE_TYPE, Digest
 from pipeline.platforms import Platform
@@ -40,9 +40,8 @@ _LICENSES = dict.fromkeys(COMPONENTS, "Apache-2.0")
 
 def plan(intent: Intent, lock: Lock, *, root: Path, dist: Path, rehearsed: bool) -> tuple[str, dict[str, str]]:
     """The bake file's text, and what the image will say of itself. Pure but for the two paths' relation."""
-    lock_digest = Digest.of(render(lock).encode())
     epoch = int(datetime.fromisoformat(lock.date).replace(tzinfo=UTC).timestamp())
-    said = bake.describe(intent, lock, lock_digest=lock_digest, created=f"{lock.date}T00:00:00Z", rehearsed=rehearsed)
+    said = bake.describe(intent, lock, lock_digest=lock.digest, created=f"{lock.date}T00:00:00Z", rehearsed=rehearsed)
     relative = PurePosixPath(os.path.relpath(dist, root))
     text = bake.render(
         platforms=intent.platforms,
@@ -84,7 +83,7 @@ def run(
     image = Image(
         digest=digest,
         inputs=inputs,
-        lock=Digest.of(render(lock).encode()),
+        lock=lock.digest,
         platforms=built,
         annotations=said,
         rehearsed=rehearsed,

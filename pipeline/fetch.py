@@ -39,7 +39,7 @@ def run(intent: Intent, lock: Lock, cache: Path, client: httpx.Client, log: Log,
     second one waits. Raises DigestMismatch, UpstreamError (also for what is missing when `offline`), EngineError.
     """
     folder = cache / "sha256"
-    wanted = {file.digest: file for file in (*lock.artifacts, *lock.packages)}
+    wanted = {file.digest: file for file in lock.all_files}
     with writing(cache):
         _sweep(folder)
         with ThreadPoolExecutor(max_workers=_HASHING) as pool:

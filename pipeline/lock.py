@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,10 @@ RENEW = "nox -s resolve, then look at the lock's diff"
 
 BUSYBOX = "busybox-static"
 KERNEL = "linux-image-"  # how the names of Debian's kernel packages begin
+
+# Every kernel below has all of cgroup v1. From here on the memory controller (CONFIG_MEMCG_V1), from 6.12 on cpuset too
+# (CONFIG_CPUSETS_V1) can be left out, is so by default (torvalds/linux e93d4166b40a), and is so in Debian's.
+_CGROUP_V1_ENDS = (6, 11)
 
 
 class Evidence(StrEnum):
@@ -63,11 +68,25 @@ class Lock:
     """One reading of versions.lock.yaml."""
 
     intent: Digest  # Intent.checksum of the versions.yaml it was made from
-    date: str  # YYYY-MM-DD on which its content last changed; the build dates every file with it
+    date: str  # YYYY-MM-DD on which it last changed but for `guest`; the build dates every file with it
     base: Base
     versions: Mapping[str, str]  # component → version
     artifacts: tuple[Artifact, ...]  # of the components
     packages: tuple[Artifact, ...]  # Debian packages
+    guest: tuple[Artifact, ...]  # Debian packages that smoke's virtual machines are made of; no part of the image
+
+    @property
+    def digest(self) -> Digest:
+        """Of all that the image is made of: the text without `guest`.
+
+        Images carry it and stages compare it, so another kernel to test with asks for no new image.
+        """
+        return Digest.of(_dump(_of_image(self)).encode())
+
+    @property
+    def all_files(self) -> tuple[Artifact, ...]:
+        """Everything that it names, of every platform, but the base image."""
+        return (*self.artifacts, *self.packages, *self.guest)
 
     def files(self, platform: Platform) -> tuple[Artifact, ...]:
         """Everything that one platform's image is made of, components first."""
@@ -77,6 +96,29 @@ class Lock:
     def platforms(self) -> tuple[Platform, ...]:
         """The platforms that it has files for."""
         return tuple(sorted({a.platform for a in self.artifacts}))
+
+    def kernel(self, platform: Platform, *, cgroup_v1: bool = False) -> Artifact:
+        """The newest kernel to boot that platform with; `cgroup_v1`: that has v1's memory and cpuset controllers.
+
+        Raises LockStale when there is none.
+        """
+        kernels = {
+            tuple(map(int, re.findall(r"\d+", file.version))): file  # 6.12.118-1 → (6, 12, 118, 1)
+            for file in self.guest
+            if file.platform == platform and file.component.startswith(KERNEL)
+        }
+        fitting = [number for number in kernels if number < _CGROUP_V1_ENDS or not cgroup_v1]
+        if not fitting:
+            kind = " below 6.11, for cgroup v1," if cgroup_v1 else ""
+            raise LockStale(f"the lock has no kernel{kind} to boot {platform} with", next_step=RENEW)
+        return kernels[max(fitting)]
+
+    def busybox(self, platform: Platform) -> Artifact:
+        """The static busybox, the programs of that platform's virtual machine. Raises LockStale when there is none."""
+        for file in self.guest:
+            if file.platform == platform and file.component == BUSYBOX:
+                return file
+        raise LockStale(f"the lock has no {BUSYBOX} to boot {platform} with", next_step=RENEW)
 
 
 _HEAD = """\
@@ -128,11 +170,8 @@ def parse(text: str, where: str) -> Lock:
                 for name, entry in data["components"].items()
                 for platform, file in entry["files"].items()
             ),
-            packages=tuple(
-                _artifact(name, file["version"], Platform(platform), file)
-                for platform, files in (data["packages"] or {}).items()
-                for name, file in files.items()
-            ),
+            packages=_packages(data["packages"]),
+            guest=_packages(data.get("guest")),
         )
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise LockStale(
@@ -140,7 +179,22 @@ def parse(text: str, where: str) -> Lock:
             found=f"{type(error).__name__}: {error}",
             next_step=RENEW,
         ) from None
+    if "guest" not in data:
+        raise LockStale(
+            f"{where} is from before smoke booted virtual machines",
+            expected="the key `guest`: the packages that those are made of",
+            next_step=RENEW,
+        )
     return lock
+
+
+def _packages(read: Mapping[str, Mapping[str, Mapping[str, str]]] | None) -> tuple[Artifact, ...]:
+    """Debian packages by platform and name, as `_by_platform` writes them."""
+    return tuple(
+        _artifact(name, file["version"], Platform(platform), file)
+        for platform, files in (read or {}).items()
+        for name, file in files.items()
+    )
 
 
 def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, str]) -> Artifact:
@@ -160,6 +214,15 @@ def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, st
 
 def render(lock: Lock) -> str:
     """The canonical text: the same lock gives the same bytes."""
+    return _dump({**_of_image(lock), "guest": _by_platform(lock.guest)})
+
+
+def _dump(document: Mapping[str, object]) -> str:
+    return _HEAD + yaml.safe_dump(document, sort_keys=False, width=1000)
+
+
+def _of_image(lock: Lock) -> dict[str, object]:
+    """The document without `guest`, which is no part of the image."""
     components = {
         name: {
             "version": version,
@@ -167,15 +230,7 @@ def render(lock: Lock) -> str:
         }
         for name, version in sorted(lock.versions.items())
     }
-    packages = {
-        platform.value: {
-            file.component: {"version": file.version, **_file(file)}
-            for file in sorted(lock.packages, key=lambda file: file.component)
-            if file.platform == platform
-        }
-        for platform in sorted({file.platform for file in lock.packages})
-    }
-    document = {
+    return {
         "intent": lock.intent.text,
         "date": lock.date,
         "base": {
@@ -185,9 +240,16 @@ def render(lock: Lock) -> str:
             "source": lock.base.source,
         },
         "components": components,
-        "packages": packages,
+        "packages": _by_platform(lock.packages),
     }
-    return _HEAD + yaml.safe_dump(document, sort_keys=False, width=1000)
+
+
+def _by_platform(packages: Iterable[Artifact]) -> dict[str, dict[str, dict[str, object]]]:
+    ordered = sorted(packages, key=lambda file: (file.platform, file.component))
+    found: dict[str, dict[str, dict[str, object]]] = {file.platform.value: {} for file in ordered}
+    for file in ordered:
+        found[file.platform.value][file.component] = {"version": file.version, **_file(file)}
+    return found
 
 
 def _file(file: Artifact) -> dict[str, object]:

@@ -18,7 +18,7 @@ from pipeline import layout
 from pipeline.bake import KEY, REHEARSAL
 from pipeline.compat import Version, number
 from pipeline.errors import LockStale, RegistryError
-from pipeline.lock import Lock, render
+from pipeline.lock import Lock
 from pipeline.log import Log, size
 from pipeline.oci import INDEX, Digest, ImageName
 from pipeline.registry import Manifest, Registry
@@ -56,7 +56,7 @@ def run(
     RegistryError.
     """
     require_smoked(image, reports)
-    if image.lock != Digest.of(render(lock).encode()):
+    if image.lock != lock.digest:
         raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
     built = layout.read(dist / LAYOUT, image.digest)
     index = built.index.path.read_bytes()

@@ -57,7 +57,7 @@ class Image:
 
     digest: Digest  # of the index
     inputs: Digest  # of everything that decided the build; equal inputs are not built again
-    lock: Digest  # of the lock's text
+    lock: Digest  # Lock.digest of the lock it was built from
     platforms: Mapping[Platform, BuiltPlatform]
     annotations: Mapping[str, str]  # of the index and of every image manifest
     rehearsed: bool  # True: made of stand-ins; never leaves this machine

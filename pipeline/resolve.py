@@ -65,7 +65,7 @@ def run(
     log.say(
         f"{len(files)} files exist for {', '.join(intent.platforms)}; base {chosen.image} is {chosen.digest.short}…"
     )
-    packages = _packages(intent, chosen, registry_for, cache, log)
+    packages, guest = _packages(intent, chosen, registry_for, cache, log)
     made = Lock(
         intent=intent.checksum,
         date=previous.date if previous else "",
@@ -73,8 +73,12 @@ def run(
         versions=versions,
         artifacts=tuple(files),
         packages=packages,
+        guest=guest,
     )
-    return made if made == previous else replace(made, date=datetime.now(UTC).date().isoformat())
+    # The date is in every file of the image, so a change of the guest alone leaves it.
+    if previous is not None and made.digest == previous.digest:
+        return made
+    return replace(made, date=datetime.now(UTC).date().isoformat())
 
 
 def diff(old: Lock | None, new: Lock) -> list[str]:
@@ -88,16 +92,17 @@ def diff(old: Lock | None, new: Lock) -> list[str]:
     ]
     if old.base.digest != new.base.digest:
         lines.append(f"base image: {old.base.digest.short}… → {new.base.digest.short}…")
-    before = {(file.component, file.platform): file.version for file in old.packages}
-    after = {(file.component, file.platform): file.version for file in new.packages}
-    for name, platform in sorted(before.keys() | after.keys()):
-        first, last = before.get((name, platform)), after.get((name, platform))
-        if first != last:
-            lines.append(f"package {name} ({platform.architecture}): {first or 'nothing'} → {last or 'nothing'}")
-    digests = {(file.component, file.version, file.platform): file.digest for file in old.artifacts}
+    for kind, older, newer in (("package", old.packages, new.packages), ("guest", old.guest, new.guest)):
+        before = {(file.component, file.platform): file.version for file in older}
+        after = {(file.component, file.platform): file.version for file in newer}
+        for name, platform in sorted(before.keys() | after.keys()):
+            first, last = before.get((name, platform)), after.get((name, platform))
+            if first != last:
+                lines.append(f"{kind} {name} ({platform.architecture}): {first or 'nothing'} → {last or 'nothing'}")
+    digests = {(file.component, file.version, file.platform): file.digest for file in old.all_files}
     lines += [
         f"{file.component} {file.version} ({file.platform.architecture}): another digest"
-        for file in new.artifacts
+        for file in new.all_files
         if digests.get((file.component, file.version, file.platform), file.digest) != file.digest
     ]
     return lines
@@ -202,24 +207,29 @@ def _base(intent: Intent, registry_for: Callable[[ImageName], Registry]) -> Base
 
 def _packages(
     intent: Intent, base: Base, registry_for: Callable[[ImageName], Registry], cache: Path, log: Log
-) -> tuple[Artifact, ...]:
-    """Each platform's Debian packages, chosen by apt against the base image of that very digest."""
+) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
+    """Debian packages of image and guest, chosen by apt for each platform against the base image of that digest."""
     name, _, _ = ImageName.parse(base.image)
     registry = registry_for(name)
     archives: Mapping[str, str] = {archive: intent.upstream[archive] for archive in intent.suites}
 
-    def one(platform: Platform) -> tuple[Artifact, ...]:
+    def one(platform: Platform) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
         system = debian.read_layers(
             [
                 gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
                 for data in layers(base.digest, platform, registry, cache)
             ]
         )
-        return debian.solve(intent, platform, system, cache / "apt" / platform.architecture, archives)
+        state = cache / "apt" / platform.architecture
+        packages = debian.solve(intent, platform, system, state, archives)
+        return packages, debian.guest(intent, platform, system, state, archives)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         chosen = list(pool.map(one, intent.platforms))
-    for platform, packages in zip(intent.platforms, chosen, strict=True):
-        total = size(sum(package.size or 0 for package in packages))
-        log.say(f"{len(packages)} Debian packages for {platform}, {total}")
-    return tuple(package for packages in chosen for package in packages)
+    for platform, (packages, guest) in zip(intent.platforms, chosen, strict=True):
+        for what, found in ((f"for {platform}", packages), (f"to boot {platform} with", guest)):
+            log.say(f"{len(found)} Debian packages {what}, {size(sum(package.size or 0 for package in found))}")
+    return (
+        tuple(package for packages, _ in chosen for package in packages),
+        tuple(package for _, guest in chosen for package in guest),
+    )

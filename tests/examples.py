@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.lock import Artifact, Base, Evidence, Lock
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
@@ -22,6 +24,14 @@ INTENT = Intent(
     upstream={"docker": "https://docker.example", "debian": "https://debian.example"},
     mirrors={},
 )
+
+
+# By kind: what smoke's virtual machines are made of, with the names and versions that Debian gives.
+GUEST = {
+    "busybox-static": "1.37.0-6+b9",
+    "linux-image-6.1.0-50-cloud": "6.1.176-1",
+    "linux-image-6.12.118+deb13-cloud": "6.12.118-1",
+}
 
 
 def digest(seed: str) -> Digest:
@@ -47,6 +57,12 @@ def artifact(component: str, platform: Platform, data: bytes | None = None) -> A
     )
 
 
+def guest(platform: Platform) -> tuple[Artifact, ...]:
+    """The packages to boot one platform with."""
+    names = {kind: f"{kind}-{platform.architecture}" if kind.startswith("linux") else kind for kind in GUEST}
+    return tuple(replace(artifact(names[kind], platform), version=version) for kind, version in GUEST.items())
+
+
 LOCK = Lock(
     intent=digest("intent"),
     date="2026-11-22",
@@ -54,4 +70,5 @@ LOCK = Lock(
     versions=VERSIONS,
     artifacts=tuple(artifact(component, platform) for component in VERSIONS for platform in Platform),
     packages=tuple(artifact("iptables", platform) for platform in Platform),
+    guest=tuple(file for platform in Platform for file in guest(platform)),
 )

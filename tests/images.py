@@ -17,7 +17,7 @@ import pytest
 from pipeline import transport
 from pipeline.bake import KEY
 from pipeline.credentials import Credentials
-from pipeline.lock import Lock, render
+from pipeline.lock import Lock
 from pipeline.oci import INDEX, MANIFEST, REFERENCE_TYPE, Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
@@ -79,7 +79,7 @@ def make(dist: Path, seed: str, *, lock: Lock = LOCK, rehearsed: bool = False, c
     return Image(
         digest=Digest(index["digest"]),
         inputs=digest("inputs"),
-        lock=Digest.of(render(lock).encode()),
+        lock=lock.digest,
         platforms=built,
         annotations=said,
         rehearsed=rehearsed,

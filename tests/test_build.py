@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline import build
 from pipeline.cache import path_of
 from pipeline.engine import Engine
 from pipeline.errors import BuildFailed, UpstreamError
+from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest
 from pipeline.platforms import Platform
@@ -89,10 +91,8 @@ class Built:
         (blobs / Digest.of(data).hex).write_bytes(data)
         return Digest.of(data)
 
-    def run(self) -> Image:
-        from dataclasses import replace
-
-        lock = replace(LOCK, base=replace(LOCK.base, digest=self.base))
+    def run(self, lock: Lock = LOCK) -> Image:
+        lock = replace(lock, base=replace(lock.base, digest=self.base))
         return build.run(
             INTENT,
             lock,
@@ -126,6 +126,12 @@ def test_one_call_of_buildx_for_all_platforms(built: Built) -> None:
 def test_the_same_inputs_are_not_built_again(built: Built) -> None:
     first = built.run()
     assert built.run() == first
+    assert len(built.calls) == 1
+
+
+def test_another_guest_is_no_other_image(built: Built) -> None:
+    first = built.run()
+    assert built.run(replace(LOCK, guest=LOCK.guest[:1])) == first
     assert len(built.calls) == 1
 
 

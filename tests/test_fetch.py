@@ -33,7 +33,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def served(origin: Server, *, wrong: bool = False) -> Lock:
-    """A lock of four files that the origin has."""
+    """A lock of four files that the origin has, one of them of the guest."""
     files = []
     for name in ("docker", "k3s"):
         for platform in Platform:
@@ -41,7 +41,7 @@ def served(origin: Server, *, wrong: bool = False) -> Lock:
             file = artifact(name, platform, data)
             origin.gives(f"/{file.path}", b"something else" if wrong else data)
             files.append(replace(file, url=f"{origin.url}/{file.path}"))
-    return replace(LOCK, artifacts=tuple(files), packages=())
+    return replace(LOCK, artifacts=tuple(files[:3]), packages=(), guest=tuple(files[3:]))
 
 
 def test_brings_every_file_once_and_nothing_the_second_time(
@@ -53,7 +53,7 @@ def test_brings_every_file_once_and_nothing_the_second_time(
     asked = len(origin.asked)
     second = fetch.run(INTENT, lock, tmp_path, client, LOG)
     assert (second.downloaded, second.kept, len(origin.asked)) == (0, 4, asked)
-    for file in lock.artifacts:
+    for file in lock.all_files:
         assert Digest.of_file(path_of(tmp_path, file.digest)) == file.digest
 
 
@@ -83,7 +83,7 @@ def test_offline_names_what_is_missing_and_asks_nobody(origin: Server, client: h
 def test_a_mirror_is_asked_first_and_may_be_wrong(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
     lock = served(origin)
     with running() as mirror:
-        for file in lock.artifacts:
+        for file in lock.all_files:
             mirror.gives(f"/{file.path}", b"stale")
         intent = replace(INTENT, mirrors={"docker": (mirror.url,)})
         assert fetch.run(intent, lock, tmp_path, client, LOG).downloaded == 4

@@ -24,6 +24,8 @@ def test_the_committed_lock_fits_the_committed_intent_and_is_canonical() -> None
     read = lock.read(path, intent)
     assert lock.render(read) == path.read_text(encoding="utf-8")
     assert {file.component for file in read.packages} >= set(intent.packages)
+    for platform in intent.platforms:
+        assert read.busybox(platform) != read.kernel(platform) != read.kernel(platform, cgroup_v1=True)
 
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x7f\x85\xa0"), min_size=1)
@@ -57,8 +59,62 @@ def test_what_is_rendered_is_read_back(
         versions=dict(sorted(VERSIONS.items())),
         artifacts=files,
         packages=(),
+        guest=tuple(replace(file, component="busybox-static") for file in files[:1]),
     )
     assert lock.parse(lock.render(made), "x") == made
+
+
+def test_a_lock_without_a_guest_is_refused_and_one_with_an_empty_guest_is_read() -> None:
+    text = lock.render(replace(OURS, guest=()))
+    assert text.endswith("\nguest: {}\n")
+    assert lock.parse(text, "x").guest == ()
+    with pytest.raises(LockStale, match=r"(?s)the key `guest`.*nox -s resolve"):
+        lock.parse(text.removesuffix("guest: {}\n"), "x")
+
+
+def test_the_digest_is_of_what_the_image_is_made_of() -> None:
+    assert OURS.digest == replace(OURS, guest=()).digest
+    assert OURS.digest != replace(OURS, date="2026-11-23").digest
+    assert OURS.digest != replace(OURS, packages=()).digest
+    assert not any(file in OURS.files(platform) for platform in Platform for file in OURS.guest)
+
+
+@pytest.mark.parametrize("platform", Platform)
+def test_the_newest_kernel_is_the_default_and_cgroup_v1_gets_the_one_that_has_it(platform: Platform) -> None:
+    newest, older = f"-cloud-{platform.architecture}", f"-50-cloud-{platform.architecture}"
+    assert OURS.kernel(platform).component == f"linux-image-6.12.118+deb13{newest}"
+    assert OURS.kernel(platform, cgroup_v1=True).component == f"linux-image-6.1.0{older}"
+    assert OURS.busybox(platform).platform == platform
+
+
+@pytest.mark.parametrize(
+    ("versions", "newest", "with_cgroup_v1"),
+    [
+        (["6.1.99-1", "6.1.176-1", "6.12.9-1", "6.12.118-1"], "6.12.118-1", "6.1.176-1"),
+        (["6.1.176-1"], "6.1.176-1", "6.1.176-1"),
+        (["6.1.176-2", "6.1.176-10"], "6.1.176-10", "6.1.176-10"),
+        (["7.0.1-1", "6.11.1-1", "6.10.11-1"], "7.0.1-1", "6.10.11-1"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_versions(versions: list[str], newest: str, with_cgroup_v1: str) -> None:
+    kernels = tuple(
+        replace(OURS.kernel(Platform.AMD64), component=f"linux-image-{version}", version=version)
+        for version in versions
+    )
+    made = replace(OURS, guest=kernels)
+    assert made.kernel(Platform.AMD64).version == newest
+    assert made.kernel(Platform.AMD64, cgroup_v1=True).version == with_cgroup_v1
+
+
+def test_a_guest_that_lacks_something_is_told_with_the_command_that_renews_the_lock() -> None:
+    new = replace(OURS, guest=(OURS.kernel(Platform.AMD64),))
+    with pytest.raises(LockStale, match="kernel to boot linux/arm64 with"):
+        new.kernel(Platform.ARM64)
+    with pytest.raises(LockStale, match=r"kernel below 6\.11, for cgroup v1, to boot linux/amd64 with"):
+        new.kernel(Platform.AMD64, cgroup_v1=True)
+    with pytest.raises(LockStale, match="busybox-static to boot linux/amd64 with") as refused:
+        new.busybox(Platform.AMD64)
+    assert refused.value.next_step == lock.RENEW
 
 
 def test_a_stale_lock_is_refused_with_the_command_that_renews_it(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ class Upstream:
 def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
     base = Base(image=INTENT.base, digest=digest("base"), evidence=Evidence.PUBLISHED, source="handed in")
     monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: base)
-    monkeypatch.setattr(resolve, "_packages", lambda *arguments: (artifact("iptables", Platform.AMD64),))
+    packages = (artifact("iptables", Platform.AMD64),), (artifact("busybox-static", Platform.AMD64),)
+    monkeypatch.setattr(resolve, "_packages", lambda *arguments: packages)
     port = _free_port()
     with origin.serve(tmp_path, port), transport.make_client() as client:
         yield Upstream(tmp_path, f"http://127.0.0.1:{port}", client)
@@ -99,6 +100,20 @@ def test_an_unchanged_lock_keeps_its_date_and_a_changed_one_gets_today(vendors: 
     changed = vendors.resolve(first)
     assert changed.date == datetime.now(UTC).date().isoformat()
     assert resolve.diff(first, changed)[0] == "docker: 28.5.2 → 28.10.0"
+
+
+def test_another_guest_leaves_the_date_and_is_told(vendors: Upstream) -> None:
+    made = vendors.resolve()
+    gone = replace(artifact("linux-image-6.12", Platform.ARM64), version="6.12.117-1")
+    first = replace(made, date="2020-01-01", guest=(replace(made.guest[0], version="0.9-1"), gone))
+    changed = vendors.resolve(first)
+    assert (changed.date, changed.digest, changed.guest) == ("2020-01-01", first.digest, made.guest)
+    assert resolve.diff(first, changed) == [
+        "guest busybox-static (amd64): 0.9-1 → 1.0-1",
+        "guest linux-image-6.12 (arm64): 6.12.117-1 → nothing",
+    ]
+    other = replace(changed, guest=(replace(changed.guest[0], digest=digest("rebuilt")),))
+    assert resolve.diff(changed, other) == ["busybox-static 1.0-1 (amd64): another digest"]
 
 
 def test_a_version_that_one_platform_lacks_is_not_taken(vendors: Upstream) -> None:

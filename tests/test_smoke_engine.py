@@ -19,7 +19,6 @@ from python_on_whales import DockerClient
 from pipeline import emulation, smoke
 from pipeline import layout as layouts
 from pipeline.errors import IntentError, LockStale, SmokeFailed
-from pipeline.lock import render
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest
 from pipeline.platforms import Platform
@@ -91,7 +90,7 @@ class Small:
         return Image(
             digest=Digest(str(self.put(json.dumps(index).encode(), INDEX)["digest"])),
             inputs=Digest.of(plain),
-            lock=Digest.of(render(LOCK).encode()),
+            lock=LOCK.digest,
             platforms=built,
             annotations={},
             rehearsed=True,

@@ -13,9 +13,8 @@ from python_on_whales import DockerClient
 
 from pipeline import emulation, layout
 from pipeline.errors import IntentError, LockStale, SmokeFailed
-from pipeline.lock import Lock, render
+from pipeline.lock import Lock
 from pipeline.log import Log
-from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.release import LAYOUT, SMOKE, Image, SmokeReport, State, Tier, TierReport
 from pipeline.smoke import boot, commands, files, load, report
@@ -48,7 +47,7 @@ def run(
     absent = [platform for platform in platforms if platform not in image.platforms]
     if absent:
         raise IntentError(f"the built image has no {absent[0]}", expected=", ".join(image.platforms))
-    if image.lock != Digest.of(render(lock).encode()):
+    if image.lock != lock.digest:
         raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
     built = layout.read(dist / LAYOUT, image.digest)
     reports = []
