@@ -89,6 +89,18 @@ def write_layout(index: Digest, platforms: Sequence[Platform], cache: Path, layo
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]}))
 
 
+def layer_files(index: Digest, platform: Platform, cache: Path) -> list[Path]:
+    """One platform's layers in the cache, lowest first, hashed now. Raises as `write_layout`."""
+    folder = cache / "sha256"
+    found = []
+    for digest in _manifests(index, [platform], lambda digest: _load(folder, digest)):
+        for part in _load(folder, digest)["layers"]:
+            layer = Digest(part["digest"])
+            _check(folder / layer.hex, layer)
+            found.append(folder / layer.hex)
+    return found
+
+
 def _manifests(
     index: Digest,
     platforms: Sequence[Platform],

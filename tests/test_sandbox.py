@@ -52,7 +52,9 @@ def test_nothing_outlives_the_starter(tmp_path: Path, number: signal.Signals) ->
     Path(mark).mkdir()
     inner = f"mount -t tmpfs none {mark}; setsid sleep 98765 & echo ready > {tmp_path}/ready; wait"
     starter = (
-        f"import subprocess, sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
+        f"import signal, subprocess, sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
+        # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pipeline import sandbox\n"
         f"subprocess.run(sandbox.wrap(['sh', '-c', {inner!r}]))\n"
     )
@@ -70,6 +72,6 @@ def test_nothing_outlives_the_starter(tmp_path: Path, number: signal.Signals) ->
 
     until(lambda: (tmp_path / "ready").exists() and bool(sleepers()), "the sandbox runs")
     process.send_signal(number)
-    process.wait()
+    process.wait(timeout=10)
     until(lambda: not sleepers(), "the sandbox's processes are gone")
     assert mark not in Path("/proc/mounts").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import machine
 from pipeline.errors import UpstreamError
 from pipeline.log import Log
 from pipeline.machine import disk_full
@@ -58,16 +59,9 @@ def archives(upstream: Mapping[str, str]) -> Archives:
             next_step="apt-get install debian-archive-keyring",
         )
     uris = {"debian": upstream["debian"], "debian-security": upstream["debian-security"]}
-    release = _os_release()
-    if release.get("ID") == "debian":
-        codename = release.get("VERSION_CODENAME", "")
-        listed = _apt("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages")
-        for line in listed.splitlines():
-            uri, _, suite = line.partition(" ")
-            if suite == codename:
-                uris["debian"] = uri.rstrip("/")
-            if suite == f"{codename}-security":
-                uris["debian-security"] = uri.rstrip("/")
+    codename, suites = machine.debian_suites()
+    for archive, suite in (("debian", codename), ("debian-security", f"{codename}-security")):
+        uris[archive] = suites.get(suite, uris[archive])
     return Archives(uris=uris, keyring=keyring)
 
 
@@ -203,11 +197,3 @@ def _apt(*command: str, configuration: Path | None = None) -> str:
             next_step="check that this machine's package mirror answers: apt-get update",
         )
     return done.stdout
-
-
-def _os_release() -> dict[str, str]:
-    try:
-        lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
