@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     one = command("smoke", "check the built image: files, commands, boot")
     one.add_argument("--platform", action="append", default=[], help="only this platform (repeatable)")
     one.add_argument("--tier", action="append", default=[], help="only this tier: files, commands or boot (repeatable)")
+    one.add_argument(
+        "--virtual", action="store_true", help="on virtual engines alone, also for this machine's platform"
+    )
+    one.add_argument("--guest", default="default", help="which virtual engine: default, cgroup-v1 … (docs/smoke.md)")
+    one.add_argument("--engine", action="append", default=[], metavar="URL", help="a docker host of another platform")
+    one.add_argument("--keep", action="store_true", help="leave what was booted running, and say how to reach it")
     one = command("publish", "push the smoked digest by digest, then tag it")
     one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
     one = command("verify", "read the published image back without credentials and compare it")
@@ -193,19 +199,30 @@ def _engine(run: Run, stack: ExitStack) -> Engine:
 
 
 def _smoke(run: Run, parsed: argparse.Namespace) -> None:
-    from pipeline import emulation
+    from pipeline import emulation, engines
     from pipeline.release import Image, Tier
-    from pipeline.smoke.boot import BootOptions
+    from pipeline.smoke.booted import BootOptions
 
     platforms = [_known(Platform, text, "platform") for text in parsed.platform]
     tiers = [_known(Tier, text, "tier") for text in parsed.tier]
     Image.read(run.dist)  # said before an engine is started for nothing
+    guest = engines.guest(parsed.guest)
+    virtual = parsed.virtual or guest != engines.guest("default")
     with ExitStack() as stack:
-        engine = _engine(run, stack)
-        if os.geteuid() == 0:
+        if os.geteuid() == 0 and not virtual and (not tiers or Tier.COMMANDS in tiers):
             for platform in platforms or run.intent.platforms:
                 stack.enter_context(emulation.registered(platform, run.log))
-        run.smoke(engine, platforms=platforms, tiers=tiers, options=BootOptions())
+        chosen = engines.Engines(
+            lock=run.lock,
+            cache=run.cache,
+            log=run.log,
+            start=lambda: _engine(run, stack),
+            others=tuple(parsed.engine),
+            guest=guest,
+            always_virtual=virtual,
+            keep=parsed.keep,
+        )
+        run.smoke(chosen, platforms=platforms, tiers=tiers, options=lambda _engine: BootOptions(keep=parsed.keep))
 
 
 def _known(kind: type[Kind], text: str, what: str) -> Kind:

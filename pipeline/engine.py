@@ -1,14 +1,16 @@
-"""Which docker engine does the work: the user's own if it can, else a builder beside it, else a private one.
+"""Which docker engine of this machine does the work: the user's own if it can, else one beside it, else a private one.
 
 the user's    answers, has buildx, and either a builder named in BUILDX_BUILDER or the containerd image store
 + a builder   the user's engine without that store: a docker-container builder is made, and removed afterwards
 private       Linux and root: dockerd from the lock's own artifacts, see pipeline/daemon.py
+
+For smoke there are more, of other platforms: see pipeline/engines.py.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +26,27 @@ from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.platforms import Platform
 
+# docker's own words for the architectures (`docker info`, uname -m).
+_ARCHITECTURES = {"x86_64": Platform.AMD64, "amd64": Platform.AMD64, "aarch64": Platform.ARM64, "arm64": Platform.ARM64}
+
+
+def _no_trouble() -> str | None:
+    return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine that can build all platforms and run the host's."""
+    """An engine: it can build all platforms (but for a virtual one), and runs one of them natively."""
 
     docker: DockerClient
     builder: str | None  # buildx builder; None: the engine's own
     description: str
+    platform: Platform | None  # that it runs natively; None when it is none of ours
+    host: str | None = None  # DOCKER_HOST of an engine that outlives us; None when it does not
+    virtual: bool = False
+    patience: float = 1.0  # how many times slower it is than the machine whose deadlines the checks have
+    story: str = ""  # how a virtual one came up: its stages, each with its time
+    trouble: Callable[[], str | None] = _no_trouble  # what is wrong with the machine that it runs on
 
 
 @contextmanager
@@ -43,12 +58,15 @@ def choose(lock: Lock, cache: Path, log: Log) -> Iterator[Engine]:
     own, reason = _users_own()
     if own is not None:
         builder = os.environ.get("BUILDX_BUILDER")
+        description = f"your engine, {describe(own)}"
+        platform, host = platform_of(own), os.environ.get("DOCKER_HOST", "")
         if builder or _has_containerd_store(own):
-            engine = Engine(docker=own, builder=builder or "default", description=f"your engine, {_describe(own)}")
-            log.say(f"engine: {engine.description}" + (f", builder {builder}" if builder else ""))
-            yield engine
+            log.say(f"engine: {description}" + (f", builder {builder}" if builder else ""))
+            yield Engine(
+                docker=own, builder=builder or "default", description=description, platform=platform, host=host
+            )
             return
-        log.say(f"engine: your engine, {_describe(own)}, with a docker-container builder: its image store is classic")
+        log.say(f"engine: {description}, with a docker-container builder: its image store is classic")
         try:
             made = own.buildx.create(driver="docker-container", bootstrap=True)
         except DockerException as error:
@@ -59,7 +77,7 @@ def choose(lock: Lock, cache: Path, log: Log) -> Iterator[Engine]:
                 "or name a builder in BUILDX_BUILDER",
             ) from None
         with made:
-            yield Engine(docker=own, builder=made.name, description=f"your engine, {_describe(own)}")
+            yield Engine(docker=own, builder=made.name, description=description, platform=platform, host=host)
         return
     log.say(f"no engine of your own ({reason}): starting a private one from the lock's artifacts")
     with private(lock, cache, log, sandboxed=True) as engine:
@@ -74,9 +92,9 @@ def private(lock: Lock, cache: Path, log: Log, *, sandboxed: bool) -> Iterator[E
     folder = cache / "engine"
     binaries = unpack(lock, cache)
     with daemon.run(binaries, folder, log, sandboxed=sandboxed, network=sandboxed) as client:
-        engine = Engine(docker=client, builder="default", description=f"private engine, {_describe(client)}")
-        log.say(f"engine: {engine.description}, data in {folder}")
-        yield engine
+        description = f"private engine, {describe(client)}"
+        log.say(f"engine: {description}, data in {folder}")
+        yield Engine(docker=client, builder="default", description=description, platform=Platform.host())
 
 
 def unpack(lock: Lock, cache: Path) -> daemon.Binaries:
@@ -110,11 +128,17 @@ def _users_own() -> tuple[DockerClient | None, str]:
     return client, ""
 
 
+def platform_of(client: DockerClient) -> Platform | None:
+    """What the engine runs natively; None when it is none of ours."""
+    return _ARCHITECTURES.get(client.system.info().architecture or "")
+
+
 def _has_containerd_store(client: DockerClient) -> bool:
     status = client.system.info().driver_status or []
     return any("io.containerd.snapshotter" in str(value) for row in status for value in row)
 
 
-def _describe(client: DockerClient) -> str:
+def describe(client: DockerClient) -> str:
+    """Its version and system, in words."""
     info = client.system.info()
     return f"docker {info.server_version} on {info.operating_system or info.os_type}"

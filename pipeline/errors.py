@@ -43,6 +43,11 @@ class PipelineError(Exception):
         }
         return [self.summary, *(f"  {name}: {text}" for name, text in parts.items() if text)]
 
+    @property
+    def text(self) -> str:
+        """The message in one line, for a report."""
+        return "; ".join(line.strip() for line in self.lines())
+
     def __str__(self) -> str:
         return "\n".join(self.lines())
 

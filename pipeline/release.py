@@ -92,7 +92,8 @@ class Check:
     name: str
     state: State
     seconds: float
-    detail: str  # what was seen: a version, a time, the failure
+    detail: str  # what was seen: a version, a time, the failure; why it did not run
+    step: str = ""  # the part of its tier that it belongs to, where a tier has parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,16 @@ class TierReport:
     def seconds(self) -> float:
         """The time of all its checks."""
         return sum(check.seconds for check in self.checks)
+
+    @property
+    def steps(self) -> Mapping[str, State]:
+        """How each part of the tier ended; a part of which nothing ran did not run."""
+        found: dict[str, State] = {}
+        for check in self.checks:
+            if check.step:
+                worst = (State.FAILED, State.PASSED, State.NOT_RUN)
+                found[check.step] = min(found.get(check.step, State.NOT_RUN), check.state, key=worst.index)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

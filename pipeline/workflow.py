@@ -22,7 +22,6 @@ from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Credentials, Registry
 from pipeline.release import Image, Release, SmokeReport, Tier
-from pipeline.smoke.boot import BootOptions
 from pipeline.versions import Intent
 
 
@@ -114,7 +113,12 @@ class Run:
         return build.plan(self.intent, self.lock, root=self.root, dist=self.dist, rehearsed=self.rehearsed)[0]
 
     def smoke(
-        self, engine: Engine, *, platforms: Sequence[Platform], tiers: Sequence[Tier], options: BootOptions
+        self,
+        engines: smoke.Engines,
+        *,
+        platforms: Sequence[Platform] = (),
+        tiers: Sequence[Tier] = (),
+        options: smoke.Options,
     ) -> tuple[SmokeReport, ...]:
         """Check what was built, tier by tier, on each platform."""
         with self.log.step("smoke"):
@@ -125,7 +129,7 @@ class Run:
                 self.dist,
                 tuple(platforms) or self.intent.platforms,
                 tuple(tiers) or tuple(Tier),
-                engine.docker,
+                engines,
                 self.log,
                 handler=emulation.handler,
                 options=options,

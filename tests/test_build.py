@@ -70,7 +70,10 @@ class Built:
         executable.write_text(DOCKER.format(python=sys.executable, folder=str(folder)), encoding="utf-8")
         executable.chmod(executable.stat().st_mode | stat.S_IXUSR)
         self.engine = Engine(
-            docker=DockerClient(client_call=[str(executable)]), builder="default", description="a recording"
+            docker=DockerClient(client_call=[str(executable)]),
+            builder="default",
+            description="a recording",
+            platform=Platform.host(),
         )
 
     def put(self, data: bytes) -> None:

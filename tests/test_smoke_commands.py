@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
+from pipeline.engine import Engine
 from pipeline.log import Log
 from pipeline.platforms import Platform
 from pipeline.release import BuiltPlatform, State, Tier, TierReport
 from pipeline.smoke import boot, commands, inside
-from pipeline.smoke.boot import BootOptions
+from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
 from tests.examples import LOCK, VERSIONS, digest
@@ -51,7 +52,7 @@ elif argv[:2] == ["container", "inspect"]:
     print(json.dumps([data]))
 elif argv[1:2] == ["inspect"]:
     print(json.dumps([{{"Id": "sha256:" + "b" * 64, "Name": argv[-1]}}]))
-elif argv[:1] == ["run"] or argv[:2] == ["container", "run"]:
+elif argv[:1] == ["run"] or argv[1:2] in (["run"], ["create"]):
     print("a" * 64)
 """
 IMAGE = Loaded(
@@ -77,11 +78,15 @@ class Fake:
         executable.chmod(executable.stat().st_mode | stat.S_IXUSR)
         self.client = DockerClient(client_call=[str(executable)])
 
-    def commands(self, *, native: bool = True) -> TierReport:
+    @property
+    def engine(self) -> Engine:
+        return Engine(docker=self.client, builder=None, description="a recording", platform=IMAGE.platform)
+
+    def commands(self, *, emulated: bool = False) -> TierReport:
         (self.folder / "answers.json").write_text(json.dumps(self.answers))
         (self.folder / "calls.jsonl").unlink(missing_ok=True)
         recorder = Recorder(Tier.COMMANDS, "here", Log(quiet=True))
-        commands.run(self.client, IMAGE, LOCK, recorder, Log(quiet=True), native=native)
+        commands.run(self.engine, IMAGE, LOCK, recorder, Log(quiet=True), emulated=emulated)
         return recorder.report()
 
     @property
@@ -114,7 +119,7 @@ def test_every_command_is_asked_once_in_one_container_that_is_removed(docker: Fa
 
 
 def test_a_foreign_platform_is_not_asked_for_iptables_and_gets_more_time(docker: Fake) -> None:
-    assert docker.commands(native=False).state == State.PASSED
+    assert docker.commands(emulated=True).state == State.PASSED
     assert docker.asked("iptables", "--version") == 0
     assert docker.asked("timeout", "--kill-after=5", "90", "dockerd", "--version") == 1
 
@@ -136,13 +141,13 @@ def test_three_timeouts_are_a_failure_and_the_others_are_still_asked(docker: Fak
 
 def test_a_crash_is_tried_again_only_under_an_emulator(docker: Fake) -> None:
     docker.answers["ctr --version"] = [[139, "Segmentation fault"], [0, "ctr 2"]]
-    assert docker.commands(native=False).state == State.PASSED
-    assert "exit code 139: Segmentation fault" in docker.commands(native=True).reason
+    assert docker.commands(emulated=True).state == State.PASSED
+    assert "exit code 139: Segmentation fault" in docker.commands(emulated=False).reason
 
 
 def test_an_emulator_that_runs_nothing_is_blamed_before_the_image(docker: Fake) -> None:
     docker.answers["uname -m"] = [[1, "exec format error"]]
-    ended = docker.commands(native=False)
+    ended = docker.commands(emulated=True)
     assert [check.name for check in ended.checks] == ["a trivial program"]
     assert "exec format error" in ended.reason
 
@@ -166,7 +171,7 @@ def test_what_hangs_beyond_its_own_timeout_is_killed_from_outside(
     docker: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inside, "_GRACE", 0.1)
-    monkeypatch.setattr(commands, "_SECONDS", {True: 0.2})
+    monkeypatch.setattr(commands, "_SECONDS", 0.2)
     docker.answers["docker --version"] = [["hang", ""]]
     ended = docker.commands()
     assert "no end within 0.2 s, so the container was killed" in ended.reason
@@ -193,16 +198,17 @@ def test_a_boot_that_fails_leaves_nothing_and_keeps_the_log(docker: Fake) -> Non
     docker.answers["manifest"] = digest("stale").text
     (docker.folder / "answers.json").write_text(json.dumps(docker.answers))
     recorder = Recorder(Tier.BOOT, "native", Log(quiet=True))
-    options = BootOptions(extra_environment={"DOCKER_ARGS": "--mtu 1400"}, extra_mounts=((Path("/x"), "/y"),))
+    options = BootOptions(extra_environment={"DOCKER_ARGS": "--mtu 1400"}, extra_files=((Path("/x"), "/y"),))
     logs = docker.folder / "smoke" / "boot.log"
-    boot.run(docker.client, IMAGE, LOCK, options, recorder, Log(quiet=True), logs)
+    boot.run(docker.engine, IMAGE, LOCK, options, recorder, Log(quiet=True), logs)
     assert "it has another image" in recorder.report().reason
-    (started,) = [call for call in docker.calls if "run" in call[:2]]
+    (started,) = [call for call in docker.calls if "create" in call[:2]]
     name = started[started.index("--name") + 1]
     assert "--privileged" in started
     assert "DOCKER_ARGS=--mtu 1400" in started
     volumes = [after for flag, after in itertools.pairwise(started) if flag == "--volume"]
-    assert volumes == [f"{name}-docker:/var/lib/docker", f"{name}-k3s:/app/k3s", "/x:/y:ro"]
+    assert volumes == [f"{name}-docker:/var/lib/docker", f"{name}-k3s:/app/k3s"]
+    assert docker.asked("cp", "/x", f"{name}:/y") == 1
     removed = [call for call in docker.calls if call[1] in ("rm", "remove")]
     assert [call[-1] for call in removed] == [name, f"{name}-docker", f"{name}-k3s"]
     assert "--- doctor" in logs.read_text()

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from python_on_whales import DockerClient
 
 from pipeline import emulation, smoke
 from pipeline import layout as layouts
+from pipeline.engine import Engine
 from pipeline.errors import IntentError, LockStale, SmokeFailed
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest
 from pipeline.platforms import Platform
 from pipeline.release import BuiltPlatform, Image, SmokeReport, State, Tier
 from pipeline.smoke import commands, inside, load
-from pipeline.smoke.boot import BootOptions
+from pipeline.smoke.booted import BootOptions
+from pipeline.virtual.disks import Content
 from tests.examples import LOCK, VERSIONS
 
 pytestmark = pytest.mark.engine
@@ -52,6 +55,27 @@ def docker(request: pytest.FixtureRequest) -> DockerClient:
         return DockerClient(host=host, client_call=[shutil.which("docker") or "docker"])
     own: DockerClient = request.getfixturevalue("engine")
     return own
+
+
+class Only:
+    """One engine, and no other can be had."""
+
+    always_virtual = False
+
+    def __init__(self, docker: DockerClient) -> None:
+        self._engine = Engine(docker=docker, builder=None, description="the tests' own", platform=HOST)
+
+    def native(self, platform: Platform) -> Engine | None:
+        return self._engine if platform == HOST else None
+
+    def local(self) -> Engine:
+        return self._engine
+
+    def virtual(self, platform: Platform, content: Content, console: Path) -> AbstractContextManager[Engine]:
+        raise NotImplementedError
+
+    def why_not_virtual(self, platform: Platform) -> str | None:
+        return "the tests do without"
 
 
 class Small:
@@ -124,10 +148,10 @@ class Small:
             self.dist,
             [HOST],
             tiers,
-            docker,
+            Only(docker),
             log or Log(quiet=True),
             handler=emulation.handler,
-            options=BootOptions(),
+            options=lambda _engine: BootOptions(),
         )[0]
 
 
@@ -177,7 +201,7 @@ def test_commands_pass_and_hang_and_leave_nothing(
     finally:
         forget(docker, image)
     monkeypatch.setattr(commands, "_TRIES", 1)
-    monkeypatch.setattr(commands, "_SECONDS", {True: 1.0})
+    monkeypatch.setattr(commands, "_SECONDS", 1.0)
     monkeypatch.setattr(inside, "_GRACE", 1.0)
     small.scripts["supervisord"] = "sleep 1000"
     # As under an emulator that stalls: not even timeout(1) ends.

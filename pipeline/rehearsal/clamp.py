@@ -1,7 +1,7 @@
 """For machines whose root lacks CAP_SYS_RESOURCE: an OCI runtime that asks for no negative oom_score_adj.
 
 kubelet asks for -998 for pause containers; without that capability the kernel refuses and runc gives up. The
-rehearsal mounts this runtime into the container that it boots and makes it the inner dockerd's default. It is never
+rehearsal copies this runtime into the container that it boots and makes it the inner dockerd's default. It is never
 part of the image. The setting: https://github.com/opencontainers/runtime-spec/blob/main/config.md (process)
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline import machine
 from pipeline.log import Log
-from pipeline.smoke.boot import BootOptions
+from pipeline.smoke.booted import BootOptions
 
 _INSIDE = "/usr/local/libexec/runc-clamped"
 
@@ -48,6 +48,6 @@ def apply(options: BootOptions, folder: Path, log: Log) -> BootOptions:
     arguments = f"--add-runtime clamped={_INSIDE} --default-runtime clamped"
     return replace(
         options,
-        extra_mounts=(*options.extra_mounts, (runtime, _INSIDE)),
+        extra_files=(*options.extra_files, (runtime, _INSIDE)),
         extra_environment={**options.extra_environment, "DOCKER_ARGS": arguments},
     )

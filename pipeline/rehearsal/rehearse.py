@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import emulation, engine, lock, machine, sandbox, versions
 from pipeline.daemon import CGROUP
+from pipeline.engines import Engines
 from pipeline.errors import DigestMismatch, EngineError, IntentError
 from pipeline.log import Log, seconds
 from pipeline.oci import ImageName
@@ -32,7 +33,7 @@ from pipeline.platforms import Platform
 from pipeline.rehearsal import clamp, origin, pause, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
 from pipeline.release import write_text
-from pipeline.smoke.boot import BootOptions
+from pipeline.smoke.booted import BootOptions
 from pipeline.workflow import Run
 
 TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
@@ -174,20 +175,27 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
         if emulate:
             for platform in intent.platforms:
                 stack.enter_context(emulation.registered(platform, log))
-        options = clamp.apply(_for_real_k3s(folder, log) if k3s else BootOptions(), folder, log)
-        rehearsed.smoke(made, platforms=(), tiers=(), options=options)
+        if k3s:
+            log.say(
+                f"real k3s: {', '.join(pause.TAGS)} made of a static binary, add-ons off: nothing can be pulled here"
+            )
+
+        def options(chosen: engine.Engine) -> BootOptions:
+            wanted = _for_real_k3s(chosen, folder) if k3s else BootOptions()
+            return wanted if chosen.virtual else clamp.apply(wanted, folder, log)
+
+        engines = Engines(lock=rehearsed.lock, cache=run.cache, log=log, start=lambda: made)
+        rehearsed.smoke(engines, options=options)
         rehearsed.publish(dry_run=False)
         rehearsed.verify(())
         rehearsed.summary()
 
 
-def _for_real_k3s(folder: Path, log: Log) -> BootOptions:
+def _for_real_k3s(chosen: engine.Engine, folder: Path) -> BootOptions:
     """What a real k3s needs where nothing can be pulled: its pause image, and none of its add-ons."""
-    host = Platform.host()
-    assert host is not None
-    log.say(f"real k3s: {', '.join(pause.TAGS)} made of a static binary, add-ons off, for nothing can be pulled here")
+    assert chosen.platform is not None
     return BootOptions(
-        extra_mounts=((folder / "pause" / f"{host.architecture}.tar", "/app/images/pause.tar"),),
+        extra_files=((folder / "pause" / f"{chosen.platform.architecture}.tar", "/app/images/pause.tar"),),
         extra_environment={"K3S_ARGS": pause.K3S_ARGS},
         patience=3.0,  # of a real control plane on a small machine; the stand-in answers within a second
     )

@@ -6,23 +6,44 @@ A tier that could not run says so with its reason; a failure never stops the oth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-
-from python_on_whales import DockerClient
+from typing import Protocol
 
 from pipeline import emulation, layout
-from pipeline.errors import IntentError, LockStale, SmokeFailed
+from pipeline.engine import Engine
+from pipeline.errors import EngineError, IntentError, LockStale, SmokeFailed
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.platforms import Platform
 from pipeline.release import LAYOUT, SMOKE, Image, SmokeReport, State, Tier, TierReport
 from pipeline.smoke import boot, commands, files, load, report
-from pipeline.smoke.boot import BootOptions
+from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder, not_run
+from pipeline.virtual.disks import Content
 
 Handler = Callable[[Platform], str | None]
+Options = Callable[[Engine], BootOptions]
+
+
+class Engines(Protocol):
+    """What smoke asks for; pipeline/engines.py has it."""
+
+    always_virtual: bool
+
+    def native(self, platform: Platform) -> Engine | None:
+        """An engine that runs the platform natively."""
+
+    def local(self) -> Engine:
+        """This machine's, on which foreign binaries run if the kernel has a handler for them."""
+
+    def virtual(self, platform: Platform, content: Content, console: Path) -> AbstractContextManager[Engine]:
+        """A virtual engine of that platform."""
+
+    def why_not_virtual(self, platform: Platform) -> str | None:
+        """Why there can be no virtual engine; None when there can."""
 
 
 def run(
@@ -31,18 +52,18 @@ def run(
     dist: Path,
     platforms: Sequence[Platform],
     tiers: Sequence[Tier],
-    client: DockerClient,
+    engines: Engines,
     log: Log,
     *,
     handler: Handler,
-    options: BootOptions,
+    options: Options,
 ) -> tuple[SmokeReport, ...]:
     """Check the image in dist/ and write dist/smoke/.
 
-    `client`: an engine that runs the host's platform natively. `handler`: the interpreter that the kernel starts a
-    foreign platform's binaries with, or None. Raises SmokeFailed after everything ran, with the first failure;
-    IntentError for a platform that was not built, LockStale, DigestMismatch and EngineError before anything is checked
-    that they would make meaningless.
+    `handler`: the interpreter that the kernel starts a foreign platform's binaries with, or None. `options`: what the
+    boot tier is given on an engine. Raises SmokeFailed, or the EngineError that kept a tier from running, after
+    everything ran, with the first failure; IntentError for a platform that was not built, LockStale and DigestMismatch
+    before anything is checked that they would make meaningless.
     """
     absent = [platform for platform in platforms if platform not in image.platforms]
     if absent:
@@ -51,15 +72,18 @@ def run(
         raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
     built = layout.read(dist / LAYOUT, image.digest)
     reports = []
+    broken: list[EngineError] = []
     for platform in platforms:
-        one = _Run(image, lock, dist, platform, built, client, log, handler, options)
         done: list[TierReport] = []
-        for tier in tiers:
-            with log.step(f"{platform} {tier}") as step:
-                done.append(one.tier(tier))
-                if done[-1].state == State.NOT_RUN:
-                    log.say(f"not run: {done[-1].reason}")
-                step.mark = {State.PASSED: "✓", State.FAILED: "✗", State.NOT_RUN: "-"}[done[-1].state]
+        with ExitStack() as stack:
+            one = _Run(image, lock, dist, platform, built, engines, log, handler, options, stack)
+            for tier in tiers:
+                with log.step(f"{platform} {tier}") as step:
+                    done.append(one.tier(tier, broken))
+                    if done[-1].state == State.NOT_RUN:
+                        log.say(f"not run: {done[-1].reason}")
+                    step.mark = {State.PASSED: "✓", State.FAILED: "✗", State.NOT_RUN: "-"}[done[-1].state]
+            one.close(broken)
         ended = SmokeReport(
             platform=platform, index=image.digest, digest=image.platforms[platform].digest, tiers=tuple(done)
         )
@@ -67,6 +91,8 @@ def run(
         reports.append(ended)
     report.write(reports, dist / SMOKE)
     report.show(reports, log)
+    if broken:
+        raise broken[0]
     for about in reports:
         for seen in about.tiers:
             if seen.state == State.FAILED:
@@ -78,7 +104,7 @@ def run(
     return tuple(reports)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """One platform of one image, and what its tiers need."""
 
@@ -87,37 +113,84 @@ class _Run:
     dist: Path
     platform: Platform
     built: layout.Layout
-    client: DockerClient
+    engines: Engines
     log: Log
     handler: Handler
-    options: BootOptions
+    options: Options
+    stack: ExitStack  # holds the virtual engine, for all tiers of the platform
+    _virtual: Engine | None = None
 
-    def tier(self, tier: Tier) -> TierReport:
-        """Run one tier, or say why it did not."""
-        native = self.platform == Platform.host()
-        match tier:
-            case Tier.FILES:
-                recorder = Recorder(tier, "nothing executed", self.log)
-                manifest = self.image.platforms[self.platform].digest
-                files.run(self.platform, self.lock, self.built, manifest, recorder, rehearsed=self.image.rehearsed)
-            case Tier.COMMANDS:
-                interpreter = self.handler(self.platform)
-                if not native and interpreter is None:
-                    return not_run(
-                        tier, f"no binfmt handler for {self.platform} is registered, so nothing of it can be run here"
-                    )
-                recorder = Recorder(tier, "native" if native else emulation.version(interpreter or ""), self.log)
-                commands.run(self.client, self._loaded(), self.lock, recorder, self.log, native=native)
-            case Tier.BOOT:
-                if not native:
-                    return not_run(
-                        tier,
-                        "dockerd needs kernel interfaces that qemu-user does not translate: boot it on that platform",
-                    )
-                recorder = Recorder(tier, "native", self.log)
-                logs = self.dist / SMOKE / f"{self.platform.architecture}-boot.log"
-                boot.run(self.client, self._loaded(), self.lock, self.options, recorder, self.log, logs)
+    def tier(self, tier: Tier, broken: list[EngineError]) -> TierReport:
+        """Run one tier, or say why it did not; an engine that fails fails the tier and is added to `broken`."""
+        try:
+            match tier:
+                case Tier.FILES:
+                    return self._files()
+                case Tier.COMMANDS:
+                    return self._commands()
+                case Tier.BOOT:
+                    return self._boot()
+        except EngineError as error:
+            broken.append(error)
+            self.log.say(f"✗ {error}")
+            return TierReport(tier=tier, state=State.FAILED, reason=error.text, where="", checks=())
+
+    def close(self, broken: list[EngineError]) -> None:
+        """End the virtual engine; one that does not end in order is added to `broken`."""
+        try:
+            self.stack.close()
+        except EngineError as error:
+            broken.append(error)
+
+    def _files(self) -> TierReport:
+        recorder = Recorder(Tier.FILES, "nothing executed", self.log)
+        manifest = self.image.platforms[self.platform].digest
+        files.run(self.platform, self.lock, self.built, manifest, recorder, rehearsed=self.image.rehearsed)
         return recorder.report()
 
-    def _loaded(self) -> Loaded:
-        return load.run(self.client, self.built, self.image, self.platform, self.log)
+    def _commands(self) -> TierReport:
+        """Natively; else under qemu-user, which is there within a second; else on the virtual engine."""
+        virtual = self.engines.always_virtual
+        engine = None if virtual else self.engines.native(self.platform)
+        interpreter = None if virtual or engine else self.handler(self.platform)
+        if interpreter is not None:
+            engine = self.engines.local()
+            recorder = Recorder(Tier.COMMANDS, emulation.version(interpreter), self.log)
+            commands.run(engine, self._loaded(engine), self.lock, recorder, self.log, emulated=True)
+            return recorder.report()
+        if engine is None and (reason := self.engines.why_not_virtual(self.platform)) is not None:
+            return not_run(Tier.COMMANDS, f"no binfmt handler for {self.platform}, and no virtual engine: {reason}")
+        recorder = Recorder(Tier.COMMANDS, "native", self.log)
+        engine = engine or self._started(recorder)
+        commands.run(engine, self._loaded(engine), self.lock, recorder, self.log, emulated=False)
+        return recorder.report(engine.trouble())
+
+    def _boot(self) -> TierReport:
+        """Natively, else on a virtual engine."""
+        engine = None if self.engines.always_virtual else self.engines.native(self.platform)
+        if engine is None and (reason := self.engines.why_not_virtual(self.platform)) is not None:
+            return not_run(Tier.BOOT, f"no engine runs {self.platform} here: {reason}")
+        recorder = Recorder(Tier.BOOT, "native", self.log)
+        engine = engine or self._started(recorder)
+        logs = self.dist / SMOKE / f"{self.platform.architecture}-boot.log"
+        boot.run(engine, self._loaded(engine), self.lock, self.options(engine), recorder, self.log, logs)
+        return recorder.report(engine.trouble())
+
+    def _started(self, recorder: Recorder) -> Engine:
+        """The virtual engine of the platform, started once, with the image on its disk; the start is a check."""
+        if self._virtual is not None:
+            recorder.where = self._virtual.description
+            return self._virtual
+        with recorder.check("a virtual engine") as told:
+            content = Content(
+                key=self.image.platforms[self.platform].digest.hex[:16] + self.image.digest.hex[:16],
+                fill=lambda client: load.prepare(client, self.built, self.image, self.platform, self.log),
+            )
+            console = self.dist / SMOKE / f"{self.platform.architecture}-console.log"
+            self._virtual = self.stack.enter_context(self.engines.virtual(self.platform, content, console))
+            recorder.where = self._virtual.description
+            told(f"{self._virtual.description}; {self._virtual.story}")
+        return self._virtual
+
+    def _loaded(self, engine: Engine) -> Loaded:
+        return load.run(engine.docker, self.built, self.image, self.platform, self.log)

@@ -1,17 +1,19 @@
 """Tier `commands`: each program of the image answers with the locked version, in a container of its platform.
 
-Natively, or under qemu-user for a foreign platform: even a version query can stall there, so each has a timeout and a
-few tries, and the emulator is tried with something trivial before the image is blamed.
+Natively, on a virtual engine, or under qemu-user for a foreign platform: even a version query can stall there, so each
+has a timeout and a few tries, and the emulator is tried with something trivial before the image is blamed.
 """
 
 from __future__ import annotations
 
 import re
 import uuid
+from dataclasses import dataclass
 
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
+from pipeline.engine import Engine
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.smoke import inside
@@ -20,7 +22,8 @@ from pipeline.smoke.record import Recorder
 
 LABEL = "io.github.dind-k3s.smoke"
 _TRIES = 3
-_SECONDS = {True: 20.0, False: 90.0}  # native? Emulated ones take up to 2 s on a quiet machine
+_SECONDS = 20.0  # natively
+_SECONDS_EMULATED = 90.0  # under qemu-user; on a quiet machine they take up to 2
 
 # Command → the component whose version its output must name; None: an answer is enough.
 _COMMANDS = (
@@ -42,11 +45,13 @@ _COMMANDS = (
 )
 
 # iptables opens a netlink socket even for its version, and qemu-user refuses that (facts: docs/smoke.md).
-_NATIVE_ONLY = ((("iptables", "--version"), None),)
+_UNDER_A_KERNEL = ((("iptables", "--version"), None),)
 
 
-def run(client: DockerClient, image: Loaded, lock: Lock, recorder: Recorder, log: Log, *, native: bool) -> None:
-    """All checks of the tier, in one container that sleeps meanwhile."""
+def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, log: Log, *, emulated: bool) -> None:
+    """All checks of the tier, in one container that sleeps meanwhile. `emulated`: under qemu-user."""
+    client = engine.docker
+    ask = _Asking(client, _SECONDS_EMULATED if emulated else _SECONDS * engine.patience, log, emulated=emulated)
     name = f"smoke-{uuid.uuid4().hex[:8]}"
     try:
         with recorder.check("a trivial program") as told:
@@ -62,12 +67,12 @@ def run(client: DockerClient, image: Loaded, lock: Lock, recorder: Recorder, log
                 name=name,
             )
             told(image.confirm(client, name))
-            told(_answer(client, name, ("uname", "-m"), log, native=native))
+            told(ask.answer(name, ("uname", "-m")))
         if recorder.failed:
             return
-        for command, component in (*_COMMANDS, *(_NATIVE_ONLY if native else ())):
+        for command, component in (*_COMMANDS, *(() if emulated else _UNDER_A_KERNEL)):
             with recorder.check(" ".join(command)) as told:
-                said = _answer(client, name, command, log, native=native)
+                said = ask.answer(name, command)
                 told(said)
                 if component is not None:
                     _names_version(said, lock.versions[component])
@@ -85,23 +90,32 @@ def _runs(client: DockerClient, container: str) -> bool:
         return False
 
 
-def _answer(client: DockerClient, container: str, command: tuple[str, ...], log: Log, *, native: bool) -> str:
-    """The first line that says something; tried again after a timeout or a crash of the emulator."""
-    for left in range(_TRIES - 1, -1, -1):
-        try:
-            output = inside.execute(client, container, command, limit=_SECONDS[native], log=log)
-        except inside.Failed as failed:
-            # A usage text with exit code 2 is an answer too.
-            if failed.code == 2 and "usage" in failed.output.lower():
-                return failed.output.splitlines()[0]
-            if left and (failed.timed_out or not native) and _runs(client, container):
-                log.say(f"  again: {failed}")
-                continue
-            raise
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        assert lines, f"{' '.join(command)} says nothing"
-        return lines[0]
-    raise AssertionError("unreachable")
+@dataclass(frozen=True)
+class _Asking:
+    """How a command is asked: with which limit in seconds, and again when."""
+
+    client: DockerClient
+    limit: float
+    log: Log
+    emulated: bool
+
+    def answer(self, container: str, command: tuple[str, ...]) -> str:
+        """The first line that says something; tried again after a timeout or a crash of the emulator."""
+        for left in range(_TRIES - 1, -1, -1):
+            try:
+                output = inside.execute(self.client, container, command, limit=self.limit, log=self.log)
+            except inside.Failed as failed:
+                # A usage text with exit code 2 is an answer too.
+                if failed.code == 2 and "usage" in failed.output.lower():
+                    return failed.output.splitlines()[0]
+                if left and (failed.timed_out or self.emulated) and _runs(self.client, container):
+                    self.log.say(f"  again: {failed}")
+                    continue
+                raise
+            lines = [line.strip() for line in output.splitlines() if line.strip()]
+            assert lines, f"{' '.join(command)} says nothing"
+            return lines[0]
+        raise AssertionError("unreachable")
 
 
 def _names_version(said: str, version: str) -> None:

@@ -60,14 +60,14 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
     try:
         # Its fields are untyped in the model: [["driver-type", "io.containerd.snapshotter.v1"], …]
         containerd = _CONTAINERD in str(client.system.info().driver_status)
-        name = f"{_REPOSITORY}:{image.digest.hex[:16]}" + ("" if containerd else f"-{platform.architecture}")
+        name = _name(image) + ("" if containerd else f"-{platform.architecture}")
         expected = image.digest if containerd else built.config
         loaded = Loaded(name=name, platform=platform, index=image.digest, built=built)
         if _known(client, name) == expected.text:
             log.say("the engine has the image already")
             return loaded
         with patience("the engine to load the image", log):
-            client.load(_whole(layout, name) if containerd else _one(layout, built, name), quiet=True)
+            client.load(_tar(_index(layout, name), layout) if containerd else _one(layout, built, name), quiet=True)
         found = _known(client, name)
     except DockerException as error:
         raise EngineError("the engine cannot load the image", found=(error.stderr or str(error)).strip()) from None
@@ -78,14 +78,43 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
     return loaded
 
 
+def prepare(client: DockerClient, layout: Layout, image: Image, platform: Platform, log: Log) -> None:
+    """Have that platform alone in an engine with the containerd image store, unpacked, though it cannot run it.
+
+    A container that is made and never started is what has dockerd unpack the layers of a foreign platform. Raises
+    EngineError.
+    """
+    built = image.platforms[platform]
+    name = _name(image)
+    try:
+        with patience("the engine to load the image", log):
+            client.load(_tar(_index(layout, name), dict.fromkeys([layout.index, *_closure(layout, built)])), quiet=True)
+        with patience("the engine to unpack the image", log):
+            client.create(name, platform=platform.value).remove()
+    except DockerException as error:
+        raise EngineError("the engine cannot unpack the image", found=(error.stderr or str(error)).strip()) from None
+
+
+def _name(image: Image) -> str:
+    return f"{_REPOSITORY}:{image.digest.hex[:16]}"
+
+
+def _closure(layout: Layout, built: BuiltPlatform) -> list[Part]:
+    """One platform's manifest, config and layers, in their order; a layer may be there twice."""
+    parts = {part.digest: part for part in layout}
+    manifest = json.loads(parts[built.digest].path.read_bytes())
+    needed = [parts[Digest(entry["digest"])] for entry in (manifest["config"], *manifest["layers"])]
+    return [parts[built.digest], *needed]
+
+
 def _known(client: DockerClient, name: str) -> str | None:
     if not client.image.exists(name):
         return None
     return client.image.inspect(name).id
 
 
-def _whole(layout: Layout, name: str) -> Iterator[bytes]:
-    """A tar stream of the layout, with the name that containerd's loader reads.
+def _index(layout: Layout, name: str) -> dict[str, object]:
+    """The files at the top of a layout in a tar stream, with the name that containerd's loader reads.
 
     Source: containerd's core/images/archive/importer.go.
     """
@@ -95,19 +124,16 @@ def _whole(layout: Layout, name: str) -> Iterator[bytes]:
         "size": layout.index.size,
         "annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]},
     }
-    texts: dict[str, object] = {
+    return {
         "oci-layout": {"imageLayoutVersion": "1.0.0"},
         "index.json": {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described]},
     }
-    return _tar(texts, layout)
 
 
 def _one(layout: Layout, built: BuiltPlatform, name: str) -> Iterator[bytes]:
     """One platform as `docker save` writes it. Source: moby's image/tarexport/load.go."""
-    parts = {part.digest: part for part in layout}
-    manifest = json.loads(parts[built.digest].path.read_bytes())
-    needed = [parts[Digest(entry["digest"])] for entry in (manifest["config"], *manifest["layers"])]
-    config, *layers = (_blob(part) for part in needed)
+    _, *needed = _closure(layout, built)
+    config, *layers = map(_blob, needed)
     texts: dict[str, object] = {"manifest.json": [{"Config": config, "RepoTags": [name], "Layers": layers}]}
     return _tar(texts, dict.fromkeys(needed))
 

@@ -16,11 +16,12 @@ class Recorder:
     """Collects the checks of one tier on one platform."""
 
     def __init__(self, tier: Tier, where: str, log: Log, *, quiet: bool = False) -> None:
+        self.where = where  # what it runs on, as the report says it
         self._tier = tier
-        self._where = where
         self._log = log
         self._quiet = quiet
         self._checks: list[Check] = []
+        self.step = ""  # the part of the tier that the next checks belong to
 
     @contextmanager
     def check(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -41,27 +42,31 @@ class Recorder:
         except (OSError, ValueError, KeyError) as error:
             details.append(f"{type(error).__name__}: {error}")
         finally:
-            check = Check(
-                name=name, state=state, seconds=round(time.monotonic() - started, 2), detail="; ".join(details)
-            )
+            took = round(time.monotonic() - started, 2)
+            check = Check(name=name, state=state, seconds=took, detail="; ".join(details), step=self.step)
             self._checks.append(check)
             if not self._quiet or state == State.FAILED:
                 mark = "✓" if state == State.PASSED else "✗"
                 self._log.say(f"{mark} {name} · {seconds(check.seconds)}  {check.detail}")
+
+    def left(self, name: str, reason: str) -> None:
+        """A check that does not run here, with its reason."""
+        self._checks.append(Check(name=name, state=State.NOT_RUN, seconds=0.0, detail=reason, step=self.step))
+        self._log.say(f"- {name} not run: {reason}")
 
     @property
     def failed(self) -> bool:
         """Whether a check has failed so far."""
         return any(check.state == State.FAILED for check in self._checks)
 
-    def report(self) -> TierReport:
-        """What was recorded."""
+    def report(self, trouble: str | None = None) -> TierReport:
+        """What was recorded. `trouble`: what was wrong with the machine that it ran on, which then is the reason."""
         first = next((check for check in self._checks if check.state == State.FAILED), None)
         return TierReport(
             tier=self._tier,
             state=State.PASSED if first is None and self._checks else State.FAILED,
-            reason=f"{first.name}: {first.detail}" if first else "",
-            where=self._where,
+            reason="; ".join(filter(None, (f"{first.name}: {first.detail}" if first else "", trouble))),
+            where=self.where,
             checks=tuple(self._checks),
         )
 

@@ -1,0 +1,166 @@
+"""The container that tier `boot` starts, as its checks use it: commands inside, waiting by asking, its log."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from python_on_whales import Volume
+from python_on_whales.exceptions import DockerException
+
+from pipeline.engine import Engine
+from pipeline.log import Log, seconds
+from pipeline.smoke import inside
+from pipeline.smoke.commands import LABEL
+from pipeline.smoke.inside import patience
+from pipeline.smoke.load import Loaded
+
+_STOP_BUDGET = 10.0  # seconds: what `docker stop` gives before it kills
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootOptions:
+    """What this machine needs in addition; nothing of it is part of the image."""
+
+    extra_files: tuple[tuple[Path, str], ...] = ()  # file here → path in the container, copied before it starts
+    extra_environment: Mapping[str, str] = field(default_factory=dict)
+    patience: float = 1.0  # every deadline is multiplied by it, beside the engine's own
+    left: str | None = None  # why node and pods are left to another machine; None: as the engine's speed allows
+    keep: bool = False  # leave the container and its volumes, running
+
+
+class Booted:
+    """One booted container and its two volumes."""
+
+    def __init__(self, engine: Engine, image: Loaded, options: BootOptions, log: Log, logs: Path) -> None:
+        self.client = engine.docker
+        self.image = image
+        self.log = log
+        self.logs = logs
+        self.name = f"smoke-{uuid.uuid4().hex[:8]}"
+        self.budget = _STOP_BUDGET * engine.patience * options.patience  # seconds for a stop
+        self._options = options
+        self._trouble = engine.trouble
+        self._patience = engine.patience * options.patience
+        self._volumes = {f"{self.name}-docker": "/var/lib/docker", f"{self.name}-k3s": "/app/k3s"}
+
+    def start(self) -> None:
+        """A new container on the same volumes."""
+        mounts: list[tuple[Volume | str | Path, str | Path]] = list(self._volumes.items())
+        self.client.create(
+            self.image.name,
+            name=self.name,
+            hostname=self.name,
+            platform=self.image.platform.value,
+            privileged=True,
+            volumes=[*mounts],
+            envs=dict(self._options.extra_environment),
+            labels={LABEL: "boot"},
+        )
+        # Copied, not mounted: the engine may be on another machine.
+        for here, path in self._options.extra_files:
+            self.client.copy(here, (self.name, path))
+        self.client.start(self.name)
+
+    def do(self, *command: str, limit: float = 60) -> str:
+        """Run a command inside; its output. A failure or a timeout is an AssertionError with the last lines."""
+        return inside.execute(self.client, self.name, command, limit=limit * self._patience, log=self.log)
+
+    def until(self, what: str, ask: Callable[[], str | None], limit: float) -> str:
+        """Ask until it answers with something; tells what it waits for. AssertionError at the deadline."""
+        started = told = time.monotonic()
+        allowed = limit * self._patience
+        last = ""
+        while True:
+            try:
+                if (answer := ask()) is not None:
+                    return answer
+            except AssertionError as error:
+                last = f": {error}"
+            now = time.monotonic()
+            assert now < started + allowed, f"{what}: not within {seconds(allowed)}{last}"
+            assert self._trouble() is None, f"{what}: the engine is gone"
+            if not self.client.container.inspect(self.name).state.running:
+                raise AssertionError(f"{what}: the container has ended: {self.last_lines()}")
+            if now - told >= inside.TELL_EVERY:
+                told = now
+                self.log.say(f"  waiting for {what}, {seconds(now - started)}")
+            time.sleep(0.2)
+
+    def ready(self, what: str, limit: float) -> str:
+        """`wait-ready` inside, in slices, so that something is said meanwhile."""
+
+        def ask() -> str | None:
+            return self.do("wait-ready", "--for", what, "--timeout", "4", limit=30) and f"{what} is ready"
+
+        return self.until(f"{what} to be ready", ask, limit)
+
+    def condition(self, *what: str) -> None:
+        """`kubectl wait` until it is Ready."""
+        limit = f"--timeout={90 * self._patience:.0f}s"
+        self.do("kubectl", "wait", "--for=condition=Ready", *what, limit, limit=100)
+
+    def kubectl(self, *arguments: str) -> str:
+        """What kubectl prints, without the white space around it."""
+        return self.do("kubectl", *arguments).strip()
+
+    def restart(self) -> None:
+        """`docker restart`."""
+        with patience("docker restart", self.log):
+            self.client.restart(self.name, time=int(self.budget))
+
+    def stop(self) -> tuple[float, int | None]:
+        """`docker stop`; the seconds it took and the exit code."""
+        started = time.monotonic()
+        with patience("docker stop", self.log):
+            self.client.stop(self.name, time=int(self.budget))
+        return time.monotonic() - started, self.client.container.inspect(self.name).state.exit_code
+
+    def last_lines(self, count: int = 12) -> str:
+        """The end of `docker logs`."""
+        return " / ".join(" ".join(line.split()) for line in str(self.client.logs(self.name, tail=count)).splitlines())
+
+    def examine(self) -> None:
+        """After a failure: the container's last lines and what its doctor says, told and kept."""
+        try:
+            self.log.say(f"the container's last lines: {self.last_lines(20)}")
+            if self.client.container.inspect(self.name).state.running:
+                said = self.do("sh", "-c", "doctor || true", limit=30)
+                self.keep(f"--- doctor\n{said}\n")
+                ill = [line for line in said.splitlines() if line.startswith(("fail", "warn"))]
+                self.log.say(f"doctor: {' / '.join(ill) or 'all is well'}")
+        except (DockerException, AssertionError, ValueError) as error:
+            self.log.warn(f"the container cannot be examined: {str(error).splitlines()[0]}")
+
+    def keep(self, text: str) -> None:
+        """Append to the kept log."""
+        self.logs.parent.mkdir(parents=True, exist_ok=True)
+        with self.logs.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+
+    def remove(self) -> None:
+        """The container, its log is kept; its volumes stay."""
+        try:
+            self.keep(str(self.client.logs(self.name, timestamps=True)) + "\n")
+        except (DockerException, ValueError) as error:
+            self.log.warn(f"the container's log cannot be read: {error}")
+        self.client.remove(self.name, force=True)
+
+    def clean_up(self, *, failed: bool) -> None:
+        """Remove the container and its volumes; on an engine that is gone there is nothing to remove."""
+        if self._trouble() is not None:
+            return
+        if self.client.container.exists(self.name):
+            if failed:
+                self.examine()
+            if self._options.keep:
+                self.client.start(self.name)
+                self.log.say(f"the container goes on: docker exec -it {self.name} bash")
+                return
+            self.remove()
+        for volume in self._volumes:
+            if self.client.volume.exists(volume):
+                self.client.volume.remove(volume)

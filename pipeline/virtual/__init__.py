@@ -1,0 +1,103 @@
+"""A virtual engine: a docker host of any platform, in a small machine under qemu-system, seen over DOCKER_HOST.
+
+Its kernel is Debian's, its dockerd the locked one, and no port of it is open but one on 127.0.0.1: docs/smoke.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline import daemon, machine
+from pipeline.errors import EngineError
+from pipeline.lock import Lock
+from pipeline.log import Log
+from pipeline.platforms import Platform
+from pipeline.virtual import disks, qemu
+from pipeline.virtual.disks import Content
+from pipeline.virtual.guests import Guest
+from pipeline.virtual.qemu import Machine
+
+
+def why_not(platform: Platform) -> str | None:
+    """Why this machine can have no virtual engine; None when it can, as far as one knows before trying."""
+    try:
+        machine.require_linux_root("a virtual engine")
+    except EngineError as error:
+        return f"{error.summary} (found {error.found})"
+    if machine.find(qemu.program(platform)) is None and machine.find("apt-get") is None:
+        return f"this machine has no {qemu.program(platform)}"
+    return None
+
+
+@contextmanager
+def run(
+    platform: Platform,
+    guest: Guest,
+    content: Content | None,
+    *,
+    lock: Lock,
+    cache: Path,
+    binaries: daemon.Binaries,
+    console: Path,
+    log: Log,
+    keep: bool = False,
+) -> Iterator[Machine]:
+    """Run a guest of that platform for the length of the block; its dockerd answers when the block begins.
+
+    `content`: what its dockerd has from the start. `binaries`: the lock's docker for this machine, which makes the
+    disk. `console`: where the serial console is kept. `keep`: leave it running. Raises EngineError, UpstreamError.
+    """
+    machine.require_linux_root("a virtual engine")
+    machine.ensure([qemu.program(platform), *disks.TOOLS, "setpriv", "unshare"], log)
+    started = _start(platform, guest, content, lock, cache, binaries, console, log, keep=keep)
+    try:
+        yield started
+        if not keep:
+            started.stop()
+    finally:
+        if keep and started.trouble is None:
+            started.leave()
+        else:
+            started.kill()
+
+
+def _start(
+    platform: Platform,
+    guest: Guest,
+    content: Content | None,
+    lock: Lock,
+    cache: Path,
+    binaries: daemon.Binaries,
+    console: Path,
+    log: Log,
+    *,
+    keep: bool,
+) -> Machine:
+    """With the first accelerator that works: whether KVM does is known only by booting something."""
+    choices = qemu.accelerators(platform)
+    with disks.using(cache):
+        system = disks.system(platform, guest, lock, cache, log)
+        disk = disks.content(content, platform, binaries, cache, log)
+        for accelerator in choices:
+            cores = qemu.cores(platform, accelerator)
+            folder = qemu.Folder.make(cache / disks.FOLDER)
+            arguments = qemu.command(
+                platform, guest, accelerator, system, disk, cores=cores, console=console, folder=folder.path
+            )
+            log.command(arguments)
+            made = Machine(platform, accelerator, console, folder, log)
+            try:
+                with log.step(f"a guest of {platform}, {guest.name}: {guest.about}; {accelerator.name}, {cores} CPUs"):
+                    made.start(arguments, keep=keep)
+                    made.boot()
+                    log.say(f"its dockerd answers; calibration: {made.speed:.1f} times longer than natively")
+            except BaseException as error:
+                made.kill()
+                if not isinstance(error, EngineError) or accelerator == choices[-1]:
+                    raise
+                log.say(f"{accelerator.name} does not work here, though /dev/kvm is there: {error.found}")
+                continue
+            return made
+    raise AssertionError("unreachable")
