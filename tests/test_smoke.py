@@ -284,12 +284,14 @@ def smoked(*tiers: TierReport) -> SmokeReport:
 def test_junit_counts_failures_and_skips_and_survives_control_characters() -> None:
     bad = Check(name="dockerd answers", state=State.FAILED, seconds=1.5, detail="exit \x1b[31m <1> & more")
     good = Check(name="other", state=State.PASSED, seconds=0.5, detail="fine")
-    boot = TierReport(tier=Tier.BOOT, state=State.FAILED, reason="x", where="native", checks=(bad, good))
+    left = Check(name="a pod", state=State.NOT_RUN, seconds=0.0, detail="too slow", step="node and pods")
+    boot = TierReport(tier=Tier.BOOT, state=State.FAILED, reason="x", where="native", checks=(bad, good, left))
     skipped = TierReport(tier=Tier.COMMANDS, state=State.NOT_RUN, reason="no handler", where="", checks=())
     root = ET.fromstring(report.junit([smoked(boot, skipped)]))
     suites = {suite.get("name"): suite for suite in root}
     assert suites["linux/amd64 boot"].get("failures") == "1"
     assert suites["linux/amd64 boot"].get("time") == "2.00"
+    assert suites["linux/amd64 boot"].get("skipped") == "1"
     failure = suites["linux/amd64 boot"].find("testcase/failure")
     assert failure is not None
     assert "<1> & more" in str(failure.get("message"))

@@ -125,10 +125,15 @@ def test_a_foreign_platform_is_not_asked_for_iptables_and_gets_more_time(docker:
 
 
 def test_a_timeout_is_tried_again(docker: Fake) -> None:
-    docker.answers["runc --version"] = [[124, ""], [137, ""], [0, "runc version 1.3"]]
+    docker.answers["runc --version"] = [[124, ""], [124, ""], [0, "runc version 1.3"]]
     ended = docker.commands()
     assert ended.state == State.PASSED, ended.reason
     assert "runc version 1.3" in next(check.detail for check in ended.checks if check.name == "runc --version")
+
+
+def test_a_command_that_died_with_its_container_has_not_timed_out(docker: Fake) -> None:
+    docker.answers["runc --version"] = [[137, ""]]
+    assert docker.commands().reason == "runc --version: runc --version: exit code 137: no output"
 
 
 def test_three_timeouts_are_a_failure_and_the_others_are_still_asked(docker: Fake) -> None:

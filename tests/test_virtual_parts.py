@@ -28,7 +28,8 @@ TCG = Accelerator(name="tcg", argument="tcg,thread=multi,tb-size=512", cpu="cort
 
 def unpacked(archive: bytes) -> dict[str, tuple[int, bytes]]:
     """Name → mode and content, read as the kernel reads it: fixed fields, everything padded to four bytes."""
-    found, at = {}, 0
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
     while True:
         assert archive[at : at + 6] == b"070701", at
         fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]

@@ -5,6 +5,7 @@ A tier that could not run says so with its reason; a failure never stops the oth
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder, not_run
 from pipeline.virtual.disks import Content
+
+_LAST_BREATH = 3.0  # seconds
 
 Handler = Callable[[Platform], str | None]
 Options = Callable[[Engine], BootOptions]
@@ -163,7 +166,7 @@ class _Run:
         recorder = Recorder(Tier.COMMANDS, "native", self.log)
         engine = engine or self._started(recorder)
         commands.run(engine, self._loaded(engine), self.lock, recorder, self.log, emulated=False)
-        return recorder.report(engine.trouble())
+        return recorder.report(_trouble(engine) if recorder.failed else None)
 
     def _boot(self) -> TierReport:
         """Natively, else on a virtual engine."""
@@ -174,7 +177,7 @@ class _Run:
         engine = engine or self._started(recorder)
         logs = self.dist / SMOKE / f"{self.platform.architecture}-boot.log"
         boot.run(engine, self._loaded(engine), self.lock, self.options(engine), recorder, self.log, logs)
-        return recorder.report(engine.trouble())
+        return recorder.report(_trouble(engine) if recorder.failed else None)
 
     def _started(self, recorder: Recorder) -> Engine:
         """The virtual engine of the platform, started once, with the image on its disk; the start is a check."""
@@ -194,3 +197,11 @@ class _Run:
 
     def _loaded(self, engine: Engine) -> Loaded:
         return load.run(engine.docker, self.built, self.image, self.platform, self.log)
+
+
+def _trouble(engine: Engine) -> str | None:
+    """After a failure: what is wrong with the machine below; one that panics takes a moment from its last word on."""
+    deadline = time.monotonic() + (_LAST_BREATH if engine.virtual else 0.0)
+    while (found := engine.trouble()) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found

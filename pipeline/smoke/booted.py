@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from pipeline.smoke.commands import LABEL
 from pipeline.smoke.inside import patience
 from pipeline.smoke.load import Loaded
 
+_ERROR = re.compile(r"\[?dind-k3s\]?.{0,40}\berror: ")
 _STOP_BUDGET = 10.0  # seconds: what `docker stop` gives before it kills
 
 
@@ -67,7 +69,27 @@ class Booted:
 
     def do(self, *command: str, limit: float = 60) -> str:
         """Run a command inside; its output. A failure or a timeout is an AssertionError with the last lines."""
-        return inside.execute(self.client, self.name, command, limit=limit * self._patience, log=self.log)
+        try:
+            return inside.execute(self.client, self.name, command, limit=limit * self._patience, log=self.log)
+        except inside.Failed as failed:
+            what = " ".join(command)[:80]
+            self._require_running(what)
+            if errors := self._errors():  # it is about to end, and the command felt it first
+                raise AssertionError(f"{what}: {errors}") from None
+            raise failed from None
+
+    def _require_running(self, what: str) -> None:
+        """AssertionError with the container's last words when it has ended."""
+        if self._trouble() is None and not self.client.container.inspect(self.name).state.running:
+            raise AssertionError(f"{what}: the container has ended: {self._errors() or self.last_lines()}")
+
+    def _errors(self) -> str:
+        """What the image's own programs call an error (rootfs/: say.sh, keeper.py), each sentence once."""
+        if self._trouble() is not None:
+            return ""
+        lines = str(self.client.logs(self.name, tail=400)).splitlines()
+        found = dict.fromkeys(line.partition("error:")[2].strip() for line in lines if _ERROR.match(line))
+        return " / ".join(found)
 
     def until(self, what: str, ask: Callable[[], str | None], limit: float) -> str:
         """Ask until it answers with something; tells what it waits for. AssertionError at the deadline."""
@@ -83,8 +105,7 @@ class Booted:
             now = time.monotonic()
             assert now < started + allowed, f"{what}: not within {seconds(allowed)}{last}"
             assert self._trouble() is None, f"{what}: the engine is gone"
-            if not self.client.container.inspect(self.name).state.running:
-                raise AssertionError(f"{what}: the container has ended: {self.last_lines()}")
+            self._require_running(what)
             if now - told >= inside.TELL_EVERY:
                 told = now
                 self.log.say(f"  waiting for {what}, {seconds(now - started)}")

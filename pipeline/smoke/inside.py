@@ -14,16 +14,19 @@ from pipeline.log import Log, seconds
 
 TELL_EVERY = 4.0  # seconds between two lines about what is waited for
 _GRACE = 15.0  # seconds behind timeout(1)'s limit after which the whole container is killed
-_TIMED_OUT = (124, 137)  # exit codes of timeout(1): it sent SIGTERM, it had to send SIGKILL
+_TIMEOUT, _SIGKILL = 124, 137  # exit codes of timeout(1): it sent SIGTERM, it had to send SIGKILL
 
 
 class Failed(AssertionError):
     """A command inside did not end with 0; the text is one sentence with its last words."""
 
-    def __init__(self, command: tuple[str, ...], limit: float, error: DockerException, *, killed: bool) -> None:
+    def __init__(
+        self, command: tuple[str, ...], limit: float, error: DockerException, *, killed: bool, took: float
+    ) -> None:
         self.output = f"{error.stdout or ''}\n{error.stderr or ''}".strip()
         self.code = error.return_code
-        self.timed_out = killed or error.return_code in _TIMED_OUT
+        # 137 is also what a command ends with when its container does.
+        self.timed_out = killed or error.return_code == _TIMEOUT or (error.return_code == _SIGKILL and took >= limit)
         how = f"exit code {error.return_code}"
         if self.timed_out:
             how = f"no end within {limit:g} s" + (", so the container was killed" if killed else "")
@@ -44,11 +47,13 @@ def execute(client: DockerClient, container: str, command: tuple[str, ...], *, l
         with suppress(DockerException):
             client.kill(container)
 
+    started = time.monotonic()
     with patience(" ".join(command)[:80], log, after=limit + _GRACE, give_up=give_up):
         try:
             return str(client.execute(container, ["timeout", "--kill-after=5", f"{limit:g}", *command]))
         except DockerException as error:
-            raise Failed(command, limit, error, killed=killed.is_set()) from None
+            took = time.monotonic() - started
+            raise Failed(command, limit, error, killed=killed.is_set(), took=took) from None
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def prepare(client: DockerClient, layout: Layout, image: Image, platform: Platfo
         with patience("the engine to load the image", log):
             client.load(_tar(_index(layout, name), dict.fromkeys([layout.index, *_closure(layout, built)])), quiet=True)
         with patience("the engine to unpack the image", log):
-            client.create(name, platform=platform.value).remove()
+            client.create(name, platform=platform.value).remove(volumes=True)
     except DockerException as error:
         raise EngineError("the engine cannot unpack the image", found=(error.stderr or str(error)).strip()) from None
 

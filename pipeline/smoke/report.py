@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.log import Log, seconds
-from pipeline.release import SmokeReport, State, write_text
+from pipeline.release import SmokeReport, State, TierReport, write_text
 
 
 def junit(reports: Sequence[SmokeReport]) -> str:
@@ -16,6 +16,7 @@ def junit(reports: Sequence[SmokeReport]) -> str:
     for report in reports:
         for tier in report.tiers:
             failures = sum(check.state == State.FAILED for check in tier.checks)
+            left = sum(check.state == State.NOT_RUN for check in tier.checks)
             skipped = int(tier.state == State.NOT_RUN)
             suite = ET.SubElement(
                 top,
@@ -23,7 +24,7 @@ def junit(reports: Sequence[SmokeReport]) -> str:
                 name=f"{report.platform} {tier.tier}",
                 tests=str(len(tier.checks) + skipped),
                 failures=str(failures),
-                skipped=str(skipped),
+                skipped=str(skipped + left),
                 time=f"{tier.seconds:.2f}",
             )
             for check in tier.checks:
@@ -36,6 +37,8 @@ def junit(reports: Sequence[SmokeReport]) -> str:
                 )
                 if check.state == State.FAILED:
                     ET.SubElement(case, "failure", message=_clean(check.detail))
+                elif check.state == State.NOT_RUN:
+                    ET.SubElement(case, "skipped", message=_clean(check.detail))
                 else:
                     ET.SubElement(case, "system-out").text = _clean(check.detail)
             if skipped:
@@ -55,6 +58,12 @@ def write(reports: Sequence[SmokeReport], folder: Path) -> None:
     write_text(folder / "junit.xml", junit(reports))
 
 
+def _summary(tier: TierReport) -> str:
+    """How many checks there were; where a tier has parts, how each ended."""
+    parts = [f"{step} {state}" for step, state in tier.steps.items()]
+    return ", ".join([f"{len(tier.checks)} checks", *parts])
+
+
 def show(reports: Sequence[SmokeReport], log: Log) -> None:
     """A row for each platform and tier."""
     rows = [
@@ -64,7 +73,7 @@ def show(reports: Sequence[SmokeReport], log: Log) -> None:
             tier.state.value,
             seconds(tier.seconds) if tier.checks else "",
             tier.where,
-            tier.reason or f"{len(tier.checks)} checks",
+            tier.reason or _summary(tier),
         ]
         for report in reports
         for tier in report.tiers

@@ -5,6 +5,7 @@ Its kernel is Debian's, its dockerd the locked one, and no port of it is open bu
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,8 @@ def run(
     """Run a guest of that platform for the length of the block; its dockerd answers when the block begins.
 
     `content`: what its dockerd has from the start. `binaries`: the lock's docker for this machine, which makes the
-    disk. `console`: where the serial console is kept. `keep`: leave it running. Raises EngineError, UpstreamError.
+    disk. `console`: where the serial console is kept; qemu's command line is kept beside it, as *.command. `keep`:
+    leave it running. Raises EngineError, UpstreamError.
     """
     machine.require_linux_root("a virtual engine")
     machine.ensure([qemu.program(platform), *disks.TOOLS, "setpriv", "unshare"], log)
@@ -86,7 +88,8 @@ def _start(
             arguments = qemu.command(
                 platform, guest, accelerator, system, disk, cores=cores, console=console, folder=folder.path
             )
-            log.command(arguments)
+            console.parent.mkdir(parents=True, exist_ok=True)
+            console.with_suffix(".command").write_text(f"{shlex.join(arguments)}\n", encoding="utf-8")
             made = Machine(platform, accelerator, console, folder, log)
             try:
                 with log.step(f"a guest of {platform}, {guest.name}: {guest.about}; {accelerator.name}, {cores} CPUs"):

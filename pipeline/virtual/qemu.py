@@ -48,6 +48,7 @@ _STOP = 15.0
 _KVM_SIGN = 15.0  # a guest that works under KVM has mounted its root within one or two
 _SILENCE = 90.0  # without a sign of life; the guest gives one every 5 s, and even a busy one is seldom 10 s late
 _LAST_LINES = 12
+_WORST = r"Kernel panic|Out of memory|\bOops\b|\bBUG:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +200,11 @@ class Machine:
         return self._process.pid if self._process else 0
 
     @property
+    def monitor(self) -> Path:
+        """The socket of qemu's monitor (QMP)."""
+        return self._folder.path / "qmp"
+
+    @property
     def story(self) -> str:
         """Its stages so far, each with the seconds since qemu was started."""
         return ", ".join(f"{stage} after {seconds(at)}" for stage, at in self._stages)
@@ -282,12 +288,14 @@ class Machine:
         os.close(self._folder.lock)
 
     def last_lines(self) -> str:
-        """The end of the console, then what qemu itself said."""
-        with suppress(OSError):
-            lines = self.console.read_text(encoding="utf-8", errors="replace").splitlines()
-            lines += (self._folder.path / "qemu.log").read_text(encoding="utf-8", errors="replace").splitlines()
-            return " / ".join(line.strip() for line in lines[-_LAST_LINES:] if line.strip()) or "nothing"
-        return "nothing"
+        """The console's end and qemu's own words; first the line of a panic, which a long dump of registers follows."""
+        lines = []
+        for path in (self.console, self._folder.path / "qemu.log"):
+            with suppress(OSError):
+                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = [line.strip() for line in lines if line.strip()]
+        worst = [line for line in lines[:-_LAST_LINES] if re.search(_WORST, line)]
+        return " / ".join([*worst[-1:], *lines[-_LAST_LINES:]]) or "nothing"
 
     def _failed(self, trouble: str) -> EngineError:
         return EngineError(
@@ -304,7 +312,7 @@ class Machine:
         while True:
             try:
                 self._control.connect(str(self._folder.path / "control"))
-                self.port = _forwarded(self._folder.path / "qmp")
+                self.port = _forwarded(self.monitor)
                 break
             except (OSError, ValueError):
                 self._control.close()

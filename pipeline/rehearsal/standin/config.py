@@ -40,6 +40,7 @@ class Config:
     token: str | None
     docker_socket: Path
     warnings: tuple[str, ...] = ()
+    agent: bool = True  # whether this server is a node too (k3s: --disable-agent)
 
 
 Settings = dict[str, list[str]]
@@ -133,9 +134,7 @@ def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[st
 
     if one("server"):
         raise Failure("the stand-in is one server by itself and cannot join another one (--server, K3S_URL)")
-    if yes("disable-agent"):
-        raise Failure("the stand-in cannot run without its node (--disable-agent)")
-    if not yes("docker"):
+    if not yes("docker") and not yes("disable-agent"):
         raise Failure("the stand-in makes pods only with dockerd: set `docker: true` or give --docker")
     kubelet = dict(argument.lstrip("-").partition("=")[::2] for argument in settings.get("kubelet-arg", []))
     etc_dir = Path(environment.get("DIND_K3S_STANDIN_ETC") or "/etc/rancher")
@@ -162,6 +161,7 @@ def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[st
         token=token(one("token"), one("token-file")),
         docker_socket=docker_socket(one("container-runtime-endpoint") or environment.get("DOCKER_HOST", "")),
         warnings=warnings,
+        agent=not yes("disable-agent"),
     )
 
 

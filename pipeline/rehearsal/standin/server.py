@@ -40,7 +40,12 @@ def run(config: Config) -> int:
         raise Failure(f"cannot prepare {config.data_dir}: {error}") from None
     _in_background("api", server.serve_forever)
     log.say(f"the API listens on {config.bind_address}:{config.port}, the kubeconfig is {config.kubeconfig}")
-    _in_background("node", lambda: _start_node(config, server, store))
+    if config.agent:
+        _in_background("node", lambda: _start_node(config, server, store))
+    else:
+        log.say("--disable-agent: a control plane without a node, so pods are stored and never run")
+        namespaces.Reaper(store).start()
+        server.ready = True
     stop.wait()
     log.say("stopped by a signal; pods stay as they are")
     store.close()
