@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -155,6 +155,17 @@ class SmokeReport:
                 for tier in data["tiers"]
             ),
         )
+
+    def with_earlier(self, dist: Path) -> Self:
+        """With the tiers that an earlier run saw on the very same bytes, and this one was not asked for."""
+        try:
+            earlier = type(self).read(dist, self.platform)
+        except (IntentError, KeyError, ValueError, TypeError):
+            return self
+        if (earlier.index, earlier.digest) != (self.index, self.digest):
+            return self
+        known = {report.tier: report for report in (*earlier.tiers, *self.tiers)}
+        return replace(self, tiers=tuple(known[tier] for tier in Tier if tier in known))
 
     def state(self, tier: Tier) -> State:
         """How that tier ended; NOT_RUN when the report does not mention it."""

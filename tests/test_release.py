@@ -81,6 +81,21 @@ def test_a_report_about_other_bytes_does_not_count(field: str, image: Image) -> 
     assert digest("another build").text in str(failure.value)
 
 
+def test_tiers_that_were_seen_on_the_same_bytes_are_kept(image: Image, tmp_path: Path) -> None:
+    whole, other = smoked(image)
+    whole.write(tmp_path)
+    again = replace(whole, tiers=(tier(Tier.BOOT, State.FAILED, "red now"),))
+    merged = again.with_earlier(tmp_path)
+    assert [(one.tier, one.state) for one in merged.tiers] == [
+        (Tier.FILES, State.PASSED),
+        (Tier.COMMANDS, State.PASSED),
+        (Tier.BOOT, State.FAILED),
+    ]
+    rebuilt = replace(again, digest=digest("another build"))
+    assert rebuilt.with_earlier(tmp_path) == rebuilt
+    assert other.with_earlier(tmp_path) == other
+
+
 def test_a_failed_tier_stops_the_release(image: Image) -> None:
     tiers = (tier(Tier.FILES), tier(Tier.COMMANDS, State.FAILED, "kubectl: no answer"), tier(Tier.BOOT))
     with pytest.raises(SmokeFailed, match="kubectl: no answer"):

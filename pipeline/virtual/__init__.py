@@ -16,9 +16,9 @@ from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.platforms import Platform
 from pipeline.virtual import disks, qemu
-from pipeline.virtual.disks import Content
+from pipeline.virtual.disks import Content, System
 from pipeline.virtual.guests import Guest
-from pipeline.virtual.qemu import Machine
+from pipeline.virtual.qemu import Accelerator, Machine
 
 
 def why_not(platform: Platform) -> str | None:
@@ -53,7 +53,10 @@ def run(
     """
     machine.require_linux_root("a virtual engine")
     machine.ensure([qemu.program(platform), *disks.TOOLS, "setpriv", "unshare"], log)
-    started = _start(platform, guest, content, lock, cache, binaries, console, log, keep=keep)
+    with disks.using(cache):
+        system = disks.system(platform, guest, lock, cache, log)
+        disk = disks.content(content, platform, binaries, cache, log)
+        started = _first_that_works(platform, guest, system, disk, cache / disks.FOLDER, console, log, keep=keep)
     try:
         yield started
         if not keep:
@@ -65,42 +68,46 @@ def run(
             started.kill()
 
 
-def _start(
+def _first_that_works(
+    platform: Platform, guest: Guest, system: System, disk: Path, top: Path, console: Path, log: Log, *, keep: bool
+) -> Machine:
+    """A booted machine. Whether KVM works is known only by booting something; TCG does, and is the last choice."""
+    *others, last = qemu.accelerators(platform)
+    for accelerator in others:
+        try:
+            return _boot(platform, guest, accelerator, system, disk, top, console, log, keep=keep)
+        except EngineError as error:
+            log.say(f"{accelerator.name} does not work here, though /dev/kvm is there: {error.found}")
+    return _boot(platform, guest, last, system, disk, top, console, log, keep=keep)
+
+
+def _boot(
     platform: Platform,
     guest: Guest,
-    content: Content | None,
-    lock: Lock,
-    cache: Path,
-    binaries: daemon.Binaries,
+    accelerator: Accelerator,
+    system: System,
+    disk: Path,
+    top: Path,
     console: Path,
     log: Log,
     *,
     keep: bool,
 ) -> Machine:
-    """With the first accelerator that works: whether KVM does is known only by booting something."""
-    choices = qemu.accelerators(platform)
-    with disks.using(cache):
-        system = disks.system(platform, guest, lock, cache, log)
-        disk = disks.content(content, platform, binaries, cache, log)
-        for accelerator in choices:
-            cores = qemu.cores(platform, accelerator)
-            folder = qemu.Folder.make(cache / disks.FOLDER)
-            arguments = qemu.command(
-                platform, guest, accelerator, system, disk, cores=cores, console=console, folder=folder.path
-            )
-            console.parent.mkdir(parents=True, exist_ok=True)
-            console.with_suffix(".command").write_text(f"{shlex.join(arguments)}\n", encoding="utf-8")
-            made = Machine(platform, accelerator, console, folder, log)
-            try:
-                with log.step(f"a guest of {platform}, {guest.name}: {guest.about}; {accelerator.name}, {cores} CPUs"):
-                    made.start(arguments, keep=keep)
-                    made.boot()
-                    log.say(f"its dockerd answers; calibration: {made.speed:.1f} times longer than natively")
-            except BaseException as error:
-                made.kill()
-                if not isinstance(error, EngineError) or accelerator == choices[-1]:
-                    raise
-                log.say(f"{accelerator.name} does not work here, though /dev/kvm is there: {error.found}")
-                continue
-            return made
-    raise AssertionError("unreachable")
+    """With that accelerator; a machine that does not come up is taken down. Raises EngineError."""
+    cores = qemu.cores(platform, accelerator)
+    folder = qemu.Folder.make(top)
+    arguments = qemu.command(
+        platform, guest, accelerator, system, disk, cores=cores, console=console, folder=folder.path
+    )
+    console.parent.mkdir(parents=True, exist_ok=True)
+    console.with_suffix(".command").write_text(f"{shlex.join(arguments)}\n", encoding="utf-8")
+    machine = Machine(platform, accelerator, console, folder, log)
+    try:
+        with log.step(f"a guest of {platform}, {guest.name}: {guest.about}; {accelerator.name}, {cores} CPUs"):
+            machine.start(arguments, keep=keep)
+            machine.boot()
+            log.say(f"its dockerd answers; calibration: {machine.speed:.1f} times longer than natively")
+    except BaseException:
+        machine.kill()
+        raise
+    return machine

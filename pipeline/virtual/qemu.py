@@ -218,7 +218,6 @@ class Machine:
 
     def start(self, arguments: Sequence[str], *, keep: bool) -> None:
         """Start qemu and connect to it. `keep`: it outlives us. Raises EngineError."""
-        self.console.parent.mkdir(parents=True, exist_ok=True)
         self.console.write_bytes(b"")
         dies = [] if keep else [find("setpriv") or "setpriv", "--pdeathsig", "KILL"]
         with (self._folder.path / "qemu.log").open("wb") as said:
