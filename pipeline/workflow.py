@@ -46,6 +46,9 @@ class Run:
         registry, docker_config()
     )
     rehearsed: bool = False
+    token: str | None = field(
+        default_factory=lambda: os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN"), repr=False
+    )
 
     @property
     def intent(self) -> Intent:
@@ -65,7 +68,9 @@ class Run:
         """Ask the origins what versions.yaml means today and write the lock; `check` only tells. True: changed."""
         with self.log.step("resolve"):
             previous = self._previous()
-            made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache)
+            made = resolve.run(
+                self.intent, previous, self.client, self.registry, self.log, self.cache, token=self.token
+            )
             difference = resolve.diff(previous, made)
             for line in difference:
                 self.log.say(line)

@@ -33,15 +33,23 @@ def test_dockers_listing_is_sorted_as_numbers_and_candidates_are_left_out() -> N
 
 
 def test_tags_of_a_repository() -> None:
-    assert upstream.tagged(REFS) == ["0.36.1", "0.9.1"]
+    assert upstream.tagged(REFS, "buildx") == ["0.36.1", "0.9.1"]
 
 
-def test_latest_a_major_version_and_one_that_is_not_there() -> None:
-    versions = upstream.listed_docker(LISTING)
-    assert upstream.newest(versions, "latest", "docker") == "29.10.0"
-    assert upstream.newest(versions, "28", "docker") == "28.5.2"
-    with pytest.raises(UpstreamError, match="no docker 2"):
-        upstream.newest(versions, "2", "docker")
+@pytest.mark.parametrize(
+    ("asked", "fitting"),
+    [
+        ("latest", ["29.10.0", "29.7.2", "28.5.2"]),
+        ("stable", ["29.10.0", "29.7.2", "28.5.2"]),
+        ("28", ["28.5.2"]),
+        ("29.7", ["29.7.2"]),
+        ("2", []),
+        ("29.1", []),
+        ("29.10.0", ["29.10.0"]),
+    ],
+)
+def test_what_a_channel_can_mean(asked: str, fitting: list[str]) -> None:
+    assert [version for version in upstream.listed_docker(LISTING) if upstream.fits(version, asked)] == fitting
 
 
 @pytest.mark.parametrize(
