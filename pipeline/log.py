@@ -176,7 +176,7 @@ class Log:
         """A table of text."""
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left")
+        table = Table(title=redact(title), title_justify="left")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
@@ -199,8 +199,8 @@ class Transfers:
     def start(self, name: str, total: int | None) -> Transfer:
         """A new transfer of `total` bytes (None: not known yet)."""
         if self._progress is None:
-            return _PlainTransfer(self._log, name, total)
-        return _BarTransfer(self._progress, name, total)
+            return _PlainTransfer(self._log, name, total)  # it says its lines through the log
+        return _BarTransfer(self._progress, redact(name), total)
 
 
 class _BarTransfer:

@@ -16,7 +16,7 @@ from pipeline.platforms import Platform
 from pipeline.versions import UPSTREAM, KnownFix
 from tests import vendors as fake
 from tests.examples import artifact
-from tests.vendors import BASE, CHANNELS, Vendors, times
+from tests.vendors import BASE, CHANNELS, Given, Vendors, times
 
 COLLECTION = f"{UPSTREAM['k3s-channels']}/v1-release/channels"
 PAGE = f"{COLLECTION}/stable"
@@ -155,7 +155,7 @@ def test_a_channel_without_any_release_says_what_it_passed_over(vendors: Vendors
 def test_k3s_without_the_list_of_channels_the_one_channel_is_asked(vendors: Vendors) -> None:
     vendors.gives(COLLECTION, "", status=503)
     release = f"{UPSTREAM['github']}/k3s-io/k3s/releases/tag/v1.36.5%2Bk3s1"
-    vendors.answers[PAGE] = httpx.Response(302, headers={"Location": release})
+    vendors.answers[PAGE] = Given(status=302, headers={"Location": release})
     vendors.gives(release, "<html>")
     assert vendors.resolve().versions["k3s"] == "v1.36.5+k3s1"
 

@@ -86,7 +86,10 @@ def recorded_pair() -> Pair:
 
 
 def test_a_pair_that_sigstores_own_authority_certified() -> None:
-    trusted = {"authorities": signature.trust().get_fulcio_certs(), "issuer": signature.GITHUB_ACTIONS}
+    trusted: dict[str, Any] = {
+        "authorities": signature.trust().get_fulcio_certs(),
+        "issuer": signature.GITHUB_ACTIONS,
+    }
     check(recorded_pair(), digest=SIGNED, identity=IDENTITY, **trusted)
     with pytest.raises(VerificationFailed, match="somebody else signed"):
         check(recorded_pair(), digest=SIGNED, authorities=trusted["authorities"])

@@ -22,7 +22,7 @@ from pipeline.versions import UPSTREAM
 from tests import signing
 from tests.examples import artifact
 from tests.signing import Pair
-from tests.vendors import BASE, MIRROR, NOW, RECORDED, Vendors, times
+from tests.vendors import BASE, MIRROR, NOW, RECORDED, Given, Vendors, times
 
 API = "https://api.github.com/repos"
 KUBECTL = f"{UPSTREAM['kubernetes']}/release/v1.37.1/bin/linux/amd64/kubectl"
@@ -52,7 +52,7 @@ def mirrored(vendors: Vendors, text: str | None = None) -> None:
     for platform in Platform:
         where = upstream.published("docker", "29.7.2", platform)
         there = vendors.answers[f"{UPSTREAM['docker']}/{where.path}"]
-        assert isinstance(there, httpx.Response)
+        assert isinstance(there, Given)
         vendors.gives(f"{MIRROR}/{where.path}", there.content if text is None else text)
 
 
@@ -132,9 +132,9 @@ def test_a_mirror_with_other_bytes_stops_the_run(vendors: Vendors) -> None:
     assert refused.value.where.startswith(MIRROR)
 
 
-@pytest.mark.parametrize("answer", [httpx.Response(404), httpx.Response(500), httpx.ConnectError("refused")])
+@pytest.mark.parametrize("answer", [Given(status=404), Given(status=500), httpx.ConnectError("refused")])
 def test_a_silent_mirror_stops_nothing_and_is_told(
-    vendors: Vendors, answer: httpx.Response | Exception, capsys: pytest.CaptureFixture[str]
+    vendors: Vendors, answer: Given | Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mirrored(vendors)
     for url in [url for url in vendors.answers if url.startswith(MIRROR)]:
@@ -163,7 +163,7 @@ def test_docker_is_not_downloaded_again_while_nothing_speaks_against_the_lock(ve
 def test_docker_is_hashed_again_when_size_or_etag_changed(vendors: Vendors, headers: Mapping[str, str]) -> None:
     made = vendors.resolve()
     there = vendors.answers[DOCKER]
-    assert isinstance(there, httpx.Response)
+    assert isinstance(there, Given)
     vendors.gives(DOCKER, there.content, headers=headers)
     again = vendors.resolve(made)
     assert times(vendors, DOCKER) == 2

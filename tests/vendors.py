@@ -14,8 +14,9 @@ import httpx
 from pipeline import lock, resolve, transport, upstream
 from pipeline.lock import Base, Lock
 from pipeline.log import Log
-from pipeline.oci import Digest
+from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
+from pipeline.registry import Registry
 from pipeline.versions import UPSTREAM, Intent
 from tests.examples import INTENT, PUBLISHED, digest
 
@@ -25,7 +26,17 @@ MIRROR = "https://mirrors.example.org/docker-ce"
 CHANNELS = {"docker": "29", "buildx": "latest", "compose": "5", "k3s": "stable", "kubectl": "k3s"}
 BASE = Base(image=INTENT.base, digest=digest("base"), evidence=PUBLISHED)
 
-Answer = httpx.Response | Exception
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """One answer; httpx.Response would judge its content already when it is made."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes = b""
+
+
+Answer = Given | Exception
 
 
 @dataclass
@@ -43,12 +54,11 @@ class Vendors:
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
-        found = self.answers.get(str(request.url), httpx.Response(404))
+        found = self.answers.get(str(request.url), Given(status=404))
         if isinstance(found, Exception):
             raise found
-        headers = dict(found.headers)
         body = b"" if request.method == "HEAD" else found.content
-        return httpx.Response(found.status_code, headers=headers, stream=httpx.ByteStream(body))
+        return httpx.Response(found.status, headers=dict(found.headers), stream=httpx.ByteStream(body))
 
     def gives(
         self, url: str, body: bytes | str, *, status: int = 200, headers: Mapping[str, str] | None = None
@@ -56,7 +66,7 @@ class Vendors:
         """Answer a URL with a body."""
         data = body.encode() if isinstance(body, str) else body
         given = {"Content-Length": str(len(data)), **(headers or {})}
-        self.answers[url] = httpx.Response(status, headers=given, content=data)
+        self.answers[url] = Given(status=status, headers=given, content=data)
 
     def recorded(self, url: str, name: str) -> None:
         """Answer a URL with a file of tests/data/upstream."""
@@ -138,21 +148,18 @@ class Vendors:
         *,
         now: datetime = NOW,
         token: str | None = None,
-        check: Callable[[Lock], None] | None = None,
+        registry_for: Callable[[ImageName], Registry] | None = None,
     ) -> Lock:
-        """Run the stage; base and packages are handed in (`patched`). What it gives must be readable and canonical."""
+        """Run the stage; what it gives must be readable and canonical. The caller sees to apt and the base image."""
         intent = intent or self.intent
-        made = resolve.run(
-            intent, previous, self.client, lambda name: _never(str(name)), self.log, self.cache, token=token, now=now
-        )
+        registry_for = registry_for or (lambda name: _never(str(name)))
+        made = resolve.run(intent, previous, self.client, registry_for, self.log, self.cache, token=token, now=now)
         text = lock.render(made)
         assert lock.render(lock.parse(text, "made")) == text
-        if check:
-            check(made)
         return made
 
 
-def _never(name: str) -> resolve.Registry:
+def _never(name: str) -> Registry:
     raise AssertionError(f"no registry is asked here, not even {name}")
 
 
