@@ -156,6 +156,8 @@ def read(path: Path, intent: Intent) -> Lock:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise LockStale(f"{path} does not exist", next_step=RENEW) from None
+    except UnicodeDecodeError as error:
+        raise LockStale(f"{path} is not a lock that this version wrote", found=str(error), next_step=RENEW) from None
     lock = parse(text, str(path))
     if lock.intent != intent.checksum:
         raise LockStale(
@@ -195,7 +197,7 @@ def parse(text: str, where: str) -> Lock:
             packages=_packages(data["packages"]),
             guest=_packages(data.get("guest")),
         )
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LockStale(
             f"{where} is not a lock that this version wrote",
             found=f"{type(error).__name__}: {error}",
@@ -224,14 +226,14 @@ def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, An
         raise ValueError(f"the URL of {name} holds credentials")
     return Artifact(
         component=name,
-        version=version,
+        version=_text(version),
         platform=platform,
-        origin=file["origin"],
-        path=file["path"],
-        url=file["url"],
+        origin=_text(file["origin"]),
+        path=_text(file["path"]),
+        url=_text(file["url"]),
         digest=Digest.of_hex(file["sha256"]),
         size=int(file["size"]) if "size" in file else None,
-        etag=file.get("etag"),
+        etag=_text(file["etag"]) if "etag" in file else None,
         evidence=_reasons(file),
     )
 
@@ -241,8 +243,20 @@ def _reasons(entry: Mapping[str, Any]) -> tuple[Evidence, ...]:
     if isinstance(read, str):  # as it was written before a digest could have several reasons
         return (Evidence(grade=Grade(read), source=entry["source"]),)
     return tuple(
-        Evidence(grade=Grade(one["grade"]), source=one["source"], observed=one.get("observed")) for one in read
+        Evidence(
+            grade=Grade(one["grade"]),
+            source=_text(one["source"]),
+            observed=_text(one["observed"]) if "observed" in one else None,
+        )
+        for one in read
     )
+
+
+def _text(value: Any) -> str:
+    """A scalar; raises ValueError for a list or keys and values in its place."""
+    if not isinstance(value, str):
+        raise ValueError(f"text was expected, not {value!r:.80}")
+    return value
 
 
 def _name(file: Artifact) -> str:

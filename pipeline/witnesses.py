@@ -202,7 +202,7 @@ class Witnesses:
             except httpx.TransportError as error:
                 if last or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                     raise transport.unreachable(url, what, str(error) or type(error).__name__) from None
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise transport.unreachable(url, what, str(error) or type(error).__name__) from None
         raise AssertionError("unreachable")
 

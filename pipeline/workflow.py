@@ -87,7 +87,10 @@ class Run:
         """The lock as it is, stale or not: what it knows of unchanged versions is kept."""
         try:
             return lock.parse(self.lock_path.read_text(encoding="utf-8"), str(self.lock_path))
-        except (FileNotFoundError, LockStale):
+        except FileNotFoundError:
+            return None
+        except (LockStale, UnicodeDecodeError) as error:
+            self.log.warn(f"the lock cannot be read, so nothing of it is held against upstream: {error}")
             return None
 
     def fetch(self, *, offline: bool) -> None:

@@ -200,6 +200,31 @@ def test_what_is_no_lock_is_refused(text: str) -> None:
         lock.parse(text, "x")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("source: a test", "source: [a, test]"),
+        ("grade: published", "grade: trusted"),
+        ("observed: '2026-11-22'", "observed: {}"),
+        ("origin: docker", "origin: [docker]"),
+        ("url: https", "url: {https: 1}\n        x: https"),
+    ],
+)
+def test_an_entry_that_holds_something_else_is_refused(before: str, after: str) -> None:
+    text = lock.render(OURS)
+    assert before in text
+    with pytest.raises(LockStale):
+        lock.parse(text.replace(before, after, 1), "x")
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_is_no_lock_at_all_is_refused(raw: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "versions.lock.yaml"
+    path.write_bytes(raw)
+    with pytest.raises(LockStale):
+        lock.read(path, INTENT)
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "versions.lock.yaml"
     lock.write(path, OURS)
