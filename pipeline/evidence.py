@@ -45,16 +45,23 @@ class Evidence:
 
     @property
     def site(self) -> str:
-        """Whose word it is: the host's domain, when the source begins with a URL; else nothing."""
+        """Whose word it is: the host's domain, when the source begins with an http(s) URL; else nothing.
+
+        This machine is nobody: what lies here is a copy of what came from elsewhere.
+        """
         try:
-            host = urlsplit(self.source.partition(" ")[0]).hostname or ""
+            parts = urlsplit(self.source.partition(" ")[0])
+            host = parts.hostname or ""
         except ValueError:
             return ""
+        if parts.scheme not in ("http", "https") or host == "localhost":
+            return ""
         try:
-            return str(ipaddress.ip_address(host))
+            address = ipaddress.ip_address(host)
         except ValueError:
             # The last two labels: «a.co.uk» and «b.co.uk» count as related, which errs on the safe side.
             return ".".join(host.split(".")[-2:])
+        return "" if address.is_loopback else str(address)
 
 
 def grade(reasons: Sequence[Evidence]) -> Grade:

@@ -268,8 +268,15 @@ def render(lock: Lock) -> str:
     return _dump({**_of_image(lock), "guest": _by_platform(lock.guest)})
 
 
+class _Dumper(yaml.SafeDumper):
+    """Lists are indented below their key, as people write them and yamllint asks."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 (PyYAML's names)
+        super().increase_indent(flow, False)
+
+
 def _dump(document: Mapping[str, object]) -> str:
-    return _HEAD + yaml.safe_dump(document, sort_keys=False, width=1000)
+    return _HEAD + yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 def _of_image(lock: Lock, *, reasons: bool = True) -> dict[str, object]:

@@ -170,7 +170,7 @@ class Witnesses:
         ours = Evidence(grade=Grade.FIRST_USE, source=url)
         for base in self.origins.intent.mirrors.get(where.origin, ()):
             there = Evidence(grade=Grade.FIRST_USE, source=f"{base}/{where.path}")
-            if there.site == ours.site:
+            if there.site in ("", ours.site):
                 continue
             try:
                 found, _ = self._stream(there.source, f"{what} from {there.site}", None)

@@ -77,7 +77,7 @@ def test_a_lock_from_before_there_were_several_reasons_is_read_as_it_was_meant()
     file = replace(OURS.artifacts[0], evidence=(reason,))
     text = lock.render(replace(OURS, artifacts=(file,), packages=(), guest=()))
     old = text.replace(
-        "        evidence:\n        - grade: recorded\n          source: one project records it\n",
+        "        evidence:\n          - grade: recorded\n            source: one project records it\n",
         "        evidence: recorded\n        source: one project records it\n",
     )
     assert old != text

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import fetch, lock, resolve, signature, transport, upstream
+from pipeline import fetch, lock, resolve, signature, transport, upstream, versions
 from pipeline.errors import DigestMismatch, UpstreamError, VerificationFailed
 from pipeline.evidence import Grade
 from pipeline.lock import Artifact, Lock
@@ -19,6 +19,7 @@ from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.versions import UPSTREAM
+from pipeline.workflow import Run
 from tests import signing
 from tests.examples import artifact
 from tests.signing import Pair
@@ -350,6 +351,57 @@ def test_where_another_server_stands_in_githubs_place_its_api_is_not_asked(vendo
     assert elsewhere.github_api is None
     named = replace(elsewhere, upstream={**elsewhere.upstream, "github-api": "https://ghe.example/api/v3"})
     assert named.github_api == "https://ghe.example/api/v3"
+
+
+# The command.
+
+
+def test_resolve_check_tells_and_writes_nothing(
+    vendors: Vendors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(
+        root=tmp_path,
+        intent_path=tmp_path / "versions.yaml",
+        lock_path=tmp_path / "versions.lock.yaml",
+        dist=tmp_path / "dist",
+        cache=tmp_path,
+        log=Log(),
+        client=vendors.client,
+        token=None,
+    )
+    versions.write(run.intent_path, vendors.intent)
+    assert run.resolve(check=True)
+    assert not run.lock_path.exists()
+    assert "a new lock: docker 29.7.2" in capsys.readouterr().err
+    assert run.resolve(check=False)
+    before = run.lock_path.read_bytes()
+    assert not run.resolve(check=True)
+    vendors.release("compose", "5.4.1")
+    vendors.refs("compose", "v5.4.1", "v5.4.0")
+    assert run.resolve(check=True)
+    assert "compose: 5.4.0 → 5.4.1" in capsys.readouterr().err
+    assert run.lock_path.read_bytes() == before
+
+
+def test_a_run_that_stops_leaves_the_lock(vendors: Vendors, tmp_path: Path) -> None:
+    path = tmp_path / "versions.lock.yaml"
+    lock.write(path, vendors.resolve())
+    before = path.read_bytes()
+    run = Run(
+        root=tmp_path,
+        intent_path=tmp_path / "versions.yaml",
+        lock_path=path,
+        dist=tmp_path / "dist",
+        cache=tmp_path,
+        log=Log(),
+        client=vendors.client,
+        token=None,
+    )
+    versions.write(run.intent_path, vendors.intent)
+    vendors.release("compose", "5.4.0", text="replaced")
+    with pytest.raises(DigestMismatch):
+        run.resolve(check=False)
+    assert path.read_bytes() == before
 
 
 # The lock's own word.
