@@ -73,8 +73,9 @@ def run(
         packages=_known(packages, previous.packages if previous else (), today),
         guest=_known(guest, previous.guest if previous else (), today),
     )
-    for sentence in made.weak(intent.policy):
-        log.warn(f"{sentence}: publish will refuse it")
+    if weak := made.weak(intent.policy):
+        more = f"; so are {len(weak) - 1} others" if len(weak) > 1 else ""
+        log.warn(f"publish will refuse this lock: {weak[0]}{more}")
     # The date is in every file of the image, so a change of the guest or of a reason alone leaves it.
     if previous is not None and made.digest == previous.digest:
         return made

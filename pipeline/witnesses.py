@@ -59,8 +59,6 @@ class Witnesses:
                 where=transport.shown(url),
                 next_step="the release is not complete (yet): ask for another version in versions.yaml",
             )
-        if known is not None and known.url != url:
-            known = None
         digest, size, seen = self._first(where, head, known, what)
         if known is not None and known.digest != digest:
             raise DigestMismatch(
@@ -75,7 +73,7 @@ class Witnesses:
         reasons = evidence.merge(known.evidence if known else (), seen, self.today)
         if component == "docker" and not evidence.grade(reasons).reaches(Grade.CORROBORATED):
             reasons = evidence.merge(reasons, self._elsewhere(where, url, digest, what), self.today)
-        before = known.etag if known else None
+        before = known.etag if known is not None and known.url == url else None
         return Artifact(
             component=component,
             version=version,
@@ -234,9 +232,9 @@ class Witnesses:
 
 
 def _unchanged(known: Artifact, head: Head) -> bool:
-    """Whether size and strong ETag, as far as both are told, speak for the same bytes as when they were hashed."""
+    """Whether URL, size and strong ETag, as far as they are told, speak for the same bytes as when they were hashed."""
     sizes = known.size is None or head.size is None or known.size == head.size
-    return sizes and (known.etag is None or head.etag is None or known.etag == head.etag)
+    return known.url == head.url and sizes and (known.etag is None or head.etag is None or known.etag == head.etag)
 
 
 def _contradiction(what: str, ours: Digest, theirs: Digest, source: str) -> DigestMismatch:

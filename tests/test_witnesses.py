@@ -23,7 +23,7 @@ from pipeline.workflow import Run
 from tests import signing
 from tests.examples import artifact
 from tests.signing import Pair
-from tests.vendors import BASE, MIRROR, NOW, RECORDED, Given, Vendors, times
+from tests.vendors import BASE, CHANNELS, MIRROR, NOW, RECORDED, Given, Vendors, times
 
 API = "https://api.github.com/repos"
 KUBECTL = f"{UPSTREAM['kubernetes']}/release/v1.37.1/bin/linux/amd64/kubectl"
@@ -100,7 +100,10 @@ def test_what_the_policy_will_refuse_is_told_at_once(vendors: Vendors, capsys: p
     policy = {"default": Grade.PUBLISHED, "docker": Grade.CORROBORATED}
     vendors.intent = replace(vendors.intent, policy=policy)
     made = vendors.resolve()
-    assert "docker 29.7.2 for linux/amd64 is first use, and the policy asks for corroborated" in capsys.readouterr().err
+    assert (
+        "publish will refuse this lock: docker 29.7.2 for linux/amd64 is first use, and the policy asks"
+        in capsys.readouterr().err
+    )
     with pytest.raises(VerificationFailed):
         made.require(policy)
     mirrored(vendors)
@@ -414,6 +417,24 @@ def test_a_published_digest_that_changed_is_refused_with_both_digests(vendors: V
         vendors.resolve(made)
     assert refused.value.expected == of(made, "compose").digest.text
     assert refused.value.exit_code == 4
+
+
+def test_another_upstream_is_held_against_the_lock_too(vendors: Vendors) -> None:
+    made = vendors.resolve()
+    elsewhere = {**UPSTREAM, "docker": "https://docker.example.org"}
+    for platform in Platform:
+        where = upstream.published("docker", "29.7.2", platform)
+        there = vendors.answers[f"{UPSTREAM['docker']}/{where.path}"]
+        assert isinstance(there, Given)
+        vendors.gives(f"https://docker.example.org/{where.path}", there.content)
+    exact = {**CHANNELS, "docker": "29.7.2"}
+    intent = replace(vendors.intent, upstream=elsewhere, components=exact)
+    file = of(vendors.resolve(made, intent), "docker")
+    assert file.url.startswith("https://docker.example.org/")
+    assert file.grade is Grade.CORROBORATED, "the lock remembers what docker itself gave"
+    vendors.gives(file.url, "other bytes")
+    with pytest.raises(DigestMismatch, match="another digest than the one that is locked"):
+        vendors.resolve(made, intent)
 
 
 def test_a_recorded_digest_is_confirmed_and_keeps_its_record(vendors: Vendors) -> None:
