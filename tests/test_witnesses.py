@@ -348,6 +348,14 @@ def test_the_token_goes_to_githubs_api_and_nowhere_else(vendors: Vendors) -> Non
         assert request.headers.get("Authorization") == expected, request.url
 
 
+def test_without_a_token_and_in_the_clear_nothing_is_sent(vendors: Vendors) -> None:
+    vendors.resolve()
+    clear = {**UPSTREAM, "github-api": "http://ghe.example/api/v3"}
+    vendors.resolve(intent=replace(vendors.intent, upstream=clear), token="t0ken-of-mine")
+    assert any(request.url.host == "ghe.example" for request in vendors.asked)
+    assert not any("Authorization" in request.headers for request in vendors.asked)
+
+
 def test_where_another_server_stands_in_githubs_place_its_api_is_not_asked(vendors: Vendors) -> None:
     assert vendors.intent.github_api == "https://api.github.com"
     elsewhere = replace(vendors.intent, upstream={**UPSTREAM, "github": "https://ghe.example"})
