@@ -119,9 +119,12 @@ def _reasons(old: Lock, new: Lock) -> list[str]:
             lines.append(f"{file.component} {file.version} ({file.platform.architecture}): {before} → {file.grade}")
     if old.base.digest == new.base.digest and old.base.grade != new.base.grade:
         lines.append(f"base image: {old.base.grade} → {new.base.grade}")
-    known = {one for reasons in _all(old) for one in reasons}
-    if more := sum(one not in known for reasons in _all(new) for one in reasons):
-        lines.append(f"evidence: {more} entries are new")
+    known = {(one.grade, one.source): one.observed for reasons in _all(old) for one in reasons}
+    seen = {(one.grade, one.source): one.observed for reasons in _all(new) for one in reasons}
+    if more := sum(one not in known for one in seen):
+        lines.append(f"evidence: {more} new reasons")
+    if dated := sum(one in known and day != known[one] for one, day in seen.items()):
+        lines.append(f"evidence: {dated} reasons have a day now")
     return lines
 
 

@@ -91,7 +91,7 @@ def test_a_new_reason_is_told_and_leaves_the_date(vendors: Vendors) -> None:
     assert resolve.diff(first, later) == [
         "docker 29.7.2 (amd64): first use → corroborated",
         "docker 29.7.2 (arm64): first use → corroborated",
-        "evidence: 2 entries are new",
+        "evidence: 2 new reasons",
     ]
     assert {one.observed for one in of(later, "docker").evidence} == {"2026-11-25", "2026-11-26"}
 
@@ -108,6 +108,21 @@ def test_what_the_policy_will_refuse_is_told_at_once(vendors: Vendors, capsys: p
         made.require(policy)
     mirrored(vendors)
     vendors.resolve(made).require(policy)
+
+
+def test_a_lock_without_days_gets_them_and_says_so(vendors: Vendors) -> None:
+    made = vendors.resolve()
+    undated = replace(
+        made,
+        artifacts=tuple(
+            replace(file, evidence=tuple(replace(one, observed=None) for one in file.evidence))
+            for file in made.artifacts
+        ),
+    )
+    again = vendors.resolve(undated)
+    assert of(again, "k3s").evidence == of(made, "k3s").evidence
+    assert of(again, "docker").evidence[0].observed is None, "nothing was downloaded, so nothing was seen"
+    assert resolve.diff(undated, again) == ["evidence: 6 reasons have a day now"]
 
 
 # Docker: the bytes themselves.
