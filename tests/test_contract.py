@@ -52,7 +52,7 @@ def test_every_channel_gives_a_release_that_goes_with_the_others(chosen: dict[st
 
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("platform", Platform)
-def test_every_file_tells_size_date_and_a_strong_etag(
+def test_every_file_tells_its_size_and_date(
     origins: Origins, chosen: dict[str, str], component: str, platform: Platform
 ) -> None:
     where = upstream.published(component, chosen[component], platform)
@@ -60,7 +60,6 @@ def test_every_file_tells_size_date_and_a_strong_etag(
     assert isinstance(head, Head)
     assert head.size is not None
     assert head.size > 10_000_000
-    assert head.etag is not None
     assert head.released is not None
     assert timedelta(0) < datetime.now(UTC) - head.released < timedelta(days=1000)
 
