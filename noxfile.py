@@ -97,6 +97,7 @@ def requirements(session: nox.Session) -> None:
         chosen = [argument for group in groups for argument in ("--group", group)]
         session.run(
             *("uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--upgrade"),
-            *("--no-emit-index-url", "--custom-compile-command", "nox -s requirements", *chosen),
+            # extras stay: pip, asked for hashes, takes no `pydantic[email]` for the `pydantic` that is pinned
+            *("--no-strip-extras", "--no-emit-index-url", "--custom-compile-command", "nox -s requirements", *chosen),
             *("--output-file", f"requirements/{name}.txt", "pyproject.toml"),
         )

@@ -120,7 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell(error: PipelineError, log: Log) -> int:
     """Print a failure as a person should see it; returns its exit code."""
-    first, *rest = error.lines()
+    from pipeline.log import redact
+
+    first, *rest = map(redact, error.lines())
     log.console.print(f"error: {first}", style="bold red")
     for line in rest:
         log.console.print(line)

@@ -6,6 +6,7 @@ On a terminal rich draws bars; elsewhere (CI, a pipe) the same facts come as pla
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import threading
@@ -20,6 +21,33 @@ if TYPE_CHECKING:
 
 _SILENCE = 5.0  # seconds without a line, after which the running step is named again
 _PLAIN_EVERY = 3.0  # seconds between two plain lines about one running transfer
+
+
+# What must not be shown, and what is shown in its place. The words of others are printed too (a server's answer, an
+# exception of a library), so this looks at the text and not at where it comes from.
+_HIDDEN = (
+    (
+        re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:basic|bearer|token)\s+)?[^\s'\",]+"),
+        r"\1…",
+    ),
+    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{12,}"), r"\1…"),
+    (re.compile(r"(?i)\b((?:https?|ftp|git|ssh|socks5h?)://)[^\s/]*@"), r"\1…@"),
+    (
+        re.compile(
+            r"(?i)([?&;][\w.%-]*(?:token|secret|passw(?:or)?d|signature|credential|api_?key|access_?key|sig|auth)[\w.%-]*=)"
+            r"[^\s&;'\"<>]+"
+        ),
+        r"\1…",
+    ),
+    (re.compile(r"\b(?:gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,})"), "…"),
+)
+
+
+def redact(text: str) -> str:
+    """A text without the values of credentials: Authorization headers, `?token=` and its like, `user:password@`."""
+    for pattern, instead in _HIDDEN:
+        text = pattern.sub(instead, text)
+    return text
 
 
 class Transfer(Protocol):
@@ -80,10 +108,11 @@ class Log:
         """One line, at the depth of the running step."""
         self._said = time.monotonic()
         if not self.quiet:
-            self.console.print("  " * self._depth + text, markup=False)
+            self.console.print("  " * self._depth + redact(text), markup=False)
 
     def warn(self, text: str) -> None:
         """A line that a reader should not miss; on GitHub an annotation."""
+        text = redact(text)
         if self._github:
             print(f"::warning::{text}", file=sys.stderr)
         else:
@@ -98,7 +127,7 @@ class Log:
         """A named part of the work; its time is told at the end, also when it fails."""
         top = self._depth == 0
         if top and self._github:
-            print(f"::group::{name}", file=sys.stderr, flush=True)
+            print(f"::group::{redact(name)}", file=sys.stderr, flush=True)
         self.say(f"▶ {name}")
         self._depth += 1
         started = time.monotonic()
@@ -147,11 +176,11 @@ class Log:
         """A table of text."""
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left")
+        table = Table(title=redact(title), title_justify="left")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(redact, row))
         self.console.print(table)
 
     @property
@@ -170,8 +199,8 @@ class Transfers:
     def start(self, name: str, total: int | None) -> Transfer:
         """A new transfer of `total` bytes (None: not known yet)."""
         if self._progress is None:
-            return _PlainTransfer(self._log, name, total)
-        return _BarTransfer(self._progress, name, total)
+            return _PlainTransfer(self._log, name, total)  # it says its lines through the log
+        return _BarTransfer(self._progress, redact(name), total)
 
 
 class _BarTransfer:

@@ -96,7 +96,7 @@ def _request(
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             # Refused, unknown host, TLS, filtered: trying again within seconds changes nothing, and a user waits.
             raise unreachable(url, what, str(error)) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             if (pause := next(pauses, None)) is None:
                 raise unreachable(url, what, str(error) or type(error).__name__) from None
             sleep(pause)

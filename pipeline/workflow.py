@@ -45,6 +45,9 @@ class Run:
         registry, docker_config()
     )
     rehearsed: bool = False
+    token: str | None = field(
+        default_factory=lambda: os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN"), repr=False
+    )
 
     @property
     def intent(self) -> Intent:
@@ -64,7 +67,9 @@ class Run:
         """Ask the origins what versions.yaml means today and write the lock; `check` only tells. True: changed."""
         with self.log.step("resolve"):
             previous = self._previous()
-            made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache)
+            made = resolve.run(
+                self.intent, previous, self.client, self.registry, self.log, self.cache, token=self.token
+            )
             difference = resolve.diff(previous, made)
             for line in difference:
                 self.log.say(line)
@@ -81,7 +86,10 @@ class Run:
         """The lock as it is, stale or not: what it knows of unchanged versions is kept."""
         try:
             return lock.parse(self.lock_path.read_text(encoding="utf-8"), str(self.lock_path))
-        except (FileNotFoundError, LockStale):
+        except FileNotFoundError:
+            return None
+        except (LockStale, UnicodeDecodeError) as error:
+            self.log.warn(f"the lock cannot be read, so nothing of it is held against upstream: {error}")
             return None
 
     def fetch(self, *, offline: bool) -> None:
