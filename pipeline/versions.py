@@ -23,6 +23,8 @@ from pipeline.release import write_text
 
 COMPONENTS = ("docker", "buildx", "compose", "k3s", "kubectl")
 ORIGINS = ("docker", "github", "k3s-channels", "kubernetes", "debian", "debian-security")
+# What may have mirrors: the origins, and the base image (an OCI layout behind a plain file server).
+MIRRORED = (*ORIGINS, "base")
 
 # The vendors' own hosts; `upstream` in versions.yaml replaces one of them.
 UPSTREAM = {
@@ -60,7 +62,7 @@ class Intent:
     suites: Mapping[str, tuple[str, ...]]  # Debian archive, a key of ORIGINS → its suites
     packages: tuple[str, ...]  # Debian package names, sorted
     upstream: Mapping[str, str]  # a key of ORIGINS → base URL without a trailing slash
-    mirrors: Mapping[str, tuple[str, ...]]  # a key of ORIGINS → base URLs tried before the upstream, in order
+    mirrors: Mapping[str, tuple[str, ...]]  # a key of MIRRORED → base URLs tried before the upstream, in order
 
     @property
     def checksum(self) -> Digest:
@@ -193,8 +195,13 @@ class _Reader:
             found.append(value)
         return tuple(value for value in found if value)
 
-    def url(self, node: yaml.Node, what: str) -> str:
-        text = self.text(node, what, r"https?://\S+", "an http or https URL")
+    def mirror(self, node: yaml.Node, what: str) -> str:
+        return self.url(node, what, r"(https?://|file:///)\S+", "an http, https or file URL")
+
+    def url(
+        self, node: yaml.Node, what: str, pattern: str = r"https?://\S+", expected: str = "an http or https URL"
+    ) -> str:
+        text = self.text(node, what, pattern, expected)
         parts = urlsplit(text)
         if parts.username or parts.password:
             self.wrong(node, f"{what}: a URL with credentials is refused; give them to the client (netrc)")
@@ -249,8 +256,8 @@ class _Reader:
         )
         bases = self.mapping(top.get("upstream"), "upstream", (), ORIGINS)
         upstream = {**UPSTREAM, **{origin: self.url(node, origin) for origin, node in bases.items()}}
-        listed = self.mapping(top.get("mirrors"), "mirrors", (), ORIGINS)
-        mirrors = {origin: self.items(node, origin, self.url) for origin, node in listed.items()}
+        listed = self.mapping(top.get("mirrors"), "mirrors", (), MIRRORED)
+        mirrors = {origin: self.items(node, origin, self.mirror) for origin, node in listed.items()}
         if self.mistakes:
             return None
         texts = {key: self.text(image[key], key) for key in ("title", "description", "licenses")}

@@ -27,7 +27,7 @@ def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
     properties = SCHEMA["properties"]
     assert set(properties["components"]["properties"]) == set(versions.COMPONENTS)
     assert set(properties["upstream"]["properties"]) == set(versions.ORIGINS)
-    assert set(properties["mirrors"]["properties"]) == set(versions.ORIGINS)
+    assert set(properties["mirrors"]["properties"]) == set(versions.MIRRORED)
     for name, pattern in versions._ASKED.items():
         assert properties["components"]["properties"][name]["pattern"] == f"^({pattern})$"
 
