@@ -1,4 +1,4 @@
-"""`file://` URLs for the HTTP client, so that a mirror may be a folder that is mounted or was carried in.
+"""`file://localhost/…` URLs for the HTTP client, so that a mirror may be a folder that is mounted or was carried in.
 
 A file is an answer with status 200, a missing one 404, as a plain static file server would give.
 """
@@ -20,7 +20,7 @@ class Folders(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """GET and HEAD of one file; the path is that of the URL, percent-decoded."""
         path = Path(unquote(request.url.raw_path.decode("ascii").partition("?")[0]))
-        if request.url.host or not path.is_file():
+        if request.url.host != "localhost" or not path.is_file():
             return httpx.Response(404, request=request)
         headers = {"Content-Length": str(path.stat().st_size)}
         if request.method == "HEAD":

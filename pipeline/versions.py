@@ -196,7 +196,9 @@ class _Reader:
         return tuple(value for value in found if value)
 
     def mirror(self, node: yaml.Node, what: str) -> str:
-        return self.url(node, what, r"(https?://|file:///)\S+", "an http, https or file URL")
+        text = self.url(node, what, r"(https?://|file://(localhost)?/)\S+", "an http, https or file:///… URL")
+        # httpx takes a URL without a host for a relative one; this is the long form of the same (RFC 8089, 2).
+        return text.replace("file:///", "file://localhost/", 1)
 
     def url(
         self, node: yaml.Node, what: str, pattern: str = r"https?://\S+", expected: str = "an http or https URL"

@@ -81,3 +81,16 @@ def test_the_checksum_covers_what_decides_a_lock_and_nothing_else() -> None:
     assert replace(INTENT, title="other", mirrors={"docker": ("https://m",)}).checksum == INTENT.checksum
     assert replace(INTENT, base="docker.io/library/debian:sid").checksum != INTENT.checksum
     assert replace(INTENT, packages=("iptables", "git")).checksum != INTENT.checksum
+
+
+def test_a_mirror_may_be_a_folder_and_an_upstream_may_not() -> None:
+    with_mirror = TEXT + "mirrors:\n  docker: [file:///srv/a%20b/docker]\n  base: [https://m.example/base]\n"
+    jsonschema.validate(yaml.load(with_mirror, Loader=yaml.BaseLoader), SCHEMA)
+    intent = versions.parse(with_mirror, "x")
+    assert intent.mirrors == {"docker": ("file://localhost/srv/a%20b/docker",), "base": ("https://m.example/base",)}
+    assert versions.parse(versions.render(intent), "x").mirrors == intent.mirrors
+    for wrong in ("mirrors:\n  docker: [ftp://m]\n", "mirrors:\n  docker: [file://host/srv]\n"):
+        with pytest.raises(IntentError, match="expected an http, https or file"):
+            versions.parse(TEXT + wrong, "x")
+    with pytest.raises(IntentError, match="expected an http or https URL"):
+        versions.parse(TEXT + "upstream:\n  docker: file:///srv\n", "x")
