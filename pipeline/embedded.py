@@ -17,10 +17,12 @@ a stand-in for k3s is no Go program at all.
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,10 +73,13 @@ _CHUNK = 1 << 20
 
 
 def read(component: str, path: Path) -> dict[str, str]:
-    """What one file of a component tells; empty when it tells nothing. Raises OSError."""
+    """What one file of a component tells; empty when it tells nothing, or has another form. Raises OSError."""
     if component == "docker":
-        with tarfile.open(path) as archive:
-            return _programs(component, _members(archive), _IN_DOCKER)
+        try:
+            with tarfile.open(path) as archive:
+                return _programs(component, _members(archive), _IN_DOCKER)
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile):
+            return {}
     data = path.read_bytes()
     if component == "k3s":
         return _programs(component, bundled(data), _IN_K3S)

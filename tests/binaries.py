@@ -20,19 +20,19 @@ def go_binary(
     ldflags: str = "",
     *,
     dependency: str = "v2.0.0",
-    replaced: tuple[str, str] | None = None,
     modules: Mapping[str, str] | None = None,
     platform: Platform = Platform.AMD64,
 ) -> bytes:
     """A binary with Go's inline build information, behind a copy of the magic that is none.
 
-    `replaced`: module and version in the dependency's place; `modules`: more dependencies.
+    `modules`: more dependencies; `v1 => other/module v2` is one that another module replaces.
     """
     module = f"path\texample.org/cmd\nmod\texample.org\t{version}\th1:x\ndep\texample.org/dep\t{dependency}\n"
-    if replaced:
-        module += f"=>\t{replaced[0]}\t{replaced[1]}\th1:y\n"
-    for name, number in (modules or {}).items():
+    for name, text in (modules or {}).items():
+        number, _, instead = text.partition(" => ")
         module += f"dep\t{name}\t{number}\th1:z\n"
+        if instead:
+            module += "=>\t" + instead.replace(" ", "\t") + "\th1:y\n"
     module += f'build\t-ldflags="{ldflags}"\nbuild\tGOARCH=amd64\n'
     magic = b"\xff Go buildinf:" + bytes([8, 2])
     info = magic + b"\0" * 16 + _string(b"go1.25.1") + _string(b"s" * 16 + module.encode() + b"e" * 16)

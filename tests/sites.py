@@ -25,6 +25,7 @@ class Site:
 
     def __init__(self, folder: Path, url: str = NOWHERE) -> None:
         self.folder = folder
+        self.client = transport.make_client()
         self.cache = folder / "cache"
         (self.cache / "sha256").mkdir(parents=True)
         self.base = self._base()
@@ -58,9 +59,13 @@ class Site:
             dist=self.folder / "dist",
             cache=cache or self.cache,
             log=Log(quiet=True),
-            client=transport.make_client(),
+            client=self.client,
             credentials=lambda registry: None,
         )
+
+    def close(self) -> None:
+        """Close the client of its runs."""
+        self.client.close()
 
     @property
     def arguments(self) -> list[str]:

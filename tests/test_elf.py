@@ -95,10 +95,10 @@ def test_the_version_that_a_program_states_of_itself(data: bytes, version: str |
 
 
 def test_a_module_that_another_one_replaces() -> None:
-    found = elf.go_build(go_binary("(devel)", replaced=("example.org/fork", "v0.3.19-k3s5")))
+    found = elf.go_build(go_binary("(devel)", modules={"example.org/a": "v1.0.0 => example.org/fork v0.3.19-k3s5"}))
     assert found is not None
-    assert found.dependencies == {"example.org/dep": "v0.3.19-k3s5"}
-    assert found.replaced == {"example.org/dep": "example.org/fork"}
+    assert found.dependencies == {"example.org/dep": "v2.0.0", "example.org/a": "v0.3.19-k3s5"}
+    assert found.replaced == {"example.org/a": "example.org/fork"}
 
 
 def test_the_official_kubectl_states_its_version() -> None:

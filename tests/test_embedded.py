@@ -30,9 +30,9 @@ else:
 
 LOG = Log(quiet=True)
 CRI = {
-    "github.com/docker/docker": "v25.0.15-0.20260325154711-d2dbc0547253+incompatible",
-    "github.com/containerd/containerd/v2": "v2.3.4",
-    "github.com/Mirantis/cri-dockerd": "v0.3.19-k3s5",
+    "github.com/docker/docker": "v28.5.2 => github.com/docker/docker v25.0.15-0.20260325154711-d2dbc0547253+incompatible",
+    "github.com/containerd/containerd/v2": "v2.2.3 => github.com/k3s-io/containerd/v2 v2.3.4-k3s1",
+    "github.com/Mirantis/cri-dockerd": "v0.3.19 => github.com/k3s-io/cri-dockerd v0.3.19-k3s5",
 }
 
 
@@ -98,7 +98,7 @@ TOLD = {
         "runc": "1.3.3",
     },
     "k3s": {
-        "containerd": "v2.3.4",
+        "containerd": "v2.3.4-k3s1",
         "cri-dockerd": "v0.3.19-k3s5",
         "docker-client": "v25.0.15-0.20260325154711-d2dbc0547253",
         "go": "1.25.1",
@@ -143,6 +143,14 @@ def test_what_only_one_platform_tells_is_left_out_and_said(tmp_path: Path, capsy
 )
 def test_a_stand_in_for_k3s_tells_nothing(data: bytes) -> None:
     assert list(embedded.bundled(data)) == []
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9])
+def test_an_archive_that_is_cut_off_is_no_crash(tmp_path: Path, part: float) -> None:
+    whole = docker(Platform.AMD64)
+    path = tmp_path / "docker.tgz"
+    path.write_bytes(whole[: int(len(whole) * part)])
+    assert embedded.read("docker", path) == {}
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,8 +73,13 @@ def test_there_is_no_way_out_of_it() -> None:
     assert "Network is unreachable" in done.stderr
 
 
-def test_fetch_offline_and_the_build_context_need_no_network(tmp_path: Path) -> None:
-    site = Site(tmp_path)
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with closing(Site(tmp_path)) as site:
+        yield site
+
+
+def test_fetch_offline_and_the_build_context_need_no_network(site: Site) -> None:
     done = prepared(site)
     assert done.returncode == 0, done.stderr
     assert f"nothing to download: {len(site.lock.all_files)} files" in done.stderr
@@ -87,8 +93,7 @@ def test_fetch_offline_and_the_build_context_need_no_network(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lost", [b"k3s for linux/arm64", b"layer for linux/amd64"])
-def test_what_is_missing_is_named_with_the_command_that_brings_it(tmp_path: Path, lost: bytes) -> None:
-    site = Site(tmp_path)
+def test_what_is_missing_is_named_with_the_command_that_brings_it(site: Site, lost: bytes) -> None:
     (site.cache / "sha256" / Digest.of(lost).hex).unlink()
     done = prepared(site)
     assert done.returncode == 3
@@ -102,6 +107,7 @@ def filled(brought: supplies.Supplies) -> Iterator[Run]:
     """A run of its own whose cache was filled from the rehearsal's origin and a registry, which are gone again."""
     folder = Path(tempfile.mkdtemp(prefix="dk-"))  # short: the engine's socket lies below it
     committed = versions.read(ROOT / "versions.yaml")
+    client = transport.make_client()
     run = Run(
         root=ROOT,
         intent_path=folder / "versions.yaml",
@@ -109,7 +115,7 @@ def filled(brought: supplies.Supplies) -> Iterator[Run]:
         dist=folder / "dist",
         cache=folder / "cache",
         log=Log(),
-        client=transport.make_client(),
+        client=client,
         credentials=lambda registry: None,
         rehearsed=True,
     )
@@ -140,6 +146,7 @@ def filled(brought: supplies.Supplies) -> Iterator[Run]:
             assert run.lock_path.read_bytes() == before
         yield run
     finally:
+        client.close()
         shutil.rmtree(folder)
 
 

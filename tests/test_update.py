@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pipeline import __main__ as cli
-from pipeline import lock, update
+from pipeline import lock, resolve, transport, update, versions
+from pipeline.errors import Incompatible
 from pipeline.lock import Artifact, Evidence, Lock
 from pipeline.platforms import Platform
+from pipeline.rehearsal import origin
+from tests import test_embedded
+from tests.binaries import go_binary
 from tests.examples import LOCK, VERSIONS, artifact, digest
+from tests.images import free_ports
+from tests.sites import Site
 from tests.test_embedded import TOLD
+from tests.test_resolve import Upstream
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 NEW_VERSIONS = {**VERSIONS, "docker": "29.10.0", "k3s": "v1.37.2+k3s1", "kubectl": "v1.37.3"}
@@ -183,3 +193,86 @@ def test_a_lock_of_broken_versions_is_shown_and_refused(tmp_path: Path, capsys: 
 def test_a_missing_lock_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["update", "--diff", str(tmp_path / "no.yaml"), str(tmp_path / "no.yaml")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+class Vendors(Upstream):
+    """Vendors whose files tell what is in them, a checkout that names them, and the base image in its cache."""
+
+    def __init__(self, folder: Path, url: str, client: httpx.Client, site: Site) -> None:
+        super().__init__(folder, url, client)
+        self.site = site
+        self.intent = replace(self.intent, base=site.image)
+        versions.write(site.intent_path, self.intent)
+        self.docker("28.5.2")
+        self.run = replace(site.run(), client=client)
+
+    def docker(self, version: str, text: str = "1.3.3") -> None:
+        origin.publish_docker(self.folder, version, {p: test_embedded.docker(p, runc=text) for p in Platform})
+
+
+@pytest.fixture
+def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
+    """apt and the base image are handed in; their files are in the cache."""
+    with closing(Site(tmp_path / "site")) as site:
+        monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: site.lock.base)
+        monkeypatch.setattr(resolve, "_packages", lambda *arguments: (site.lock.packages, site.lock.guest))
+        port = free_ports()
+        (tmp_path / "origin").mkdir()
+        with origin.serve(tmp_path / "origin", port), transport.make_client() as client:
+            made = Vendors(tmp_path / "origin", f"http://127.0.0.1:{port}", client, site)
+            made.run.lock_path.unlink()
+            yield made
+
+
+def test_update_resolves_fetches_reads_and_writes(vendors: Vendors) -> None:
+    run = vendors.run
+    assert run.update().startswith("## A new lock\n")
+    assert run.lock.embedded["docker"]["runc"] == "1.3.3"
+    vendors.docker("28.10.0", "1.3.4")
+    text = run.update()
+    assert text.startswith("## docker 28.5.2 → 28.10.0\n")
+    assert "| docker | runc | 1.3.3 | 1.3.4 |" in text
+    assert "https://github.com/moby/moby/compare/v28.5.2...v28.10.0" in text
+    assert run.lock.embedded["docker"]["runc"] == "1.3.4"
+    run.fetch(offline=True)  # all of it was fetched
+
+
+def test_update_of_an_unchanged_upstream_leaves_the_lock_byte_for_byte(vendors: Vendors) -> None:
+    vendors.run.update()
+    before = vendors.run.lock_path.stat(), vendors.run.lock_path.read_bytes()
+    assert vendors.run.update() == update.NOTHING
+    assert (vendors.run.lock_path.stat().st_mtime_ns, vendors.run.lock_path.read_bytes()) == (
+        before[0].st_mtime_ns,
+        before[1],
+    )
+
+
+def test_resolve_keeps_what_is_known_of_unchanged_files(vendors: Vendors) -> None:
+    vendors.run.update()
+    assert vendors.run.resolve(check=True) is False
+    vendors.docker("28.10.0", "1.3.4")
+    assert vendors.run.resolve(check=False) is True
+    assert "docker" not in vendors.run.lock.embedded
+
+
+def test_an_update_that_fails_leaves_the_lock_as_it_was(vendors: Vendors) -> None:
+    vendors.run.update()
+    before = vendors.run.lock_path.read_bytes()
+    archives = {
+        Platform.AMD64: test_embedded.docker(Platform.AMD64, runc="1.3.4"),
+        Platform.ARM64: test_embedded.docker(Platform.ARM64, runc="1.3.5"),
+    }
+    origin.publish_docker(vendors.folder, "28.10.0", archives)
+    with pytest.raises(Incompatible, match="the same runc"):
+        vendors.run.update()
+    assert vendors.run.lock_path.read_bytes() == before
+
+
+def test_what_the_binaries_tell_can_refuse_a_lock(vendors: Vendors) -> None:
+    vendors.docker("29.1.0")
+    vendors.run.update()
+    old = {p: go_binary("v0.29.2", modules={"github.com/docker/docker": "v24.0.7"}) for p in Platform}
+    origin.publish_plugin(vendors.folder, "buildx", "0.29.2", old)
+    with pytest.raises(Incompatible, match="buildx-api"):
+        vendors.run.update()
+    assert vendors.run.lock.versions["buildx"] == "0.29.1"

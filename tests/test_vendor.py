@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +28,9 @@ BASE_FILES = 1 + 3 * len(Platform)  # index; per platform a manifest, a config, 
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "site")
+def site(tmp_path: Path) -> Iterator[Site]:
+    with closing(Site(tmp_path / "site")) as site:
+        yield site
 
 
 @pytest.fixture
