@@ -30,7 +30,7 @@ else:
 
 LOG = Log(quiet=True)
 CRI = {
-    "github.com/docker/docker": "v28.5.2 => github.com/docker/docker v25.0.15-0.20260325154711-d2dbc0547253+incompatible",
+    "github.com/docker/docker": "v28.5.2 => github.com/docker/docker v25.0.15-0.20260325154711-d2dbc0547253",
     "github.com/containerd/containerd/v2": "v2.2.3 => github.com/k3s-io/containerd/v2 v2.3.4-k3s1",
     "github.com/Mirantis/cri-dockerd": "v0.3.19 => github.com/k3s-io/cri-dockerd v0.3.19-k3s5",
 }
