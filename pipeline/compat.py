@@ -135,8 +135,8 @@ def _client_and_dockerd(component: str) -> Callable[[Facts], State]:
         newest, oldest = _api(facts["docker"])
         moby, docker = facts.inside(component, "moby-client"), facts.inside(component, "docker-client")
         if moby is not None:
-            # https://pkg.go.dev/github.com/moby/moby/client@v0.2.1#MinAPIVersion; lowered with dockerd's own floor
-            # after that release (moby/moby#52067).
+            # MinAPIVersion is 1.44 up to 0.2 (https://pkg.go.dev/github.com/moby/moby/client@v0.2.1#MinAPIVersion) and
+            # was lowered together with dockerd's (moby/moby#52067, released with Docker 29.3 and client 0.3.0).
             return _state(newest < (44 if moby < (0, 3, 0) else 40))
         if docker is not None:
             return _state(_api(docker)[0] < oldest)

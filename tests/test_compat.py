@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from pipeline import compat
 from pipeline.compat import Finding, State
 from pipeline.errors import Incompatible
 
+DOCS = Path(__file__).parent.parent / "docs" / "versions.md"
 GOOD = {"docker": "29.7.2", "k3s": "v1.37.1+k3s1", "kubectl": "v1.37.1", "buildx": "0.36.1", "compose": "5.4.0"}
 KNOWN = {"buildx": {"moby-client": "v0.3.0"}, "compose": {"moby-client": "v0.3.0"}}
 BEFORE_1_35 = {"k3s": "v1.34.3+k3s1", "kubectl": "v1.34.3"}
@@ -136,3 +138,8 @@ def test_a_rule_without_what_it_needs_says_so() -> None:
 def test_every_rule_has_a_name_of_its_own_and_a_source() -> None:
     assert len({rule.name for rule in compat.RULES}) == len(compat.RULES)
     assert all(rule.source.startswith("https://") and rule.reason and rule.next_step for rule in compat.RULES)
+
+
+def test_the_documentation_lists_every_rule() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert [rule.name for rule in compat.RULES if rule.name not in text] == []
