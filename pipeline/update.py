@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from pipeline import compat
 from pipeline.errors import Incompatible
-from pipeline.lock import Artifact, Lock, render
+from pipeline.lock import Artifact, Base, Lock, render
 from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
@@ -187,15 +187,19 @@ def _evidence(old: Lock | None, new: Lock) -> str:
     """Where the reason to believe a digest is another one than before."""
     if old is None:
         return ""
-    before = {(file.component, file.platform): file.evidence for file in old.all_files}
+    before = {(file.component, file.platform): _grade(file) for file in old.all_files}
     rows = [
-        [file.component, file.platform.architecture, before[file.component, file.platform].value, file.evidence.value]
+        [file.component, file.platform.architecture, before[file.component, file.platform], _grade(file)]
         for file in new.all_files
-        if before.get((file.component, file.platform), file.evidence) != file.evidence
+        if before.get((file.component, file.platform), _grade(file)) != _grade(file)
     ]
-    if old.base.evidence != new.base.evidence:
-        rows.append(["base image", "all", old.base.evidence.value, new.base.evidence.value])
+    if _grade(old.base) != _grade(new.base):
+        rows.append(["base image", "all", _grade(old.base), _grade(new.base)])
     return _section("Evidence", ["file", "platform", "old", "new"], rows)
+
+
+def _grade(of: Artifact | Base) -> str:
+    return of.evidence.value
 
 
 def _replaced(old: Lock | None, new: Lock) -> str:
