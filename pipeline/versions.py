@@ -196,14 +196,14 @@ class _Reader:
         return tuple(value for value in found if value)
 
     def mirror(self, node: yaml.Node, what: str) -> str:
-        text = self.url(node, what, r"(https?://|file://(localhost)?/)\S+", "an http, https or file:///… URL")
-        # httpx takes a URL without a host for a relative one; this is the long form of the same (RFC 8089, 2).
-        return text.replace("file:///", "file://localhost/", 1)
+        """A base URL, or a folder: httpx takes a URL without a host for a relative one, so it gets its long form."""
+        if isinstance(node, yaml.ScalarNode) and node.value.strip().startswith("file:"):
+            text = self.text(node, what, r"file://(localhost)?/\S+", "file:///… with an absolute path").rstrip("/")
+            return text.replace("file:///", "file://localhost/", 1)  # RFC 8089, 2
+        return self.url(node, what)
 
-    def url(
-        self, node: yaml.Node, what: str, pattern: str = r"https?://\S+", expected: str = "an http or https URL"
-    ) -> str:
-        text = self.text(node, what, pattern, expected)
+    def url(self, node: yaml.Node, what: str) -> str:
+        text = self.text(node, what, r"https?://\S+", "an http or https URL")
         parts = urlsplit(text)
         if parts.username or parts.password:
             self.wrong(node, f"{what}: a URL with credentials is refused; give them to the client (netrc)")

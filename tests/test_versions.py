@@ -89,8 +89,8 @@ def test_a_mirror_may_be_a_folder_and_an_upstream_may_not() -> None:
     intent = versions.parse(with_mirror, "x")
     assert intent.mirrors == {"docker": ("file://localhost/srv/a%20b/docker",), "base": ("https://m.example/base",)}
     assert versions.parse(versions.render(intent), "x").mirrors == intent.mirrors
-    for wrong in ("mirrors:\n  docker: [ftp://m]\n", "mirrors:\n  docker: [file://host/srv]\n"):
-        with pytest.raises(IntentError, match="expected an http, https or file"):
-            versions.parse(TEXT + wrong, "x")
+    for wrong, told in (("ftp://m", "an http or https URL"), ("file://host/srv", "file:///… with an absolute path")):
+        with pytest.raises(IntentError, match=f"expected {told}"):
+            versions.parse(f"{TEXT}mirrors:\n  docker: [{wrong}]\n", "x")
     with pytest.raises(IntentError, match="expected an http or https URL"):
         versions.parse(TEXT + "upstream:\n  docker: file:///srv\n", "x")
