@@ -34,6 +34,18 @@ def resolve(session: nox.Session) -> None:
 
 
 @nox.session
+def update(session: nox.Session) -> None:
+    """Renew the lock and tell the change as Markdown for a pull request (-- --output FILE, -- --diff OLD NEW)."""
+    _pipeline(session, "update", *session.posargs)
+
+
+@nox.session
+def vendor(session: nox.Session) -> None:
+    """Write a folder that is a mirror of every file of the lock, for sites without internet (-- FOLDER)."""
+    _pipeline(session, "vendor", *session.posargs)
+
+
+@nox.session
 def fetch(session: nox.Session) -> None:
     """Bring every file of the lock into the cache, verified."""
     _pipeline(session, "fetch", *session.posargs)

@@ -46,8 +46,14 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("resolve", "ask upstream what versions.yaml means today and write versions.lock.yaml")
     one.add_argument("--check", action="store_true", help="write nothing; exit 5 when the lock would change")
+    one = command("update", "resolve, fetch, read what is in the files, write the lock and tell the change as Markdown")
+    one.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
+    one.add_argument("--diff", nargs=2, type=Path, metavar=("OLD", "NEW"), help="only compare two locks")
     one = command("fetch", "bring every file of the lock into the cache, verified")
     one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
+    one = command("vendor", "write a folder that is a mirror of every file of the lock, for sites without internet")
+    one.add_argument("folder", type=Path, metavar="FOLDER")
+    one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
     command("plan", "print the bake file that `build` hands to buildx")
     one = command("build", "fetch what is missing, then build all platforms into dist/image/")
     one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
@@ -171,6 +177,10 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case "resolve":
             changed = run.resolve(check=parsed.check)
             return errors.LockStale.exit_code if changed and parsed.check else 0
+        case "update":
+            _update(run, parsed)
+        case "vendor":
+            run.vendor(parsed.folder, parsed.url)
         case "fetch":
             run.fetch(offline=parsed.offline)
         case "plan":
@@ -192,6 +202,32 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case other:
             raise AssertionError(other)
     return 0
+
+
+def _update(run: Run, parsed: argparse.Namespace) -> None:
+    from pipeline import lock, update
+    from pipeline.release import write_text
+
+    refused: PipelineError | None = None
+    if parsed.diff:
+        old, new = (lock.parse(_text(path), str(path)) for path in parsed.diff)
+        said, refused = update.findings(new)
+        text = update.markdown(old, new, said)
+    else:
+        text = run.update()
+    if parsed.output:
+        write_text(parsed.output, text)
+    else:
+        sys.stdout.write(text)
+    if refused is not None:
+        raise refused
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntentError(f"{path} cannot be read", found=str(error), expected="a versions.lock.yaml") from None
 
 
 def _engine(run: Run, stack: ExitStack) -> Engine:

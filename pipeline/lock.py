@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,10 +75,12 @@ class Lock:
     artifacts: tuple[Artifact, ...]  # of the components
     packages: tuple[Artifact, ...]  # Debian packages
     guest: tuple[Artifact, ...]  # Debian packages that smoke's virtual machines are made of; no part of the image
+    # Component → what is in its files → version (pipeline/embedded.py): told by the bytes, so it changes no image.
+    embedded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def digest(self) -> Digest:
-        """Of all that the image is made of: the text without `guest` and without the reasons of the digests.
+        """Of all that the image is made of: the text without `guest`, `embedded` and the reasons of the digests.
 
         Images carry it and stages compare it, so another kernel to test with or a better reason asks for no new image.
         """
@@ -196,6 +198,7 @@ def parse(text: str, where: str) -> Lock:
             ),
             packages=_packages(data["packages"]),
             guest=_packages(data.get("guest")),
+            embedded={name: dict(inside) for name, inside in (data.get("embedded") or {}).items()},
         )
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LockStale(
@@ -265,7 +268,8 @@ def _name(file: Artifact) -> str:
 
 def render(lock: Lock) -> str:
     """The canonical text: the same lock gives the same bytes."""
-    return _dump({**_of_image(lock), "guest": _by_platform(lock.guest)})
+    embedded = {name: dict(sorted(inside.items())) for name, inside in sorted(lock.embedded.items())}
+    return _dump({**_of_image(lock), "guest": _by_platform(lock.guest), **({"embedded": embedded} if embedded else {})})
 
 
 class _Dumper(yaml.SafeDumper):
@@ -280,7 +284,7 @@ def _dump(document: Mapping[str, object]) -> str:
 
 
 def _of_image(lock: Lock, *, reasons: bool = True) -> dict[str, object]:
-    """The document without `guest`, which is no part of the image; `reasons`: with why each digest is believed."""
+    """The document without `guest` and `embedded`, no parts of the image; `reasons`: with why digests are believed."""
     components = {
         name: {
             "version": version,

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from pipeline.errors import DigestMismatch, EngineError, UpstreamError
+from pipeline.folders import Folders
 from pipeline.log import Transfer
 from pipeline.oci import Digest
 
@@ -38,6 +39,7 @@ def make_client(handler: httpx.BaseTransport | None = None) -> httpx.Client:
     """
     return httpx.Client(
         transport=handler,
+        mounts={"file://": Folders()},
         http2=handler is None,
         follow_redirects=True,
         timeout=httpx.Timeout(30.0, connect=5.0),

@@ -24,6 +24,8 @@ from pipeline.release import write_text
 
 COMPONENTS = ("docker", "buildx", "compose", "k3s", "kubectl")
 ORIGINS = ("docker", "github", "github-api", "k3s-channels", "kubernetes", "debian", "debian-security")
+# What may have mirrors: the origins, and the base image (an OCI layout behind a plain file server).
+MIRRORED = (*ORIGINS, "base")
 
 # The vendors' own hosts; `upstream` in versions.yaml replaces one of them.
 UPSTREAM = {
@@ -85,7 +87,7 @@ class Intent:
     suites: Mapping[str, tuple[str, ...]]  # Debian archive, a key of ORIGINS → its suites
     packages: tuple[str, ...]  # Debian package names, sorted
     upstream: Mapping[str, str]  # a key of ORIGINS → base URL without a trailing slash
-    mirrors: Mapping[str, tuple[str, ...]]  # a key of ORIGINS → base URLs tried before the upstream, in order
+    mirrors: Mapping[str, tuple[str, ...]]  # a key of MIRRORED → base URLs tried before the upstream, in order
     cooldown: Mapping[str, int] = field(default_factory=dict)  # component or `default` → days; none: 0
     known_fixes: tuple[KnownFix, ...] = ()
     policy: Mapping[str, Grade] = field(default_factory=dict)  # component, `base`, `packages`, `default` → least grade
@@ -246,6 +248,13 @@ class _Reader:
             found.append(value)
         return tuple(value for value in found if value)
 
+    def mirror(self, node: yaml.Node, what: str) -> str:
+        """A base URL, or a folder: httpx takes a URL without a host for a relative one, so it gets its long form."""
+        if isinstance(node, yaml.ScalarNode) and node.value.strip().startswith("file:"):
+            text = self.text(node, what, r"file://(localhost)?/\S+", "file:///… with an absolute path").rstrip("/")
+            return text.replace("file:///", "file://localhost/", 1)  # RFC 8089, 2
+        return self.url(node, what)
+
     def url(self, node: yaml.Node, what: str) -> str:
         expected = "an http or https URL without credentials and query; credentials are the client's matter (netrc)"
         text = self.text(node, what, _BASE_URL, expected).rstrip("/")
@@ -342,8 +351,8 @@ class _Reader:
         )
         bases = self.mapping(top.get("upstream"), "upstream", (), ORIGINS)
         upstream = {**UPSTREAM, **{origin: self.url(node, origin) for origin, node in bases.items()}}
-        listed = self.mapping(top.get("mirrors"), "mirrors", (), ORIGINS)
-        mirrors = {origin: self.items(node, origin, self.url) for origin, node in listed.items()}
+        listed = self.mapping(top.get("mirrors"), "mirrors", (), MIRRORED)
+        mirrors = {origin: self.items(node, origin, self.mirror) for origin, node in listed.items()}
         cooldown, fixes = self.days(top.get("cooldown")), self.fixes(top.get("known-fixes"))
         policy = self.grades(top.get("policy"))
         if self.mistakes:

@@ -28,7 +28,7 @@ def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
     properties = SCHEMA["properties"]
     assert set(properties["components"]["properties"]) == set(versions.COMPONENTS)
     assert set(properties["upstream"]["properties"]) == set(versions.ORIGINS)
-    assert set(properties["mirrors"]["properties"]) == set(versions.ORIGINS)
+    assert set(properties["mirrors"]["properties"]) == set(versions.MIRRORED)
     assert set(properties["policy"]["properties"]) == {"default", "base", "packages", *versions.COMPONENTS}
     assert properties["policy"]["properties"]["default"]["enum"] == list(Grade)
     assert set(properties["cooldown"]["anyOf"][1]["properties"]) == {"default", *versions.COMPONENTS}
@@ -124,3 +124,16 @@ def test_the_checksum_covers_what_decides_a_lock_and_nothing_else() -> None:
     assert replace(INTENT, title="other", mirrors={"docker": ("https://m",)}).checksum == INTENT.checksum
     assert replace(INTENT, base="docker.io/library/debian:sid").checksum != INTENT.checksum
     assert replace(INTENT, packages=("iptables", "git")).checksum != INTENT.checksum
+
+
+def test_a_mirror_may_be_a_folder_and_an_upstream_may_not() -> None:
+    with_mirror = TEXT + "mirrors:\n  docker: [file:///srv/a%20b/docker]\n  base: [https://m.example/base]\n"
+    jsonschema.validate(yaml.load(with_mirror, Loader=yaml.BaseLoader), SCHEMA)
+    intent = versions.parse(with_mirror, "x")
+    assert intent.mirrors == {"docker": ("file://localhost/srv/a%20b/docker",), "base": ("https://m.example/base",)}
+    assert versions.parse(versions.render(intent), "x").mirrors == intent.mirrors
+    for wrong, told in (("ftp://m", "an http or https URL"), ("file://host/srv", "file:///… with an absolute path")):
+        with pytest.raises(IntentError, match=f"expected {told}"):
+            versions.parse(f"{TEXT}mirrors:\n  docker: [{wrong}]\n", "x")
+    with pytest.raises(IntentError, match="expected an http or https URL"):
+        versions.parse(TEXT + "upstream:\n  docker: file:///srv\n", "x")
