@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from pipeline import transport
+from pipeline.download import Rules
+from pipeline.download import download as download_
 from pipeline.errors import DigestMismatch, EngineError, UpstreamError
 from pipeline.oci import Digest
 from tests.servers import Server, running
@@ -48,7 +50,8 @@ def client() -> Iterator[httpx.Client]:
 def download(client: httpx.Client, target: Path, *urls: str, size: int | None = len(DATA)) -> list[float]:
     """Download with pauses that are only counted."""
     pauses: list[float] = []
-    transport.download(client, urls, target, digest=DIGEST, size=size, transfer=Bar(), sleep=pauses.append)
+    rules = Rules(sleep=pauses.append)
+    download_(client, urls, target, digest=DIGEST, size=size, transfer=Bar(), rules=rules)
     return pauses
 
 
@@ -63,7 +66,7 @@ def test_the_right_bytes_come_into_place(server: Server, client: httpx.Client, t
     assert only(tmp_path) == ["file"]
 
 
-def test_wrong_bytes_of_the_right_length_are_refused_and_nothing_stays(
+def test_wrong_bytes_of_the_right_length_are_refused_and_set_aside(
     server: Server, client: httpx.Client, tmp_path: Path
 ) -> None:
     server.gives("/file", DATA[:-1] + b"?")
@@ -74,7 +77,9 @@ def test_wrong_bytes_of_the_right_length_are_refused_and_nothing_stays(
     assert Digest.of(DATA[:-1] + b"?").text in text
     assert f"{server.url}/file" in text
     assert "next step" in text
-    assert only(tmp_path) == []
+    (bad,) = only(tmp_path)
+    assert bad.endswith(".bad")
+    assert (tmp_path / bad).read_bytes() == DATA[:-1] + b"?"
 
 
 def test_the_next_mirror_is_asked_after_wrong_bytes_and_after_a_404(
@@ -86,14 +91,14 @@ def test_the_next_mirror_is_asked_after_wrong_bytes_and_after_a_404(
     assert (tmp_path / "file").read_bytes() == DATA
 
 
-def test_a_body_that_is_too_long_is_cut_off_early(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_body_that_is_announced_too_long_is_not_received(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
     server.gives("/file", DATA * 50)
     bar = Bar()
-    with pytest.raises(DigestMismatch, match=f"more than {len(DATA)} bytes"):
-        transport.download(
-            client, [f"{server.url}/file"], tmp_path / "file", digest=DIGEST, size=len(DATA), transfer=bar
-        )
-    assert bar.done < len(DATA) * 10
+    with pytest.raises(DigestMismatch, match=f"{len(DATA) * 50} bytes instead of {len(DATA)}"):
+        download_(client, [f"{server.url}/file"], tmp_path / "file", digest=DIGEST, size=len(DATA), transfer=bar)
+    assert bar.done == 0
     assert only(tmp_path) == []
 
 
