@@ -133,7 +133,7 @@ class Log:
 
     @contextmanager
     def transfers(self, files: int = 0) -> Iterator[Transfers]:
-        """Room for several transfers: bars on a terminal, else plain lines; with a total if `files` are more than one."""
+        """Room for several transfers: bars on a terminal, else plain lines; a total too if `files` are several."""
         if self.console.is_terminal and not self.quiet:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

@@ -6,6 +6,7 @@ import errno
 import http.server
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ from pipeline.download import Rules
 from pipeline.download import download as download_
 from pipeline.errors import DigestMismatch, EngineError, UpstreamError
 from pipeline.oci import Digest
+from tests import hostile, http2
 from tests.servers import Server, running
 
 DATA = b"some bytes " * 20_000
@@ -188,3 +190,61 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
 
 def test_credentials_and_signed_queries_are_never_shown() -> None:
     assert transport.shown("https://user:secret@host:8443/path?X-Amz-Signature=abc") == "https://host:8443/path"
+
+
+def test_http2_is_spoken_where_it_is_offered_and_connections_are_used_again(tmp_path: Path) -> None:
+    context, trusting = hostile.certificate()
+    bodies = {f"/{number}": bytes([number]) * 3_000_000 for number in range(6)}
+    with http2.running(context, bodies) as server, transport.make_client(verify=trusting) as client:
+        assert transport.get(client, f"{server.url}/1", what="a thing").http_version == "HTTP/2"
+        with ThreadPoolExecutor(max_workers=3) as pool:
+
+            def bring(path: str) -> None:
+                digest, size = Digest.of(bodies[path]), len(bodies[path])
+                target = tmp_path / path[1:]
+                download_(client, [server.url + path], target, digest=digest, size=size, transfer=Bar())
+
+            list(pool.map(bring, bodies))
+        assert only(tmp_path) == [path[1:] for path in bodies]
+        assert server.connections <= 3
+
+
+def test_an_http2_connection_that_ends_in_the_middle_is_resumed(tmp_path: Path) -> None:
+    context, trusting = hostile.certificate()
+    body = DATA * 20
+    with (
+        http2.running(context, {"/cut": body}, cut=1_000_000) as server,
+        transport.make_client(verify=trusting) as client,
+    ):
+        rules = Rules(sleep=lambda _pause: None)
+        target = tmp_path / "file"
+        url = f"{server.url}/cut"
+        download_(client, [url], target, digest=Digest.of(body), size=len(body), transfer=Bar(), rules=rules)
+    (_, first), (_, second) = server.asked
+    assert first == 0
+    assert 0 < second <= len(body)
+    assert target.read_bytes() == body
+
+
+def test_an_http2_loser_is_cancelled_at_once_and_hurts_no_other_download(tmp_path: Path) -> None:
+    """A closed stream's bytes would fill the window that other streams of its connection share."""
+    context, trusting = hostile.certificate()
+    body = DATA * 200
+    with http2.running(context, {"/file": body}) as server, transport.make_client(verify=trusting) as client:
+        for _ in range(3):
+            with client.stream("GET", f"{server.url}/file") as response:
+                next(response.iter_raw())
+        target = tmp_path / "file"
+        download_(client, [f"{server.url}/file"], target, digest=Digest.of(body), size=len(body), transfer=Bar())
+    assert target.stat().st_size == len(body)
+
+
+def test_the_proxy_of_the_environment_is_used_but_not_for_this_machine(
+    server: Server, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.answers["http://origin.invalid/file"] = hostile.whole(DATA)
+    server.answers["/file"] = hostile.whole(b"direct")
+    assert transport.get(client, "http://origin.invalid/file", what="a thing").content == DATA
+    assert transport.get(client, f"{server.url}/file", what="a thing").content == b"direct"
