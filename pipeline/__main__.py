@@ -48,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--check", action="store_true", help="write nothing; exit 5 when the lock would change")
     one = command("fetch", "bring every file of the lock into the cache, verified")
     one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
+    command("mirrors", "measure latency, speed and completeness of each origin and mirror")
+    one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
+    one.add_argument("what", choices=("fetch",), help="what to measure")
+    one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
+    one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json and .md")
     command("plan", "print the bake file that `build` hands to buildx")
     one = command("build", "fetch what is missing, then build all platforms into dist/image/")
     one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
@@ -165,6 +170,12 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
             return errors.LockStale.exit_code if changed and parsed.check else 0
         case "fetch":
             run.fetch(offline=parsed.offline)
+        case "mirrors":
+            run.mirrors()
+        case "bench":
+            from pipeline.bench import fetching
+
+            fetching.main(log, ROOT, runs=parsed.runs, write=parsed.write)
         case "plan":
             sys.stdout.write(run.plan())
         case "build":

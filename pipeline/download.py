@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import errno
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +29,9 @@ from pipeline.transport import (
     REDIRECTS,
     Sleep,
     asked_pause,
+    hang_up,
     jittered,
+    pieces,
     shown,
     unreachable,
 )
@@ -53,7 +53,7 @@ class Rules:
     window: float = 20.0  # … measured over that many seconds; a server that says nothing is the client's read timeout
     redirects: int = REDIRECTS
     most: int = 2 << 30  # bytes of a file whose size the lock does not know
-    every: float = 1.0  # seconds between two records of what is safe
+    every: float = 2.0  # seconds between two records of what is safe
     gained: int = 1 << 20  # bytes that a try must bring for the pauses to begin anew
     sleep: Sleep | None = None  # for tests; None: until the time is over or the lane is cancelled
 
@@ -173,11 +173,9 @@ class _Race:
 
     def _end(self, *, keep: bool) -> None:
         """Cancel who still runs, once; `keep`: for the next run, else what they have is removed."""
-        running = [lane for lane in self._lanes if lane.thread.is_alive()]
-        for lane in running:
-            lane.cancel(keep=keep)
+        leaving = [lane for lane in self._lanes if lane.thread.is_alive() and lane.cancel(keep=keep)]
         deadline = time.monotonic() + _LEAVING
-        for lane in running if keep else ():
+        for lane in leaving:
             lane.thread.join(max(0.0, deadline - time.monotonic()))
         if not keep and any(lane.outcome is True for lane in self._lanes):
             for left in self.target.parent.glob(f".{self.target.name}.*"):
@@ -255,18 +253,18 @@ class _Lane:
             self._looked, self._had = now, done
         return self._slow
 
-    def cancel(self, *, keep: bool) -> None:
-        """End it soon, also when it waits for a server that says nothing. Called from other threads, once."""
+    def cancel(self, *, keep: bool) -> bool:
+        """End it; False: it has written nothing and ends by itself, when a server that says nothing is given up.
+
+        Called from other threads; the first call counts.
+        """
         if self._cancelled.is_set():
-            return
+            return False
         self._keep = keep
         self._cancelled.set()
-        response = self._response
-        if response is not None and (stream := response.extensions.get("network_stream")) is not None:
-            raw = stream.get_extra_info("socket")
-            if isinstance(raw, socket.socket):
-                with suppress(OSError):  # SSLSocket.shutdown would drop its state while the other thread reads
-                    socket.socket.shutdown(raw, socket.SHUT_RDWR)
+        if (response := self._response) is not None:
+            hang_up(response)
+        return response is not None or self._pausing
 
     def _run(self) -> None:
         outcome: bool | BaseException
@@ -454,7 +452,7 @@ class _Lane:
         size = self.race.size if self.race.size is not None else partial.size
         limit = size if size is not None else rules.most
         since, had = time.monotonic(), partial.done
-        for chunk in response.iter_raw():
+        for chunk in pieces(response):
             self._leave_if_cancelled()
             partial.append(chunk[: limit - partial.done + 1])
             if partial.done > limit:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import random
+import socket
 import ssl
 import threading
 import time
@@ -32,9 +33,10 @@ _TEXT = 32 << 20  # bytes; listings, checksums and channels are below 1 MB
 
 NEXT_STEP = "set a mirror for that origin in versions.yaml (docs/versions.md), or rehearse without it: nox -s rehearse"
 
-# Read 256 KiB at a time, not 64: on loopback a file then comes in half the processor time.
-httpcore.HTTP11Connection.READ_NUM_BYTES = 256 << 10
-httpcore.HTTP2Connection.READ_NUM_BYTES = 256 << 10
+_READ = 256 << 10  # bytes at a time; httpcore's own 64 KiB take twice the processor time on loopback
+_LONG = 1 << 20  # bytes from which on a body is worth a connection of its own
+httpcore.HTTP11Connection.READ_NUM_BYTES = _READ
+httpcore.HTTP2Connection.READ_NUM_BYTES = _READ
 
 
 def make_client(
@@ -82,7 +84,7 @@ class _Connections(httpx.BaseTransport):
         return response
 
     def _new(self, url: httpx.URL) -> httpx.HTTPTransport:
-        if self._verify is None:  # made once: reading the CAs takes longer than a small download
+        if url.scheme == "https" and self._verify is None:  # made once: reading the CAs takes longer than a small file
             self._verify = httpx.create_ssl_context()
         proxies = urllib.request.getproxies()
         proxy = proxies.get(url.scheme) or proxies.get("all")
@@ -90,7 +92,8 @@ class _Connections(httpx.BaseTransport):
             proxy = None
         if proxy and "://" not in proxy:
             proxy = f"http://{proxy}"
-        return httpx.HTTPTransport(verify=self._verify, http2=True, proxy=proxy)
+        unused = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return httpx.HTTPTransport(verify=self._verify or unused, http2=True, proxy=proxy)
 
     def close(self) -> None:
         with self._lock:
@@ -123,6 +126,49 @@ class _Lent(httpx.SyncByteStream):
             self._idle.append(connection)
         else:
             connection.close()
+
+
+def pieces(response: httpx.Response) -> Iterator[bytes | memoryview]:
+    """The body as it comes, for large files; a piece is only valid until the next one is asked for.
+
+    Of a long HTTP/1.1 body httpcore parses the beginning; from there the socket holds Content-Length bytes and nothing
+    else, which are read into one buffer: that takes half the processor time of reading them through h11. The
+    connection ends with the body then. Raises httpx.TransportError as httpx does.
+    """
+    body = response.iter_raw()
+    length = response.headers.get("Content-Length", "")
+    raw = _socket(response)
+    if response.http_version != "HTTP/1.1" or raw is None or not length.isdigit() or int(length) < _LONG:
+        yield from body
+        return
+    first = next(body, b"")
+    yield first
+    left, buffer = int(length) - len(first), memoryview(bytearray(_READ))
+    while left:
+        try:
+            count = raw.recv_into(buffer[: min(left, _READ)])
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(str(error)) from None
+        except OSError as error:
+            raise httpx.ReadError(str(error)) from None
+        if not count:
+            raise httpx.RemoteProtocolError(f"the connection ended {left} bytes before the body")
+        left -= count
+        yield buffer[:count]
+
+
+def hang_up(response: httpx.Response) -> None:
+    """End a connection whose response another thread is reading: that thread's read fails at once."""
+    if (raw := _socket(response)) is not None:
+        with suppress(OSError):  # SSLSocket.shutdown would drop its state while the other thread uses it
+            socket.socket.shutdown(raw, socket.SHUT_RDWR)
+
+
+def _socket(response: httpx.Response) -> socket.socket | None:
+    """What a response comes through; None for one that a test made."""
+    stream = response.extensions.get("network_stream")
+    raw = stream.get_extra_info("socket") if stream is not None else None
+    return raw if isinstance(raw, socket.socket) else None
 
 
 def shown(url: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline import base, build, emulation, fetch, lock, publish, resolve, smoke, transport, verify, versions
+from pipeline import base, build, emulation, fetch, lock, mirrors, publish, resolve, smoke, transport, verify, versions
 from pipeline.engine import Engine
 from pipeline.errors import LockStale
 from pipeline.lock import Lock
@@ -94,6 +94,11 @@ class Run:
                 return
             name, _, _ = ImageName.parse(locked.base.image)
             base.fetch(locked.base, intent.platforms, self.registry(name), self.cache, self.log)
+
+    def mirrors(self) -> None:
+        """Measure every origin of the lock and its mirrors."""
+        with self.log.step("mirrors"):
+            mirrors.run(self.intent, self.lock, self.client, self.log)
 
     def build(self, engine: Engine) -> Image:
         """Build all platforms."""

@@ -36,7 +36,7 @@ def _head(handler: Handler, status: int, **headers: object) -> None:
 
 def _start(handler: Handler) -> int:
     """The first byte that was asked for."""
-    found = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", "bytes=0-"))
+    found = re.fullmatch(r"bytes=(\d+)-\d*", handler.headers.get("Range", "bytes=0-"))
     assert found, handler.headers["Range"]
     return int(found[1])
 

@@ -179,10 +179,10 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
 ) -> None:
     server.gives("/file", DATA)
 
-    def full(_descriptor: int) -> None:
+    def full(*_arguments: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(EngineError, match="DIND_K3S_CACHE"):
         download(client, tmp_path / "file", f"{server.url}/file")
     assert only(tmp_path) == []
