@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,16 @@ class Fetched:
     sizes: Mapping[Digest, int]  # of every file, so that a lock without sizes can be completed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A file that the cache shall have."""
+
+    name: str  # for people
+    urls: tuple[str, ...]  # where it can be had, in the order in which they are asked
+    digest: Digest
+    size: int | None  # bytes; None: not known
+
+
 def run(
     intent: Intent,
     lock: Lock,
@@ -49,30 +59,49 @@ def run(
     offline: bool = False,
     rules: Rules = _RULES,
 ) -> Fetched:
-    """Have every file of the lock in `cache`/sha256/; mirrors are tried before the upstream.
+    """Have every file of the lock in `cache`/sha256/; mirrors are tried before the upstream. Raises as `bring`."""
+    return bring([_wanted(file, intent) for file in lock.all_files], cache, client, log, offline=offline, rules=rules)
+
+
+def _wanted(file: Artifact, intent: Intent) -> Wanted:
+    return Wanted(
+        name=f"{file.component} {file.version} {file.platform.architecture}",
+        urls=(*(f"{base}/{file.path}" for base in intent.mirrors.get(file.origin, ())), file.url),
+        digest=file.digest,
+        size=file.size,
+    )
+
+
+def bring(
+    files: Sequence[Wanted],
+    cache: Path,
+    client: httpx.Client,
+    log: Log,
+    *,
+    offline: bool = False,
+    rules: Rules = _RULES,
+) -> Fetched:
+    """Have these files in `cache`/sha256/.
 
     A file of the cache that has changed is set aside as `<hex>.bad` and brought again; one that an earlier run began
     is continued. Two runs share a cache: the second one waits. Raises DigestMismatch, UpstreamError (also for what is
     missing when `offline`), EngineError.
     """
     folder = cache / "sha256"
-    wanted = {file.digest: file for file in lock.all_files}
+    wanted = {file.digest: file for file in sorted(files, key=lambda file: -(file.size or 1 << 40))}  # largest first
     with writing(cache, log):
         sweep(folder, older=_FORGOTTEN)
         with ThreadPoolExecutor(max_workers=_HASHING) as pool:
-            largest_first = sorted(wanted, key=lambda digest: -(wanted[digest].size or 0))  # all cores end together
-            there = pool.map(lambda digest: _is_there(cache, digest, log), largest_first)
-            kept = dict(zip(largest_first, there, strict=True))
+            kept = dict(zip(wanted, pool.map(lambda digest: _is_there(cache, digest, log), wanted), strict=True))
         missing = [file for digest, file in wanted.items() if not kept[digest]]
         if missing and offline:
-            first = missing[0]
             raise UpstreamError(
                 f"{len(missing)} files of the lock are not in the cache, and --offline forbids to download them",
-                found=f"no {first.component} {first.version} for {first.platform}, {first.digest}",
+                found=f"no {missing[0].name}, {missing[0].digest}",
                 where=str(folder),
                 next_step="nox -s fetch, while there is a network",
             )
-        brought = _download(missing, intent, cache, client, log, rules)
+        brought = _download(missing, cache, client, log, rules)
     sizes = {digest: path_of(cache, digest).stat().st_size for digest in wanted}
     total = sum(sizes.values())
     if not missing:
@@ -82,8 +111,8 @@ def run(
     return Fetched(downloaded=len(missing), bytes=brought, kept=len(wanted) - len(missing), sizes=sizes)
 
 
-def _download(files: list[Artifact], intent: Intent, cache: Path, client: httpx.Client, log: Log, rules: Rules) -> int:
-    """All missing files at once, the largest first; the first failure ends the run.
+def _download(files: Sequence[Wanted], cache: Path, client: httpx.Client, log: Log, rules: Rules) -> int:
+    """Several missing files at once, in this order; the first failure ends the run.
 
     What was finished by then stays, and what was not is continued by the next run.
     """
@@ -92,22 +121,20 @@ def _download(files: list[Artifact], intent: Intent, cache: Path, client: httpx.
     stop, tell = threading.Event(), _once(log.say)
     with log.transfers(len(files)) as transfers, ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
 
-        def bring(file: Artifact) -> int:
-            name = f"{file.component} {file.version} {file.platform.architecture}"
+        def one(file: Wanted) -> int:
             return download(
                 client,
-                urls(file, intent),
+                file.urls,
                 path_of(cache, file.digest),
                 digest=file.digest,
                 size=file.size,
-                transfer=transfers.start(name, file.size),
+                transfer=transfers.start(file.name, file.size),
                 rules=rules,
                 stop=stop,
                 tell=tell,
             )
 
-        ordered = sorted(files, key=lambda file: -(file.size or 1 << 40))
-        futures = [pool.submit(bring, file) for file in ordered]
+        futures = [pool.submit(one, file) for file in files]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -117,11 +144,6 @@ def _download(files: list[Artifact], intent: Intent, cache: Path, client: httpx.
                 future.cancel()
             raise
         return sum(future.result() for future in futures)
-
-
-def urls(file: Artifact, intent: Intent) -> list[str]:
-    """Where a file can be had: mirrors in their order, then the upstream."""
-    return [f"{base}/{file.path}" for base in intent.mirrors.get(file.origin, ())] + [file.url]
 
 
 def _once(say: Callable[[str], None]) -> Callable[[str], None]:

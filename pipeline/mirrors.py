@@ -138,11 +138,11 @@ def _lacks(client: httpx.Client, base: str, file: Artifact) -> str:
 
 
 def _speed(client: httpx.Client, url: str, seconds: float) -> float:
-    """Bytes a second from the first byte of the body on, over a bounded part of the file. Raises httpx.HTTPError."""
-    count, started = 0, 0.0
+    """Bytes a second from the answer's head on, over a bounded part of the file. Raises httpx.HTTPError."""
+    count = 0
     with client.stream("GET", url, headers={"Range": f"bytes=0-{_BYTES - 1}"}) as response:
+        started = time.monotonic()
         for chunk in response.iter_raw():
-            started = started or time.monotonic()
             count += len(chunk)
             if count >= _BYTES or time.monotonic() - started >= seconds:
                 break

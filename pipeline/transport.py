@@ -221,6 +221,8 @@ def _request(
     while True:
         try:
             with client.stream(method, url, headers=dict(headers or {})) as streamed:
+                if streamed.url.scheme not in ("https", urlsplit(url).scheme):
+                    raise httpx.UnsupportedProtocol(f"a redirect to {shown(str(streamed.url))}")
                 response = _whole(streamed, what)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
             # Refused, unknown host, TLS, filtered: trying again within seconds changes nothing, and a user waits.

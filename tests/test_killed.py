@@ -34,7 +34,12 @@ def test_fifty_kills(tmp_path: Path) -> None:
     resumed = finished = 0
     with origin.serve(folder, rate=RATE) as served:
         files = [
-            {"url": f"{served.url}{path}", "sha256": hex_, "size": str((folder / path[1:]).stat().st_size)}
+            {
+                "name": path,
+                "url": f"{served.url}{path}",
+                "sha256": hex_,
+                "size": (folder / path[1:]).stat().st_size,
+            }
             for hex_, path in by_hex.items()
         ]
         listed = tmp_path / "list.json"
@@ -48,7 +53,7 @@ def test_fifty_kills(tmp_path: Path) -> None:
             served.asked.clear()
             served.line.rate = 0.0
             with transport.make_client() as client:
-                fetch.run(driver.INTENT, driver.lock_of(files), cache, client, Log(quiet=True))
+                fetch.bring(driver.read(listed), cache, client, Log(quiet=True))
             served.line.rate = RATE
             for asked in served.asked:
                 assert asked.start >= safe.get(asked.path, 0), f"round {number}: {asked} although {safe} were safe"

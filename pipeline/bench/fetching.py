@@ -120,7 +120,16 @@ def _commands(tool: str, folder: Path, target: Path, url: str, files: Mapping[st
     if tool in (CURL_CHECKED, CURL_PLAIN):
         config = folder / "curl"
         write_text(config, "".join(f'url = "{url}/{name}"\noutput = "{target / name}"\n' for name in files))
-        curl = ["curl", "--silent", "--show-error", "--fail", "--parallel", "--parallel-max", _AT_ONCE]
+        curl = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--no-progress-meter",
+            "--parallel",
+            "--parallel-max",
+            _AT_ONCE,
+        ]
         check = [["sh", "-c", _on_all_cores("sha256sum --check --quiet", sums)]] if tool == CURL_CHECKED else []
         return [[*curl, "--config", str(config)], *check]
     listed = folder / "aria2"
@@ -138,7 +147,9 @@ def _commands(tool: str, folder: Path, target: Path, url: str, files: Mapping[st
 def _fetch(folder: Path, target: Path, url: str, files: Mapping[str, str]) -> list[str]:
     listed = folder / "fetch.json"
     sizes = {name: (folder / "origin" / name).stat().st_size for name in files}
-    entries = [{"url": f"{url}/{name}", "sha256": hex_, "size": sizes[name]} for name, hex_ in files.items()]
+    entries = [
+        {"name": name, "url": f"{url}/{name}", "sha256": hex_, "size": sizes[name]} for name, hex_ in files.items()
+    ]
     write_json(listed, entries)
     return [sys.executable, "-m", "pipeline.bench.driver", str(listed), str(target)]
 
@@ -275,8 +286,8 @@ def render(document: Mapping[str, object]) -> str:
     lines = [
         "# Benchmark: fetch",
         "",
-        "Written by `nox -s bench -- fetch --write`; every single figure: [fetch.json](fetch.json). What is measured and",
-        "why so: [docs/fetch.md](../fetch.md).",
+        "Written by `nox -s bench -- fetch --write`; every figure: [fetch.json](fetch.json). What is measured and why:",
+        "[docs/fetch.md](../fetch.md).",
         "",
         f"{document['files']} files, {size(int(str(document['bytes'])))}, from an origin on loopback of the same "
         f"machine; {document['rounds']} rounds, all programs in each.",
