@@ -15,8 +15,9 @@ from pathlib import Path
 import httpx
 
 from pipeline.cache import path_of, writing
-from pipeline.download import Rules, download
+from pipeline.download import download
 from pipeline.errors import UpstreamError
+from pipeline.lane import Rules
 from pipeline.lock import Artifact, Lock
 from pipeline.log import Log, size
 from pipeline.oci import Digest

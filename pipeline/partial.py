@@ -48,9 +48,11 @@ class Partial:
         safe = 0
         try:
             told = json.loads(self.record.read_text(encoding="utf-8"))
-            if told["url"] == self.url and told["etag"] and os.fstat(self._file).st_size >= int(told["safe"]):
-                safe, self.etag, self.size = int(told["safe"]), str(told["etag"]), told["size"]
-        except (OSError, ValueError, KeyError, TypeError):
+            there = 0 < int(told["safe"]) <= os.fstat(self._file).st_size
+            if there and told["url"] == self.url and str(told["etag"]).startswith('"'):
+                safe, self.etag = int(told["safe"]), str(told["etag"])
+                self.size = None if told["size"] is None else int(told["size"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             pass  # no record, or none of ours: nothing is safe
         os.ftruncate(self._file, safe)
         while self.done < safe and (chunk := os.pread(self._file, min(_CHUNK, safe - self.done), self.done)):

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpcore
 import httpx
+from h2.exceptions import H2Error
 
 from pipeline.errors import UpstreamError
 
@@ -76,8 +77,10 @@ class _Connections(httpx.BaseTransport):
             connection = idle.pop() if idle else self._new(request.url)
         try:
             response = connection.handle_request(request)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, H2Error):  # httpcore lets some of them through
+                raise httpx.RemoteProtocolError(str(error), request=request) from None
             raise
         assert isinstance(response.stream, httpx.SyncByteStream)
         response.stream = _Lent(response.stream, connection, idle)
@@ -114,7 +117,10 @@ class _Lent(httpx.SyncByteStream):
         self._whole = False
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._body
+        try:
+            yield from self._body
+        except H2Error as error:
+            raise httpx.RemoteProtocolError(str(error)) from None
         self._whole = True
 
     def close(self) -> None:

@@ -25,8 +25,10 @@ class Http2:
 
 
 @contextmanager
-def running(tls: ssl.SSLContext, bodies: Mapping[str, bytes], *, cut: int | None = None) -> Iterator[Http2]:
-    """On a free port of loopback; `cut`: the first answer ends its connection after that many bytes."""
+def running(
+    tls: ssl.SSLContext, bodies: Mapping[str, bytes], *, cut: int | None = None, last: bytes = b""
+) -> Iterator[Http2]:
+    """On a free port of loopback; `cut`: the first answer ends its connection after that many bytes, with `last`."""
     tls.set_alpn_protocols(["h2"])
     server = Http2()
     listening = socket.create_server(("127.0.0.1", 0))
@@ -43,7 +45,7 @@ def running(tls: ssl.SSLContext, bodies: Mapping[str, bytes], *, cut: int | None
         with suppress(OSError), tls.wrap_socket(raw, server_side=True) as stream:
             server.connections += 1
             assert stream.selected_alpn_protocol() == "h2"
-            _Conversation(stream, server, bodies, cuts).run()
+            _Conversation(stream, server, bodies, cuts, last).run()
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
@@ -57,8 +59,9 @@ def running(tls: ssl.SSLContext, bodies: Mapping[str, bytes], *, cut: int | None
 
 class _Conversation:
     def __init__(
-        self, stream: ssl.SSLSocket, server: Http2, bodies: Mapping[str, bytes], cuts: list[int | None]
+        self, stream: ssl.SSLSocket, server: Http2, bodies: Mapping[str, bytes], cuts: list[int | None], last: bytes
     ) -> None:
+        self.last = last
         self.stream = stream
         self.server = server
         self.bodies = bodies
@@ -106,7 +109,7 @@ class _Conversation:
             left = left[count:]
             if self.cuts[0] is not None and len(self.bodies["/cut"]) - len(left) >= self.cuts[0]:
                 self.cuts[0] = None
-                self.stream.sendall(self.h2.data_to_send())
+                self.stream.sendall(self.h2.data_to_send() + self.last)
                 return False
         self.left[number] = left
         if not left:

@@ -17,8 +17,8 @@ import pytest
 
 from pipeline import fetch, transport
 from pipeline.cache import path_of
-from pipeline.download import Rules
 from pipeline.errors import DigestMismatch, PipelineError, UpstreamError
+from pipeline.lane import Rules
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import Digest
@@ -280,6 +280,40 @@ def test_a_broken_record_means_a_new_beginning(place: Place, text: str) -> None:
     asked = len(place.asked)
     place.fetch(hostile.honest(DATA))
     assert [headers.get("Range") for headers in place.asked[asked:]] == [None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"safe": -1},
+        {"safe": 0},
+        {"safe": 10**30},
+        {"safe": "x"},
+        {"safe": 1e999},
+        {"etag": 'W/"one"'},
+        {"url": "http://x"},
+    ],
+)
+def test_a_record_that_says_nonsense_means_a_new_beginning(place: Place, change: dict[str, object]) -> None:
+    with pytest.raises(UpstreamError):
+        place.fetch(hostile.in_turn(hostile.truncated(DATA, HALF), hostile.busy(503)))
+    (record,) = place.left(".*.json")
+    record.write_text(json.dumps({**json.loads(record.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+    asked = len(place.asked)
+    place.fetch(hostile.honest(DATA))
+    assert [headers.get("Range") for headers in place.asked[asked:]] == [None]
+
+
+@pytest.mark.parametrize(
+    "told", ["bytes 5-6/7", "bytes */5", "lines 0-1/2", "", f"bytes {HALF}-{'9' * 5000}/{'9' * 5000}"]
+)
+def test_a_content_range_that_is_nonsense_does_no_harm(place: Place, told: str) -> None:
+    def odd(handler: hostile.Handler) -> None:
+        hostile._head(handler, 206, ETag='"one"', Content_Range=told, Content_Length=HALF)
+        handler.wfile.write(DATA[HALF:])
+
+    place.fetch(hostile.in_turn(hostile.truncated(DATA, HALF), odd, hostile.honest(DATA)))
+    assert place.path.read_bytes() == DATA
 
 
 def test_all_bytes_were_there_when_it_was_killed(place: Place) -> None:

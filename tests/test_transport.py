@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from pipeline import transport
-from pipeline.download import Rules
 from pipeline.download import download as download_
 from pipeline.errors import DigestMismatch, EngineError, UpstreamError
+from pipeline.lane import Rules
 from pipeline.oci import Digest
 from tests import hostile, http2
 from tests.servers import Server, running
@@ -248,3 +248,25 @@ def test_the_proxy_of_the_environment_is_used_but_not_for_this_machine(
     server.answers["/file"] = hostile.whole(b"direct")
     assert transport.get(client, "http://origin.invalid/file", what="a thing").content == DATA
     assert transport.get(client, f"{server.url}/file", what="a thing").content == b"direct"
+
+
+def test_a_server_that_breaks_the_rules_of_http2_is_an_upstream_error(tmp_path: Path) -> None:
+    """Frames that h2 refuses, in the head and in the middle of a body."""
+    context, trusting = hostile.certificate()
+    rubbish = b"\x00\x00\x04\x08\x00\x00\x00\x00\x01\x00\x00\x00\x00"  # WINDOW_UPDATE by nothing (RFC 9113 §6.9)
+    for after in (0, 100_000):
+        with (
+            http2.running(context, {"/cut": DATA}, cut=after, last=rubbish) as server,
+            transport.make_client(verify=trusting) as client,
+        ):
+            rules, target = Rules(sleep=lambda _pause: None, pauses=()), tmp_path / "file"
+            with pytest.raises(UpstreamError):
+                download_(
+                    client,
+                    [f"{server.url}/cut"],
+                    target,
+                    digest=DIGEST,
+                    size=len(DATA),
+                    transfer=Bar(),
+                    rules=rules,
+                )

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import fetch, transport
-from pipeline.download import Rules
 from pipeline.errors import PipelineError
+from pipeline.lane import Rules
 from pipeline.log import Log
 from pipeline.oci import Digest
 

@@ -16,8 +16,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +90,7 @@ def _make(folder: Path, sizes: Sequence[int]) -> dict[str, str]:
     folder.mkdir()
     chance = random.Random(1)
     for number, count in enumerate(sizes):
-        with (folder / f"f{number:03}").open("wb") as stream:  # by pieces: a child's ru_maxrss begins with our own
+        with (folder / f"f{number:03}").open("wb") as stream:
             for start in range(0, count, 1 << 20):
                 stream.write(chance.randbytes(min(1 << 20, count - start)))
     return {path.name: Digest.of_file(path).hex for path in sorted(folder.iterdir())}
@@ -188,27 +190,53 @@ def _run(commands: Sequence[Sequence[str]], root: Path) -> Run:
     started, memory = time.monotonic(), 0
     for command in commands:
         child = os.posix_spawnp(command[0], list(command), {**os.environ, "PYTHONPATH": str(root)})
-        _, status, usage = os.wait4(child, 0)
-        memory = max(memory, usage.ru_maxrss * 1024)
+        with _watched(child) as most:
+            _, status = os.waitpid(child, 0)
+        memory = max(memory, *most)
         if status != 0:
             raise EngineError(f"a program of the benchmark failed: {command[0]}", found=f"wait status {status}")
     return Run(seconds=time.monotonic() - started, memory=memory)
 
 
+@contextmanager
+def _watched(child: int) -> Iterator[list[int]]:
+    """What a child's memory was at most, looked at now and then; ru_maxrss would begin with our own."""
+    most, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            with suppress(OSError):
+                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child}/status").read_text(encoding="utf-8"))
+                if found:
+                    most.append(int(found[1]) * 1024)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        watching.join()
+
+
 def _document(found: Mapping[str, Mapping[str, Sequence[Run]]], sizes: Sequence[int], runs: int) -> dict[str, object]:
     """Everything that a reader needs to judge or repeat it."""
     total = sum(sizes)
-    scenarios = {
-        title: {
-            tool: {
-                "seconds": [round(run.seconds, 3) for run in them],
-                "median": round(statistics.median(run.seconds for run in them), 3),
-                "memory": max(run.memory for run in them),
-            }
-            for tool, them in tools.items()
+    scenarios = [
+        {
+            "title": title,
+            "programs": [
+                {
+                    "name": tool,
+                    "seconds": [round(run.seconds, 3) for run in them],
+                    "median": round(statistics.median(run.seconds for run in them), 3),
+                    "memory": max(run.memory for run in them),
+                }
+                for tool, them in tools.items()
+            ],
         }
         for title, tools in found.items()
-    }
+    ]
     targets = []
     for title, tools in found.items():
         if FETCH in tools:
@@ -281,7 +309,7 @@ def render(document: Mapping[str, object]) -> str:
     machine_, versions, scenarios, targets = (document[key] for key in ("machine", "versions", "scenarios", "targets"))
     assert isinstance(machine_, Mapping)
     assert isinstance(versions, Mapping)
-    assert isinstance(scenarios, Mapping)
+    assert isinstance(scenarios, Sequence)
     assert isinstance(targets, Sequence)
     lines = [
         "# Benchmark: fetch",
@@ -294,7 +322,7 @@ def render(document: Mapping[str, object]) -> str:
         "",
         f"- machine: {machine_['processor']}, {machine_['cores']} cores, {size(int(machine_['memory']))}, "
         f"{machine_['system']}, sha256 instructions: {'yes' if machine_['sha256 instructions'] else 'no'}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
         "",
         "| ratio | median | from | to | target | |",
         "|---|---|---|---|---|---|",
@@ -305,10 +333,17 @@ def render(document: Mapping[str, object]) -> str:
             f"| {target['name']} | {target['median']:.2f} | {target['from']:.2f} | {target['to']:.2f} "
             f"| {sign} {target['limit']:.2f} | {'holds' if target['holds'] else 'does not hold'} |"
         )
-    for title, tools in scenarios.items():
-        lines += ["", f"## {title}", "", "| program | median | from | to | memory |", "|---|---|---|---|---|"]
-        for tool, told in tools.items():
-            first, last = min(told["seconds"]), max(told["seconds"])
-            shown = " | ".join(f"{value:.2f} s" for value in (told["median"], first, last))
-            lines.append(f"| {tool} | {shown} | {size(told['memory'])} |")
+    for scenario in scenarios:
+        lines += [
+            "",
+            f"## {scenario['title']}",
+            "",
+            "| program | median | from | to | memory |",
+            "|---|---|---|---|---|",
+        ]
+        for told in scenario["programs"]:
+            times = " | ".join(
+                f"{value:.2f} s" for value in (told["median"], min(told["seconds"]), max(told["seconds"]))
+            )
+            lines.append(f"| {told['name']} | {times} | {size(told['memory'])} |")
     return "\n".join(lines) + "\n"
