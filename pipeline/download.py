@@ -83,8 +83,9 @@ class _Race:
             self._end(keep=True)
             raise
         self._end(keep=False)
-        for left in goal.target.parent.glob(f".{goal.target.name}.*"):
-            left.unlink(missing_ok=True)
+        for lane in self._lanes:
+            if lane is not winner and lane.opened:  # one that waits for a silent server has not gone yet
+                lane.partial.unlink()
         self.show()
         return winner.partial.done
 

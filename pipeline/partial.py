@@ -40,6 +40,8 @@ class Partial:
         self._state = sha256()
         self._pending: Future[None] | None = None
         self._told = time.monotonic()
+        self._recorded = self.record.exists()
+        self._moved = False
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._take_up()
 
@@ -54,7 +56,8 @@ class Partial:
                 self.size = None if told["size"] is None else int(told["size"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             pass  # no record, or none of ours: nothing is safe
-        os.ftruncate(self._file, safe)
+        if os.fstat(self._file).st_size != safe:
+            os.ftruncate(self._file, safe)
         while self.done < safe and (chunk := os.pread(self._file, min(_CHUNK, safe - self.done), self.done)):
             self._state.update(chunk)
             self.done += len(chunk)
@@ -70,8 +73,9 @@ class Partial:
     def begin(self, etag: str, size: int | None) -> None:
         """Start from nothing; `etag`: a strong one, or empty."""
         self._settle()
-        self.record.unlink(missing_ok=True)
-        os.ftruncate(self._file, 0)
+        self._forget()
+        if self.done:
+            os.ftruncate(self._file, 0)
         self._state, self.done, self.resumed = sha256(), 0, False
         self.etag, self.size = etag, size
 
@@ -97,6 +101,7 @@ class Partial:
 
     def _write_down(self, safe: int, etag: str, size: int | None) -> None:
         os.fsync(self._file)
+        self._recorded = True
         text = json.dumps({"url": self.url, "etag": etag, "size": size, "safe": safe}) + "\n"
         new = self.record.with_suffix(".new")
         with new.open("w", encoding="utf-8") as stream:
@@ -119,15 +124,25 @@ class Partial:
         """
         self._settle()
         self.path.replace(target)
-        self.record.unlink(missing_ok=True)
+        self._moved = True
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._recorded:
+            self.record.unlink(missing_ok=True)
+            self._recorded = False
 
     def remove(self) -> None:
         """Leave nothing of it."""
         try:
             self._settle()
         finally:
-            self.path.unlink(missing_ok=True)
-            self.record.unlink(missing_ok=True)
+            self.unlink()
+
+    def unlink(self) -> None:
+        """Take away its names; for other threads than the one that uses it."""
+        self.path.unlink(missing_ok=True)
+        self.record.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file; what is on the disk stays. Bytes that no later run can use are removed."""
@@ -135,16 +150,20 @@ class Partial:
             self._settle()
         finally:
             os.close(self._file)
-            if not self.record.exists():
+            if not self._moved and not self.record.exists():
                 self.path.unlink(missing_ok=True)
 
 
 def sweep(folder: Path, *, older: float) -> None:
-    """Remove what no run can continue: bytes without a record, a record without bytes, both after `older` seconds."""
+    """Remove what no run will continue: bytes without a record, a record without bytes, both after `older` seconds
+    or when the file is there.
+    """
     oldest = time.time() - older
     for path in list(folder.glob(".*")):
         if path.suffix not in (".partial", ".json", ".new"):
             continue
         bytes_, record = path.with_suffix(".partial"), path.with_suffix(".json")
-        if path.suffix == ".new" or not bytes_.exists() or not record.exists() or bytes_.stat().st_mtime < oldest:
+        useless = path.suffix == ".new" or not bytes_.exists() or not record.exists()
+        there = folder / path.name.split(".")[1]
+        if useless or there.exists() or bytes_.stat().st_mtime < oldest:
             path.unlink(missing_ok=True)

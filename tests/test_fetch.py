@@ -149,7 +149,11 @@ def test_the_beginning_of_a_file_is_kept_for_two_weeks(origin: Server, client: h
             path.write_text("{}")
             os.utime(path, (time.time() - days * 86400,) * 2)
     (folder / ".alone.json").write_text("{}")
-    fetch.run(INTENT, served(origin), tmp_path, client, LOG)
+    lock = served(origin)
+    fetch.run(INTENT, lock, tmp_path, client, LOG)
+    for suffix in ("partial", "json"):
+        (folder / f".{lock.artifacts[0].digest.hex}.x.{suffix}").write_text("{}")
+    fetch.run(INTENT, lock, tmp_path, client, LOG)
     assert sorted(path.name for path in folder.glob(".*")) == [".young.json", ".young.partial"]
 
 
