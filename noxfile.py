@@ -52,6 +52,18 @@ def fetch(session: nox.Session) -> None:
 
 
 @nox.session
+def mirrors(session: nox.Session) -> None:
+    """Measure latency, speed and completeness of each origin and mirror."""
+    _pipeline(session, "mirrors", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure the pipeline beside other tools (-- fetch --write)."""
+    _pipeline(session, "bench", *session.posargs)
+
+
+@nox.session
 def plan(session: nox.Session) -> None:
     """Print the bake file that build hands to buildx."""
     _pipeline(session, "plan", *session.posargs)

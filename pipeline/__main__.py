@@ -54,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
     one = command("vendor", "write a folder that is a mirror of every file of the lock, for sites without internet")
     one.add_argument("folder", type=Path, metavar="FOLDER")
     one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
+    command("mirrors", "measure latency, speed and completeness of each origin and mirror")
+    one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
+    one.add_argument("what", choices=("fetch",), help="what to measure")
+    one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
+    one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json and .md")
     command("plan", "print the bake file that `build` hands to buildx")
     one = command("build", "fetch what is missing, then build all platforms into dist/image/")
     one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
@@ -183,6 +188,12 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
             run.vendor(parsed.folder, parsed.url)
         case "fetch":
             run.fetch(offline=parsed.offline)
+        case "mirrors":
+            run.mirrors()
+        case "bench":
+            from pipeline.bench import fetching
+
+            fetching.main(log, ROOT, runs=parsed.runs, write=parsed.write)
         case "plan":
             sys.stdout.write(run.plan())
         case "build":

@@ -15,13 +15,13 @@ from typing import Any
 import httpx
 
 from pipeline.cache import link, writing
+from pipeline.download import download
 from pipeline.errors import DigestMismatch, UpstreamError
 from pipeline.lock import Base
 from pipeline.log import Log, Transfer, Transfers, size
 from pipeline.oci import INDEX, REFERENCE_TYPE, Digest
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
-from pipeline.transport import download
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,16 +161,17 @@ class Log:
                 self.say(f"… {name} goes on, {seconds(time.monotonic() - started)}")
 
     @contextmanager
-    def transfers(self) -> Iterator[Transfers]:
-        """Room for several transfers at once: bars on a terminal, else plain lines."""
+    def transfers(self, files: int = 0) -> Iterator[Transfers]:
+        """Room for several transfers: bars on a terminal, else plain lines; a total too if `files` are several."""
         if self.console.is_terminal and not self.quiet:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
             with Progress(*columns, console=self.console, transient=False) as progress:
-                yield Transfers(self, progress)
+                whole = _BarTransfer(progress, f"all {files} files", 0, None) if files > 1 else None
+                yield Transfers(self, progress, whole)
         else:
-            yield Transfers(self, None)
+            yield Transfers(self, None, _PlainTransfer(self, f"all {files} files", 0, None) if files > 1 else None)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of text."""
@@ -189,42 +190,73 @@ class Log:
         return time.monotonic() - self._started
 
 
+class _Whole(Transfer, Protocol):
+    """The sum of several transfers."""
+
+    def more(self, count: int) -> None:
+        """`count` more bytes are to come."""
+
+
 class Transfers:
     """Starts the bars of `Log.transfers`. Thread-safe as far as rich is: one transfer per thread."""
 
-    def __init__(self, log: Log, progress: Progress | None) -> None:
+    def __init__(self, log: Log, progress: Progress | None, whole: _Whole | None) -> None:
         self._log = log
         self._progress = progress
+        self._whole = whole
 
     def start(self, name: str, total: int | None) -> Transfer:
         """A new transfer of `total` bytes (None: not known yet)."""
+        if self._whole is not None and total is not None:
+            self._whole.more(total)
         if self._progress is None:
-            return _PlainTransfer(self._log, name, total)  # it says its lines through the log
-        return _BarTransfer(self._progress, redact(name), total)
+            return _PlainTransfer(self._log, name, total, self._whole)  # it says its lines through the log
+        return _BarTransfer(self._progress, redact(name), total, self._whole)
 
 
 class _BarTransfer:
-    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
+    """A bar; one of many goes away when it is full, for a terminal has fewer lines than a lock has files."""
+
+    def __init__(self, progress: Progress, name: str, total: int | None, whole: _Whole | None) -> None:
         self._progress = progress
         self._task = progress.add_task(name, total=total)
+        self._total = total
+        self._done = 0
+        self._whole = whole
 
     def advance(self, count: int) -> None:
+        self._done += count
         self._progress.advance(self._task, count)
+        if self._whole is not None:
+            self._whole.advance(count)
+            self._progress.update(self._task, visible=self._done != self._total)
 
     def total(self, count: int) -> None:
+        if self._whole is not None and self._total is None:
+            self._whole.more(count)
+        self._total = count
         self._progress.update(self._task, total=count)
+
+    def more(self, count: int) -> None:
+        self.total((self._total or 0) + count)
 
 
 class _PlainTransfer:
-    def __init__(self, log: Log, name: str, total: int | None) -> None:
+    """Lines; of many transfers only the whole tells them."""
+
+    def __init__(self, log: Log, name: str, total: int | None, whole: _Whole | None) -> None:
         self._log = log
         self._name = name
         self._total = total
+        self._whole = whole
         self._done = 0
         self._told = time.monotonic()
 
     def advance(self, count: int) -> None:
         self._done += count
+        if self._whole is not None:
+            self._whole.advance(count)
+            return
         now = time.monotonic()
         if now - self._told >= _PLAIN_EVERY:
             self._told = now
@@ -232,7 +264,12 @@ class _PlainTransfer:
             self._log.say(f"{self._name}: {size(self._done)}{of}")
 
     def total(self, count: int) -> None:
+        if self._whole is not None and self._total is None:
+            self._whole.more(count)
         self._total = count
+
+    def more(self, count: int) -> None:
+        self.total((self._total or 0) + count)
 
 
 def size(count: int) -> str:

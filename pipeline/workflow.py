@@ -22,6 +22,7 @@ from pipeline import (
     emulation,
     fetch,
     lock,
+    mirrors,
     publish,
     resolve,
     smoke,
@@ -161,8 +162,8 @@ class Run:
         intent = self.intent
         fetched = fetch.run(intent, locked, self.cache, self.client, self.log)
         name, _, _ = ImageName.parse(locked.base.image)
-        mirrors = base.Mirrors(urls=intent.mirrors.get("base", ()), client=self.client, log=self.log)
-        base.fetch(locked.base, intent.platforms, self.registry(name), self.cache, self.log, mirrors)
+        copies = base.Mirrors(urls=intent.mirrors.get("base", ()), client=self.client, log=self.log)
+        base.fetch(locked.base, intent.platforms, self.registry(name), self.cache, self.log, copies)
         return fetched
 
     def vendor(self, folder: Path, url: str | None) -> None:
@@ -170,6 +171,11 @@ class Run:
         self.fetch(offline=False)
         with self.log.step("vendor"):
             vendor.run(self.intent, self.lock, folder, self.cache, self.log, url=url)
+
+    def mirrors(self) -> None:
+        """Measure every origin of the lock and its mirrors."""
+        with self.log.step("mirrors"):
+            mirrors.run(self.intent, self.lock, self.client, self.log)
 
     def build(self, engine: Engine) -> Image:
         """Build all platforms."""

@@ -27,7 +27,7 @@ TAGS = f"{UPSTREAM['github']}/k3s-io/k3s.git/info/refs?service=git-upload-pack"
 def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
     monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: BASE)
     monkeypatch.setattr(resolve, "_packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
-    monkeypatch.setattr(transport, "_PAUSES", ())
+    monkeypatch.setattr(transport, "PAUSES", ())
     made = Vendors(cache=tmp_path)
     made.log = Log()
     made.complete()

@@ -35,7 +35,7 @@ def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: BASE)
     monkeypatch.setattr(resolve, "_packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
-    monkeypatch.setattr(transport, "_PAUSES", ())
+    monkeypatch.setattr(transport, "PAUSES", ())
     made = Vendors(cache=tmp_path)
     made.log = Log()
     made.complete()
