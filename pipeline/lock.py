@@ -198,7 +198,10 @@ def parse(text: str, where: str) -> Lock:
             ),
             packages=_packages(data["packages"]),
             guest=_packages(data.get("guest")),
-            embedded={name: dict(inside) for name, inside in (data.get("embedded") or {}).items()},
+            embedded={
+                _text(name): {_text(key): _text(value) for key, value in inside.items()}
+                for name, inside in (data.get("embedded") or {}).items()
+            },
         )
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LockStale(

@@ -64,8 +64,11 @@ def findings(lock: Lock) -> tuple[list[str], Incompatible | None]:
         return [refused.summary.replace("\n    ", "; ")], refused
 
 
-def markdown(old: Lock | None, new: Lock, said: Sequence[str]) -> str:
-    """What changed, for people: components, what is in them, base, packages, sizes, evidence; and what compat said."""
+def markdown(old: Lock | None, new: Lock, said: Sequence[str], weak: Sequence[str] = ()) -> str:
+    """What changed, for people: components, what is in them, base, packages, sizes, evidence; and what compat said.
+
+    `weak`: what the policy does not believe, `Lock.weak`.
+    """
     if old is not None and render(old) == render(new):
         return NOTHING
     parts = [
@@ -78,7 +81,8 @@ def markdown(old: Lock | None, new: Lock, said: Sequence[str]) -> str:
         _sizes(old, new),
         _evidence(old, new),
         _replaced(old, new),
-        "\n".join(["### Compatibility", "", *(f"- {sentence}" for sentence in said)]) if said else "",
+        _sentences("Compatibility", said),
+        _sentences("Publish will refuse this lock", weak),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -232,6 +236,10 @@ def _tag(name: str, version: str) -> str:
     if name == "docker" and compat.number(plain) < (29, 0, 0):
         pattern = "v{}"
     return quote(pattern.format(plain))
+
+
+def _sentences(title: str, sentences: Sequence[str]) -> str:
+    return "\n".join([f"### {title}", "", *(f"- {sentence}" for sentence in sentences)]) if sentences else ""
 
 
 def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -119,7 +119,7 @@ class Run:
                 return update.NOTHING
             lock.write(self.lock_path, made)
             self.log.say(f"{self.lock_path.name} written")
-            return update.markdown(previous, made, said)
+            return update.markdown(previous, made, said, made.weak(self.intent.policy))
 
     def _resolved(self, previous: Lock | None) -> Lock:
         """What the origins give; what is known to be inside of unchanged files is kept."""

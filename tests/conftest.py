@@ -14,11 +14,13 @@ import pytest
 from hypothesis import Phase, settings
 from python_on_whales import DockerClient
 
-from pipeline import cache, daemon, lock, machine, sandbox, versions
+from pipeline import cache, daemon, lock, machine, resolve, sandbox, transport, versions
 from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import origin, rehearse, supplies
+from tests.examples import artifact
+from tests.vendors import BASE, Vendors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,6 +66,20 @@ def _no_docker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """A test without the marker `engine` meets no docker daemon."""
     if request.node.get_closest_marker("engine") is None:
         monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+
+
+@pytest.fixture
+def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
+    """A network of vendors, each with a release that is complete; apt and the base image are handed in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: BASE)
+    monkeypatch.setattr(resolve, "_packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
+    monkeypatch.setattr(transport, "PAUSES", ())
+    made = Vendors(cache=tmp_path)
+    made.log = Log()
+    made.complete()
+    yield made
+    made.client.close()
 
 
 @pytest.fixture(scope="session")

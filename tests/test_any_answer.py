@@ -25,7 +25,7 @@ from pipeline.log import Log, redact
 from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
-from pipeline.versions import COMPONENTS, ORIGINS, Intent
+from pipeline.versions import COMPONENTS, MIRRORED, ORIGINS, Intent
 from tests import signing
 from tests.examples import artifact
 from tests.vendors import MIRROR, RECORDED, Given, Vendors
@@ -54,6 +54,9 @@ BAD_URLS = st.sampled_from(
     ]
 )
 URLS = st.integers(0, 9).flatmap(lambda roll: BAD_URLS if roll == 0 else GOOD_URLS)
+FOLDERS = st.sampled_from(
+    ["file:///nowhere", "file://localhost/nowhere/", "file://elsewhere/x", "file:x", "file:///%ff"]
+)
 ANYTHING = st.one_of(NUMBERS, ODD, BAD_URLS, st.text(max_size=12), st.just([]), st.just({}), st.just(["a", "a"]))
 
 
@@ -94,8 +97,10 @@ def intents(draw: st.DrawFn) -> str:
             maybe(st.dictionaries(keys, maybe(st.sampled_from(list(map(str, Grade)))), max_size=3))
         )
     for key in draw(st.sampled_from([(), (), (), ("upstream",), ("mirrors",)])):
-        bases = URLS if key == "upstream" else st.lists(URLS, min_size=1, max_size=2)
-        document[key] = draw(maybe(st.dictionaries(st.sampled_from(ORIGINS), bases, max_size=2)))
+        upstream = key == "upstream"
+        bases = URLS if upstream else st.lists(st.one_of(URLS, FOLDERS), min_size=1, max_size=2)
+        origins = st.sampled_from(ORIGINS if upstream else MIRRORED)
+        document[key] = draw(maybe(st.dictionaries(origins, bases, max_size=2)))
     if draw(st.integers(0, 30)) == 0:
         document[draw(st.sampled_from([*document, "extra"]))] = draw(ANYTHING)
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

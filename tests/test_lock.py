@@ -208,10 +208,12 @@ def test_what_is_no_lock_is_refused(text: str) -> None:
         ("observed: '2026-11-22'", "observed: {}"),
         ("origin: docker", "origin: [docker]"),
         ("url: https", "url: {https: 1}\n        x: https"),
+        ("runc: 1.3.3", "runc: [1.3.3]"),
+        ("docker:\n    runc: 1.3.3", "docker: 1.3.3"),
     ],
 )
 def test_an_entry_that_holds_something_else_is_refused(before: str, after: str) -> None:
-    text = lock.render(OURS)
+    text = lock.render(replace(OURS, embedded={"docker": {"runc": "1.3.3"}}))
     assert before in text
     with pytest.raises(LockStale):
         lock.parse(text.replace(before, after, 1), "x")

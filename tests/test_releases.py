@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import pytest
 
-from pipeline import resolve, transport
 from pipeline.errors import UpstreamError
-from pipeline.log import Log
 from pipeline.platforms import Platform
 from pipeline.versions import UPSTREAM, KnownFix
 from tests import vendors as fake
-from tests.examples import artifact
-from tests.vendors import BASE, CHANNELS, Given, Vendors, times
+from tests.vendors import CHANNELS, Given, Vendors, times
 
 COLLECTION = f"{UPSTREAM['k3s-channels']}/v1-release/channels"
 PAGE = f"{COLLECTION}/stable"
 TAGS = f"{UPSTREAM['github']}/k3s-io/k3s.git/info/refs?service=git-upload-pack"
-
-
-@pytest.fixture
-def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
-    monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: BASE)
-    monkeypatch.setattr(resolve, "_packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
-    monkeypatch.setattr(transport, "PAUSES", ())
-    made = Vendors(cache=tmp_path)
-    made.log = Log()
-    made.complete()
-    yield made
-    made.client.close()
 
 
 def asks(vendors: Vendors, **components: str) -> None:

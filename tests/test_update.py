@@ -97,6 +97,14 @@ def test_nothing_changed_is_said() -> None:
     assert update.markdown(OLD, lock.parse(lock.render(OLD), "x"), []) == update.NOTHING
 
 
+def test_what_the_policy_does_not_believe_is_told() -> None:
+    weak = renewed().weak({"docker": Grade.CORROBORATED})
+    text = update.markdown(OLD, renewed(), [], weak)
+    told = text.partition("### Publish will refuse this lock\n")[2].split("\n### ")[0]
+    assert told.count("is first use, and the policy asks for corroborated or better") == len(Platform)
+    assert "Publish will refuse" not in update.markdown(OLD, renewed(), [])
+
+
 def test_bytes_replaced_under_the_same_version_stand_out() -> None:
     first: Artifact = OLD.artifacts[0]
     new = replace(OLD, artifacts=(replace(first, digest=digest("replaced")), *OLD.artifacts[1:]))

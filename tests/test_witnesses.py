@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,26 +21,12 @@ from pipeline.platforms import Platform
 from pipeline.versions import UPSTREAM
 from pipeline.workflow import Run
 from tests import signing
-from tests.examples import artifact
 from tests.signing import Pair
-from tests.vendors import BASE, CHANNELS, MIRROR, NOW, RECORDED, Given, Vendors, times
+from tests.vendors import CHANNELS, MIRROR, NOW, RECORDED, Given, Vendors, times
 
 API = "https://api.github.com/repos"
 KUBECTL = f"{UPSTREAM['kubernetes']}/release/v1.37.1/bin/linux/amd64/kubectl"
 DOCKER = f"{UPSTREAM['docker']}/linux/static/stable/x86_64/docker-29.7.2.tgz"
-
-
-@pytest.fixture
-def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: BASE)
-    monkeypatch.setattr(resolve, "_packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
-    monkeypatch.setattr(transport, "PAUSES", ())
-    made = Vendors(cache=tmp_path)
-    made.log = Log()
-    made.complete()
-    yield made
-    made.client.close()
 
 
 def of(made: Lock, component: str, platform: Platform = Platform.AMD64) -> Artifact:
