@@ -83,9 +83,6 @@ class _Race:
             self._end(keep=True)
             raise
         self._end(keep=False)
-        for lane in self._lanes:
-            if lane is not winner and lane.opened:  # one that waits for a silent server has not gone yet
-                lane.partial.unlink()
         self.show()
         return winner.partial.done
 
@@ -114,11 +111,14 @@ class _Race:
         lane.thread.start()
 
     def _end(self, *, keep: bool) -> None:
-        """Cancel who still runs, once; `keep`: for the next run, else what they have is removed."""
+        """Cancel who still runs; `keep`: their bytes are for the next run, else they are removed."""
         leaving = [lane for lane in self._lanes if lane.thread.is_alive() and lane.cancel(keep=keep)]
         deadline = time.monotonic() + _LEAVING
         for lane in leaving:
             lane.thread.join(max(0.0, deadline - time.monotonic()))
+        for lane in self._lanes:  # one that waits for a silent server has not gone yet, and leaves nothing all the same
+            if lane.opened and lane.outcome is not True and not (keep and lane.partial.record.exists()):
+                lane.partial.unlink()
 
     def show(self) -> None:
         """Move the bar to the lane that has most."""

@@ -98,6 +98,7 @@ class Lane:
         self.opened = False
         self.partial: Partial
         self._cancelled = threading.Event()
+        self._opening = threading.Lock()  # a lane that was cancelled before it began makes no file
         self._keep = False  # whether a cancelled lane leaves its bytes for the next run
         self._pausing = False
         self._response: httpx.Response | None = None
@@ -124,8 +125,9 @@ class Lane:
         """
         if self._cancelled.is_set():
             return False
-        self._keep = keep
-        self._cancelled.set()
+        with self._opening:
+            self._keep = keep
+            self._cancelled.set()
         if (response := self._response) is not None:
             hang_up(response)
         return response is not None or self._pausing
@@ -133,8 +135,11 @@ class Lane:
     def _run(self) -> None:
         outcome: bool | BaseException
         try:
-            self.partial = Partial(self.goal.target, self.url, every=self.goal.rules.every)
-            self.opened = True
+            with self._opening:
+                if self._cancelled.is_set():
+                    raise _Cancelled("cancelled")
+                self.partial = Partial(self.goal.target, self.url, every=self.goal.rules.every)
+                self.opened = True
             try:
                 outcome = self._all_tries()
             except Wrong:

@@ -113,10 +113,10 @@ def test_what_a_killed_run_left_is_removed(origin: Server, client: httpx.Client,
 
 
 def test_two_runs_at_once_share_a_cache_and_the_second_one_waits(
-    origin: Server, client: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    origin: Server, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = served(origin)
-    arrived, go_on = threading.Event(), threading.Event()
+    arrived, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
     first = f"/{lock.artifacts[0].path}"
     quick = origin.answers[first]
 
@@ -126,14 +126,13 @@ def test_two_runs_at_once_share_a_cache_and_the_second_one_waits(
         quick(handler)
 
     origin.answers[first] = held
+    second = Log(quiet=True)
+    monkeypatch.setattr(second, "say", lambda text: waiting.set() if "another run writes to" in text else None)
     with ThreadPoolExecutor(max_workers=2) as pool:
         one = pool.submit(fetch.run, INTENT, lock, tmp_path, client, LOG)
         assert arrived.wait(60)
-        two = pool.submit(fetch.run, INTENT, lock, tmp_path, client, Log())
-        said, deadline = "", time.monotonic() + 60
-        while "another run writes to" not in said:
-            assert time.monotonic() < deadline
-            said += capsys.readouterr().err
+        two = pool.submit(fetch.run, INTENT, lock, tmp_path, client, second)
+        assert waiting.wait(60)
         assert not two.done()
         go_on.set()
         assert (one.result().downloaded, two.result().downloaded) == (4, 0)
