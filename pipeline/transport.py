@@ -1,7 +1,7 @@
 """HTTP: one client with a connection for each request in flight, bounded answers, bounded retries.
 
 httpx follows no redirects unless told and retries nothing but connects: that is done here. Files of the lock come
-through `download`, which adds resuming, racing and the digest.
+through pipeline/download.py, which adds resuming, racing and the digest.
 """
 
 from __future__ import annotations
