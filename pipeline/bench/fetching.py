@@ -287,7 +287,7 @@ def _machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "sha256 instructions": bool(re.search(r"\b(sha_ni|sha2)\b", cpus)),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
     }
 
 
