@@ -34,9 +34,33 @@ def resolve(session: nox.Session) -> None:
 
 
 @nox.session
+def update(session: nox.Session) -> None:
+    """Renew the lock and tell the change as Markdown for a pull request (-- --output FILE, -- --diff OLD NEW)."""
+    _pipeline(session, "update", *session.posargs)
+
+
+@nox.session
+def vendor(session: nox.Session) -> None:
+    """Write a folder that is a mirror of every file of the lock, for sites without internet (-- FOLDER)."""
+    _pipeline(session, "vendor", *session.posargs)
+
+
+@nox.session
 def fetch(session: nox.Session) -> None:
     """Bring every file of the lock into the cache, verified."""
     _pipeline(session, "fetch", *session.posargs)
+
+
+@nox.session
+def mirrors(session: nox.Session) -> None:
+    """Measure latency, speed and completeness of each origin and mirror."""
+    _pipeline(session, "mirrors", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure the pipeline beside other tools (-- fetch --write)."""
+    _pipeline(session, "bench", *session.posargs)
 
 
 @nox.session
@@ -97,6 +121,7 @@ def requirements(session: nox.Session) -> None:
         chosen = [argument for group in groups for argument in ("--group", group)]
         session.run(
             *("uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--upgrade"),
-            *("--no-emit-index-url", "--custom-compile-command", "nox -s requirements", *chosen),
+            # extras stay: pip, asked for hashes, takes no `pydantic[email]` for the `pydantic` that is pinned
+            *("--no-strip-extras", "--no-emit-index-url", "--custom-compile-command", "nox -s requirements", *chosen),
             *("--output-file", f"requirements/{name}.txt", "pyproject.toml"),
         )

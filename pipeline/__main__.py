@@ -46,8 +46,19 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("resolve", "ask upstream what versions.yaml means today and write versions.lock.yaml")
     one.add_argument("--check", action="store_true", help="write nothing; exit 5 when the lock would change")
+    one = command("update", "resolve, fetch, read what is in the files, write the lock and tell the change as Markdown")
+    one.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
+    one.add_argument("--diff", nargs=2, type=Path, metavar=("OLD", "NEW"), help="only compare two locks")
     one = command("fetch", "bring every file of the lock into the cache, verified")
     one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
+    one = command("vendor", "write a folder that is a mirror of every file of the lock, for sites without internet")
+    one.add_argument("folder", type=Path, metavar="FOLDER")
+    one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
+    command("mirrors", "measure latency, speed and completeness of each origin and mirror")
+    one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
+    one.add_argument("what", choices=("fetch",), help="what to measure")
+    one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
+    one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json and .md")
     command("plan", "print the bake file that `build` hands to buildx")
     one = command("build", "fetch what is missing, then build all platforms into dist/image/")
     one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
@@ -120,7 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell(error: PipelineError, log: Log) -> int:
     """Print a failure as a person should see it; returns its exit code."""
-    first, *rest = error.lines()
+    from pipeline.log import redact
+
+    first, *rest = map(redact, error.lines())
     log.console.print(f"error: {first}", style="bold red")
     for line in rest:
         log.console.print(line)
@@ -169,8 +182,18 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case "resolve":
             changed = run.resolve(check=parsed.check)
             return errors.LockStale.exit_code if changed and parsed.check else 0
+        case "update":
+            _update(run, parsed)
+        case "vendor":
+            run.vendor(parsed.folder, parsed.url)
         case "fetch":
             run.fetch(offline=parsed.offline)
+        case "mirrors":
+            run.mirrors()
+        case "bench":
+            from pipeline.bench import fetching
+
+            fetching.main(log, ROOT, runs=parsed.runs, write=parsed.write)
         case "plan":
             sys.stdout.write(run.plan())
         case "build":
@@ -190,6 +213,32 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case other:
             raise AssertionError(other)
     return 0
+
+
+def _update(run: Run, parsed: argparse.Namespace) -> None:
+    from pipeline import lock, update
+    from pipeline.release import write_text
+
+    refused: PipelineError | None = None
+    if parsed.diff:
+        old, new = (lock.parse(_text(path), str(path)) for path in parsed.diff)
+        said, refused = update.findings(new)
+        text = update.markdown(old, new, said)
+    else:
+        text = run.update()
+    if parsed.output:
+        write_text(parsed.output, text)
+    else:
+        sys.stdout.write(text)
+    if refused is not None:
+        raise refused
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntentError(f"{path} cannot be read", found=str(error), expected="a versions.lock.yaml") from None
 
 
 def _engine(run: Run, stack: ExitStack) -> Engine:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from pipeline.lock import Lock
+from pipeline.log import redact
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.versions import COMPONENTS, Intent
@@ -39,7 +40,7 @@ def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, r
     }
     if rehearsed:
         said[REHEARSAL] = "made of stand-ins on one machine; not for use"
-    return said
+    return {key: redact(value) for key, value in said.items()}
 
 
 def render(

@@ -8,31 +8,80 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from pipeline.cache import link, writing
+from pipeline.download import download
 from pipeline.errors import DigestMismatch, UpstreamError
 from pipeline.lock import Base
-from pipeline.log import Log, Transfers, size
+from pipeline.log import Log, Transfer, Transfers, size
 from pipeline.oci import INDEX, REFERENCE_TYPE, Digest
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
 
 
-def fetch(lock: Base, platforms: Sequence[Platform], registry: Registry, cache: Path, log: Log) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Mirrors:
+    """OCI layouts behind plain file servers, asked before the registry: `<url>/blobs/sha256/<hex>`."""
+
+    urls: Sequence[str]
+    client: httpx.Client
+    log: Log
+
+    def bring(self, digest: Digest, length: int | None, target: Path, transfer: Transfer) -> bool:
+        """Whether a mirror had the file; one that has other bytes is named and passed over."""
+        if not self.urls:
+            return False
+        urls = [f"{url}/blobs/sha256/{digest.hex}" for url in self.urls]
+        try:
+            download(self.client, urls, target, digest=digest, size=length, transfer=transfer)
+        except (UpstreamError, DigestMismatch) as error:
+            self.log.warn(f"no mirror has {digest.short}… of the base image: {error.found or error.summary}")
+            return False
+        return True
+
+
+def fetch(
+    lock: Base,
+    platforms: Sequence[Platform],
+    registry: Registry,
+    cache: Path,
+    log: Log,
+    mirrors: Mirrors | None = None,
+) -> int:
     """Bring what the platforms need of the base image into `cache`/sha256/; returns the bytes downloaded.
 
-    Raises UpstreamError when the registry has no such digest or platform, DigestMismatch for wrong bytes.
+    Raises UpstreamError when neither a mirror nor the registry has such a digest or platform, DigestMismatch for
+    wrong bytes.
     """
     folder = cache / "sha256"
     brought = 0
     with writing(cache), log.transfers() as transfers:
-        for digest in _manifests(lock.digest, platforms, lambda digest: _manifest(digest, registry, folder)):
+        for digest in _manifests(lock.digest, platforms, lambda digest: _manifest(digest, registry, folder, mirrors)):
             for part in _parts(_load(folder, digest)):
-                brought += _blob(part, registry, folder, transfers)
+                brought += _blob(part, registry, folder, transfers, mirrors)
     log.say(f"base image {lock.image}: " + (f"{size(brought)} downloaded" if brought else "all in the cache"))
     return brought
+
+
+def digests(index: Digest, platforms: Sequence[Platform], cache: Path) -> list[Digest]:
+    """What the platforms need of the base image, the index first; every file is hashed.
+
+    Raises UpstreamError when one is not in the cache, DigestMismatch when one is not what its name says.
+    """
+    folder = cache / "sha256"
+    needed = [index]
+    for digest in _manifests(index, platforms, lambda digest: _load(folder, digest)):
+        needed.append(digest)
+        needed += [Digest(part["digest"]) for part in _parts(_load(folder, digest))]
+    needed = list(dict.fromkeys(needed))
+    for digest in needed:
+        _check(folder / digest.hex, digest)
+    return needed
 
 
 def layers(index: Digest, platform: Platform, registry: Registry, cache: Path) -> list[bytes]:
@@ -47,13 +96,21 @@ def layers(index: Digest, platform: Platform, registry: Registry, cache: Path) -
     return found
 
 
-def _blob(part: Mapping[str, Any], registry: Registry, folder: Path, transfers: Transfers | None) -> int:
+def _blob(
+    part: Mapping[str, Any],
+    registry: Registry,
+    folder: Path,
+    transfers: Transfers | None,
+    mirrors: Mirrors | None = None,
+) -> int:
     """One blob into the cache; returns the bytes downloaded, 0 when it was there."""
     digest = Digest(part["digest"])
     target = folder / digest.hex
     if target.exists() and Digest.of_file(target) == digest:
         return 0
     transfer = transfers.start(f"base image {digest.short}", part["size"]) if transfers else None
+    if mirrors and transfer and mirrors.bring(digest, part["size"], target, transfer):
+        return int(part["size"])
     temporary = target.with_name(f".{digest.hex}.partial")
     try:
         with registry.blob(digest) as chunks, temporary.open("wb") as stream:
@@ -75,15 +132,10 @@ def write_layout(index: Digest, platforms: Sequence[Platform], cache: Path, layo
     """
     folder = cache / "sha256"
     blobs = layout / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    needed = [index]
-    for digest in _manifests(index, platforms, lambda digest: _load(folder, digest)):
-        needed.append(digest)
-        needed += [Digest(part["digest"]) for part in _parts(_load(folder, digest))]
-    for digest in dict.fromkeys(needed):
-        source = folder / digest.hex
-        _check(source, digest)
-        link(source, blobs / digest.hex)
+    blobs.mkdir(parents=True, exist_ok=True)
+    for digest in digests(index, platforms, cache):
+        if not (blobs / digest.hex).exists():
+            link(folder / digest.hex, blobs / digest.hex)
     descriptor = {"mediaType": INDEX, "digest": index.text, "size": (folder / index.hex).stat().st_size}
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]}))
@@ -122,14 +174,25 @@ def _manifests(
             raise UpstreamError(f"the base image {index} has no {platform}", next_step="choose another base image")
 
 
+class _Unseen:
+    """A transfer that is too small to be shown."""
+
+    def advance(self, count: int) -> None:
+        pass
+
+    def total(self, count: int) -> None:
+        pass
+
+
 def _parts(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [manifest["config"], *manifest["layers"]]
 
 
-def _manifest(digest: Digest, registry: Registry, folder: Path) -> Mapping[str, Any]:
-    """A manifest out of the cache, else out of the registry into the cache."""
+def _manifest(digest: Digest, registry: Registry, folder: Path, mirrors: Mirrors | None = None) -> Mapping[str, Any]:
+    """A manifest out of the cache, else out of a mirror or the registry into the cache."""
     target = folder / digest.hex
-    if not (target.exists() and Digest.of_file(target) == digest):
+    there = target.exists() and Digest.of_file(target) == digest
+    if not there and not (mirrors and mirrors.bring(digest, None, target, _Unseen())):
         answer = registry.manifest(digest.text)
         if answer is None:
             raise UpstreamError(f"{registry.name} has no {digest}", next_step="renew the lock: nox -s resolve")

@@ -67,12 +67,7 @@ def run(
     if (known := _already_built(dist, inputs)) is not None:
         log.say(f"nothing to build: {known.digest} was built from exactly these inputs")
         return known
-    context = dist / "context"
-    with log.step("put the build context together"):
-        shutil.rmtree(context, ignore_errors=True)
-        for platform in intent.platforms:
-            _stage_files(lock.files(platform), cache, context / "artifacts" / platform.architecture)
-        base.write_layout(lock.base.digest, intent.platforms, cache, context / "base")
+    context = prepare(intent, lock, dist=dist, cache=cache, log=log)
     write_text(dist / BAKE_FILE, text)
     solve = _bake(root, dist, engine, log)
     layout, partial = dist / LAYOUT, dist / f"{LAYOUT}.partial"
@@ -95,6 +90,17 @@ def run(
     for platform, one in built.items():
         log.say(f"{platform}: {one.digest}  {size(one.size)} compressed")
     return image
+
+
+def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) -> Path:
+    """Put the build context together out of the cache alone; returns its folder. Raises as `run`."""
+    context = dist / "context"
+    with log.step("put the build context together"):
+        shutil.rmtree(context, ignore_errors=True)
+        for platform in intent.platforms:
+            _stage_files(lock.files(platform), cache, context / "artifacts" / platform.architecture)
+        base.write_layout(lock.base.digest, intent.platforms, cache, context / "base")
+    return context
 
 
 def _bake(root: Path, dist: Path, engine: Engine, log: Log) -> Solve:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pipeline.errors import UpstreamError
+from pipeline.log import Log
 from pipeline.oci import Digest
 
 
@@ -19,10 +22,24 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dind-k3s"
 
 
-def writing(cache: Path) -> FileLock:
-    """Held by whoever writes below `cache`/sha256/, so that runs share a cache and leftovers can be told from work."""
+@contextmanager
+def writing(cache: Path, log: Log | None = None) -> Iterator[None]:
+    """Held by whoever writes below `cache`/sha256/, so that runs share a cache and leftovers can be told from work.
+
+    A run that has to wait for another one says so. The kernel lets go of the lock of a process that was killed.
+    """
     (cache / "sha256").mkdir(parents=True, exist_ok=True)
-    return FileLock(cache / "fetch.lock")
+    lock = FileLock(cache / "fetch.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if log is not None:
+            log.say(f"another run writes to {cache}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def path_of(cache: Path, digest: Digest) -> Path:

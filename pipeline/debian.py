@@ -18,7 +18,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import EngineError, IntentError, UpstreamError
-from pipeline.lock import BUSYBOX, KERNEL, Artifact, Evidence
+from pipeline.evidence import Evidence, Grade
+from pipeline.lock import BUSYBOX, KERNEL, Artifact
 from pipeline.machine import find
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
@@ -27,6 +28,7 @@ from pipeline.versions import Intent
 
 _STATUS = "var/lib/dpkg/status"
 _KEYRINGS = "usr/share/keyrings/"
+_SIGNED = "listed in the archive's package index, under its signed Release file"
 
 # Its kernel (6.1) is Debian's last one that has the memory and cpuset controllers of cgroup v1. The suite had its last
 # point release, so the file stays where it is, while the kernels of bookworm-security come and go.
@@ -165,8 +167,7 @@ def _artifacts(
                 url=f"{intent.upstream[origin]}/{path}",
                 digest=digest,
                 size=int(size),
-                evidence=Evidence.SIGNED,
-                source="listed in the archive's package index, under its signed Release file",
+                evidence=(Evidence(grade=Grade.SIGNED, source=_SIGNED),),
             )
         )
     return chosen

@@ -109,7 +109,7 @@ class RegistryError(PipelineError):
 
 
 class VerificationFailed(PipelineError):
-    """What was read back is not what was released."""
+    """What was read back is not what was released, a signature is wrong, or a digest is believed for too little."""
 
     exit_code = 10
     kind = "verification failed"

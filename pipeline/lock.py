@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
-from pipeline.errors import LockStale
+from pipeline import evidence
+from pipeline.errors import LockStale, VerificationFailed
+from pipeline.evidence import Evidence, Grade
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.release import write_text
@@ -27,16 +29,6 @@ KERNEL = "linux-image-"  # how the names of Debian's kernel packages begin
 _CGROUP_V1_ENDS = (6, 11)
 
 
-class Evidence(StrEnum):
-    """Why a digest is believed, strongest first."""
-
-    SIGNED = "signed"  # covered by a signature of the vendor that was checked
-    PUBLISHED = "published"  # the vendor's own checksum
-    CORROBORATED = "corroborated"  # no published checksum; unrelated origins agree
-    RECORDED = "recorded"  # one other project records it
-    FIRST_USE = "first use"  # computed from the first download
-
-
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """One file of one platform."""
@@ -49,8 +41,13 @@ class Artifact:
     url: str  # base URL of the upstream it was resolved from + "/" + path
     digest: Digest
     size: int | None  # bytes; None until the first fetch
-    evidence: Evidence
-    source: str  # where the digest comes from, one sentence or URL
+    etag: str | None = None  # strong (RFC 9110 §8.8.3), as the upstream gave it when the digest was observed
+    evidence: tuple[Evidence, ...]  # why the digest is believed, strongest first
+
+    @property
+    def grade(self) -> Grade:
+        """How well the digest is believed."""
+        return evidence.grade(self.evidence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +56,12 @@ class Base:
 
     image: str  # as in the intent
     digest: Digest  # of the index
-    evidence: Evidence
-    source: str
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def grade(self) -> Grade:
+        """How well the digest is believed."""
+        return evidence.grade(self.evidence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +75,16 @@ class Lock:
     artifacts: tuple[Artifact, ...]  # of the components
     packages: tuple[Artifact, ...]  # Debian packages
     guest: tuple[Artifact, ...]  # Debian packages that smoke's virtual machines are made of; no part of the image
+    # Component → what is in its files → version (pipeline/embedded.py): told by the bytes, so it changes no image.
+    embedded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def digest(self) -> Digest:
-        """Of all that the image is made of: the text without `guest`.
+        """Of all that the image is made of: the text without `guest`, `embedded` and the reasons of the digests.
 
-        Images carry it and stages compare it, so another kernel to test with asks for no new image.
+        Images carry it and stages compare it, so another kernel to test with or a better reason asks for no new image.
         """
-        return Digest.of(_dump(_of_image(self)).encode())
+        return Digest.of(_dump(_of_image(self, reasons=False)).encode())
 
     @property
     def all_files(self) -> tuple[Artifact, ...]:
@@ -96,6 +99,28 @@ class Lock:
     def platforms(self) -> tuple[Platform, ...]:
         """The platforms that it has files for."""
         return tuple(sorted({a.platform for a in self.artifacts}))
+
+    def weak(self, policy: Mapping[str, Grade]) -> list[str]:
+        """What of the image is believed for less than the policy asks, a sentence each. The guest is not asked."""
+        held = [("base", f"base image {self.base.image}", self.base.grade)]
+        held += [(file.component, _name(file), file.grade) for file in self.artifacts]
+        held += [("packages", f"package {_name(file)}", file.grade) for file in self.packages]
+        return [
+            f"{name} is {found}, and the policy asks for {asked} or better"
+            for key, name, found in held
+            if not found.reaches(asked := evidence.least(policy, key))
+        ]
+
+    def require(self, policy: Mapping[str, Grade]) -> None:
+        """Refuse a release of digests that the policy does not believe. Raises VerificationFailed."""
+        if weak := self.weak(policy):
+            more = f"; and {len(weak) - 8} more" if len(weak) > 8 else ""
+            raise VerificationFailed(
+                weak[0],
+                found="; ".join(weak[:8]) + more if len(weak) > 1 else None,
+                where="policy in versions.yaml, evidence in versions.lock.yaml",
+                next_step="nox -s resolve, which asks for the reasons that it can get (docs/versions.md, «Evidence»)",
+            )
 
     def kernel(self, platform: Platform, *, cgroup_v1: bool = False) -> Artifact:
         """The newest kernel to boot that platform with; `cgroup_v1`: that has v1's memory and cpuset controllers.
@@ -133,6 +158,8 @@ def read(path: Path, intent: Intent) -> Lock:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise LockStale(f"{path} does not exist", next_step=RENEW) from None
+    except UnicodeDecodeError as error:
+        raise LockStale(f"{path} is not a lock that this version wrote", found=str(error), next_step=RENEW) from None
     lock = parse(text, str(path))
     if lock.intent != intent.checksum:
         raise LockStale(
@@ -161,8 +188,7 @@ def parse(text: str, where: str) -> Lock:
             base=Base(
                 image=data["base"]["image"],
                 digest=Digest(data["base"]["digest"]),
-                evidence=Evidence(data["base"]["evidence"]),
-                source=data["base"]["source"],
+                evidence=_reasons(data["base"]),
             ),
             versions={name: entry["version"] for name, entry in data["components"].items()},
             artifacts=tuple(
@@ -172,8 +198,12 @@ def parse(text: str, where: str) -> Lock:
             ),
             packages=_packages(data["packages"]),
             guest=_packages(data.get("guest")),
+            embedded={
+                _text(name): {_text(key): _text(value) for key, value in inside.items()}
+                for name, inside in (data.get("embedded") or {}).items()
+            },
         )
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LockStale(
             f"{where} is not a lock that this version wrote",
             found=f"{type(error).__name__}: {error}",
@@ -197,36 +227,73 @@ def _packages(read: Mapping[str, Mapping[str, Mapping[str, str]]] | None) -> tup
     )
 
 
-def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, str]) -> Artifact:
+def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, Any]) -> Artifact:
+    if "@" in urlsplit(file["url"]).netloc:
+        raise ValueError(f"the URL of {name} holds credentials")
     return Artifact(
         component=name,
-        version=version,
+        version=_text(version),
         platform=platform,
-        origin=file["origin"],
-        path=file["path"],
-        url=file["url"],
+        origin=_text(file["origin"]),
+        path=_text(file["path"]),
+        url=_text(file["url"]),
         digest=Digest.of_hex(file["sha256"]),
         size=int(file["size"]) if "size" in file else None,
-        evidence=Evidence(file["evidence"]),
-        source=file["source"],
+        etag=_text(file["etag"]) if "etag" in file else None,
+        evidence=_reasons(file),
     )
+
+
+def _reasons(entry: Mapping[str, Any]) -> tuple[Evidence, ...]:
+    read = entry["evidence"]
+    if isinstance(read, str):  # as it was written before a digest could have several reasons
+        return (Evidence(grade=Grade(read), source=entry["source"]),)
+    return tuple(
+        Evidence(
+            grade=Grade(one["grade"]),
+            source=_text(one["source"]),
+            observed=_text(one["observed"]) if "observed" in one else None,
+        )
+        for one in read
+    )
+
+
+def _text(value: Any) -> str:
+    """A scalar; raises ValueError for a list or keys and values in its place."""
+    if not isinstance(value, str):
+        raise ValueError(f"text was expected, not {value!r:.80}")
+    return value
+
+
+def _name(file: Artifact) -> str:
+    return f"{file.component} {file.version} for {file.platform}"
 
 
 def render(lock: Lock) -> str:
     """The canonical text: the same lock gives the same bytes."""
-    return _dump({**_of_image(lock), "guest": _by_platform(lock.guest)})
+    embedded = {name: dict(sorted(inside.items())) for name, inside in sorted(lock.embedded.items())}
+    return _dump({**_of_image(lock), "guest": _by_platform(lock.guest), **({"embedded": embedded} if embedded else {})})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists are indented below their key, as people write them and yamllint asks."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 (PyYAML's names)
+        super().increase_indent(flow, False)
 
 
 def _dump(document: Mapping[str, object]) -> str:
-    return _HEAD + yaml.safe_dump(document, sort_keys=False, width=1000)
+    return _HEAD + yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
-def _of_image(lock: Lock) -> dict[str, object]:
-    """The document without `guest`, which is no part of the image."""
+def _of_image(lock: Lock, *, reasons: bool = True) -> dict[str, object]:
+    """The document without `guest` and `embedded`, no parts of the image; `reasons`: with why digests are believed."""
     components = {
         name: {
             "version": version,
-            "files": {file.platform.value: _file(file) for file in lock.artifacts if file.component == name},
+            "files": {
+                file.platform.value: _file(file, reasons=reasons) for file in lock.artifacts if file.component == name
+            },
         }
         for name, version in sorted(lock.versions.items())
     }
@@ -236,32 +303,41 @@ def _of_image(lock: Lock) -> dict[str, object]:
         "base": {
             "image": lock.base.image,
             "digest": lock.base.digest.text,
-            "evidence": lock.base.evidence.value,
-            "source": lock.base.source,
+            **_evidence(lock.base.evidence, reasons=reasons),
         },
         "components": components,
-        "packages": _by_platform(lock.packages),
+        "packages": _by_platform(lock.packages, reasons=reasons),
     }
 
 
-def _by_platform(packages: Iterable[Artifact]) -> dict[str, dict[str, dict[str, object]]]:
+def _by_platform(packages: Iterable[Artifact], *, reasons: bool = True) -> dict[str, dict[str, dict[str, object]]]:
     ordered = sorted(packages, key=lambda file: (file.platform, file.component))
     found: dict[str, dict[str, dict[str, object]]] = {file.platform.value: {} for file in ordered}
     for file in ordered:
-        found[file.platform.value][file.component] = {"version": file.version, **_file(file)}
+        found[file.platform.value][file.component] = {"version": file.version, **_file(file, reasons=reasons)}
     return found
 
 
-def _file(file: Artifact) -> dict[str, object]:
-    size = {} if file.size is None else {"size": file.size}
+def _file(file: Artifact, *, reasons: bool) -> dict[str, object]:
     return {
         "origin": file.origin,
         "path": file.path,
         "url": file.url,
         "sha256": file.digest.hex,
-        **size,
-        "evidence": file.evidence.value,
-        "source": file.source,
+        **({} if file.size is None else {"size": file.size}),
+        **({"etag": file.etag} if reasons and file.etag else {}),
+        **_evidence(file.evidence, reasons=reasons),
+    }
+
+
+def _evidence(found: Iterable[Evidence], *, reasons: bool) -> dict[str, object]:
+    if not reasons:
+        return {}
+    return {
+        "evidence": [
+            {"grade": one.grade.value, "source": one.source, **({"observed": one.observed} if one.observed else {})}
+            for one in found
+        ]
     }
 
 

@@ -6,6 +6,7 @@ On a terminal rich draws bars; elsewhere (CI, a pipe) the same facts come as pla
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import threading
@@ -20,6 +21,33 @@ if TYPE_CHECKING:
 
 _SILENCE = 5.0  # seconds without a line, after which the running step is named again
 _PLAIN_EVERY = 3.0  # seconds between two plain lines about one running transfer
+
+
+# What must not be shown, and what is shown in its place. The words of others are printed too (a server's answer, an
+# exception of a library), so this looks at the text and not at where it comes from.
+_HIDDEN = (
+    (
+        re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:basic|bearer|token)\s+)?[^\s'\",]+"),
+        r"\1…",
+    ),
+    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{12,}"), r"\1…"),
+    (re.compile(r"(?i)\b((?:https?|ftp|git|ssh|socks5h?)://)[^\s/]*@"), r"\1…@"),
+    (
+        re.compile(
+            r"(?i)([?&;][\w.%-]*(?:token|secret|passw(?:or)?d|signature|credential|api_?key|access_?key|sig|auth)[\w.%-]*=)"
+            r"[^\s&;'\"<>]+"
+        ),
+        r"\1…",
+    ),
+    (re.compile(r"\b(?:gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,})"), "…"),
+)
+
+
+def redact(text: str) -> str:
+    """A text without the values of credentials: Authorization headers, `?token=` and its like, `user:password@`."""
+    for pattern, instead in _HIDDEN:
+        text = pattern.sub(instead, text)
+    return text
 
 
 class Transfer(Protocol):
@@ -80,10 +108,11 @@ class Log:
         """One line, at the depth of the running step."""
         self._said = time.monotonic()
         if not self.quiet:
-            self.console.print("  " * self._depth + text, markup=False)
+            self.console.print("  " * self._depth + redact(text), markup=False)
 
     def warn(self, text: str) -> None:
         """A line that a reader should not miss; on GitHub an annotation."""
+        text = redact(text)
         if self._github:
             print(f"::warning::{text}", file=sys.stderr)
         else:
@@ -98,7 +127,7 @@ class Log:
         """A named part of the work; its time is told at the end, also when it fails."""
         top = self._depth == 0
         if top and self._github:
-            print(f"::group::{name}", file=sys.stderr, flush=True)
+            print(f"::group::{redact(name)}", file=sys.stderr, flush=True)
         self.say(f"▶ {name}")
         self._depth += 1
         started = time.monotonic()
@@ -132,26 +161,27 @@ class Log:
                 self.say(f"… {name} goes on, {seconds(time.monotonic() - started)}")
 
     @contextmanager
-    def transfers(self) -> Iterator[Transfers]:
-        """Room for several transfers at once: bars on a terminal, else plain lines."""
+    def transfers(self, files: int = 0) -> Iterator[Transfers]:
+        """Room for several transfers: bars on a terminal, else plain lines; a total too if `files` are several."""
         if self.console.is_terminal and not self.quiet:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
             with Progress(*columns, console=self.console, transient=False) as progress:
-                yield Transfers(self, progress)
+                whole = _BarTransfer(progress, f"all {files} files", 0, None) if files > 1 else None
+                yield Transfers(self, progress, whole)
         else:
-            yield Transfers(self, None)
+            yield Transfers(self, None, _PlainTransfer(self, f"all {files} files", 0, None) if files > 1 else None)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of text."""
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left")
+        table = Table(title=redact(title), title_justify="left")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(redact, row))
         self.console.print(table)
 
     @property
@@ -160,42 +190,73 @@ class Log:
         return time.monotonic() - self._started
 
 
+class _Whole(Transfer, Protocol):
+    """The sum of several transfers."""
+
+    def more(self, count: int) -> None:
+        """`count` more bytes are to come."""
+
+
 class Transfers:
     """Starts the bars of `Log.transfers`. Thread-safe as far as rich is: one transfer per thread."""
 
-    def __init__(self, log: Log, progress: Progress | None) -> None:
+    def __init__(self, log: Log, progress: Progress | None, whole: _Whole | None) -> None:
         self._log = log
         self._progress = progress
+        self._whole = whole
 
     def start(self, name: str, total: int | None) -> Transfer:
         """A new transfer of `total` bytes (None: not known yet)."""
+        if self._whole is not None and total is not None:
+            self._whole.more(total)
         if self._progress is None:
-            return _PlainTransfer(self._log, name, total)
-        return _BarTransfer(self._progress, name, total)
+            return _PlainTransfer(self._log, name, total, self._whole)  # it says its lines through the log
+        return _BarTransfer(self._progress, redact(name), total, self._whole)
 
 
 class _BarTransfer:
-    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
+    """A bar; one of many goes away when it is full, for a terminal has fewer lines than a lock has files."""
+
+    def __init__(self, progress: Progress, name: str, total: int | None, whole: _Whole | None) -> None:
         self._progress = progress
         self._task = progress.add_task(name, total=total)
+        self._total = total
+        self._done = 0
+        self._whole = whole
 
     def advance(self, count: int) -> None:
+        self._done += count
         self._progress.advance(self._task, count)
+        if self._whole is not None:
+            self._whole.advance(count)
+            self._progress.update(self._task, visible=self._done != self._total)
 
     def total(self, count: int) -> None:
+        if self._whole is not None and self._total is None:
+            self._whole.more(count)
+        self._total = count
         self._progress.update(self._task, total=count)
+
+    def more(self, count: int) -> None:
+        self.total((self._total or 0) + count)
 
 
 class _PlainTransfer:
-    def __init__(self, log: Log, name: str, total: int | None) -> None:
+    """Lines; of many transfers only the whole tells them."""
+
+    def __init__(self, log: Log, name: str, total: int | None, whole: _Whole | None) -> None:
         self._log = log
         self._name = name
         self._total = total
+        self._whole = whole
         self._done = 0
         self._told = time.monotonic()
 
     def advance(self, count: int) -> None:
         self._done += count
+        if self._whole is not None:
+            self._whole.advance(count)
+            return
         now = time.monotonic()
         if now - self._told >= _PLAIN_EVERY:
             self._told = now
@@ -203,7 +264,12 @@ class _PlainTransfer:
             self._log.say(f"{self._name}: {size(self._done)}{of}")
 
     def total(self, count: int) -> None:
+        if self._whole is not None and self._total is None:
+            self._whole.more(count)
         self._total = count
+
+    def more(self, count: int) -> None:
+        self.total((self._total or 0) + count)
 
 
 def size(count: int) -> str:

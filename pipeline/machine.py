@@ -16,6 +16,8 @@ from pipeline.log import Log
 # A program that we start → the Debian/Ubuntu package that has it.
 PACKAGES = {
     "apt-ftparchive": "apt-utils",
+    "aria2c": "aria2",
+    "curl": "curl",
     "depmod": "kmod",
     "docker-registry": "docker-registry",
     "dpkg-deb": "dpkg",

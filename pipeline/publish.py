@@ -52,12 +52,13 @@ def run(
     """Publish under every name of the intent and record it in dist/release.json as it goes.
 
     `dry_run` reads the registries, writes nothing and tells the plan. Raises SmokeFailed for a digest that was not
-    smoked, LockStale for one that was built from another lock, DigestMismatch when the built bytes changed,
-    RegistryError.
+    smoked, LockStale for one that was built from another lock, VerificationFailed for one of files that the policy does
+    not believe, DigestMismatch when the built bytes changed, RegistryError.
     """
     require_smoked(image, reports)
     if image.lock != lock.digest:
         raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
+    lock.require(intent.policy)
     built = layout.read(dist / LAYOUT, image.digest)
     index = built.index.path.read_bytes()
     rehearsed = image.rehearsed or REHEARSAL in json.loads(index).get("annotations", {})

@@ -302,7 +302,7 @@ class Registry:
                 answer = self._client.send(request, stream=stream, follow_redirects=method in ("GET", "HEAD"))
             except httpx.ConnectError as error:
                 raise self._unreachable(_reason(error)) from None
-            except httpx.RequestError as error:
+            except (httpx.RequestError, httpx.InvalidURL) as error:
                 raise _Again(_reason(error)) from None
             if answer.status_code in expect:
                 return answer
@@ -356,7 +356,10 @@ class Registry:
         """A token for our repository from the token server that the registry names; anonymous without credentials."""
         asked = {"service": challenge.service, "scope": f"repository:{self.name.repository}:{actions}"}
         headers = {"Authorization": self._credentials.basic} if self._credentials else {}
-        realm = httpx.URL(challenge.realm)
+        try:
+            realm = httpx.URL(challenge.realm)
+        except httpx.InvalidURL as error:
+            raise RegistryError(f"{self.name.registry} names a token server that is none", found=str(error)) from None
         if realm.scheme != "https" and not self.name.is_loopback:
             raise RegistryError(
                 f"{self.name.registry} wants credentials to be sent in the clear",

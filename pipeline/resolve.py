@@ -7,8 +7,7 @@ run, and a digest that changed under the same version is refused rather than tak
 from __future__ import annotations
 
 import gzip
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,15 +15,19 @@ from pathlib import Path
 
 import httpx
 
-from pipeline import compat, debian, transport, upstream
+from pipeline import compat, debian, evidence, releases
 from pipeline.base import layers
-from pipeline.errors import DigestMismatch, UpstreamError
-from pipeline.lock import Artifact, Base, Evidence, Lock
+from pipeline.cache import writing
+from pipeline.errors import UpstreamError
+from pipeline.evidence import Evidence, Grade
+from pipeline.lock import Artifact, Base, Lock
 from pipeline.log import Log, size
-from pipeline.oci import Digest, ImageName
+from pipeline.oci import ImageName
+from pipeline.origins import Origins
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
 from pipeline.versions import COMPONENTS, Intent
+from pipeline.witnesses import Witnesses
 
 
 def run(
@@ -34,34 +37,29 @@ def run(
     registry_for: Callable[[ImageName], Registry],
     log: Log,
     cache: Path,
+    *,
+    token: str | None = None,
+    now: datetime | None = None,
 ) -> Lock:
     """Ask the origins and return the lock that they give.
 
     `previous`: the lock so far; what it knows of an unchanged version is kept and held against upstream. `cache`:
-    where apt's state and the base image's blobs are kept. Raises UpstreamError, Incompatible, DigestMismatch,
-    IntentError.
+    where apt's state, the base image's blobs and what had to be downloaded to be hashed are kept. `token`: for GitHub's
+    API. Raises UpstreamError, Incompatible, DigestMismatch, VerificationFailed, IntentError.
     """
-    versions = _versions(intent, client)
+    now = now or datetime.now(UTC)
+    today = now.date().isoformat()
+    origins = Origins(intent, client, log, token=token)
+    versions = releases.choose(origins, previous, log, now)
     log.say(", ".join(f"{name} {versions[name]}" for name in COMPONENTS))
     compat.check(versions)
     known = {(file.component, file.version, file.platform): file for file in previous.artifacts} if previous else {}
-    wanted = [(name, platform) for name in COMPONENTS for platform in intent.platforms]
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    wanted = [(name, versions[name], platform) for name in COMPONENTS for platform in intent.platforms]
+    with writing(cache), log.transfers() as transfers, ThreadPoolExecutor(max_workers=8) as pool:
         base = pool.submit(_base, intent, registry_for)
-        files = list(
-            pool.map(
-                lambda pair: _file(
-                    intent,
-                    pair[0],
-                    versions[pair[0]],
-                    pair[1],
-                    known.get((pair[0], versions[pair[0]], pair[1])),
-                    client,
-                ),
-                wanted,
-            )
-        )
-        chosen = base.result()
+        witnesses = Witnesses(origins=origins, cache=cache, log=log, transfers=transfers, today=today)
+        files = list(pool.map(lambda one: witnesses.file(one[0], one[1], one[2], known.get(one)), wanted))
+        chosen = _seen(base.result(), previous, today)
     log.say(
         f"{len(files)} files exist for {', '.join(intent.platforms)}; base {chosen.image} is {chosen.digest.short}…"
     )
@@ -72,13 +70,16 @@ def run(
         base=chosen,
         versions=versions,
         artifacts=tuple(files),
-        packages=packages,
-        guest=guest,
+        packages=_known(packages, previous.packages if previous else (), today),
+        guest=_known(guest, previous.guest if previous else (), today),
     )
-    # The date is in every file of the image, so a change of the guest alone leaves it.
+    if weak := made.weak(intent.policy):
+        more = f"; so are {len(weak) - 1} others" if len(weak) > 1 else ""
+        log.warn(f"publish will refuse this lock: {weak[0]}{more}")
+    # The date is in every file of the image, so a change of the guest or of a reason alone leaves it.
     if previous is not None and made.digest == previous.digest:
         return made
-    return replace(made, date=datetime.now(UTC).date().isoformat())
+    return replace(made, date=today)
 
 
 def diff(old: Lock | None, new: Lock) -> list[str]:
@@ -105,91 +106,51 @@ def diff(old: Lock | None, new: Lock) -> list[str]:
         for file in new.all_files
         if digests.get((file.component, file.version, file.platform), file.digest) != file.digest
     ]
+    return lines + _reasons(old, new)
+
+
+def _reasons(old: Lock, new: Lock) -> list[str]:
+    """What changed in why unchanged digests are believed."""
+    lines = []
+    grades = {(file.component, file.platform, file.digest): file.grade for file in old.all_files}
+    for file in new.all_files:
+        before = grades.get((file.component, file.platform, file.digest), file.grade)
+        if before != file.grade:
+            lines.append(f"{file.component} {file.version} ({file.platform.architecture}): {before} → {file.grade}")
+    if old.base.digest == new.base.digest and old.base.grade != new.base.grade:
+        lines.append(f"base image: {old.base.grade} → {new.base.grade}")
+    known = {(one.grade, one.source): one.observed for reasons in _all(old) for one in reasons}
+    seen = {(one.grade, one.source): one.observed for reasons in _all(new) for one in reasons}
+    if more := sum(one not in known for one in seen):
+        lines.append(f"evidence: {more} new reasons")
+    if dated := sum(one in known and day != known[one] for one, day in seen.items()):
+        lines.append(f"evidence: {dated} reasons have a day now")
     return lines
 
 
-def _versions(intent: Intent, client: httpx.Client) -> dict[str, str]:
-    """Channels → exact versions."""
-    asked = dict(intent.components)
-
-    def text(origin: str, path: str, what: str) -> str:
-        return transport.get(client, f"{intent.upstream[origin]}/{path}", what=what).text
-
-    if asked["docker"].count(".") != 2:
-        lists = [
-            upstream.listed_docker(text("docker", upstream.listing_path(platform), "docker's list of archives"))
-            for platform in intent.platforms
-        ]
-        common = [version for version in lists[0] if all(version in other for other in lists)]
-        asked["docker"] = upstream.newest(common, asked["docker"], "docker for every platform")
-    for name in ("buildx", "compose"):
-        if asked[name].count(".") != 2:
-            tags = upstream.tagged(text("github", upstream.refs_path(name), f"the tags of docker/{name}"))
-            asked[name] = upstream.newest(tags, asked[name], name)
-    if "+" not in asked["k3s"]:
-        channels = text("k3s-channels", upstream.CHANNELS_PATH, "k3s's channels")
-        asked["k3s"] = upstream.k3s_channel(channels, asked["k3s"])
-    if asked["kubectl"].count(".") != 2:
-        major, minor, _ = compat.number(asked["k3s"])
-        wanted = f"{major}.{minor}" if asked["kubectl"] == "k3s" else asked["kubectl"].removeprefix("v")
-        asked["kubectl"] = text("kubernetes", f"release/stable-{wanted}.txt", f"kubectl's channel {wanted}").strip()
-    return asked
+def _all(lock: Lock) -> list[tuple[Evidence, ...]]:
+    return [lock.base.evidence, *(file.evidence for file in lock.all_files)]
 
 
-def _file(
-    intent: Intent, component: str, version: str, platform: Platform, known: Artifact | None, client: httpx.Client
-) -> Artifact:
-    """One file: it exists, its checksum is listed, and both agree with what the lock knows already."""
-    where = upstream.published(component, version, platform)
-    base = intent.upstream[where.origin]
-    url = f"{base}/{where.path}"
-    what = f"{component} {version} for {platform}"
-    length = transport.head(client, url, what=what).headers.get("Content-Length", "")
-    measured = int(length) if length.isdigit() else None
-    if where.checksums is not None:
-        listed = transport.get(client, f"{base}/{where.checksums}", what=f"the checksum of {what}").text
-        digest = upstream.checksum(listed, where.name)
-        evidence, source = Evidence.PUBLISHED, f"{base}/{where.checksums}"
-    elif known is not None and known.url == url:
-        digest, evidence, source = known.digest, known.evidence, known.source
-    else:
-        digest, measured = _hash(client, url, what)
-        evidence, source = Evidence.FIRST_USE, "computed from the first download; the vendor publishes no checksum"
-    if known is not None and known.url == url and known.digest != digest:
-        raise DigestMismatch(
-            f"{what}: upstream publishes another digest than the one that is locked",
-            expected=known.digest.text,
-            found=digest.text,
-            where=url,
-            next_step="find out why before anything else; a release that was replaced on purpose is locked anew by "
-            "removing its entry from versions.lock.yaml and running nox -s resolve",
+def _seen(base: Base, previous: Lock | None, today: str) -> Base:
+    """The base image with what the lock knows of the same digest."""
+    same = previous is not None and (previous.base.image, previous.base.digest) == (base.image, base.digest)
+    known = previous.base.evidence if previous is not None and same else ()
+    return replace(base, evidence=evidence.merge(known, base.evidence, today))
+
+
+def _known(files: Iterable[Artifact], before: Iterable[Artifact], today: str) -> tuple[Artifact, ...]:
+    """Packages with what the lock knows of the same digests."""
+    reasons = {(file.component, file.platform, file.digest): file.evidence for file in before}
+    return tuple(
+        replace(
+            file,
+            evidence=evidence.merge(
+                reasons.get((file.component, file.platform, file.digest), ()), file.evidence, today
+            ),
         )
-    return Artifact(
-        component=component,
-        version=version,
-        platform=platform,
-        origin=where.origin,
-        path=where.path,
-        url=url,
-        digest=digest,
-        size=measured if measured is not None else (known.size if known else None),
-        evidence=evidence,
-        source=source,
+        for file in files
     )
-
-
-def _hash(client: httpx.Client, url: str, what: str) -> tuple[Digest, int]:
-    """Download to nowhere: digest and size in bytes."""
-    state, count = hashlib.sha256(), 0
-    try:
-        with client.stream("GET", url) as response:
-            response.raise_for_status()
-            for chunk in response.iter_raw():
-                state.update(chunk)
-                count += len(chunk)
-    except httpx.HTTPError as error:
-        raise transport.unreachable(url, what, str(error)) from None
-    return Digest(f"sha256:{state.hexdigest()}"), count
 
 
 def _base(intent: Intent, registry_for: Callable[[ImageName], Registry]) -> Base:
@@ -200,8 +161,7 @@ def _base(intent: Intent, registry_for: Callable[[ImageName], Registry]) -> Base
     return Base(
         image=intent.base,
         digest=found.digest,
-        evidence=Evidence.PUBLISHED,
-        source=f"the tag {tag} in the registry",
+        evidence=(Evidence(grade=Grade.PUBLISHED, source=f"the tag {tag or 'latest'} in the registry"),),
     )
 
 

@@ -1,24 +1,38 @@
 """What the vendors publish and how: paths, channels, listings, checksum files. Text in, values out; no I/O.
 
-Sources: each vendor's own layout as of 2026; k3s: install.sh of k3s-io/k3s; kubectl: kubernetes.io, «Install kubectl»;
-buildx and compose: the release workflows of docker/buildx and docker/compose; docker: docker-library/docker.
+Sources: each vendor's own layout as of 2026; k3s: install.sh of k3s-io/k3s; kubectl: kubernetes.io, «Install kubectl»
+and «Verify Signed Kubernetes Artifacts»; buildx and compose: the release workflows of docker/buildx and docker/compose;
+docker: docker-library/docker, and for its tags moby/moby#51192 (`docker-v29.0.0` and later; `v28.5.2` and earlier);
+digests of release assets: GitHub's REST API, «Get a release by tag name».
 """
 
 from __future__ import annotations
 
+import email.utils
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import quote
+from datetime import UTC, datetime
+from urllib.parse import quote, unquote
 
 from pipeline.compat import number
 from pipeline.errors import UpstreamError
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
-_REPOSITORY = {"buildx": "docker/buildx", "compose": "docker/compose", "k3s": "k3s-io/k3s"}
-_K3S = r"v\d+\.\d+\.\d+\+(k3s\d+|standin)"
+REPOSITORY = {"buildx": "docker/buildx", "compose": "docker/compose", "k3s": "k3s-io/k3s", "docker": "moby/moby"}
+
+# Numbers of a sane length: what a server sends is not trusted to be one.
+_RELEASE = r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}"
+_K3S = rf"v{_RELEASE}\+(?:k3s[0-9]{{1,9}}|standin)"
+_TAGS = {
+    "docker": rf"(?:docker-)?v({_RELEASE})",
+    "buildx": rf"v({_RELEASE})",
+    "compose": rf"v({_RELEASE})",
+    "k3s": rf"({_K3S})",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +43,7 @@ class Published:
     path: str
     checksums: str | None  # None: the vendor publishes none
     name: str  # as the checksum file calls it; empty: the file holds the bare digest
+    signature: str | None = None  # of kubectl: below it are `.sig` and `.cert`; of buildx: the bundle
 
 
 def published(component: str, version: str, platform: Platform) -> Published:
@@ -39,14 +54,14 @@ def published(component: str, version: str, platform: Platform) -> Published:
             path = f"linux/static/stable/{names.docker}/docker-{version}.tgz"
             return Published(origin="docker", path=path, checksums=None, name="")
         case "k3s":
-            folder = f"{_REPOSITORY['k3s']}/releases/download/{quote(version)}"
+            folder = f"{REPOSITORY['k3s']}/releases/download/{quote(version)}"
             file = f"k3s{names.k3s}"
             checksums = f"{folder}/sha256sum-{names.k3s_checksums}.txt"
         case "kubectl":
             path = f"release/{version}/bin/linux/{names.kubectl}/kubectl"
-            return Published(origin="kubernetes", path=path, checksums=f"{path}.sha256", name="")
+            return Published(origin="kubernetes", path=path, checksums=f"{path}.sha256", name="", signature=path)
         case "buildx" | "compose":
-            folder = f"{_REPOSITORY[component]}/releases/download/v{version}"
+            folder = f"{REPOSITORY[component]}/releases/download/v{version}"
             file = (
                 f"buildx-v{version}.linux-{names.buildx}"
                 if component == "buildx"
@@ -55,7 +70,34 @@ def published(component: str, version: str, platform: Platform) -> Published:
             checksums = f"{folder}/checksums.txt"
         case _:
             raise AssertionError(component)
-    return Published(origin="github", path=f"{folder}/{file}", checksums=checksums, name=file)
+    signature = f"{folder}/{file}.sigstore.json" if component == "buildx" else None
+    return Published(origin="github", path=f"{folder}/{file}", checksums=checksums, name=file, signature=signature)
+
+
+def release_tag(component: str, version: str) -> str:
+    """The git tag of a release on GitHub."""
+    return version if component == "k3s" else f"v{version}"
+
+
+def assets_path(component: str, version: str) -> str:
+    """GitHub's description of a release, below the API's base URL; it counts against the API's quota."""
+    return f"repos/{REPOSITORY[component]}/releases/tags/{quote(release_tag(component, version))}"
+
+
+def assets(document: str) -> Mapping[str, Digest]:
+    """The digest that GitHub computed when each file of a release was uploaded. Raises UpstreamError.
+
+    Files from before June 2025 have none; GitHub computes it anew when a file is replaced, so it is no vendor's word.
+    """
+    try:
+        found = {str(asset["name"]): asset.get("digest") for asset in json.loads(document)["assets"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UpstreamError("GitHub's API does not describe the release", found=document[:80]) from None
+    return {
+        name: Digest(text)
+        for name, text in found.items()
+        if isinstance(text, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", text)
+    }
 
 
 def listing_path(platform: Platform) -> str:
@@ -65,47 +107,102 @@ def listing_path(platform: Platform) -> str:
 
 def refs_path(component: str) -> str:
     """git's list of a repository's tags over HTTP: no API quota (gitprotocol-http(5))."""
-    return f"{_REPOSITORY[component]}.git/info/refs?service=git-upload-pack"
+    return f"{REPOSITORY[component]}.git/info/refs?service=git-upload-pack"
 
 
 CHANNELS_PATH = "v1-release/channels"
 
 
+def channel_path(channel: str) -> str:
+    """One channel of k3s: it redirects to the page of its release."""
+    return f"{CHANNELS_PATH}/{channel}"
+
+
 def listed_docker(html: str) -> list[str]:
     """The versions in docker's listing, newest first; candidates and other archives are left out."""
-    found = set(re.findall(r'href="(?:[^"]*/)?docker-(\d+\.\d+\.\d+)\.tgz"', html))
-    return sorted(found, key=number, reverse=True)
+    found = set(re.findall(rf'href="(?:[^"]*/)?docker-({_RELEASE})\.tgz"', html))
+    return ordered(found)
 
 
-def tagged(packets: str) -> list[str]:
+def tagged(packets: str, component: str) -> list[str]:
     """The release versions among a repository's tags (pkt-lines), newest first; candidates are left out."""
-    found = set(re.findall(r" refs/tags/v(\d+\.\d+\.\d+)(?=\s|\^|\0|$)", packets))
-    return sorted(found, key=number, reverse=True)
+    found = set(re.findall(rf" refs/tags/{_TAGS[component]}(?=\s|\^|\0|$)", packets))
+    return ordered(found)
+
+
+def ordered(versions: Iterable[str]) -> list[str]:
+    """Newest first, as numbers: 29.10.0 before 29.7.2."""
+    return sorted(versions, key=_age, reverse=True)
+
+
+def _age(version: str) -> tuple[int, ...]:
+    """Orders versions: 29.10.0 after 29.7.2, v1.37.1+k3s2 after v1.37.1+k3s1."""
+    revision = re.search(r"\+k3s([0-9]+)$", version)
+    return (*number(version), int(revision[1]) if revision else 0)
+
+
+def older(version: str, than: str) -> bool:
+    """Whether a version is older than another one of the same component."""
+    return _age(version) < _age(than)
 
 
 def k3s_channel(document: str, channel: str) -> str:
     """The version that a channel of k3s points to. Raises UpstreamError: channels have been empty and wrong before."""
     try:
-        entries = {entry["id"]: entry.get("latest", "") for entry in json.loads(document)["data"]}
-    except (ValueError, KeyError, TypeError):
+        entries = {str(entry["id"]): entry.get("latest", "") for entry in json.loads(document)["data"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UpstreamError("k3s's channels are not the JSON that they should be", found=document[:80]) from None
     version = entries.get(channel, "")
-    if not re.fullmatch(_K3S, version):
+    if not isinstance(version, str) or not re.fullmatch(_K3S, version):
         raise UpstreamError(
             f"k3s's channel {channel!r} points to no release",
             expected="something like v1.37.1+k3s1",
             found=repr(version) if channel in entries else f"channels {', '.join(sorted(entries))}",
             next_step="ask for an exact version in versions.yaml",
         )
-    return str(version)
+    return version
 
 
-def newest(versions: Iterable[str], asked: str, what: str) -> str:
-    """The first of `versions` (newest first) that `latest` or a major version like `29` means. Raises UpstreamError."""
-    for version in versions:
-        if asked in ("latest", version) or version.startswith(f"{asked}."):
-            return version
-    raise UpstreamError(f"upstream has no {what} {asked}", next_step="ask for another version in versions.yaml")
+def k3s_page(path: str, channel: str) -> str:
+    """The version in the address of the page that a channel of k3s redirected to. Raises UpstreamError."""
+    version = unquote(path.rpartition("/")[2])
+    if not re.fullmatch(_K3S, version):
+        raise UpstreamError(f"k3s's channel {channel!r} redirects to no release", found=path)
+    return version
+
+
+def kubectl_channel(text: str, minor: str) -> str:
+    """The version that kubectl's channel of a minor version (`1.37`) holds. Raises UpstreamError."""
+    version = text.strip()
+    if not re.fullmatch(rf"v{re.escape(minor)}\.[0-9]{{1,9}}", version):
+        raise UpstreamError(
+            f"kubectl's channel {minor} holds no release of it", expected=f"v{minor}.…", found=version[:80] or "nothing"
+        )
+    return version
+
+
+def patches(version: str) -> Iterator[str]:
+    """`v1.37.2` → v1.37.2, v1.37.1, v1.37.0: kubernetes counts its patches without a gap."""
+    major, minor, patch = number(version)
+    return (f"v{major}.{minor}.{older}" for older in range(patch, -1, -1))
+
+
+def fits(version: str, asked: str) -> bool:
+    """Whether an exact version is one that a channel can mean: any for `stable` and `latest`, else of that line."""
+    return asked in ("stable", "latest", version) or version.startswith(f"{asked}.")
+
+
+def released(last_modified: str) -> datetime | None:
+    """The time in a Last-Modified header (RFC 9110 §8.8.2): of a vendor's file, when it was uploaded."""
+    with suppress(ValueError, TypeError, OverflowError):
+        found = email.utils.parsedate_to_datetime(last_modified)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return None
+
+
+def strong(etag: str) -> str | None:
+    """An ETag that promises the same bytes (RFC 9110 §8.8.1); None for a weak one or none."""
+    return etag if re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', etag) else None
 
 
 def checksum(text: str, name: str) -> Digest:

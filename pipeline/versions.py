@@ -10,19 +10,22 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
 
 from pipeline.errors import IntentError
+from pipeline.evidence import DEFAULT, Grade
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.release import write_text
 
 COMPONENTS = ("docker", "buildx", "compose", "k3s", "kubectl")
-ORIGINS = ("docker", "github", "k3s-channels", "kubernetes", "debian", "debian-security")
+ORIGINS = ("docker", "github", "github-api", "k3s-channels", "kubernetes", "debian", "debian-security")
+# What may have mirrors: the origins, and the base image (an OCI layout behind a plain file server).
+MIRRORED = (*ORIGINS, "base")
 
 # The vendors' own hosts; `upstream` in versions.yaml replaces one of them.
 UPSTREAM = {
@@ -33,16 +36,40 @@ UPSTREAM = {
     "debian": "https://deb.debian.org/debian",
     "debian-security": "https://deb.debian.org/debian-security",
 }
+_GITHUB_API = "https://api.github.com"  # only where `github` is GitHub itself; a copy of its files has no such API
 
 # What a component may be asked for as: an exact version, or a channel that `resolve` looks up.
+_NUMBER = r"[0-9]{1,9}"
+_RELEASE = rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}"
+EXACT = {
+    "docker": _RELEASE,
+    "buildx": _RELEASE,
+    "compose": _RELEASE,
+    "k3s": rf"v1\.{_NUMBER}\.{_NUMBER}\+(k3s{_NUMBER}|standin)",
+    "kubectl": rf"v1\.{_NUMBER}\.{_NUMBER}",
+}
+_LINE = rf"stable|latest|{_NUMBER}|{_NUMBER}\.{_NUMBER}"
 _ASKED = {
-    "docker": r"latest|\d+|\d+\.\d+\.\d+",
-    "buildx": r"latest|\d+|\d+\.\d+\.\d+",
-    "compose": r"latest|\d+|\d+\.\d+\.\d+",
-    "k3s": r"stable|latest|v1\.\d+|v1\.\d+\.\d+\+(k3s\d+|standin)",
-    "kubectl": r"k3s|v1\.\d+|v1\.\d+\.\d+",
+    "docker": rf"{_LINE}|{EXACT['docker']}",
+    "buildx": rf"{_LINE}|{EXACT['buildx']}",
+    "compose": rf"{_LINE}|{EXACT['compose']}",
+    "k3s": rf"stable|latest|v1\.{_NUMBER}|{EXACT['k3s']}",
+    "kubectl": rf"k3s|v1\.{_NUMBER}|{EXACT['kubectl']}",
 }
 _PACKAGE = r"[a-z0-9][a-z0-9+.-]+"  # deb-control(5), Package
+
+
+_DAYS = r"[0-9]{1,3}"
+_BASE_URL = r"https?://[^@?#\s]+"  # a query or a fragment is no part of a base URL; a query may hold a token
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownFix:
+    """A release that is wanted at once, however young it is."""
+
+    component: str
+    version: str
+    reason: str  # for people: what it mends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +87,29 @@ class Intent:
     suites: Mapping[str, tuple[str, ...]]  # Debian archive, a key of ORIGINS → its suites
     packages: tuple[str, ...]  # Debian package names, sorted
     upstream: Mapping[str, str]  # a key of ORIGINS → base URL without a trailing slash
-    mirrors: Mapping[str, tuple[str, ...]]  # a key of ORIGINS → base URLs tried before the upstream, in order
+    mirrors: Mapping[str, tuple[str, ...]]  # a key of MIRRORED → base URLs tried before the upstream, in order
+    cooldown: Mapping[str, int] = field(default_factory=dict)  # component or `default` → days; none: 0
+    known_fixes: tuple[KnownFix, ...] = ()
+    policy: Mapping[str, Grade] = field(default_factory=dict)  # component, `base`, `packages`, `default` → least grade
+
+    def days(self, component: str) -> int:
+        """How many days old a release must be before a channel may choose it."""
+        return self.cooldown.get(component, self.cooldown.get(DEFAULT, 0))
+
+    def fix(self, component: str, version: str) -> KnownFix | None:
+        """The known fix that this release is, if it is one."""
+        return next((one for one in self.known_fixes if (one.component, one.version) == (component, version)), None)
+
+    @property
+    def github_api(self) -> str | None:
+        """Base URL of GitHub's API; None where another server stands in GitHub's place and no API was named."""
+        ours = self.upstream.get("github") == UPSTREAM["github"]
+        return self.upstream.get("github-api", _GITHUB_API if ours else None)
 
     @property
     def checksum(self) -> Digest:
-        """Of everything that decides what a lock holds; the lock carries it (`names`, `mirrors` do not count)."""
-        parts = {
+        """Of everything that decides what a lock holds; the lock carries it (`names`, `mirrors`, `policy` do not)."""
+        parts: dict[str, object] = {
             "platforms": list(self.platforms),
             "components": dict(self.components),
             "base": self.base,
@@ -73,6 +117,9 @@ class Intent:
             "packages": list(self.packages),
             "upstream": dict(self.upstream),
         }
+        if self.cooldown or self.known_fixes:
+            parts["cooldown"] = dict(self.cooldown)
+            parts["known-fixes"] = [[fix.component, fix.version] for fix in self.known_fixes]
         return Digest.of(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -94,6 +141,8 @@ def parse(text: str, where: str) -> Intent:
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise IntentError(f"{where}: not YAML that a person writes: too many levels") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{where}:{mark.line + 1}" if mark else where
@@ -108,7 +157,7 @@ def parse(text: str, where: str) -> Intent:
 
 def render(intent: Intent) -> str:
     """An intent as the text of a versions.yaml, which `parse` reads back to the same."""
-    document = {
+    document: dict[str, object] = {
         "schema": 1,
         "image": {
             "names": [str(name) for name in intent.names],
@@ -127,6 +176,12 @@ def render(intent: Intent) -> str:
         "upstream": dict(intent.upstream),
         "mirrors": {origin: list(bases) for origin, bases in intent.mirrors.items()},
     }
+    if intent.cooldown:
+        document["cooldown"] = dict(intent.cooldown)
+    if intent.known_fixes:
+        document["known-fixes"] = [vars(fix) for fix in intent.known_fixes]
+    if intent.policy:
+        document["policy"] = {key: grade.value for key, grade in intent.policy.items()}
     return yaml.safe_dump(document, sort_keys=False, width=120)
 
 
@@ -172,7 +227,7 @@ class _Reader:
         """A scalar as it is written."""
         if node is None:
             return ""
-        if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(pattern, node.value.strip()):
+        if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(pattern, node.value.strip(), re.ASCII):
             found = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or keys and values"
             self.wrong(node, f"{what}: expected {expected}, found {found}")
             return ""
@@ -193,12 +248,59 @@ class _Reader:
             found.append(value)
         return tuple(value for value in found if value)
 
+    def mirror(self, node: yaml.Node, what: str) -> str:
+        """A base URL, or a folder: httpx takes a URL without a host for a relative one, so it gets its long form."""
+        if isinstance(node, yaml.ScalarNode) and node.value.strip().startswith("file:"):
+            text = self.text(node, what, r"file://(localhost)?/\S+", "file:///… with an absolute path").rstrip("/")
+            return text.replace("file:///", "file://localhost/", 1)  # RFC 8089, 2
+        return self.url(node, what)
+
     def url(self, node: yaml.Node, what: str) -> str:
-        text = self.text(node, what, r"https?://\S+", "an http or https URL")
-        parts = urlsplit(text)
-        if parts.username or parts.password:
-            self.wrong(node, f"{what}: a URL with credentials is refused; give them to the client (netrc)")
-        return text.rstrip("/")
+        expected = "an http or https URL without credentials and query; credentials are the client's matter (netrc)"
+        text = self.text(node, what, _BASE_URL, expected).rstrip("/")
+        try:
+            parts = urlsplit(text)
+            good = not text or bool(parts.hostname and (parts.port is None or parts.port > 0))
+        except ValueError:
+            good = False
+        if not good:
+            self.wrong(node, f"{what}: expected {expected}, found {text!r}")
+        return text
+
+    def days(self, node: yaml.Node | None) -> dict[str, int]:
+        """`cooldown`: one number of days for all, or numbers by component."""
+        if node is None:
+            return {}
+        one = isinstance(node, yaml.ScalarNode)
+        entries = {DEFAULT: node} if one else self.mapping(node, "cooldown", (), (DEFAULT, *COMPONENTS))
+        texts = {key: self.text(entry, f"cooldown of {key}", _DAYS, "days, 0 to 999") for key, entry in entries.items()}
+        return {key: int(text) for key, text in texts.items() if text}
+
+    def fixes(self, node: yaml.Node | None) -> tuple[KnownFix, ...]:
+        """`known-fixes`: a list of component, version and reason."""
+        if node is None:
+            return ()
+        if not isinstance(node, yaml.SequenceNode):
+            self.wrong(node, "known-fixes: expected a list of component, version and reason")
+            return ()
+        found = []
+        for entry in node.value:
+            keys = self.mapping(entry, "known-fixes", ("component", "version", "reason"))
+            component = self.text(keys.get("component"), "component", "|".join(COMPONENTS), "a component")
+            fitting = EXACT.get(component, ".+")
+            version = self.text(keys.get("version"), f"known fix of {component}", fitting, "an exact version")
+            reason = self.text(keys.get("reason"), "reason", r"\S[^\n]*", "one line that says what it mends")
+            found.append(KnownFix(component=component, version=version, reason=reason))
+        return tuple(found)
+
+    def grades(self, node: yaml.Node | None) -> dict[str, Grade]:
+        """`policy`: the least grade by component."""
+        entries = self.mapping(node, "policy", (), (DEFAULT, *COMPONENTS, "base", "packages"))
+        texts = {
+            key: self.text(entry, f"policy of {key}", "|".join(Grade), f"one of {', '.join(Grade)}")
+            for key, entry in entries.items()
+        }
+        return {key: Grade(text) for key, text in texts.items() if text}
 
     def image(self, node: yaml.Node, what: str) -> str:
         text = self.text(node, what)
@@ -220,7 +322,7 @@ class _Reader:
             root,
             "versions.yaml",
             ("schema", "image", "platforms", "components", "base", "packages"),
-            ("upstream", "mirrors"),
+            ("upstream", "mirrors", "cooldown", "known-fixes", "policy"),
         )
         self.text(top.get("schema"), "schema", "1", "1, the only format there is")
         image = self.mapping(top.get("image"), "image", ("names", "title", "description", "source", "licenses"))
@@ -249,8 +351,10 @@ class _Reader:
         )
         bases = self.mapping(top.get("upstream"), "upstream", (), ORIGINS)
         upstream = {**UPSTREAM, **{origin: self.url(node, origin) for origin, node in bases.items()}}
-        listed = self.mapping(top.get("mirrors"), "mirrors", (), ORIGINS)
-        mirrors = {origin: self.items(node, origin, self.url) for origin, node in listed.items()}
+        listed = self.mapping(top.get("mirrors"), "mirrors", (), MIRRORED)
+        mirrors = {origin: self.items(node, origin, self.mirror) for origin, node in listed.items()}
+        cooldown, fixes = self.days(top.get("cooldown")), self.fixes(top.get("known-fixes"))
+        policy = self.grades(top.get("policy"))
         if self.mistakes:
             return None
         texts = {key: self.text(image[key], key) for key in ("title", "description", "licenses")}
@@ -268,4 +372,7 @@ class _Reader:
             packages=tuple(sorted(install)),
             upstream=upstream,
             mirrors=mirrors,
+            cooldown=cooldown,
+            known_fixes=fixes,
+            policy=policy,
         )

@@ -8,14 +8,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 
-from pipeline import base, build, emulation, fetch, lock, publish, resolve, smoke, transport, verify, versions
+from pipeline import (
+    base,
+    build,
+    compat,
+    embedded,
+    emulation,
+    fetch,
+    lock,
+    mirrors,
+    publish,
+    resolve,
+    smoke,
+    transport,
+    update,
+    vendor,
+    verify,
+    versions,
+)
 from pipeline.engine import Engine
 from pipeline.errors import LockStale
+from pipeline.fetch import Fetched
 from pipeline.lock import Lock
 from pipeline.log import Log, size
 from pipeline.oci import ImageName
@@ -45,6 +64,9 @@ class Run:
         registry, docker_config()
     )
     rehearsed: bool = False
+    token: str | None = field(
+        default_factory=lambda: os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN"), repr=False
+    )
 
     @property
     def intent(self) -> Intent:
@@ -64,12 +86,12 @@ class Run:
         """Ask the origins what versions.yaml means today and write the lock; `check` only tells. True: changed."""
         with self.log.step("resolve"):
             previous = self._previous()
-            made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache)
+            made = self._resolved(previous)
+            self._warn(made)
             difference = resolve.diff(previous, made)
             for line in difference:
                 self.log.say(line)
-            before = self.lock_path.read_text(encoding="utf-8") if self.lock_path.exists() else ""
-            if lock.render(made) == before:
+            if self._is_written(made):
                 self.log.say("nothing changed: upstream gives the same lock")
                 return False
             if not check:
@@ -77,22 +99,83 @@ class Run:
                 self.log.say(f"{self.lock_path.name} written")
             return True
 
+    def update(self) -> str:
+        """Resolve, fetch, read what is in the files, write the lock; returns what changed as Markdown.
+
+        The lock is written last, so a run that fails leaves it as it was.
+        """
+        with self.log.step("update"):
+            previous = self._previous()
+            with self.log.step("resolve"):
+                made = self._resolved(previous)
+            with self.log.step("fetch"):
+                fetched = self._bring(made)
+            with self.log.step("what is in the files"):
+                inside = embedded.of_lock(made, self.cache, self.log)
+            made = update.complete(made, fetched.sizes, inside, datetime.now(UTC).date())
+            said = self._warn(made)
+            if self._is_written(made):
+                self.log.say("nothing changed: upstream gives the same lock")
+                return update.NOTHING
+            lock.write(self.lock_path, made)
+            self.log.say(f"{self.lock_path.name} written")
+            return update.markdown(previous, made, said, made.weak(self.intent.policy))
+
+    def _resolved(self, previous: Lock | None) -> Lock:
+        """What the origins give; what is known to be inside of unchanged files is kept."""
+        made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache, token=self.token)
+        return replace(made, embedded=embedded.kept(previous, made))
+
+    def _is_written(self, made: Lock) -> bool:
+        """Whether the lock's file is that lock already, byte by byte."""
+        return self.lock_path.exists() and lock.render(made) == self.lock_path.read_text(encoding="utf-8")
+
+    def _warn(self, made: Lock) -> list[str]:
+        """Tell what compat.py has to say; returns the sentences. Raises Incompatible."""
+        found = compat.check(made.versions, made.embedded)
+        for finding in found:
+            (self.log.warn if finding.state is compat.State.BROKEN else self.log.say)(str(finding))
+        return [str(finding) for finding in found]
+
     def _previous(self) -> Lock | None:
         """The lock as it is, stale or not: what it knows of unchanged versions is kept."""
         try:
             return lock.parse(self.lock_path.read_text(encoding="utf-8"), str(self.lock_path))
-        except (FileNotFoundError, LockStale):
+        except FileNotFoundError:
+            return None
+        except (LockStale, UnicodeDecodeError) as error:
+            self.log.warn(f"the lock cannot be read, so nothing of it is held against upstream: {error}")
             return None
 
     def fetch(self, *, offline: bool) -> None:
         """Have every file of the lock in the cache, verified."""
         with self.log.step("fetch"):
-            intent, locked = self.intent, self.lock
-            fetch.run(intent, locked, self.cache, self.client, self.log, offline=offline)
-            if offline:
+            if not offline:
+                self._bring(self.lock)
                 return
-            name, _, _ = ImageName.parse(locked.base.image)
-            base.fetch(locked.base, intent.platforms, self.registry(name), self.cache, self.log)
+            intent, locked = self.intent, self.lock
+            fetch.run(intent, locked, self.cache, self.client, self.log, offline=True)
+            parts = base.digests(locked.base.digest, intent.platforms, self.cache)
+            self.log.say(f"base image {locked.base.image}: {len(parts)} files, all in the cache and right")
+
+    def _bring(self, locked: Lock) -> Fetched:
+        intent = self.intent
+        fetched = fetch.run(intent, locked, self.cache, self.client, self.log)
+        name, _, _ = ImageName.parse(locked.base.image)
+        copies = base.Mirrors(urls=intent.mirrors.get("base", ()), client=self.client, log=self.log)
+        base.fetch(locked.base, intent.platforms, self.registry(name), self.cache, self.log, copies)
+        return fetched
+
+    def vendor(self, folder: Path, url: str | None) -> None:
+        """Fetch what is missing, and make a folder that is a mirror of all of it."""
+        self.fetch(offline=False)
+        with self.log.step("vendor"):
+            vendor.run(self.intent, self.lock, folder, self.cache, self.log, url=url)
+
+    def mirrors(self) -> None:
+        """Measure every origin of the lock and its mirrors."""
+        with self.log.step("mirrors"):
+            mirrors.run(self.intent, self.lock, self.client, self.log)
 
     def build(self, engine: Engine) -> Image:
         """Build all platforms."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 
 from pipeline.platforms import Platform
 
@@ -14,13 +15,28 @@ def binary(text: str = "", platform: Platform = Platform.AMD64, *, end: int = 0)
     return start + struct.pack("<QQQIHHHHHH", 0, 0, sections[0], 0, 64, 56, 0, *sections[1:], 0) + text.encode()
 
 
-def go_binary(version: str, ldflags: str = "", *, dependency: str = "v2.0.0") -> bytes:
-    """A binary with Go's inline build information, behind a copy of the magic that is none."""
+def go_binary(
+    version: str,
+    ldflags: str = "",
+    *,
+    dependency: str = "v2.0.0",
+    modules: Mapping[str, str] | None = None,
+    platform: Platform = Platform.AMD64,
+) -> bytes:
+    """A binary with Go's inline build information, behind a copy of the magic that is none.
+
+    `modules`: more dependencies; `v1 => other/module v2` is one that another module replaces.
+    """
     module = f"path\texample.org/cmd\nmod\texample.org\t{version}\th1:x\ndep\texample.org/dep\t{dependency}\n"
+    for name, text in (modules or {}).items():
+        number, _, instead = text.partition(" => ")
+        module += f"dep\t{name}\t{number}\th1:z\n"
+        if instead:
+            module += "=>\t" + instead.replace(" ", "\t") + "\th1:y\n"
     module += f'build\t-ldflags="{ldflags}"\nbuild\tGOARCH=amd64\n'
     magic = b"\xff Go buildinf:" + bytes([8, 2])
     info = magic + b"\0" * 16 + _string(b"go1.25.1") + _string(b"s" * 16 + module.encode() + b"e" * 16)
-    return binary() + magic + b"\x01\x02" + b"\0" * 14 + info + b"\0" * 64
+    return binary(platform=platform) + magic + b"\x01\x02" + b"\0" * 14 + info + b"\0" * 64
 
 
 def _string(text: bytes) -> bytes:

@@ -11,15 +11,21 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 from python_on_whales import DockerClient
 
-from pipeline import cache, daemon, lock, machine, sandbox, versions
+from pipeline import cache, daemon, lock, machine, resolve, sandbox, transport, versions
 from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import origin, rehearse, supplies
+from tests.examples import artifact
+from tests.vendors import BASE, Vendors
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# pytest --hypothesis-profile=thorough: minutes where the default takes seconds. CI keeps hypothesis's own profile.
+settings.register_profile("thorough", max_examples=10_000, deadline=None, phases=set(Phase) - {Phase.explain})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,8 +46,10 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(autouse=True)
-def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that reaches out by accident fails with a word that says so."""
+def _loopback_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches out by accident fails with a word that says so; one with the marker `contract` may."""
+    if request.node.get_closest_marker("contract"):
+        return
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: object) -> None:
@@ -58,6 +66,20 @@ def _no_docker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """A test without the marker `engine` meets no docker daemon."""
     if request.node.get_closest_marker("engine") is None:
         monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+
+
+@pytest.fixture
+def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
+    """A network of vendors, each with a release that is complete; apt and the base image are handed in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: BASE)
+    monkeypatch.setattr(resolve, "_packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
+    monkeypatch.setattr(transport, "PAUSES", ())
+    made = Vendors(cache=tmp_path)
+    made.log = Log()
+    made.complete()
+    yield made
+    made.client.close()
 
 
 @pytest.fixture(scope="session")

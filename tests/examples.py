@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.lock import Artifact, Base, Evidence, Lock
+from pipeline.evidence import Evidence, Grade
+from pipeline.lock import Artifact, Base, Lock
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.versions import Intent
@@ -24,6 +25,7 @@ INTENT = Intent(
     upstream={"docker": "https://docker.example", "debian": "https://debian.example"},
     mirrors={},
 )
+PUBLISHED = (Evidence(grade=Grade.PUBLISHED, source="a test", observed="2026-11-22"),)
 
 
 # By kind: what smoke's virtual machines are made of, with the names and versions that Debian gives.
@@ -52,8 +54,7 @@ def artifact(component: str, platform: Platform, data: bytes | None = None) -> A
         url=f"https://docker.example/{path}",
         digest=Digest.of(data),
         size=len(data),
-        evidence=Evidence.PUBLISHED,
-        source="a test",
+        evidence=PUBLISHED,
     )
 
 
@@ -66,7 +67,7 @@ def guest(platform: Platform) -> tuple[Artifact, ...]:
 LOCK = Lock(
     intent=digest("intent"),
     date="2026-11-22",
-    base=Base(image=INTENT.base, digest=digest("base"), evidence=Evidence.PUBLISHED, source="a test"),
+    base=Base(image=INTENT.base, digest=digest("base"), evidence=PUBLISHED),
     versions=VERSIONS,
     artifacts=tuple(artifact(component, platform) for component in VERSIONS for platform in Platform),
     packages=tuple(artifact("iptables", platform) for platform in Platform),

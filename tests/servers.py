@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +56,8 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """A server on a free port of loopback."""
+def running(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    """A server on a free port of loopback, over TLS if there is a context for it."""
     server = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -74,9 +76,18 @@ def running() -> Iterator[Server]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    server.url = f"http://127.0.0.1:{listening.server_address[1]}"
+    class Listening(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Clients that end early are expected; what else a handler raises is shown."""
+            if not isinstance(sys.exception(), OSError):
+                super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    listening = Listening(("127.0.0.1", 0), Handler)
+    if tls is not None:  # the handshake belongs into the handler's thread, not into the one that accepts
+        listening.socket = tls.wrap_socket(listening.socket, server_side=True, do_handshake_on_connect=False)
+    server.url = f"http{'s' if tls else ''}://127.0.0.1:{listening.server_address[1]}"
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -48,3 +49,14 @@ def test_labels_and_annotations_say_the_same() -> None:
 def test_only_a_rehearsed_image_carries_the_label() -> None:
     assert bake.REHEARSAL in json.loads(render(rehearsed=True))["target"][bake.TARGET]["labels"]
     assert bake.REHEARSAL not in json.loads(render())["target"][bake.TARGET]["labels"]
+
+
+def test_a_label_never_holds_credentials() -> None:
+    said = bake.describe(
+        replace(INTENT, source="https://me:s3cr3t@example.org/x?token=s3cr3t"),
+        LOCK,
+        lock_digest=LOCK.digest,
+        created="2026-11-22T00:00:00Z",
+        rehearsed=False,
+    )
+    assert "s3cr3t" not in str(said)

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline import debian
 from pipeline.errors import IntentError, UpstreamError
-from pipeline.lock import Artifact, Evidence
+from pipeline.evidence import Grade
+from pipeline.lock import Artifact
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.versions import Intent
@@ -115,7 +116,7 @@ def told(solved: tuple[Artifact, ...]) -> list[str]:
         assert package.digest == Digest.of(package.component.encode())
         assert package.size == len(package.component)
         assert package.url == f"https://deb.debian.org/debian/{package.path}"
-        assert (package.evidence, package.origin) == (Evidence.SIGNED, "debian")
+        assert (package.grade, package.origin) == (Grade.SIGNED, "debian")
     return [f"{package.component}={package.version}" for package in solved]
 
 

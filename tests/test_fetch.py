@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import http.server
+import os
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +13,7 @@ import httpx
 import pytest
 
 from pipeline import fetch, transport
+from pipeline import log as logs
 from pipeline.cache import path_of
 from pipeline.errors import DigestMismatch, UpstreamError
 from pipeline.lock import Lock
@@ -104,3 +110,65 @@ def test_what_a_killed_run_left_is_removed(origin: Server, client: httpx.Client,
     left.write_bytes(b"half")
     fetch.run(INTENT, served(origin), tmp_path, client, LOG)
     assert not left.exists()
+
+
+def test_two_runs_at_once_share_a_cache_and_the_second_one_waits(
+    origin: Server, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = served(origin)
+    arrived, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
+    first = f"/{lock.artifacts[0].path}"
+    quick = origin.answers[first]
+
+    def held(handler: http.server.BaseHTTPRequestHandler) -> None:
+        arrived.set()
+        assert go_on.wait(60)
+        quick(handler)
+
+    origin.answers[first] = held
+    second = Log(quiet=True)
+    monkeypatch.setattr(second, "say", lambda text: waiting.set() if "another run writes to" in text else None)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        one = pool.submit(fetch.run, INTENT, lock, tmp_path, client, LOG)
+        assert arrived.wait(60)
+        two = pool.submit(fetch.run, INTENT, lock, tmp_path, client, second)
+        assert waiting.wait(60)
+        assert not two.done()
+        go_on.set()
+        assert (one.result().downloaded, two.result().downloaded) == (4, 0)
+    assert len(origin.asked) == 4
+
+
+def test_the_beginning_of_a_file_is_kept_for_two_weeks(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
+    folder = tmp_path / "sha256"
+    folder.mkdir()
+    for name, days in (("young", 13), ("old", 15)):
+        for suffix in ("partial", "json"):
+            path = folder / f".{name}.{suffix}"
+            path.write_text("{}")
+            os.utime(path, (time.time() - days * 86400,) * 2)
+    (folder / ".alone.json").write_text("{}")
+    lock = served(origin)
+    fetch.run(INTENT, lock, tmp_path, client, LOG)
+    for suffix in ("partial", "json"):
+        (folder / f".{lock.artifacts[0].digest.hex}.x.{suffix}").write_text("{}")
+    fetch.run(INTENT, lock, tmp_path, client, LOG)
+    assert sorted(path.name for path in folder.glob(".*")) == [".young.json", ".young.partial"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_many_files_have_a_total(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setattr(logs, "_PLAIN_EVERY", 0.0)
+    log = Log()
+    log.console._force_terminal = terminal
+    with log.transfers(2) as transfers:
+        one, two = transfers.start("one", 3_000_000), transfers.start("two", None)
+        one.advance(1_000_000)
+        two.total(2_000_000)
+        two.advance(1_500_000)
+        one.advance(-500_000)
+    said = capsys.readouterr().err
+    assert "all 2 files" in said
+    assert ("2.0/5.0 MB" if terminal else "2.0 MB of 5.0 MB") in said

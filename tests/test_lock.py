@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import lock, versions
-from pipeline.errors import LockStale
-from pipeline.lock import Artifact, Base, Evidence, Lock
+from pipeline.errors import LockStale, VerificationFailed
+from pipeline.evidence import Evidence, Grade
+from pipeline.lock import Artifact, Base, Lock
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from tests.examples import INTENT, LOCK, VERSIONS
@@ -32,9 +33,16 @@ texts = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_cha
 digests = st.binary(min_size=1, max_size=8).map(Digest.of)
 
 
-@given(texts, digests, st.sampled_from(Evidence), st.none() | st.integers(0, 1 << 40), st.sampled_from(Platform))
+days = st.none() | st.dates().map(str)
+reasons = st.lists(st.builds(Evidence, grade=st.sampled_from(Grade), source=texts, observed=days), max_size=3).map(
+    tuple
+)
+etags = st.none() | st.text("abc\"0'-:", min_size=1)
+
+
+@given(texts, digests, reasons, etags, st.none() | st.integers(0, 1 << 40), st.sampled_from(Platform))
 def test_what_is_rendered_is_read_back(
-    text: str, digest: Digest, evidence: Evidence, size: int | None, platform: Platform
+    text: str, digest: Digest, evidence: tuple[Evidence, ...], etag: str | None, size: int | None, platform: Platform
 ) -> None:
     files = tuple(
         Artifact(
@@ -46,12 +54,12 @@ def test_what_is_rendered_is_read_back(
             url="https://x/y",
             digest=digest,
             size=size,
+            etag=etag,
             evidence=evidence,
-            source=text,
         )
         for name in sorted(VERSIONS)
     )
-    base = Base(image="debian:x", digest=digest, evidence=evidence, source=text)
+    base = Base(image=text, digest=digest, evidence=evidence)
     made = Lock(
         intent=digest,
         date="2026-11-22",
@@ -62,6 +70,59 @@ def test_what_is_rendered_is_read_back(
         guest=tuple(replace(file, component="busybox-static") for file in files[:1]),
     )
     assert lock.parse(lock.render(made), "x") == made
+
+
+def test_a_lock_from_before_there_were_several_reasons_is_read_as_it_was_meant() -> None:
+    reason = Evidence(grade=Grade.RECORDED, source="one project records it")
+    file = replace(OURS.artifacts[0], evidence=(reason,))
+    text = lock.render(replace(OURS, artifacts=(file,), packages=(), guest=()))
+    old = text.replace(
+        "        evidence:\n          - grade: recorded\n            source: one project records it\n",
+        "        evidence: recorded\n        source: one project records it\n",
+    )
+    assert old != text
+    assert lock.parse(old, "x") == lock.parse(text, "x")
+
+
+def test_a_url_with_credentials_is_no_part_of_a_lock() -> None:
+    text = lock.render(OURS)
+    with pytest.raises(LockStale, match="credentials"):
+        lock.parse(text.replace("https://docker.example/k3s", "https://me:secret@docker.example/k3s"), "x")
+
+
+def test_another_reason_is_another_lock_and_the_same_image() -> None:
+    better = (Evidence(grade=Grade.SIGNED, source="signed"),)
+    changed = replace(
+        OURS,
+        artifacts=tuple(replace(file, evidence=better, etag='"1"') for file in OURS.artifacts),
+        packages=tuple(replace(file, evidence=better) for file in OURS.packages),
+        base=replace(OURS.base, evidence=better),
+    )
+    assert changed.digest == OURS.digest
+    assert lock.render(changed) != lock.render(OURS)
+
+
+def test_what_the_policy_does_not_believe_is_told_with_component_grade_and_what_was_asked() -> None:
+    policy = {"default": Grade.PUBLISHED, "docker": Grade.CORROBORATED, "packages": Grade.SIGNED}
+    first_use = (Evidence(grade=Grade.FIRST_USE, source="https://download.docker.com/x"),)
+    weak = replace(
+        OURS,
+        artifacts=tuple(
+            replace(file, evidence=first_use) if (file.component, file.platform) == ("docker", "linux/arm64") else file
+            for file in OURS.artifacts
+        ),
+    )
+    OURS.require({})
+    OURS.require({"default": Grade.PUBLISHED})
+    assert weak.weak(policy) == [
+        "docker 29.7.2 for linux/arm64 is first use, and the policy asks for corroborated or better",
+        "package iptables 1.0-1 for linux/amd64 is published, and the policy asks for signed or better",
+        "package iptables 1.0-1 for linux/arm64 is published, and the policy asks for signed or better",
+    ]
+    with pytest.raises(VerificationFailed, match=r"docker 29\.7\.2 for linux/arm64 is first use") as refused:
+        weak.require(policy)
+    assert refused.value.exit_code == 10
+    assert "base image" in OURS.weak({"base": Grade.SIGNED})[0]
 
 
 def test_a_lock_without_a_guest_is_refused_and_one_with_an_empty_guest_is_read() -> None:
@@ -137,6 +198,33 @@ def test_a_lock_that_lacks_a_platform_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_lock_is_refused(text: str) -> None:
     with pytest.raises(LockStale):
         lock.parse(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("source: a test", "source: [a, test]"),
+        ("grade: published", "grade: trusted"),
+        ("observed: '2026-11-22'", "observed: {}"),
+        ("origin: docker", "origin: [docker]"),
+        ("url: https", "url: {https: 1}\n        x: https"),
+        ("runc: 1.3.3", "runc: [1.3.3]"),
+        ("docker:\n    runc: 1.3.3", "docker: 1.3.3"),
+    ],
+)
+def test_an_entry_that_holds_something_else_is_refused(before: str, after: str) -> None:
+    text = lock.render(replace(OURS, embedded={"docker": {"runc": "1.3.3"}}))
+    assert before in text
+    with pytest.raises(LockStale):
+        lock.parse(text.replace(before, after, 1), "x")
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_is_no_lock_at_all_is_refused(raw: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "versions.lock.yaml"
+    path.write_bytes(raw)
+    with pytest.raises(LockStale):
+        lock.read(path, INTENT)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

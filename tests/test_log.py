@@ -4,8 +4,10 @@ import time
 
 import pytest
 
+from pipeline import __main__ as cli
 from pipeline import log as logs
-from pipeline.log import Log, seconds, size
+from pipeline.errors import UpstreamError
+from pipeline.log import Log, redact, seconds, size
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,75 @@ def test_transfers_without_a_terminal_tell_lines(
     with Log().transfers() as transfers:
         transfers.start("k3s", 2000).advance(1000)
     assert "k3s: 1.0 kB of 2.0 kB" in capsys.readouterr().err
+
+
+SECRET = "s3cr3t-Value.of/mine+1="
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Authorization: Bearer {SECRET}",
+        f"authorization: basic {SECRET}",
+        f"Proxy-Authorization: {SECRET}",
+        f"{{'Authorization': 'Bearer {SECRET}'}}",
+        f'{{"authorization": "token {SECRET}"}}',
+        f"sent with bearer {SECRET} to nobody",
+        "https://me:s3cr3t-Value.of@host.example/path",
+        "https://s3cr3t-Value.of@host.example/path",
+        "http://me:p@s3cr3t-Value.of@host.example:8080/path",
+        "git+https://me:s3cr3t-Value.of@host.example",
+        f"https://host.example/file?token={SECRET}",
+        f"https://host.example/file?a=1&access_token={SECRET}&b=2",
+        f"https://host.example/file?X-Amz-Signature={SECRET}&X-Amz-Credential={SECRET}",
+        f"https://host.example/file?sig={SECRET};se=1",
+        f"https://host.example/file?client_secret={SECRET}#x",
+        "ghp_s3cr3tValues3cr3tValues3cr3tValue in a sentence",
+        "github_pat_11s3cr3tValue_s3cr3tValues3cr3tValue",
+    ],
+)
+def test_what_is_secret_is_not_shown(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "s3cr3t" not in redact(text)
+    assert redact(redact(text)) == redact(text)
+    log = Log()
+    log.say(text)
+    log.warn(text)
+    log.command(["curl", text])
+    log.table(text, ["a"], [[text]])
+    with log.step(text):
+        pass
+    cli._tell(UpstreamError(text, expected=text, found=text, where=text, next_step=text), log)
+    told = capsys.readouterr()
+    assert "s3cr3t" not in told.err + told.out
+    assert "…" in told.err
+
+
+@pytest.mark.parametrize("github", [True, False])
+def test_annotations_on_github_hide_as_much(
+    github: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true" if github else "false")
+    log = Log()
+    text = f"https://me:{SECRET}@host.example/?token={SECRET}".replace("/mine+1=", "")
+    log.warn(text)
+    cli._tell(UpstreamError(text), log)
+    with log.step(text):
+        pass
+    assert "s3cr3t" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://github.com/k3s-io/k3s/releases/download/v1.37.1%2Bk3s1/k3s",
+        "docker.io/library/debian@sha256:00",
+        "oci-layout://dist/build/base@sha256:00",
+        "https://github.com/docker/buildx.git/info/refs?service=git-upload-pack",
+        "krel-staging@k8s-releng-prod.iam.gserviceaccount.com",
+        "docker login accepts a password or an access token",
+        "the bearer of news, a basic understanding of authorization",
+        "+ docker run -e TOKENS=1 a=b",
+    ],
+)
+def test_what_is_not_secret_is_shown_as_it_is(text: str) -> None:
+    assert redact(text) == text

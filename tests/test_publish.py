@@ -11,7 +11,8 @@ import pytest
 from pipeline import publish
 from pipeline.bake import REHEARSAL
 from pipeline.credentials import Credentials
-from pipeline.errors import DigestMismatch, LockStale, RegistryError, SmokeFailed
+from pipeline.errors import DigestMismatch, LockStale, RegistryError, SmokeFailed, VerificationFailed
+from pipeline.evidence import Grade
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import Digest, ImageName
@@ -40,6 +41,7 @@ class Publisher:
         self.lock = LOCK
         self.line = Line()
         self.credentials: Credentials | None = None
+        self.policy: dict[str, Grade] = {}
 
     def build(self, seed: str, *, rehearsed: bool = False) -> Image:
         """Another image of the same lock. Seeds are unlike every other test's."""
@@ -47,7 +49,7 @@ class Publisher:
         return self.image
 
     def publish(self, *, dry_run: bool = False) -> Release:
-        intent = replace(INTENT, names=self.names)
+        intent = replace(INTENT, names=self.names, policy=self.policy)
         reports = smoked(self.image)
         return publish.run(intent, self.lock, self.image, reports, self.dist, self._registry, LOG, dry_run=dry_run)
 
@@ -68,6 +70,18 @@ def publisher(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> P
 
 def _lock(**versions: str) -> Lock:
     return replace(LOCK, versions={**LOCK.versions, **versions})
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_digests_that_the_policy_does_not_believe_are_not_published(publisher: Publisher, *, dry_run: bool) -> None:
+    publisher.build("weak")
+    publisher.policy = {"default": Grade.PUBLISHED, "k3s": Grade.SIGNED}
+    sentence = r"k3s v1\.37\.1\+k3s1 for linux/amd64 is published, and the policy asks for signed or better"
+    with pytest.raises(VerificationFailed, match=sentence):
+        publisher.publish(dry_run=dry_run)
+    assert publisher.tags() == {}
+    publisher.policy = {"default": Grade.PUBLISHED}
+    assert publisher.publish(dry_run=dry_run).digest == publisher.image.digest
 
 
 # Names

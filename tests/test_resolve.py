@@ -12,12 +12,13 @@ import pytest
 
 from pipeline import lock, resolve, transport
 from pipeline.errors import DigestMismatch, Incompatible, UpstreamError
-from pipeline.lock import Base, Evidence, Lock
+from pipeline.evidence import Evidence, Grade
+from pipeline.lock import Base, Lock
 from pipeline.log import Log
 from pipeline.platforms import Platform
 from pipeline.rehearsal import origin
 from pipeline.versions import Intent
-from tests.examples import INTENT, artifact, digest
+from tests.examples import INTENT, PUBLISHED, artifact, digest
 
 CHANNELS = {"docker": "latest", "buildx": "latest", "compose": "2", "k3s": "stable", "kubectl": "k3s"}
 
@@ -61,7 +62,7 @@ class Upstream:
 
 @pytest.fixture
 def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
-    base = Base(image=INTENT.base, digest=digest("base"), evidence=Evidence.PUBLISHED, source="handed in")
+    base = Base(image=INTENT.base, digest=digest("base"), evidence=PUBLISHED)
     monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: base)
     packages = (artifact("iptables", Platform.AMD64),), (artifact("busybox-static", Platform.AMD64),)
     monkeypatch.setattr(resolve, "_packages", lambda *arguments: packages)
@@ -87,8 +88,8 @@ def test_channels_become_versions_and_the_same_answers_give_the_same_bytes(vendo
         "k3s": "v1.37.1+k3s1",
         "kubectl": "v1.37.4",
     }
-    assert {file.evidence for file in first.artifacts if file.component == "docker"} == {Evidence.FIRST_USE}
-    assert {file.evidence for file in first.artifacts if file.component == "k3s"} == {Evidence.PUBLISHED}
+    assert {file.grade for file in first.artifacts if file.component == "docker"} == {Grade.FIRST_USE}
+    assert {file.grade for file in first.artifacts if file.component == "k3s"} == {Grade.PUBLISHED}
     again = vendors.resolve(lock.parse(lock.render(first), "x"))
     assert lock.render(again) == lock.render(first)
 
@@ -143,12 +144,10 @@ def test_a_digest_that_changed_under_the_same_version_is_refused(vendors: Upstre
 
 def test_what_docker_does_not_publish_is_kept_from_the_lock(vendors: Upstream) -> None:
     first = vendors.resolve()
-    known = tuple(
-        replace(file, evidence=Evidence.CORROBORATED) if file.component == "docker" else file
-        for file in first.artifacts
-    )
+    reason = Evidence(grade=Grade.CORROBORATED, source="five projects record it", observed="2026-01-01")
+    known = tuple(replace(file, evidence=(reason,)) if file.component == "docker" else file for file in first.artifacts)
     again = vendors.resolve(replace(first, artifacts=known))
-    assert {file.evidence for file in again.artifacts if file.component == "docker"} == {Evidence.CORROBORATED}
+    assert {file.evidence for file in again.artifacts if file.component == "docker"} == {(reason,)}
 
 
 def test_incompatible_versions_are_refused(vendors: Upstream) -> None:
@@ -158,8 +157,8 @@ def test_incompatible_versions_are_refused(vendors: Upstream) -> None:
 
 
 def test_an_unreachable_origin_is_named(vendors: Upstream) -> None:
-    upstream = {**vendors.intent.upstream, "k3s-channels": f"http://127.0.0.1:{_free_port()}"}
-    with pytest.raises(UpstreamError, match=r"channels: 127\.0\.0\.1 cannot be reached"):
+    upstream = {**vendors.intent.upstream, "kubernetes": f"http://127.0.0.1:{_free_port()}"}
+    with pytest.raises(UpstreamError, match=r"channel 1\.37: 127\.0\.0\.1 cannot be reached"):
         vendors.resolve(intent=replace(vendors.intent, upstream=upstream))
 
 

@@ -6,14 +6,18 @@ import errno
 import http.server
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from pipeline import transport
+from pipeline.download import download as download_
 from pipeline.errors import DigestMismatch, EngineError, UpstreamError
+from pipeline.lane import Rules
 from pipeline.oci import Digest
+from tests import hostile, http2
 from tests.servers import Server, running
 
 DATA = b"some bytes " * 20_000
@@ -48,7 +52,8 @@ def client() -> Iterator[httpx.Client]:
 def download(client: httpx.Client, target: Path, *urls: str, size: int | None = len(DATA)) -> list[float]:
     """Download with pauses that are only counted."""
     pauses: list[float] = []
-    transport.download(client, urls, target, digest=DIGEST, size=size, transfer=Bar(), sleep=pauses.append)
+    rules = Rules(sleep=pauses.append)
+    download_(client, urls, target, digest=DIGEST, size=size, transfer=Bar(), rules=rules)
     return pauses
 
 
@@ -63,7 +68,7 @@ def test_the_right_bytes_come_into_place(server: Server, client: httpx.Client, t
     assert only(tmp_path) == ["file"]
 
 
-def test_wrong_bytes_of_the_right_length_are_refused_and_nothing_stays(
+def test_wrong_bytes_of_the_right_length_are_refused_and_set_aside(
     server: Server, client: httpx.Client, tmp_path: Path
 ) -> None:
     server.gives("/file", DATA[:-1] + b"?")
@@ -74,7 +79,9 @@ def test_wrong_bytes_of_the_right_length_are_refused_and_nothing_stays(
     assert Digest.of(DATA[:-1] + b"?").text in text
     assert f"{server.url}/file" in text
     assert "next step" in text
-    assert only(tmp_path) == []
+    (bad,) = only(tmp_path)
+    assert bad.endswith(".bad")
+    assert (tmp_path / bad).read_bytes() == DATA[:-1] + b"?"
 
 
 def test_the_next_mirror_is_asked_after_wrong_bytes_and_after_a_404(
@@ -86,14 +93,14 @@ def test_the_next_mirror_is_asked_after_wrong_bytes_and_after_a_404(
     assert (tmp_path / "file").read_bytes() == DATA
 
 
-def test_a_body_that_is_too_long_is_cut_off_early(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_body_that_is_announced_too_long_is_not_received(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
     server.gives("/file", DATA * 50)
     bar = Bar()
-    with pytest.raises(DigestMismatch, match=f"more than {len(DATA)} bytes"):
-        transport.download(
-            client, [f"{server.url}/file"], tmp_path / "file", digest=DIGEST, size=len(DATA), transfer=bar
-        )
-    assert bar.done < len(DATA) * 10
+    with pytest.raises(DigestMismatch, match=f"{len(DATA) * 50} bytes instead of {len(DATA)}"):
+        download_(client, [f"{server.url}/file"], tmp_path / "file", digest=DIGEST, size=len(DATA), transfer=bar)
+    assert bar.done == 0
     assert only(tmp_path) == []
 
 
@@ -172,10 +179,10 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
 ) -> None:
     server.gives("/file", DATA)
 
-    def full(_descriptor: int) -> None:
+    def full(*_arguments: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(EngineError, match="DIND_K3S_CACHE"):
         download(client, tmp_path / "file", f"{server.url}/file")
     assert only(tmp_path) == []
@@ -183,3 +190,95 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
 
 def test_credentials_and_signed_queries_are_never_shown() -> None:
     assert transport.shown("https://user:secret@host:8443/path?X-Amz-Signature=abc") == "https://host:8443/path"
+
+
+def test_http2_is_spoken_where_it_is_offered_and_connections_are_used_again(tmp_path: Path) -> None:
+    context, trusting = hostile.certificate()
+    bodies = {f"/{number}": bytes([number]) * 3_000_000 for number in range(6)}
+    with http2.running(context, bodies) as server, transport.make_client(verify=trusting) as client:
+        assert transport.get(client, f"{server.url}/1", what="a thing").http_version == "HTTP/2"
+        with ThreadPoolExecutor(max_workers=3) as pool:
+
+            def bring(path: str) -> None:
+                digest, size = Digest.of(bodies[path]), len(bodies[path])
+                target = tmp_path / path[1:]
+                download_(client, [server.url + path], target, digest=digest, size=size, transfer=Bar())
+
+            list(pool.map(bring, bodies))
+        assert only(tmp_path) == [path[1:] for path in bodies]
+        assert server.connections <= 3
+
+
+def test_an_http2_connection_that_ends_in_the_middle_is_resumed(tmp_path: Path) -> None:
+    context, trusting = hostile.certificate()
+    body = DATA * 20
+    with (
+        http2.running(context, {"/cut": body}, cut=1_000_000) as server,
+        transport.make_client(verify=trusting) as client,
+    ):
+        rules = Rules(sleep=lambda _pause: None)
+        target = tmp_path / "file"
+        url = f"{server.url}/cut"
+        download_(client, [url], target, digest=Digest.of(body), size=len(body), transfer=Bar(), rules=rules)
+    (_, first), (_, second) = server.asked
+    assert first == 0
+    assert 0 < second <= len(body)
+    assert target.read_bytes() == body
+
+
+def test_an_http2_loser_is_cancelled_at_once_and_hurts_no_other_download(tmp_path: Path) -> None:
+    """A closed stream's bytes would fill the window that other streams of its connection share."""
+    context, trusting = hostile.certificate()
+    body = DATA * 200
+    with http2.running(context, {"/file": body}) as server, transport.make_client(verify=trusting) as client:
+        for _ in range(3):
+            with client.stream("GET", f"{server.url}/file") as response:
+                next(response.iter_raw())
+        target = tmp_path / "file"
+        download_(client, [f"{server.url}/file"], target, digest=Digest.of(body), size=len(body), transfer=Bar())
+    assert target.stat().st_size == len(body)
+
+
+def test_the_proxy_of_the_environment_is_used_but_not_for_this_machine(
+    server: Server, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.answers["http://origin.invalid/file"] = hostile.whole(DATA)
+    server.answers["/file"] = hostile.whole(b"direct")
+    assert transport.get(client, "http://origin.invalid/file", what="a thing").content == DATA
+    assert transport.get(client, f"{server.url}/file", what="a thing").content == b"direct"
+
+
+def test_a_server_that_breaks_the_rules_of_http2_is_an_upstream_error(tmp_path: Path) -> None:
+    """Frames that h2 refuses, in the head and in the middle of a body."""
+    context, trusting = hostile.certificate()
+    rubbish = b"\x00\x00\x04\x08\x00\x00\x00\x00\x01\x00\x00\x00\x00"  # WINDOW_UPDATE by nothing (RFC 9113 §6.9)
+    for after in (0, 100_000):
+        with (
+            http2.running(context, {"/cut": DATA}, cut=after, last=rubbish) as server,
+            transport.make_client(verify=trusting) as client,
+        ):
+            rules, target = Rules(sleep=lambda _pause: None, pauses=()), tmp_path / "file"
+            with pytest.raises(UpstreamError):
+                download_(
+                    client,
+                    [f"{server.url}/cut"],
+                    target,
+                    digest=DIGEST,
+                    size=len(DATA),
+                    transfer=Bar(),
+                    rules=rules,
+                )
+
+
+@pytest.mark.parametrize("location", ["file://localhost{path}", "file://{path}", "FILE://localhost{path}"])
+def test_no_server_sends_on_to_a_file_of_this_machine(tmp_path: Path, location: str) -> None:
+    secret = tmp_path / "token.json"
+    secret.write_text('{"token": "secret"}')
+    answer = httpx.Response(302, headers={"Location": location.format(path=secret)})
+    with transport.make_client(httpx.MockTransport(lambda _request: answer)) as client:
+        with pytest.raises(httpx.UnsupportedProtocol, match="a redirect to"):
+            client.get("https://registry.example/token")
+        with pytest.raises(UpstreamError, match=r"cannot be reached|not reachable|unreachable"):
+            transport.get(client, "https://vendor.example/list", what="a list")

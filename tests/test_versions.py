@@ -10,6 +10,7 @@ import yaml
 
 from pipeline import versions
 from pipeline.errors import IntentError
+from pipeline.evidence import Grade
 from tests.examples import INTENT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,14 +28,36 @@ def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
     properties = SCHEMA["properties"]
     assert set(properties["components"]["properties"]) == set(versions.COMPONENTS)
     assert set(properties["upstream"]["properties"]) == set(versions.ORIGINS)
-    assert set(properties["mirrors"]["properties"]) == set(versions.ORIGINS)
+    assert set(properties["mirrors"]["properties"]) == set(versions.MIRRORED)
+    assert set(properties["policy"]["properties"]) == {"default", "base", "packages", *versions.COMPONENTS}
+    assert properties["policy"]["properties"]["default"]["enum"] == list(Grade)
+    assert set(properties["cooldown"]["anyOf"][1]["properties"]) == {"default", *versions.COMPONENTS}
     for name, pattern in versions._ASKED.items():
         assert properties["components"]["properties"][name]["pattern"] == f"^({pattern})$"
 
 
 def test_a_rendered_intent_is_read_back_to_the_same() -> None:
-    intent = replace(INTENT, upstream={**versions.UPSTREAM, "docker": "http://127.0.0.1:8080/docker"})
+    intent = replace(
+        INTENT,
+        upstream={**versions.UPSTREAM, "docker": "http://127.0.0.1:8080/docker"},
+        cooldown={"default": 3, "k3s": 0},
+        known_fixes=(versions.KnownFix(component="k3s", version="v1.37.1+k3s1", reason="a: #1"),),
+        policy={"default": Grade.PUBLISHED, "docker": Grade.FIRST_USE},
+    )
     assert versions.parse(versions.render(intent), "x") == intent
+    jsonschema.validate(yaml.load(versions.render(intent), Loader=yaml.BaseLoader), SCHEMA)
+
+
+def test_a_cooldown_for_all_and_for_one() -> None:
+    assert versions.parse(TEXT, "v").days("k3s") == 3
+    intent = versions.parse(TEXT.replace("cooldown: 3", "cooldown: {default: 5, k3s: 0}"), "v")
+    assert (intent.days("k3s"), intent.days("docker")) == (0, 5)
+    assert versions.parse(TEXT.replace("cooldown: 3\n", ""), "v").days("docker") == 0
+
+
+def test_what_is_nested_too_deep_is_a_sentence() -> None:
+    with pytest.raises(IntentError, match="too many levels"):
+        versions.parse("[" * 20_000, "v")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +71,24 @@ def test_a_rendered_intent_is_read_back_to_the_same() -> None:
         ("schema: 1", "schema: 2", "schema: 2", "the only format there is"),
         ("  source: https://", "  source: https://user:pass@", "source: https", "credentials"),
         ("    - zstd", "    - ZSTD!", "ZSTD!", "the name of a Debian package"),
+        ("  source: https://", "  source: https://x.org/?token=abc#", "source: https", "without credentials and query"),
+        ("cooldown: 3", "cooldown: soon", "cooldown: soon", "days, 0 to 999"),
+        ("cooldown: 3", "cooldown: -3", "cooldown: -3", "days, 0 to 999"),
+        ("cooldown: 3", "cooldown: {dokcer: 3}", "dokcer", "did you mean 'docker'?"),
+        ("  docker: corroborated", "  docker: trusted", "docker: trusted", "signed, published, corroborated, recorded"),
+        ("  docker: corroborated", "  dokcer: corroborated", "dokcer: corr", "did you mean 'docker'?"),
+        ("cooldown: 3", "known-fixes: [{component: runc, version: 1.0.0, reason: x}]", "runc", "a component"),
+        (
+            "cooldown: 3",
+            "known-fixes: [{component: k3s, version: stable, reason: x}]",
+            "version: stable",
+            "an exact version",
+        ),
+        ("cooldown: 3", "known-fixes: [{component: k3s, version: v1.37.1+k3s1}]", "known-", "'reason' is missing"),
+        ("cooldown: 3", "known-fixes: k3s", "known-fixes", "a list of component, version and reason"),
+        ("docker: 29.7.2", "docker: ٣", "docker: ٣", "an exact version or a channel"),
+        ("cooldown: 3", "mirrors: {docker: ['https://[']}", "https://[", "an http or https URL"),
+        ("cooldown: 3", "mirrors: {docker: ['https://h:99999']}", "99999", "an http or https URL"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(before: str, after: str, line: str, sentence: str) -> None:
@@ -78,6 +119,21 @@ def test_what_is_no_intent_is_refused_with_a_sentence(text: str) -> None:
 
 
 def test_the_checksum_covers_what_decides_a_lock_and_nothing_else() -> None:
+    assert replace(INTENT, policy={"default": Grade.SIGNED}).checksum == INTENT.checksum
+    assert replace(INTENT, cooldown={"default": 3}).checksum != INTENT.checksum
     assert replace(INTENT, title="other", mirrors={"docker": ("https://m",)}).checksum == INTENT.checksum
     assert replace(INTENT, base="docker.io/library/debian:sid").checksum != INTENT.checksum
     assert replace(INTENT, packages=("iptables", "git")).checksum != INTENT.checksum
+
+
+def test_a_mirror_may_be_a_folder_and_an_upstream_may_not() -> None:
+    with_mirror = TEXT + "mirrors:\n  docker: [file:///srv/a%20b/docker]\n  base: [https://m.example/base]\n"
+    jsonschema.validate(yaml.load(with_mirror, Loader=yaml.BaseLoader), SCHEMA)
+    intent = versions.parse(with_mirror, "x")
+    assert intent.mirrors == {"docker": ("file://localhost/srv/a%20b/docker",), "base": ("https://m.example/base",)}
+    assert versions.parse(versions.render(intent), "x").mirrors == intent.mirrors
+    for wrong, told in (("ftp://m", "an http or https URL"), ("file://host/srv", "file:///… with an absolute path")):
+        with pytest.raises(IntentError, match=f"expected {told}"):
+            versions.parse(f"{TEXT}mirrors:\n  docker: [{wrong}]\n", "x")
+    with pytest.raises(IntentError, match="expected an http or https URL"):
+        versions.parse(TEXT + "upstream:\n  docker: file:///srv\n", "x")

@@ -2,6 +2,7 @@
 
     <root>/download.docker.com/linux/static/stable/x86_64/docker-<v>.tgz   the server lists the folder
     <root>/github.com/docker/buildx/releases/download/v<v>/…, checksums.txt, docker/buildx.git/info/refs
+    <root>/github.com/moby/moby.git/info/refs                                 docker's tags
     <root>/github.com/docker/compose/…                                        the same
     <root>/github.com/k3s-io/k3s/releases/download/<v>/k3s, sha256sum-<arch>.txt
     <root>/update.k3s.io/v1-release/channels
@@ -14,6 +15,7 @@ The names, the layout and the checksum files are the vendors' (facts with source
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,6 +76,7 @@ def publish_docker(root: Path, version: str, archives: Mapping[Platform, bytes])
     for platform, data in archives.items():
         folder = root / HOSTS["docker"] / "linux/static/stable" / platform.names.docker
         _write(folder / f"docker-{version}.tgz", data)
+    _tag(root, "moby/moby", f"docker-v{version}")
 
 
 def publish_plugin(root: Path, name: str, version: str, files: Mapping[Platform, bytes]) -> None:
@@ -89,9 +92,7 @@ def publish_plugin(root: Path, name: str, version: str, files: Mapping[Platform,
         _write(folder / file, data)
         lines.append(f"{Digest.of(data).hex} *{file}\n")
     write_text(folder / "checksums.txt", "".join(lines))
-    reference = f"{'0' * 39}1 refs/tags/v{version}\n"
-    refs = f"{_packet('# service=git-upload-pack' + chr(10))}0000{_packet(reference)}0000"
-    write_text(root / HOSTS["github"] / f"docker/{name}.git/info/refs", refs)
+    _tag(root, f"docker/{name}", f"v{version}")
 
 
 def publish_k3s(root: Path, version: str, files: Mapping[Platform, bytes]) -> None:
@@ -101,6 +102,7 @@ def publish_k3s(root: Path, version: str, files: Mapping[Platform, bytes]) -> No
         file = f"k3s{platform.names.k3s}"
         _write(folder / file, data)
         write_text(folder / f"sha256sum-{platform.names.k3s_checksums}.txt", f"{Digest.of(data).hex}  {file}\n")
+    _tag(root, "k3s-io/k3s", version)
     minor = ".".join(version.split(".")[:2])
     channels = [
         {"id": name, "type": "channel", "name": name, "latest": version} for name in ("stable", "latest", minor)
@@ -119,6 +121,14 @@ def publish_kubectl(root: Path, version: str, files: Mapping[Platform, bytes]) -
     minor = ".".join(version.removeprefix("v").split(".")[:2])
     for channel in ("stable", f"stable-{minor}"):
         write_text(release / f"{channel}.txt", version)
+
+
+def _tag(root: Path, repository: str, tag: str) -> None:
+    """Add a tag to a repository's refs, as git's smart HTTP lists them (gitprotocol-http(5))."""
+    path = root / HOSTS["github"] / f"{repository}.git/info/refs"
+    before = re.findall(r"refs/tags/(\S+)\n", path.read_text(encoding="utf-8")) if path.exists() else []
+    lines = "".join(_packet(f"{'0' * 39}1 refs/tags/{name}\n") for name in sorted({*before, tag}))
+    write_text(path, f"{_packet('# service=git-upload-pack' + chr(10))}0000{lines}0000")
 
 
 def _packet(line: str) -> str:

@@ -11,13 +11,14 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline import elf
 from pipeline.layout import Layout
 from pipeline.lock import Lock
 from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal.standin_build import MARKER
-from pipeline.smoke import contents, elf
+from pipeline.smoke import contents
 from pipeline.smoke.contents import Content, Program
 from pipeline.smoke.record import Recorder
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import elf
 from pipeline.platforms import Platform
-from pipeline.smoke import elf
 from tests.binaries import binary, go_binary
 
 
@@ -71,3 +71,36 @@ def test_big_endian_and_32_bit_headers_are_read() -> None:
     assert found is not None
     assert elf.machine_name(found) == "ELF machine 22, 64 bit"
     assert elf.header(b"#!/bin/sh\n" + b" " * 80) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "version"),
+    [
+        (go_binary("v1.2.3"), "v1.2.3"),
+        (go_binary("v1.2.4-0.20260325154711-d2dbc0547253+dirty"), None),
+        (go_binary("(devel)", "-s -X main.version=v1.2.3 -w"), "v1.2.3"),
+        (go_binary("(devel)", "-X 'main.version=1.2.3-rc.1' -w"), "1.2.3-rc.1"),
+        (go_binary("(devel)", "-X main.minimumVersion=1.0.0 -X main.version=v1.2.3"), None),
+        (go_binary("(devel)") + b"text 9.9.9 text\x00v1.2.3\x00", "v1.2.3"),
+        (go_binary("(devel)") + b"\x001.1.5+ds1\x00\x001.1.5+ds1-1+deb12u1\x00", "1.1.5+ds1"),
+        (go_binary("(devel)") + b"\x001.1.5\x00\x002.0.0\x00", None),
+        (go_binary("(devel)") + b"unknown error 2.1.9+unknownmissing", "2.1.9"),
+        (go_binary("(devel)") + b"\x00v2.2.0\x00 2.1.9+unknown", "v2.2.0"),
+        (binary("tini version 0.19.0 - git.de40ad0\0"), "0.19.0"),
+        (binary("\x001.2.3\x00"), None),
+    ],
+)
+def test_the_version_that_a_program_states_of_itself(data: bytes, version: str | None) -> None:
+    assert elf.stated_version(data) == version
+
+
+def test_a_module_that_another_one_replaces() -> None:
+    found = elf.go_build(go_binary("(devel)", modules={"example.org/a": "v1.0.0 => example.org/fork v0.3.19-k3s5"}))
+    assert found is not None
+    assert found.dependencies == {"example.org/dep": "v2.0.0", "example.org/a": "v0.3.19-k3s5"}
+    assert found.replaced == {"example.org/a": "example.org/fork"}
+
+
+def test_the_official_kubectl_states_its_version() -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    assert elf.stated_version(Path(shutil.which("kubectl", path=path) or "").read_bytes()) == "v1.37.1"

@@ -17,6 +17,15 @@ HEAD = 64  # bytes that `header` wants: the longest ELF header
 _MAGIC = b"\xff Go buildinf:"
 _SENTINEL = 16  # bytes around the module information
 _ELSEWHERE = (b"dep\t", b"=>\t")  # lines of the build information that name versions of other modules
+# A version as projects number their releases; a pseudo-version (a commit between two) is none.
+_VERSION = rb"v?\d+\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?"
+_PSEUDO = re.compile(r"(^v0\.0\.0$)|[.-]\d{14}-[0-9a-f]{12}")
+# The linker's -X sets a variable to text of its own, which ends in a zero byte and begins behind one; Go's constants
+# lie one behind the other without any (cmd/link, addstrdata).
+_SET_BY_LINKER = re.compile(rb"(?<=\0)" + _VERSION + rb"(?=\0)")
+_IN_FLAGS = re.compile(r"[vV]ersion=['\"]?(" + _VERSION.decode() + r")(?=['\"\s]|$)")
+# What programs say of themselves where nothing was set: containerd (version/version.go), tini (tini.c).
+_SAID = ((rb"\+unknown", rb"(?<![\d.])(\d+\.\d+\.\d+)\+unknown$"), (rb"tini version [\d.]+", rb"([\d.]+)$"))
 _LINE = 256  # bytes before a version in which the start of its line is looked for
 
 
@@ -37,7 +46,10 @@ class GoBuild:
     path: str  # main package
     version: str  # of the main module; often (devel)
     settings: Mapping[str, str] = field(default_factory=dict)  # -ldflags, GOARCH, vcs.revision, …
-    dependencies: Mapping[str, str] = field(default_factory=dict)  # module → version
+    dependencies: Mapping[str, str] = field(
+        default_factory=dict
+    )  # module → version, of its replacement where it has one
+    replaced: Mapping[str, str] = field(default_factory=dict)  # module → the module in its place
 
 
 def header(head: bytes) -> Header | None:
@@ -82,7 +94,8 @@ def go_build(data: bytes) -> GoBuild | None:
 
 
 def _parsed(go: str, module: bytes) -> GoBuild:
-    path, main, settings, dependencies = "", "", {}, {}
+    path, main, last = "", "", ""
+    settings, dependencies, replaced = {}, {}, {}
     for line in module.decode("utf-8", "replace").splitlines():
         kind, _, rest = line.partition("\t")
         parts = rest.split("\t")
@@ -94,8 +107,13 @@ def _parsed(go: str, module: bytes) -> GoBuild:
             key, _, value = rest.partition("=")
             settings[key] = value.strip('"')
         elif kind == "dep" and len(parts) > 1:
-            dependencies[parts[0]] = parts[1]
-    return GoBuild(go=go, path=path, version=main, settings=settings, dependencies=dependencies)
+            last = parts[0]
+            dependencies[last] = parts[1]
+        elif kind == "=>" and len(parts) > 1 and last:
+            dependencies[last] = parts[1]
+            if parts[0] != last:
+                replaced[last] = parts[0]
+    return GoBuild(go=go, path=path, version=main, settings=settings, dependencies=dependencies, replaced=replaced)
 
 
 def _string(data: bytes, at: int) -> tuple[bytes, int]:
@@ -111,6 +129,35 @@ def _string(data: bytes, at: int) -> tuple[bytes, int]:
     if at + length > len(data):
         raise IndexError
     return data[at : at + length], at + length
+
+
+def stated_version(data: bytes) -> str | None:
+    """The version that a binary states of itself; None where it states none, or several that do not go together.
+
+    In this order: the main module's version, one that the build flags set, one that the linker set (build flags are
+    left out of programs that are built with -trimpath), what containerd and tini say by themselves.
+    """
+    build = go_build(data)
+    if build is not None:
+        if re.fullmatch(_VERSION.decode(), build.version) and not _PSEUDO.search(build.version):
+            return build.version
+        if (flagged := _one(set(_IN_FLAGS.findall(build.settings.get("-ldflags", ""))))) is not None:
+            return flagged
+        if (linked := _one({text.decode() for text in _SET_BY_LINKER.findall(data)})) is not None:
+            return linked
+    said = set()
+    for literal, expression in _SAID:  # the literal first: an expression that begins with digits is ten times as slow
+        for found in re.finditer(literal, data):
+            if text := re.search(expression, data[max(0, found.start() - 24) : found.end()]):
+                said.add(text[1].decode())
+    return _one(said)
+
+
+def _one(found: set[str]) -> str | None:
+    """The only version, or the one that all others are a longer form of (a distribution's `1.1.5+ds1-1`)."""
+    found = {text for text in found if not _PSEUDO.search(text)}
+    shortest = min(found, key=len, default=None)
+    return shortest if shortest and all(text.startswith(shortest) for text in found) else None
 
 
 def version_evidence(data: bytes, version: str) -> str | None:

@@ -1,0 +1,1 @@
+"""Benchmarks: what the pipeline costs beside tools made for one job each (docs/benchmarks/)."""

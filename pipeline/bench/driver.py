@@ -1,0 +1,45 @@
+"""`python -m pipeline.bench.driver LIST CACHE [EVERY]`: the stage `fetch` on a list of files instead of a lock.
+
+LIST is JSON: [{"name", "url", "sha256", "size"}, …]. It is what the benchmark times and what the tests kill: a lock
+would also want a base image, from a registry. EVERY: seconds between two records of what is safe.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import fetch, transport
+from pipeline.errors import PipelineError
+from pipeline.lane import Rules
+from pipeline.log import Log
+from pipeline.oci import Digest
+
+
+def read(path: Path) -> list[fetch.Wanted]:
+    """The files of a list."""
+    return [
+        fetch.Wanted(
+            name=file["name"], urls=(file["url"],), digest=Digest.of_hex(file["sha256"]), size=int(file["size"])
+        )
+        for file in json.loads(path.read_text(encoding="utf-8"))
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fetch; returns the exit code of the pipeline."""
+    listed, cache, *every = arguments
+    rules = Rules(every=float(every[0])) if every else Rules()
+    try:
+        with transport.make_client() as client:
+            fetch.bring(read(Path(listed)), Path(cache), client, Log(quiet=True), rules=rules)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,349 @@
+"""`bench fetch`: the stage `fetch` beside aria2c, `curl --parallel` and sha256sum, on one origin of this machine.
+
+Every program does the same job on the same files, one after the other in each round, so that what the machine does
+beside it meets all of them; ratios are made within a round. A time is that of a whole process, start included.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import machine
+from pipeline.bench import origin
+from pipeline.errors import EngineError
+from pipeline.log import Log, size
+from pipeline.oci import Digest
+from pipeline.release import write_json, write_text
+
+# Bytes, about what a lock has: docker, k3s, kubectl, buildx and compose for two platforms, and Debian's packages.
+_SIZES = (*(85_700_000, 72_000_000, 60_000_000, 58_000_000, 32_000_000) * 2, *(400_000,) * 200)
+_AT_ONCE = "8"  # what fetch itself does (pipeline/fetch.py)
+_LIMIT = 125_000_000.0  # bytes a second: a line of 1 Gbit/s
+
+FETCH = "fetch"
+CHECKED = "aria2c, checked"
+CURL_CHECKED = "curl --parallel, then sha256sum"
+PLAIN = "aria2c, unchecked"
+CURL_PLAIN = "curl --parallel, unchecked"
+RANGES = "aria2c, checked, 4 ranges a file"
+TOOLS = (FETCH, CHECKED, CURL_CHECKED, PLAIN, CURL_PLAIN, RANGES)
+AGAIN = "fetch, all in the cache"
+HASHING = "sha256sum on all cores"
+
+SLOWER = 1.10  # × the faster of the tools that do the same job
+MEMORY = 120_000_000  # bytes
+HASH_SPEED = 0.80  # of sha256sum on all cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One process."""
+
+    seconds: float
+    memory: int  # bytes, the most that it had
+
+
+def main(log: Log, root: Path, *, runs: int, write: bool, sizes: Sequence[int] = _SIZES) -> dict[str, object]:
+    """Measure, print the tables, and with `write` renew docs/benchmarks/fetch.json and .md. Raises EngineError."""
+    machine.ensure(["aria2c", "curl"], log)
+    with tempfile.TemporaryDirectory(prefix="dind-k3s-bench-", dir=_place()) as name:
+        folder = Path(name)
+        with log.step(f"{len(sizes)} files, {size(sum(sizes))}"):
+            files = _make(folder / "origin", sizes)
+        found: dict[str, dict[str, list[Run]]] = {}
+        for title, rate in (("no limit", 0.0), (f"{size(round(_LIMIT))}/s", _LIMIT)):
+            with log.step(f"{title}, {runs} rounds"), origin.serve(folder / "origin", rate=rate) as served:
+                found[title] = _rounds(folder, root, served, files, runs)
+        with log.step(f"all in the cache, {runs} rounds"):
+            found["in the cache"] = _again(folder, root, files, runs)
+    document = _document(found, sizes, runs)
+    text = render(document)
+    log.say(text)
+    if write:
+        write_json(root / "docs/benchmarks/fetch.json", document)
+        write_text(root / "docs/benchmarks/fetch.md", text)
+    return document
+
+
+def _place() -> str:
+    """Where both copies go: a disk, as the cache is on one, rather than a /tmp in memory."""
+    return os.environ.get("TMPDIR") or "/var/tmp"
+
+
+def _make(folder: Path, sizes: Sequence[int]) -> dict[str, str]:
+    """Files of random bytes; name → sha256 in hexadecimal digits."""
+    folder.mkdir()
+    chance = random.Random(1)
+    for number, count in enumerate(sizes):
+        with (folder / f"f{number:03}").open("wb") as stream:
+            for start in range(0, count, 1 << 20):
+                stream.write(chance.randbytes(min(1 << 20, count - start)))
+    return {path.name: Digest.of_file(path).hex for path in sorted(folder.iterdir())}
+
+
+def _rounds(
+    folder: Path, root: Path, served: origin.Origin, files: Mapping[str, str], runs: int
+) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = {tool: [] for tool in TOOLS}
+    for number in range(runs + 1):
+        for tool in TOOLS if number % 2 else TOOLS[::-1]:
+            target = folder / "target"
+            target.mkdir()
+            run = _run(_commands(tool, folder, target, served.url, files), root)
+            if tool == FETCH:
+                assert {path.name for path in (target / "sha256").iterdir()} == set(files.values())
+            shutil.rmtree(target)
+            if number:  # the first round only warms up
+                found[tool].append(run)
+    return found
+
+
+def _commands(tool: str, folder: Path, target: Path, url: str, files: Mapping[str, str]) -> list[list[str]]:
+    """What to run, one after the other."""
+    sums = folder / "sums"
+    write_text(sums, "".join(f"{hex_}  {target / name}\n" for name, hex_ in files.items()))
+    if tool == FETCH:
+        return [_fetch(folder, target, url, files)]
+    if tool in (CURL_CHECKED, CURL_PLAIN):
+        config = folder / "curl"
+        write_text(config, "".join(f'url = "{url}/{name}"\noutput = "{target / name}"\n' for name in files))
+        curl = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--no-progress-meter",
+            "--parallel",
+            "--parallel-max",
+            _AT_ONCE,
+        ]
+        check = [["sh", "-c", _on_all_cores("sha256sum --check --quiet", sums)]] if tool == CURL_CHECKED else []
+        return [[*curl, "--config", str(config)], *check]
+    listed = folder / "aria2"
+    checked = tool in (CHECKED, RANGES)
+    lines = [
+        f"{url}/{name}\n  out={name}\n" + (f"  checksum=sha-256={hex_}\n" if checked else "")
+        for name, hex_ in files.items()
+    ]
+    write_text(listed, "".join(lines))
+    ranges = "4" if tool == RANGES else "1"
+    aria2c = ["aria2c", "--no-conf", "--quiet", "--file-allocation=none", "--async-dns=false", f"-j{_AT_ONCE}"]
+    return [[*aria2c, f"-x{ranges}", f"-s{ranges}", "-k1M", "-d", str(target), "-i", str(listed)]]
+
+
+def _fetch(folder: Path, target: Path, url: str, files: Mapping[str, str]) -> list[str]:
+    listed = folder / "fetch.json"
+    sizes = {name: (folder / "origin" / name).stat().st_size for name in files}
+    entries = [
+        {"name": name, "url": f"{url}/{name}", "sha256": hex_, "size": sizes[name]} for name, hex_ in files.items()
+    ]
+    write_json(listed, entries)
+    return [sys.executable, "-m", "pipeline.bench.driver", str(listed), str(target)]
+
+
+def _on_all_cores(command: str, lines: Path) -> str:
+    """A shell line that splits a list of checksums over the processors, the large files evenly."""
+    cores = os.cpu_count() or 1
+    parts = (f"awk 'NR % {cores} == {number}' {lines} | {command}" for number in range(cores))
+    return " & ".join(parts) + "; wait"
+
+
+def _again(folder: Path, root: Path, files: Mapping[str, str], runs: int) -> dict[str, list[Run]]:
+    """A full cache, hashed by fetch and by sha256sum."""
+    cache = folder / "target"
+    (cache / "sha256").mkdir(parents=True)
+    for name, hex_ in files.items():
+        os.link(folder / "origin" / name, cache / "sha256" / hex_)
+    sums = folder / "sums"
+    write_text(sums, "".join(f"{hex_}  {cache / 'sha256' / hex_}\n" for hex_ in files.values()))
+    fetch = _fetch(folder, cache, "http://127.0.0.1:9", files)  # nobody listens there, and nobody is asked
+    found: dict[str, list[Run]] = {AGAIN: [], HASHING: []}
+    for number in range(runs + 1):
+        for tool, command in (
+            (AGAIN, fetch),
+            (HASHING, ["sh", "-c", _on_all_cores("sha256sum --check --quiet", sums)]),
+        ):
+            run = _run([command], root)
+            if number:
+                found[tool].append(run)
+    return found
+
+
+def _run(commands: Sequence[Sequence[str]], root: Path) -> Run:
+    """Run them one after the other; what the disk still has to do for others is done before. Raises EngineError."""
+    os.sync()
+    started, memory = time.monotonic(), 0
+    for command in commands:
+        child = os.posix_spawnp(command[0], list(command), {**os.environ, "PYTHONPATH": str(root)})
+        with _watched(child) as most:
+            _, status = os.waitpid(child, 0)
+        memory = max(memory, *most)
+        if status != 0:
+            raise EngineError(f"a program of the benchmark failed: {command[0]}", found=f"wait status {status}")
+    return Run(seconds=time.monotonic() - started, memory=memory)
+
+
+@contextmanager
+def _watched(child: int) -> Iterator[list[int]]:
+    """What a child's memory was at most, looked at now and then; ru_maxrss would begin with our own."""
+    most, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            with suppress(OSError):
+                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child}/status").read_text(encoding="utf-8"))
+                if found:
+                    most.append(int(found[1]) * 1024)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        watching.join()
+
+
+def _document(found: Mapping[str, Mapping[str, Sequence[Run]]], sizes: Sequence[int], runs: int) -> dict[str, object]:
+    """Everything that a reader needs to judge or repeat it."""
+    total = sum(sizes)
+    scenarios = [
+        {
+            "title": title,
+            "programs": [
+                {
+                    "name": tool,
+                    "seconds": [round(run.seconds, 3) for run in them],
+                    "median": round(statistics.median(run.seconds for run in them), 3),
+                    "memory": max(run.memory for run in them),
+                }
+                for tool, them in tools.items()
+            ],
+        }
+        for title, tools in found.items()
+    ]
+    targets = []
+    for title, tools in found.items():
+        if FETCH in tools:
+            ratios = [
+                mine.seconds / min(aria2c.seconds, curl.seconds)
+                for mine, aria2c, curl in zip(tools[FETCH], tools[CHECKED], tools[CURL_CHECKED], strict=True)
+            ]
+            targets.append(_target(f"{title}: time beside the faster one", ratios, SLOWER, most=True))
+            ratios = [
+                mine.seconds / min(aria2c.seconds, curl.seconds)
+                for mine, aria2c, curl in zip(tools[FETCH], tools[PLAIN], tools[CURL_PLAIN], strict=True)
+            ]
+            targets.append(_target(f"{title}: the same, if those check nothing", ratios, SLOWER, most=True))
+            memory = [run.memory / MEMORY for run in tools[FETCH]]
+            targets.append(_target(f"{title}: memory, in parts of {size(MEMORY)}", memory, 1.0, most=True))
+        else:
+            ratios = [other.seconds / mine.seconds for mine, other in zip(tools[AGAIN], tools[HASHING], strict=True)]
+            targets.append(_target("in the cache: speed beside sha256sum", ratios, HASH_SPEED, most=False))
+    return {
+        "files": len(sizes),
+        "bytes": total,
+        "rounds": runs,
+        "machine": _machine(),
+        "versions": _versions(),
+        "scenarios": scenarios,
+        "targets": targets,
+    }
+
+
+def _target(name: str, ratios: Sequence[float], limit: float, *, most: bool) -> dict[str, object]:
+    middle = statistics.median(ratios)
+    return {
+        "name": name,
+        "median": round(middle, 3),
+        "from": round(min(ratios), 3),
+        "to": round(max(ratios), 3),
+        "limit": limit,
+        "holds": middle <= limit if most else middle >= limit,
+        "most": most,
+    }
+
+
+def _machine() -> dict[str, object]:
+    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace") if sys.platform == "linux" else ""
+    model = re.search(r"model name\s*: (.*)", cpus)
+    return {
+        "processor": model[1] if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "sha256 instructions": bool(re.search(r"\b(sha_ni|sha2)\b", cpus)),
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    def first_line(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+    return {
+        "Python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("httpx", "httpcore", "h11", "h2")},
+        "aria2c": first_line("aria2c", "--version").rpartition(" ")[2],
+        "curl": first_line("curl", "--version").split()[1],
+        "sha256sum": first_line("sha256sum", "--version").rpartition(" ")[2],
+    }
+
+
+def render(document: Mapping[str, object]) -> str:
+    """docs/benchmarks/fetch.md of a document."""
+    machine_, versions, scenarios, targets = (document[key] for key in ("machine", "versions", "scenarios", "targets"))
+    assert isinstance(machine_, Mapping)
+    assert isinstance(versions, Mapping)
+    assert isinstance(scenarios, Sequence)
+    assert isinstance(targets, Sequence)
+    lines = [
+        "# Benchmark: fetch",
+        "",
+        "Written by `nox -s bench -- fetch --write`; every figure: [fetch.json](fetch.json). What is measured and why:",
+        "[docs/fetch.md](../fetch.md).",
+        "",
+        f"{document['files']} files, {size(int(str(document['bytes'])))}, from an origin on loopback of the same "
+        f"machine; {document['rounds']} rounds, all programs in each.",
+        "",
+        f"- machine: {machine_['processor']}, {machine_['cores']} cores, {size(int(machine_['memory']))}, "
+        f"{machine_['system']}, sha256 instructions: {'yes' if machine_['sha256 instructions'] else 'no'}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
+        "",
+        "| ratio | median | from | to | target | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for target in targets:
+        sign = "≤" if target["most"] else "≥"
+        lines.append(
+            f"| {target['name']} | {target['median']:.2f} | {target['from']:.2f} | {target['to']:.2f} "
+            f"| {sign} {target['limit']:.2f} | {'holds' if target['holds'] else 'does not hold'} |"
+        )
+    for scenario in scenarios:
+        lines += [
+            "",
+            f"## {scenario['title']}",
+            "",
+            "| program | median | from | to | memory |",
+            "|---|---|---|---|---|",
+        ]
+        for told in scenario["programs"]:
+            times = " | ".join(
+                f"{value:.2f} s" for value in (told["median"], min(told["seconds"]), max(told["seconds"]))
+            )
+            lines.append(f"| {told['name']} | {times} | {size(told['memory'])} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,40 @@
+"""`file://localhost/…` URLs for the HTTP client, so that a mirror may be a folder that is mounted or was carried in.
+
+A file is an answer with status 200, a missing one 404, as a plain static file server would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import httpx
+
+_CHUNK = 1 << 20
+
+
+class Folders(httpx.BaseTransport):
+    """httpx's transport for the scheme `file`."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """GET and HEAD of one file; the path is that of the URL, percent-decoded."""
+        path = Path(unquote(request.url.raw_path.decode("ascii").partition("?")[0]))
+        if request.url.host != "localhost" or not path.is_file():
+            return httpx.Response(404, request=request)
+        headers = {"Content-Length": str(path.stat().st_size)}
+        if request.method == "HEAD":
+            return httpx.Response(200, headers=headers, request=request)
+        return httpx.Response(200, headers=headers, stream=_Content(path), request=request)
+
+
+class _Content(httpx.SyncByteStream):
+    """A file's bytes in pieces."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
