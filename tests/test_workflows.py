@@ -240,7 +240,7 @@ def test_every_nox_call_names_a_session_and_arguments_that_it_takes() -> None:
                 parser().parse_args(arguments)
             except SystemExit:
                 pytest.fail(f"{one.file}, {one.job}: the pipeline does not take {shlex.join(arguments)}")
-    assert {"lint", "tests", "rehearse", "build", "fetch", "smoke", "publish", "verify"} <= seen
+    assert {"lint", "tests", "rehearse", "build", "fetch", "smoke", "publish", "verify", "update"} <= seen
 
 
 def test_ci_runs_what_the_script_runs() -> None:
