@@ -6,6 +6,8 @@ codes of docs/exit-codes.md call `python -m pipeline` themselves.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2024.10.9"
@@ -102,7 +104,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff, mypy --strict, shellcheck, shfmt, hadolint, yamllint."""
+    """ruff, mypy --strict, shellcheck, shfmt, hadolint, yamllint; actionlint, zizmor and the schemas for .github."""
     session.install("--quiet", "--require-hashes", "-r", "requirements/lint.txt")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
@@ -111,17 +113,30 @@ def lint(session: nox.Session) -> None:
     session.run("python", "-m", "tests.shell_files", "shfmt", "-i", "2", "-ci", "-d")
     session.run("hadolint", "Dockerfile")
     session.run("yamllint", "--strict", ".")
+    session.run("actionlint")  # with shellcheck over every `run:`
+    session.run("zizmor", "--offline", "--quiet", "--strict-collection", "--persona=pedantic", ".github")
+    for schema, pattern in {
+        "github-workflows": "workflows/*.yml",
+        "github-actions": "actions/*/action.yml",
+        "dependabot": "dependabot.yml",
+    }.items():
+        files = sorted(str(path) for path in Path(".github").glob(pattern))
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
 
 
 @nox.session(default=False)
 def requirements(session: nox.Session) -> None:
     """Renew requirements/*.txt: the newest versions that pyproject.toml allows, with hashes."""
     session.install("--quiet", "uv")
-    for name, groups in {"pipeline": [], "tests": ["test"], "lint": ["test", "lint"]}.items():
-        chosen = [argument for group in groups for argument in ("--group", group)]
+    for name, sources in {
+        "nox": ["--group", "nox"],  # what a workflow installs first
+        "pipeline": ["pyproject.toml"],
+        "tests": ["--group", "test", "pyproject.toml"],
+        "lint": ["--group", "test", "--group", "lint", "pyproject.toml"],
+    }.items():
         session.run(
             *("uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--upgrade"),
             # extras stay: pip, asked for hashes, takes no `pydantic[email]` for the `pydantic` that is pinned
-            *("--no-strip-extras", "--no-emit-index-url", "--custom-compile-command", "nox -s requirements", *chosen),
-            *("--output-file", f"requirements/{name}.txt", "pyproject.toml"),
+            *("--no-strip-extras", "--no-emit-index-url", "--custom-compile-command", "nox -s requirements"),
+            *("--output-file", f"requirements/{name}.txt", *sources),
         )

@@ -38,8 +38,8 @@ PACKAGES = {
 }
 
 # Programs whose backport is taken where Debian has one for this release: qemu 10 boots a guest in two thirds of the
-# time that qemu 7.2 takes.
-_BACKPORTED = {"qemu-system-aarch64", "qemu-system-x86_64"}
+# time that qemu 7.2 takes. All of qemu, since its packages of different versions do not go together.
+_BACKPORTED = {program for program in PACKAGES if program.startswith("qemu-")}
 
 # Root's usual folders; a minimal PATH (cron, some CI) lacks the sbin ones.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"

@@ -52,11 +52,19 @@ def make_client(
     return httpx.Client(
         transport=handler or _Connections(verify),
         mounts={"file://": Folders()},
+        event_hooks={"response": [_stay_outside]},
         follow_redirects=True,
         max_redirects=REDIRECTS,
         timeout=httpx.Timeout(read, connect=min(read, 5.0)),
         headers={"User-Agent": "dind-k3s-pipeline", "Accept-Encoding": "identity"},
     )
+
+
+def _stay_outside(response: httpx.Response) -> None:
+    """A server may send on to another server, never to a file of this machine, which only versions.yaml may name."""
+    location = response.headers.get("Location", "") if response.has_redirect_location else ""
+    if urlsplit(location).scheme.lower() not in ("", "http", "https"):
+        raise httpx.UnsupportedProtocol(f"a redirect to {shown(location)}", request=response.request)
 
 
 class _Connections(httpx.BaseTransport):

@@ -270,3 +270,15 @@ def test_a_server_that_breaks_the_rules_of_http2_is_an_upstream_error(tmp_path: 
                     transfer=Bar(),
                     rules=rules,
                 )
+
+
+@pytest.mark.parametrize("location", ["file://localhost{path}", "file://{path}", "FILE://localhost{path}"])
+def test_no_server_sends_on_to_a_file_of_this_machine(tmp_path: Path, location: str) -> None:
+    secret = tmp_path / "token.json"
+    secret.write_text('{"token": "secret"}')
+    answer = httpx.Response(302, headers={"Location": location.format(path=secret)})
+    with transport.make_client(httpx.MockTransport(lambda _request: answer)) as client:
+        with pytest.raises(httpx.UnsupportedProtocol, match="a redirect to"):
+            client.get("https://registry.example/token")
+        with pytest.raises(UpstreamError, match=r"cannot be reached|not reachable|unreachable"):
+            transport.get(client, "https://vendor.example/list", what="a list")

@@ -23,7 +23,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from pipeline import emulation, engine, lock, machine, sandbox, versions
+from pipeline import emulation, engine, lock, machine, sandbox, versions, virtual
 from pipeline.daemon import CGROUP
 from pipeline.engines import Engines
 from pipeline.errors import DigestMismatch, EngineError, IntentError
@@ -78,8 +78,11 @@ def _outside(run: Run, folder: Path) -> int:
     if host not in run.intent.platforms:
         raise EngineError("this machine is of no platform of the image", found=str(host))
     with log.step("what this machine lacks"):
-        foreign = [f"qemu-{platform.names.qemu}-static" for platform in run.intent.platforms if platform != host]
-        machine.ensure([*TOOLS, *sandbox.TOOLS, *foreign], log)
+        foreign = [platform for platform in run.intent.platforms if platform != host]
+        emulators = [f"qemu-{platform.names.qemu}-static" for platform in foreign]
+        # Now, because the release phase has no network.
+        virtual_engine = [tool for platform in foreign for tool in virtual.tools(platform)]
+        machine.ensure([*TOOLS, *sandbox.TOOLS, *emulators, *virtual_engine], log)
     sandbox.sweep_cgroups(CGROUP)
     shutil.rmtree(folder / "tmp", ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)

@@ -32,6 +32,11 @@ def why_not(platform: Platform) -> str | None:
     return None
 
 
+def tools(platform: Platform) -> list[str]:
+    """The programs that it takes, keys of machine.PACKAGES."""
+    return [qemu.program(platform), *disks.TOOLS, "setpriv", "unshare"]
+
+
 @contextmanager
 def run(
     platform: Platform,
@@ -52,7 +57,7 @@ def run(
     leave it running. Raises EngineError, UpstreamError.
     """
     machine.require_linux_root("a virtual engine")
-    machine.ensure([qemu.program(platform), *disks.TOOLS, "setpriv", "unshare"], log)
+    machine.ensure(tools(platform), log)
     with disks.using(cache):
         system = disks.system(platform, guest, lock, cache, log)
         disk = disks.content(content, platform, binaries, cache, log)
