@@ -62,9 +62,14 @@ def make_client(
 
 def _stay_outside(response: httpx.Response) -> None:
     """A server may send on to another server, never to a file of this machine, which only versions.yaml may name."""
-    location = response.headers.get("Location", "") if response.has_redirect_location else ""
-    if urlsplit(location).scheme.lower() not in ("", "http", "https"):
-        raise httpx.UnsupportedProtocol(f"a redirect to {shown(location)}", request=response.request)
+    if not response.has_redirect_location:
+        return
+    try:
+        target = httpx.URL(response.headers["Location"])  # read as httpx reads it when it follows
+    except httpx.InvalidURL:
+        return  # httpx refuses to follow it
+    if target.scheme not in ("", "http", "https"):
+        raise httpx.UnsupportedProtocol(f"a redirect to {shown(str(target))}", request=response.request)
 
 
 class _Connections(httpx.BaseTransport):
@@ -189,9 +194,11 @@ def _socket(response: httpx.Response) -> socket.socket | None:
 
 def shown(url: str) -> str:
     """A URL without credentials, and without the query, where vendors' CDNs carry signatures."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return urlunsplit((parts.scheme, f"{host}:{parts.port}" if parts.port else host, parts.path, "", ""))
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a URL that cannot be read"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def get(
