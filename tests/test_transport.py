@@ -282,3 +282,14 @@ def test_no_server_sends_on_to_a_file_of_this_machine(tmp_path: Path, location: 
             client.get("https://registry.example/token")
         with pytest.raises(UpstreamError, match=r"cannot be reached|not reachable|unreachable"):
             transport.get(client, "https://vendor.example/list", what="a list")
+
+
+@pytest.mark.parametrize("location", ["foo://h:99999/x", "http://127.0.0.1:99999/x", "file://[x", "http://[::bad"])
+def test_a_redirect_to_nonsense_is_a_sentence(
+    server: Server, client: httpx.Client, tmp_path: Path, location: str
+) -> None:
+    server.answers["/f"] = hostile.redirect(location)
+    with pytest.raises(UpstreamError):
+        transport.get(client, f"{server.url}/f", what="a list", sleep=lambda _seconds: None)
+    with pytest.raises(UpstreamError):
+        download(client, tmp_path / "f", f"{server.url}/f")
