@@ -60,7 +60,7 @@ def choose(lock: Lock, cache: Path, log: Log) -> Iterator[Engine]:
         builder = os.environ.get("BUILDX_BUILDER")
         description = f"your engine, {describe(own)}"
         platform, host = platform_of(own), os.environ.get("DOCKER_HOST", "")
-        if builder or _has_containerd_store(own):
+        if builder or has_containerd_store(own):
             log.say(f"engine: {description}" + (f", builder {builder}" if builder else ""))
             yield Engine(
                 docker=own, builder=builder or "default", description=description, platform=platform, host=host
@@ -133,7 +133,8 @@ def platform_of(client: DockerClient) -> Platform | None:
     return _ARCHITECTURES.get(client.system.info().architecture or "")
 
 
-def _has_containerd_store(client: DockerClient) -> bool:
+def has_containerd_store(client: DockerClient) -> bool:
+    """Whether it keeps whole indexes; its status is untyped: [["driver-type", "io.containerd.snapshotter.v1"], …]."""
     status = client.system.info().driver_status or []
     return any("io.containerd.snapshotter" in str(value) for row in status for value in row)
 

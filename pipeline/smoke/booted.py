@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from python_on_whales import Volume
 from python_on_whales.exceptions import DockerException
 
 from pipeline.engine import Engine
@@ -51,14 +50,13 @@ class Booted:
 
     def start(self) -> None:
         """A new container on the same volumes."""
-        mounts: list[tuple[Volume | str | Path, str | Path]] = list(self._volumes.items())
         self.client.create(
             self.image.name,
             name=self.name,
             hostname=self.name,
             platform=self.image.platform.value,
             privileged=True,
-            volumes=[*mounts],
+            volumes=[*self._volumes.items()],
             envs=dict(self._options.extra_environment),
             labels={LABEL: "boot"},
         )

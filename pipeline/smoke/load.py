@@ -11,6 +11,7 @@ from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 from python_on_whales.utils import run as run_docker
 
+from pipeline.engine import has_containerd_store
 from pipeline.errors import EngineError
 from pipeline.layout import Layout, Part
 from pipeline.log import Log
@@ -21,7 +22,6 @@ from pipeline.smoke.inside import patience
 
 _CHUNK = 1 << 20
 _REPOSITORY = "dind-k3s.local/smoke"
-_CONTAINERD = "io.containerd.snapshotter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,7 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
     """
     built = image.platforms[platform]
     try:
-        # Its fields are untyped in the model: [["driver-type", "io.containerd.snapshotter.v1"], …]
-        containerd = _CONTAINERD in str(client.system.info().driver_status)
+        containerd = has_containerd_store(client)
         name = _name(image) + ("" if containerd else f"-{platform.architecture}")
         expected = image.digest if containerd else built.config
         loaded = Loaded(name=name, platform=platform, index=image.digest, built=built)
