@@ -14,9 +14,10 @@ from pipeline import machine
 from pipeline.log import Log
 from pipeline.smoke.booted import BootOptions
 
-_INSIDE = "/usr/local/libexec/runc-clamped"
+INSIDE = "/usr/local/libexec/runc-clamped"  # its path in the booted container
+ARGUMENTS = f"--add-runtime clamped={INSIDE} --default-runtime clamped"  # of dockerd
 
-_RUNTIME = """#!/usr/bin/python3
+RUNTIME = """#!/usr/bin/python3
 # runc, but a container that asks for an oom_score_adj below 0 gets 0: this machine's root may not lower it.
 import json
 import os
@@ -43,11 +44,10 @@ def apply(options: BootOptions, folder: Path, log: Log) -> BootOptions:
         return options
     log.say("this machine's root lacks CAP_SYS_RESOURCE: the booted container gets a runtime that clamps oom_score_adj")
     runtime = folder / "runc-clamped"
-    runtime.write_text(_RUNTIME, encoding="ascii")
+    runtime.write_text(RUNTIME, encoding="ascii")
     runtime.chmod(0o755)
-    arguments = f"--add-runtime clamped={_INSIDE} --default-runtime clamped"
     return replace(
         options,
-        extra_files=(*options.extra_files, (runtime, _INSIDE)),
-        extra_environment={**options.extra_environment, "DOCKER_ARGS": arguments},
+        extra_files=(*options.extra_files, (runtime, INSIDE)),
+        extra_environment={**options.extra_environment, "DOCKER_ARGS": ARGUMENTS},
     )

@@ -26,8 +26,10 @@ from typing import Any
 from supervisor import events, supervisord
 from supervisor.states import SupervisorStates
 
+from dind_k3s.plan import asked
+from dind_k3s.root import facts
+
 CONFIG = "/etc/supervisord.conf"
-FACTS = Path("/run/dind-k3s/facts")
 READY = Path("/run/dind-k3s/ready")
 GAVE_UP = 3
 
@@ -204,10 +206,8 @@ def write(data: bytes) -> None:
 
 def export_switches() -> None:
     """What supervisord.conf asks for: which programs start by themselves."""
-    facts = dict(line.split("=", 1) for line in FACTS.read_text().splitlines())
-    without_k3s = os.environ.get("K3S_DISABLE", "").lower() not in ("", "0", "false", "no")
-    os.environ["DIND_K3S_START_DNS"] = str("dns" in facts).lower()
-    os.environ["DIND_K3S_START_K3S"] = str(not without_k3s).lower()
+    os.environ["DIND_K3S_START_DNS"] = str("dns" in facts()).lower()
+    os.environ["DIND_K3S_START_K3S"] = str(not asked(os.environ, "K3S_DISABLE")).lower()
 
 
 def main() -> int:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from dind_k3s import configure, dockerd, k3s
+from dind_k3s.plan import Mistake, Plan
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ROOTFS = ROOT / "rootfs"
 LIBRARY = ROOTFS / "usr/local/lib/dind-k3s"
 
@@ -200,86 +199,76 @@ def test_dns_is_forwarded_only_where_the_resolver_is_loopback(box: Box, resolver
     assert (box.root / "run/dind-k3s/resolv.conf").exists() == forwarded
 
 
-@pytest.fixture
-def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture(autouse=True)
+def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image's Python programs read and write below `tmp_path`."""
     monkeypatch.setenv("DIND_K3S_TEST_ROOT", str(tmp_path))
-    spec = importlib.util.spec_from_file_location("configure", LIBRARY / "configure.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "configure", module)
-    spec.loader.exec_module(module)
-    return module
 
 
 FACTS = {"storage": "overlay2", "cgroup": "2"}
 
 
-def daemon_json(plan: object) -> dict[str, object]:
-    read: dict[str, object] = json.loads(plan.files["/run/dind-k3s/daemon.json"])  # type: ignore[attr-defined]
+def daemon_json(plan: Plan) -> dict[str, object]:
+    read: dict[str, object] = json.loads(plan.files["/run/dind-k3s/daemon.json"])
     return read
 
 
-def test_docker_args_keep_spaces_quotes_and_slashes(configure: ModuleType) -> None:
+def test_docker_args_keep_spaces_quotes_and_slashes() -> None:
     env = {"DOCKER_ARGS": "--label 'a=b c' --data-root=/mnt/x --registry-mirror \"https://m/x y\""}
-    plan = configure.plan_docker(env, [], FACTS, (29, 7), "dev")
+    plan = dockerd.plan(env, [], FACTS, (29, 7), "dev")
     args = plan.files["/run/dind-k3s/dockerd.args"].split("\0")[:-1]
     assert args == ["--label", "a=b c", "--data-root=/mnt/x", "--registry-mirror", "https://m/x y"]
 
 
-def test_docker_args_with_an_open_quote_is_a_sentence(configure: ModuleType) -> None:
-    with pytest.raises(configure.Mistake, match="DOCKER_ARGS cannot be split"):
-        configure.plan_docker({"DOCKER_ARGS": "--label 'a"}, [], FACTS, (29, 7), "dev")
+def test_docker_args_with_an_open_quote_is_a_sentence() -> None:
+    with pytest.raises(Mistake, match="DOCKER_ARGS cannot be split"):
+        dockerd.plan({"DOCKER_ARGS": "--label 'a"}, [], FACTS, (29, 7), "dev")
 
 
 @pytest.mark.parametrize("flag", ["--storage-driver vfs", "-s vfs", "--storage-driver=vfs"])
-def test_a_flag_takes_our_key_out_of_daemon_json(configure: ModuleType, flag: str) -> None:
-    plan = configure.plan_docker({"DOCKER_ARGS": flag}, [], FACTS, (29, 7), "dev")
+def test_a_flag_takes_our_key_out_of_daemon_json(flag: str) -> None:
+    plan = dockerd.plan({"DOCKER_ARGS": flag}, [], FACTS, (29, 7), "dev")
     assert "storage-driver" not in daemon_json(plan)
     assert any("replaces our storage-driver" in line for line in plan.told)
 
 
-def test_a_flag_that_the_users_own_file_has_too_is_told_before_dockerd_dies(
-    configure: ModuleType, tmp_path: Path
-) -> None:
+def test_a_flag_that_the_users_own_file_has_too_is_told_before_dockerd_dies(tmp_path: Path) -> None:
     (tmp_path / "etc/docker").mkdir(parents=True)
     (tmp_path / "etc/docker/daemon.json").write_text('{"debug": true}')
-    with pytest.raises(configure.Mistake, match=r"-D \(debug\)"):
-        configure.plan_docker({"DOCKER_ARGS": "-D"}, [], FACTS, (29, 7), "dev")
+    with pytest.raises(Mistake, match=r"-D \(debug\)"):
+        dockerd.plan({"DOCKER_ARGS": "-D"}, [], FACTS, (29, 7), "dev")
 
 
-def test_the_users_daemon_json_wins_over_ours_and_keeps_our_socket(configure: ModuleType, tmp_path: Path) -> None:
+def test_the_users_daemon_json_wins_over_ours_and_keeps_our_socket(tmp_path: Path) -> None:
     (tmp_path / "etc/docker").mkdir(parents=True)
     (tmp_path / "etc/docker/daemon.json").write_text('{"mtu": 1300, "hosts": ["tcp://127.0.0.1:2375"]}')
-    config = daemon_json(configure.plan_docker({}, [], {**FACTS, "mtu": "1450"}, (29, 7), "dev"))
+    config = daemon_json(dockerd.plan({}, [], {**FACTS, "mtu": "1450"}, (29, 7), "dev"))
     assert config["mtu"] == 1300
     assert config["hosts"] == ["tcp://127.0.0.1:2375", "unix:///var/run/docker.sock"]
 
 
 @pytest.mark.parametrize(("version", "drop_in"), [((1, 37), True), ((1, 35), True), ((1, 34), False), ((1, 22), False)])
-def test_kubelet_is_told_in_the_way_that_its_version_knows(
-    configure: ModuleType, version: tuple[int, int], drop_in: bool
-) -> None:
-    plan = configure.plan_k3s({}, {**FACTS, "cgroup": "1"}, version, "dev")
+def test_kubelet_is_told_in_the_way_that_its_version_knows(version: tuple[int, int], drop_in: bool) -> None:
+    plan = k3s.plan({}, {**FACTS, "cgroup": "1"}, version, "dev")
     text = plan.files["/app/k3s/agent/etc/kubelet.conf.d/10-dind-k3s.conf"]
     assert ("failCgroupV1" in text) == drop_in
     assert ("kubelet-arg" in plan.files["/run/dind-k3s/k3s/config.yaml"]) != drop_in
 
 
-def test_an_unknown_profile_and_a_bad_variable_are_told_together(configure: ModuleType, tmp_path: Path) -> None:
+def test_an_unknown_profile_and_a_bad_variable_are_told_together(tmp_path: Path) -> None:
     (tmp_path / "run/dind-k3s").mkdir(parents=True)
     (tmp_path / "run/dind-k3s/facts").write_text("storage=overlay2\n")
     (tmp_path / "usr/share/dind-k3s").mkdir(parents=True)
     entries = [{"component": "docker", "version": "29.7.2"}, {"component": "k3s", "version": "v1.37.1+k3s1"}]
     (tmp_path / "usr/share/dind-k3s/manifest.json").write_text(json.dumps(entries))
-    with pytest.raises(configure.Mistake) as refused:
+    with pytest.raises(Mistake) as refused:
         configure.run({"PROFILE": "prod", "K3S_ARGS": "--x 'y"}, [])
     assert "PROFILE is prod" in str(refused.value)
     assert "K3S_ARGS cannot be split" in str(refused.value)
     assert not (tmp_path / "run/dind-k3s/daemon.json").exists()
 
 
-def test_the_users_k3s_configuration_is_written_once(configure: ModuleType, tmp_path: Path) -> None:
+def test_the_users_k3s_configuration_is_written_once(tmp_path: Path) -> None:
     (tmp_path / "run/dind-k3s").mkdir(parents=True)
     (tmp_path / "run/dind-k3s/facts").write_text("storage=overlay2\ncgroup=2\n")
     (tmp_path / "usr/share/dind-k3s").mkdir(parents=True)

@@ -1,0 +1,33 @@
+"""`python3 -I -S /usr/local/lib/dind-k3s COMMAND …`: the image's programs in Python, and which module each is.
+
+Running the folder puts it first on Python's path; -I -S leaves out everything else but the standard library, which
+halves the time of a start. /usr/local/bin/dind-k3s is the way in for people, and its other names are commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+INTERNAL = ("configure", "keeper", "watch")  # called by the image's own scripts
+COMMANDS = {  # of people → what `dind-k3s` alone tells about them
+    "doctor": "what this container found in its host, and what to do about it",
+}
+
+
+def main() -> int:
+    name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name not in COMMANDS and name not in INTERNAL:
+        wrong = name not in ("--help", "-h", "help")
+        lines = [f"  {command:14} {what}" for command, what in COMMANDS.items()]
+        told = [*([f"dind-k3s: there is no {name}"] if wrong else []), "usage: dind-k3s COMMAND [--help]", *lines]
+        print("\n".join(told), file=sys.stderr if wrong else sys.stdout)
+        return 2 if wrong else 0
+    sys.argv = [name, *rest]
+    module = importlib.import_module(f"dind_k3s.{name.replace('-', '_')}")
+    status: int = module.main()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Where files are. Tests put another root in front; programs inside the image have none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+RUN = "/run/dind-k3s"
+
+
+def at(path: str) -> Path:
+    """The file that has this absolute path in the container."""
+    return Path(os.environ.get("DIND_K3S_TEST_ROOT", "/")) / path.lstrip("/")
+
+
+def facts() -> dict[str, str]:
+    """What the start steps noted (`note` in say.sh); empty before there are any."""
+    try:
+        return dict(line.split("=", 1) for line in at(f"{RUN}/facts").read_text().splitlines())
+    except FileNotFoundError:
+        return {}

@@ -1,0 +1,39 @@
+"""What the image is for: one engine for `docker build` and for pods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.image.box import Box
+
+pytestmark = pytest.mark.engine
+
+
+def test_what_docker_builds_is_what_a_pod_runs_with_no_load_step(running: Box) -> None:
+    running.build("mine:1", word="built inside")
+    running.kubectl("run", "mine", "--image=mine:1", "--image-pull-policy=Never", "--restart=Never")
+    running.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/mine", "--timeout=60s")
+    assert running.kubectl("logs", "mine") == "built inside"
+    running.kubectl("delete", "pod", "mine", "--now")
+
+
+def test_each_step_of_the_start_is_one_line_with_its_time(running: Box) -> None:
+    lines = [line.split() for line in running.log().splitlines() if line.startswith("dind-k3s ")]
+    steps = [line[2] for line in lines]
+    assert steps[:3] == ["privileges", "lock", "cgroup"]
+    assert steps[-1] == "start"
+    assert float(lines[-1][1].removesuffix("s")) < 3
+
+
+def test_a_second_container_on_the_same_volumes_is_refused_with_a_sentence(
+    running: Box, boxes: Callable[..., Box]
+) -> None:
+    second = boxes(volumes=list(running.own_volumes.items()))
+    second.start()
+    code, _ = second.ends()
+    assert code == 2
+    (told,) = second.errors()
+    assert told.startswith("the volume at /var/lib/docker is in use by another container; stop that one")
+    running.ready()
