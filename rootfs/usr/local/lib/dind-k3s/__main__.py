@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 import sys
 
-INTERNAL = ("configure", "keeper", "watch")  # called by the image's own scripts
+INTERNAL = ("configure", "data-root", "drain", "guard", "keeper", "room", "watch")  # called by the image's own scripts
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",
+    "snapshot": "the cluster's state in one file, while k3s runs",
+    "restore": "the cluster as it was in a snapshot",
+    "reset": "a new cluster, no images, or both, without a new container",
 }
 
 

@@ -8,16 +8,14 @@ each mistake.
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
 from dind_k3s import dockerd, forwarder, k3s
 from dind_k3s.plan import Mistake, Plan, asked
 from dind_k3s.root import RUN, at, facts
+from dind_k3s.versions import Version, installed
 
 PROFILES = ("dev", "ci", "edge")
 
@@ -29,31 +27,23 @@ USER_CONFIG = """\
 
 def version_of(component: str) -> tuple[int, int]:
     """Major and minor, from the image's manifest or from the program itself."""
-    manifest = at("/usr/share/dind-k3s/manifest.json")
-    found = ""
-    if manifest.exists():
-        entries = json.loads(manifest.read_text())
-        if isinstance(entries, dict):
-            entries = entries.get("components", [])
-        found = next((str(entry["version"]) for entry in entries if entry.get("component") == component), "")
-    if not found:
-        program = {"docker": "dockerd"}.get(component, component)
-        found = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    numbers = re.search(r"(\d+)\.(\d+)", found)
-    if numbers is None:
-        raise Mistake(f"the version of {component} is not known: neither {manifest} nor the program itself tells it")
-    return int(numbers[1]), int(numbers[2])
+    version = Version.parse(installed(component))
+    assert version is not None  # installed() refuses what cannot be read
+    return version.major, version.minor
 
 
 def write(files: Mapping[str, str]) -> None:
     """Write what changed, with owner-only rights; an empty text stands for no file."""
     for name, text in files.items():
         path = at(name)
-        if not text and not name.endswith(".args"):
-            path.unlink(missing_ok=True)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        try:
+            if not text and not name.endswith(".args"):
+                path.unlink(missing_ok=True)
+            elif not path.is_file() or path.read_text() != text:  # a full disk takes nothing, not even the same again
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+        except OSError as error:
+            raise Mistake(f"{name} cannot be written: {error.strerror}") from None
 
 
 def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Asks dockerd and k3s whether they are ready, and writes the answer where anybody can read it for nothing.
 
 /run/dind-k3s/ready/{docker,k8s}   there while it is ready; holds the seconds it took
-/run/dind-k3s/health               "STATE EPOCH TEXT", STATE is ok, starting or failing; for the HEALTHCHECK
+/run/dind-k3s/health               "STATE UPTIME TEXT", STATE is ok, starting or failing; for the HEALTHCHECK
 /run/dind-k3s/state.json           all of it, for programs
 
 docker is ready when it answers; k8s when the API server does, a node is Ready and the default service account is there
@@ -27,6 +27,11 @@ def uptime() -> float:
     """Seconds since PID 1 began, which is the container's start."""
     began = int(Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+
+
+def machine_uptime() -> int:
+    """Seconds that nobody sets, as the health check reads them."""
+    return int(float(Path("/proc/uptime").read_text().split()[0]))
 
 
 def write(path: Path, text: str) -> None:
@@ -70,7 +75,7 @@ def main() -> int:
         was_ok = was_ok or not problem
         health = "ok" if not problem else "failing" if was_ok else "starting"
         text = problem or ", ".join(f"{stage} ready after {seconds} s" for stage, seconds in since.items())
-        write(at(f"{RUN}/health"), f"{health} {int(time.time())} {text}\n")
+        write(at(f"{RUN}/health"), f"{health} {machine_uptime()} {text}\n")
         state = {"health": health, "text": text, "ready_after": since, "problems": problems, "images": loading}
         write(at(f"{RUN}/state.json"), json.dumps(state) + "\n")
         time.sleep(QUICK if "docker" in problems else EARLY if problem else STEADY)

@@ -1,0 +1,114 @@
+"""restore FILE|- [--timeout SECONDS]: the cluster as it was in a snapshot.
+
+The file is read and checked as a whole before anything is touched. k3s is stopped, the state swapped, k3s started
+again; when the cluster is not ready in time (120 s), the state before is put back. That one is also kept as a snapshot.
+Without a running container, on its volume alone, the state is swapped and the next start uses it:
+
+    docker run --rm -v k3s:/app/k3s IMAGE restore /app/k3s/snapshots/…
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from dind_k3s import archive, programs, snapshot, versions, volume
+from dind_k3s.plan import Mistake, asked
+
+USAGE = "usage: restore FILE|- [--timeout SECONDS]"
+TIMEOUT = 120.0
+
+
+def forget_agent_certificates() -> None:
+    """Those of another cluster; k3s fetches its agent's from its server at each start."""
+    for pattern in ("*.crt", "*.key", "*.kubeconfig"):
+        for path in (volume.k3s_folder() / "agent").glob(pattern):
+            path.unlink()
+
+
+def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
+    """What to tell."""
+    inside = programs.running()
+    if inside and asked(os.environ, "K3S_DISABLE"):
+        raise Mistake("k3s is switched off here (K3S_DISABLE), so there is nothing to restore into")
+    told: list[str] = []
+    with volume.only_one(inside=inside):
+        swap = volume.Swap()
+        if swap.undo():
+            told.append("a restore that was interrupted is undone first")
+        contents = archive.unpack(source, name, swap.prepare())
+        was, now = contents.versions.get("k3s", ""), versions.installed("k3s")
+        # On the volume alone no k3s will run now; the next start asks the same question with its own version.
+        why = versions.refusal("k3s", was, now) if inside else ""
+        if why and now not in versions.allowed(os.environ):
+            volume.remove(swap.folder)
+            raise Mistake(f"{name}: {why}. {versions.ALLOW}={now} restores it nevertheless")
+        versions.write_stamp(swap.new / ".dind-k3s", {"k3s": now if inside else was})
+        if inside:
+            programs.stop("k3s")
+        told.append(snapshot.keep_before_loss("restore"))
+        try:
+            swap.do()
+            forget_agent_certificates()
+            if inside:
+                programs.start("k3s")
+                if problem := programs.cluster_ready(timeout):
+                    raise Mistake(
+                        f"{name}: not ready after {timeout:g} s ({problem}); the cluster before it is put back"
+                    )
+        except BaseException:
+            with ExitStack() as finally_start:
+                if inside:
+                    programs.stop("k3s")
+                    finally_start.callback(programs.start, "k3s")
+                swap.undo()
+            raise
+        swap.keep()
+    after = "is ready" if inside else "is what the next start finds"
+    return [*told, f"the cluster of {contents.created} (k3s {was or 'unknown'}) {after}"]
+
+
+def parse(arguments: list[str]) -> tuple[str, float]:
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    timeout = TIMEOUT
+    if "--timeout" in words:
+        position = words.index("--timeout")
+        try:
+            timeout = float(words[position + 1])
+        except (IndexError, ValueError):
+            raise Mistake(f"--timeout needs a number of seconds; {USAGE}") from None
+        del words[position : position + 2]
+    if len(words) != 1 or (words[0].startswith("-") and words[0] != "-"):
+        raise Mistake(USAGE)
+    return words[0], timeout
+
+
+def main() -> int:
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(__doc__)
+        return 0
+    try:
+        name, timeout = parse(sys.argv[1:])
+        if name == "-":
+            lines = run(sys.stdin.buffer, "stdin", timeout)
+        else:
+            with Path(name).open("rb") as source:
+                lines = run(source, name, timeout)
+    except Mistake as mistake:
+        print(f"dind-k3s: error: {mistake}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"dind-k3s: error: {error.filename or 'restore'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dind-k3s: error: interrupted; the cluster is the one before", file=sys.stderr)
+        return 130
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
