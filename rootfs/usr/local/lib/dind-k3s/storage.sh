@@ -45,7 +45,7 @@ use_storage() { # WAY WORDS
   local driver=${1//_/-} volume="-v docker:${DATA#"$R"}"
   if [[ $1 == loop ]]; then driver=overlay2; fi
   note storage "$driver"
-  if [[ ! -s $CHOICE ]]; then remember "$1"; fi
+  if [[ ! -s $CHOICE ]]; then remember "$1" || true; fi
   TOLD="$driver on $TYPE, $2"
   case $1 in
     overlay2) ;;
@@ -56,7 +56,7 @@ use_storage() { # WAY WORDS
 }
 
 remember() { # WAY
-  printf '%s\n' "$1" >"$CHOICE.new" && mv "$CHOICE.new" "$CHOICE"
+  { printf '%s\n' "$1" >"$CHOICE.new" && mv "$CHOICE.new" "$CHOICE"; } 2>/dev/null
 }
 
 has_room() {

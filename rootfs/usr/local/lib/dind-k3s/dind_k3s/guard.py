@@ -107,6 +107,9 @@ def main() -> int:
         for line in str(mistake).splitlines():
             print(f"dind-k3s: error: {line}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"dind-k3s: error: {error.filename or 'a volume'} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     print("; ".join(told), end="")
     return 0
 
