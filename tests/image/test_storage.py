@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.image.box import Box
+from tests.image.objects import config_map, create
 
 pytestmark = pytest.mark.engine
 
@@ -35,10 +36,7 @@ done
 FILL = "for volume in /var/lib/docker /app/k3s; do cat /dev/zero >$volume/fill 2>/dev/null || true; done"
 
 
-def create(box: Box, name: str) -> None:
-    """An object that a megabyte of text makes large enough for any database to want more room."""
-    text = f'{{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {{"name": "{name}"}}, "data": {{"a": "%s"}}}}'
-    box.shell(f"printf '{text}' \"$(head -c 500000 /dev/zero | tr '\\0' x)\" | kubectl create -f -")
+LARGE = "x" * 60_000  # any database wants more room for it
 
 
 def storage_line(box: Box) -> str:
@@ -124,10 +122,10 @@ def test_the_loop_file_is_found_again_with_what_is_in_it(boxes: Callable[..., Bo
 
 def test_a_full_disk_is_told_once_and_recovered_from_when_it_has_room_again(boxes: Callable[..., Box]) -> None:
     box = boxes(command=after(SMALL)).up()
-    create(box, "kept")
+    create(box, config_map("kept"))
     box.shell(FILL)
     with pytest.raises(AssertionError):
-        create(box, "too-much")
+        create(box, *(config_map(f"too-much-{number}", text=LARGE) for number in range(20)))
     for program in ("k3s", "dockerd"):
         box.do("kill", "-9", str(box.pid(program)))
     box.until("the line about it", lambda: "is full" in box.log())
@@ -140,7 +138,7 @@ def test_a_full_disk_is_told_once_and_recovered_from_when_it_has_room_again(boxe
 
 def test_a_start_on_full_volumes_goes_on_as_soon_as_there_is_room(boxes: Callable[..., Box]) -> None:
     box = boxes(command=after(SMALL)).up()
-    create(box, "kept")
+    create(box, config_map("kept"))
     box.shell(FILL)
     box.docker.kill(box.name)
     box.start()

@@ -67,7 +67,7 @@ def unpack(source: IO[bytes], name: str, folder: Path) -> Contents:
         with tarfile.open(fileobj=source, mode="r|gz") as tar:
             contents = _contents(tar.next(), tar, name)
             _refuse_without_room(contents, folder)
-            for entry in tar:
+            while entry := tar.next():
                 _place(entry, tar, contents, folder)
     except Mistake:
         raise
@@ -104,7 +104,8 @@ def _refuse_without_room(contents: Contents, folder: Path) -> None:
 
 def _place(entry: tarfile.TarInfo, tar: tarfile.TarFile, contents: Contents, folder: Path) -> None:
     """One entry, if it is what the contents promise."""
-    promised = contents.files[entry.name]
+    if (promised := contents.files.get(entry.name)) is None:
+        raise ValueError(f"{entry.name} is not in its list of contents")
     target = folder / entry.name
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if entry.issym():

@@ -44,6 +44,7 @@ def way_back(was: str) -> str:
 def check(env: Mapping[str, str]) -> list[str]:
     """What to tell. Raises Mistake with every refusal."""
     told, mistakes = [], []
+    volume.remove_temporary()
     if volume.Swap().undo():
         told.append("a restore was interrupted before its cluster was ready: the state before it is back")
     for component in components(env):

@@ -206,6 +206,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
     def tell_stop(self) -> None:
         if not self.stop_began:
             return
+        signal.setitimer(signal.ITIMER_REAL, 0)  # python ends without its handler, and under --init it would be fatal
         told = [f"{name} {took:.1f} s" for name, took in self.took.items() if name in STAGES or took >= TOLD_FROM]
         if self.killed:
             told.append(f"{self.killed} containers did not end in {self.grace:g} s and were killed")

@@ -10,6 +10,7 @@ Without a running container, on its volume alone, the state is swapped and the n
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,39 +35,44 @@ def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
     inside = programs.running()
     if inside and asked(os.environ, "K3S_DISABLE"):
         raise Mistake("k3s is switched off here (K3S_DISABLE), so there is nothing to restore into")
+    with volume.temporary() as unpacked:
+        # Read to its end before the lock: a `snapshot -` at the other end of a pipe wants it, too.
+        contents = archive.unpack(source, name, unpacked)
+        with volume.only_one(inside=inside):
+            return replace(contents, unpacked, name, timeout, inside=inside)
+
+
+def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: float, *, inside: bool) -> list[str]:
+    """Swap the states. What to tell."""
     told: list[str] = []
-    with volume.only_one(inside=inside):
-        swap = volume.Swap()
-        if swap.undo():
-            told.append("a restore that was interrupted is undone first")
-        contents = archive.unpack(source, name, swap.prepare())
-        was, now = contents.versions.get("k3s", ""), versions.installed("k3s")
-        # On the volume alone no k3s will run now; the next start asks the same question with its own version.
-        why = versions.refusal("k3s", was, now) if inside else ""
-        if why and now not in versions.allowed(os.environ):
-            volume.remove(swap.folder)
-            raise Mistake(f"{name}: {why}. {versions.ALLOW}={now} restores it nevertheless")
-        versions.write_stamp(swap.new / ".dind-k3s", {"k3s": now if inside else was})
+    swap = volume.Swap()
+    if swap.undo():
+        told.append("a restore that was interrupted is undone first")
+    was, now = contents.versions.get("k3s", ""), versions.installed("k3s")
+    # On the volume alone no k3s will run now; the next start asks the same question with its own version.
+    why = versions.refusal("k3s", was, now) if inside else ""
+    if why and now not in versions.allowed(os.environ):
+        raise Mistake(f"{name}: {why}. {versions.ALLOW}={now} restores it nevertheless")
+    swap.prepare(unpacked)
+    versions.write_stamp(swap.new / ".dind-k3s", {"k3s": now if inside else was})
+    if inside:
+        programs.stop("k3s")
+    told.append(snapshot.keep_before_loss("restore"))
+    try:
+        swap.do()
+        forget_agent_certificates()
         if inside:
-            programs.stop("k3s")
-        told.append(snapshot.keep_before_loss("restore"))
-        try:
-            swap.do()
-            forget_agent_certificates()
+            programs.start("k3s")
+            if problem := programs.cluster_ready(timeout):
+                raise Mistake(f"{name}: not ready after {timeout:g} s ({problem}); the cluster before it is put back")
+    except BaseException:
+        with ExitStack() as finally_start:
             if inside:
-                programs.start("k3s")
-                if problem := programs.cluster_ready(timeout):
-                    raise Mistake(
-                        f"{name}: not ready after {timeout:g} s ({problem}); the cluster before it is put back"
-                    )
-        except BaseException:
-            with ExitStack() as finally_start:
-                if inside:
-                    programs.stop("k3s")
-                    finally_start.callback(programs.start, "k3s")
-                swap.undo()
-            raise
-        swap.keep()
+                programs.stop("k3s")
+                finally_start.callback(programs.start, "k3s")
+            swap.undo()
+        raise
+    swap.keep()
     after = "is ready" if inside else "is what the next start finds"
     return [*told, f"the cluster of {contents.created} (k3s {was or 'unknown'}) {after}"]
 
@@ -90,6 +96,8 @@ def main() -> int:
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(__doc__)
         return 0
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal of a `docker exec -it` went away
+        signal.signal(number, signal.default_int_handler)
     try:
         name, timeout = parse(sys.argv[1:])
         if name == "-":

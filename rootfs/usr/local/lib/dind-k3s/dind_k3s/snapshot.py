@@ -11,7 +11,6 @@ import os
 import shutil
 import sqlite3
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,9 +67,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 def write(to: IO[bytes], *, reason: str, of: Mapping[str, str], live: bool) -> Contents:
     """A snapshot of what is in the volume now. `of`: the versions that wrote it."""
-    volume.ours().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=volume.ours(), prefix="snapshot-") as name:
-        folder = Path(name)
+    with volume.temporary() as folder:
         copy_state(folder, live=live)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         return archive.write(folder, to, created=created, reason=reason, versions=of)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from dind_k3s.versions import STAMP, write_whole
 K3S = "/app/k3s"
 OURS = f"{K3S}/.dind-k3s"
 SNAPSHOTS = f"{K3S}/snapshots"
+TEMPORARY = "tmp-"
 DATABASE = "server/db/state.db"
 
 # What makes the cluster, below /app/k3s. The token opens what is encrypted in the datastore; the node's password is
@@ -68,6 +70,22 @@ def only_one(*, inside: bool) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder for what is being made; guard.py removes those of commands that were killed."""
+    ours().mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=ours(), prefix=TEMPORARY))
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def remove_temporary() -> None:
+    for folder in ours().glob(f"{TEMPORARY}*"):
+        remove(folder)
+
+
 class Swap:
     """One state in place of another: done wholly or not at all, even when everything ends in between.
 
@@ -79,12 +97,11 @@ class Swap:
         self.folder = ours() / "restore"
         self.new, self.old, self.had = (self.folder / name for name in ("new", "old", "had"))
 
-    def prepare(self) -> Path:
-        """An empty folder for the new state."""
+    def prepare(self, state: Path) -> None:
+        """`state` is going to be the new one."""
         remove(self.folder)
-        self.new.mkdir(parents=True, mode=0o700)
-        self.old.mkdir(mode=0o700)
-        return self.new
+        self.old.mkdir(parents=True, mode=0o700)
+        state.rename(self.new)
 
     def do(self) -> None:
         here = k3s_folder()
