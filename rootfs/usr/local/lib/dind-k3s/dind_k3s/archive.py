@@ -64,11 +64,13 @@ def write(folder: Path, to: IO[bytes], *, created: str, reason: str, versions: M
 def unpack(source: IO[bytes], name: str, folder: Path) -> Contents:
     """Everything into `folder`, or a Mistake that tells what is wrong with the file."""
     try:
-        with tarfile.open(fileobj=source, mode="r|gz") as tar:
+        with gzip.GzipFile(fileobj=source, mode="rb") as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
             contents = _contents(tar.next(), tar, name)
             _refuse_without_room(contents, folder)
             while entry := tar.next():
                 _place(entry, tar, contents, folder)
+            while packed.read(1 << 20):
+                pass  # up to the checksum at the end
     except Mistake:
         raise
     except BROKEN as error:
