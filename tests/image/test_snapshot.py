@@ -83,8 +83,18 @@ END"""
 
 def test_a_cluster_that_does_not_come_up_is_put_back(cluster: Box) -> None:
     create(cluster, config_map("stays"))
-    cluster.shell("snapshot /tmp/good.tar.gz")
-    said = cluster.fails("restore", "/tmp/good.tar.gz", "--timeout", "0")
+    # Whole, and a database, but none that this k3s can work with.
+    cluster.shell(
+        """mkdir -p /tmp/bad/server/db; cd /usr/local/lib/dind-k3s; python3 - <<'END'
+import sqlite3
+from pathlib import Path
+from dind_k3s import archive
+sqlite3.connect("/tmp/bad/server/db/state.db").execute("CREATE TABLE version (nothing)")
+with open("/tmp/bad.tar.gz", "wb") as file:
+    archive.write(Path("/tmp/bad"), file, created="once", reason="test", versions={})
+END"""
+    )
+    said = cluster.fails("restore", "/tmp/bad.tar.gz", "--timeout", "3")
     assert "the cluster before it is put back" in said
     cluster.until("the cluster", lambda: has(cluster, "stays"))
     cluster.ready()

@@ -189,6 +189,8 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
 
     def tick(self, now: float | None = None) -> None:
         super().tick(now)
+        if self.waits_for_room and not room.problem():
+            self.waits_for_room = ""
         if (
             self.stop_began
             and not self.drain

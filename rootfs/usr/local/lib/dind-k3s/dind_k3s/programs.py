@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
 
 from dind_k3s.kube_api import Kubernetes
-from dind_k3s.plan import Mistake
+from dind_k3s.plan import Mistake, asked
 from dind_k3s.volume import K3S
 
 CONTROL = "/run/supervisor.sock"
@@ -18,6 +19,14 @@ def running() -> bool:
     if not Path(CONTROL).is_socket():
         return False
     return subprocess.run(["supervisorctl", "pid"], capture_output=True, check=False).returncode == 0
+
+
+def refuse_without_server() -> None:
+    """Where this container has no cluster of its own."""
+    if asked(os.environ, "K3S_DISABLE"):
+        raise Mistake("k3s is switched off here (K3S_DISABLE), so there is no cluster")
+    if server := os.environ.get("K3S_URL"):
+        raise Mistake(f"this is an agent; its cluster is at {server}")
 
 
 def _control(action: str, name: str) -> str:

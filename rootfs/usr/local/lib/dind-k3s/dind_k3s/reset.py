@@ -116,6 +116,8 @@ def reset_images() -> list[str]:
 def reset_all() -> list[str]:
     disabled = asked(os.environ, "K3S_DISABLE")
     if not disabled:
+        programs.refuse_without_server()
+    if not disabled:
         programs.stop("k3s")
     remove_containers(pods=True, others=True)
     programs.stop("dockerd")
@@ -142,8 +144,8 @@ def run(what: str, *, sure: bool) -> list[str]:
     inside = programs.running()
     if what != "cluster" and not inside:
         raise Mistake(f"reset {what} needs a running container: docker exec; or remove the volume itself")
-    if what == "cluster" and inside and asked(os.environ, "K3S_DISABLE"):
-        raise Mistake("k3s is switched off here (K3S_DISABLE), so there is no cluster to begin anew")
+    if what == "cluster" and inside:
+        programs.refuse_without_server()
     if not sure:
         confirm(what)
     with volume.only_one(inside=inside):

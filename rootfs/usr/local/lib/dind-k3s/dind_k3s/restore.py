@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from dind_k3s import archive, programs, snapshot, versions, volume
-from dind_k3s.plan import Mistake, asked
+from dind_k3s.plan import Mistake
 
 USAGE = "usage: restore FILE|- [--timeout SECONDS]"
 TIMEOUT = 120.0
@@ -33,11 +33,13 @@ def forget_agent_certificates() -> None:
 def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
     """What to tell."""
     inside = programs.running()
-    if inside and asked(os.environ, "K3S_DISABLE"):
-        raise Mistake("k3s is switched off here (K3S_DISABLE), so there is nothing to restore into")
+    if inside:
+        programs.refuse_without_server()
     with volume.temporary() as unpacked:
         # Read to its end before the lock: a `snapshot -` at the other end of a pipe wants it, too.
         contents = archive.unpack(source, name, unpacked)
+        if (database := unpacked / volume.DATABASE).exists():
+            snapshot.check_database(database, f"the datastore in {name}")
         with volume.only_one(inside=inside):
             return replace(contents, unpacked, name, timeout, inside=inside)
 

@@ -57,12 +57,20 @@ def copy_database(source: Path, target: Path) -> None:
             contextlib.closing(sqlite3.connect(target)) as copy,
         ):
             live.backup(copy)
-            (found,) = copy.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
         raise Mistake(f"{source} cannot be copied: {error}") from None
-    if found != "ok":
-        raise Mistake(f"{source} is damaged: {found}")
+    check_database(target, str(source))
     target.chmod(0o600)
+
+
+def check_database(path: Path, name: str) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        found = str(error)
+    if found != "ok":
+        raise Mistake(f"{name} is damaged: {found}")
 
 
 def write(to: IO[bytes], *, reason: str, of: Mapping[str, str], live: bool) -> Contents:
