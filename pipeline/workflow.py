@@ -29,6 +29,7 @@ from pipeline import (
     resolve,
     retention,
     rollback,
+    scan,
     smoke,
     transport,
     update,
@@ -236,6 +237,11 @@ class Run:
         with self.log.step("verify"):
             image = Image.read(self.dist)
             verify.run(image, self.lock, self.dist, references, self.client, self.log)
+
+    def scan(self, reports: Sequence[Path], *, least: str) -> None:
+        """Hold the scanner's reports against the list of allowed findings."""
+        with self.log.step("scan"):
+            scan.run(reports, self.root / scan.ALLOWED, self.log, least=least)
 
     def rollback(self, target: str, *, dry_run: bool) -> None:
         """Point the moving tags back at an older release, in every repository of versions.yaml."""
