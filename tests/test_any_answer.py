@@ -138,7 +138,7 @@ BODIES = st.one_of(
             PAIR.certificate,
             b"\xff\xfe\x00",
             b"v1.37.1+k3s1",
-            (RECORDED / "rfc8785-0.1.2.sigstore.json").read_bytes(),
+            (RECORDED / "recorded/rfc8785-0.1.2.sigstore.json").read_bytes(),
         ]
     ),
 )
