@@ -1,4 +1,4 @@
-"""What the vendors really answered (tests/data/upstream/recorded/, README.md beside it), read as the pipeline reads it."""
+"""What the vendors really answered (tests/data/upstream/recorded/), read as the pipeline reads it."""
 
 from __future__ import annotations
 
