@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("vendor", "write a folder that is a mirror of every file of the lock, for sites without internet")
     one.add_argument("folder", type=Path, metavar="FOLDER")
     one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
-    command("mirrors", "measure latency, speed and completeness of each origin and mirror")
+    command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
     one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
     one.add_argument("what", choices=("fetch",), help="what to measure")
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
