@@ -33,7 +33,10 @@ AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be o
 REDIRECTS = 5  # in a row; GitHub and dl.k8s.io need one
 _TEXT = 32 << 20  # bytes; listings, checksums and channels are below 1 MB
 
-NEXT_STEP = "set a mirror for that origin in versions.yaml (docs/versions.md), or rehearse without it: nox -s rehearse"
+NEXT_STEP = (
+    "see whether the network is up, or name another server in versions.yaml (docs/versions.md): `mirrors` for what is "
+    "fetched, `upstream` for what is resolved; a rehearsal needs no vendor: nox -s rehearse"
+)
 
 _READ = 256 << 10  # bytes at a time; httpcore's own 64 KiB take twice the processor time on loopback
 _LONG = 1 << 20  # bytes from which on a body is worth a connection of its own
