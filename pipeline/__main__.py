@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("vendor", "write a folder that is a mirror of every file of the lock, for sites without internet")
     one.add_argument("folder", type=Path, metavar="FOLDER")
     one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
-    command("mirrors", "measure latency, speed and completeness of each origin and mirror")
+    command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
     one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
     one.add_argument("what", choices=("fetch",), help="what to measure")
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
     one.add_argument("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
     one.add_argument("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
-    one = command("platforms", "list the platforms")
+    one = command("platforms", "list the platforms of versions.yaml")
     one.add_argument("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
     command("errors", "list the exit codes")
     return top
@@ -106,23 +106,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A killed nox must not leave a rehearsal behind: the kernel tells us when our parent is gone.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, _terminate)
-    if parsed.command in {"platforms", "errors"}:
-        return _print(parsed)
+    if parsed.command == "errors":
+        return _errors()
+    if parsed.command == "platforms":
+        return _platforms(parsed)
     from pipeline.log import Log
 
     log = Log()
     try:
         return _run(parsed, log)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("pipeline"):
-            raise
-        print(
-            f"error: this Python lacks {error.name}\n"
-            "  next step: run it through nox (nox -s rehearse), or: pip install --require-hashes -r "
-            "requirements/pipeline.txt",
-            file=sys.stderr,
-        )
-        return errors.EngineError.exit_code
+        return _lacks(error)
     except PipelineError as error:
         return _tell(error, log)
     except OSError as error:
@@ -139,6 +133,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.console.print("interrupted; nothing is left running", markup=False)
         return 130
+
+
+def _lacks(error: ModuleNotFoundError) -> int:
+    """Say which package this Python lacks; returns the exit code. A module of ours that is missing is a bug."""
+    if (error.name or "").startswith("pipeline"):
+        raise error
+    print(
+        f"error: this Python lacks {error.name}\n"
+        "  next step: run it through nox (nox -s rehearse), or: pip install --require-hashes -r "
+        "requirements/pipeline.txt",
+        file=sys.stderr,
+    )
+    return errors.EngineError.exit_code
 
 
 def _tell(error: PipelineError, log: Log) -> int:
@@ -168,11 +175,22 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _print(parsed: argparse.Namespace) -> int:
-    if parsed.command == "platforms":
-        names = [platform.value for platform in Platform]
-        print(json.dumps(names) if parsed.json else "\n".join(names))
-        return 0
+def _platforms(parsed: argparse.Namespace) -> int:
+    """The platforms of versions.yaml. The workflows' matrix asks before there is more than requirements/nox.txt."""
+    try:
+        from pipeline import versions
+
+        names = [platform.value for platform in versions.read(parsed.versions).platforms]
+    except ModuleNotFoundError as error:
+        return _lacks(error)
+    except PipelineError as error:
+        print(f"error: {error}\n  exit code: {error.exit_code} ({error.kind})", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(names) if parsed.json else "\n".join(names))
+    return 0
+
+
+def _errors() -> int:
     for kind in sorted(PipelineError.__subclasses__(), key=lambda kind: kind.exit_code):
         print(f"{kind.exit_code:>3}  {kind.kind}: {(kind.__doc__ or '').strip()}")
     return 0

@@ -125,10 +125,19 @@ class Registry:
         finally:
             chunks.close()
 
-    def has(self, kind: str, digest: Digest) -> bool:
-        """Whether the repository holds it; `kind` is `blobs` or `manifests`."""
+    @property
+    def url(self) -> str:
+        """The repository's address in the registry's API."""
+        return str(self._base).rstrip("/")
+
+    def ping(self) -> str:
+        """Ask for nothing (end-1 of the specification); returns the protocol as httpx names it, e.g. HTTP/2."""
+        return self._ask("GET", self._origin.join("/v2/"), expect=(200, 401)).http_version
+
+    def has(self, kind: str, digest: Digest, *, write: bool = True) -> bool:
+        """Whether the repository holds it; `kind`: `blobs` or `manifests`; `write`: asked by a push."""
         headers = {"Accept": ", ".join(ANY_MANIFEST)}
-        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=True)
+        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=write)
         return answer.status_code == 200
 
     def tags(self) -> tuple[str, ...]:

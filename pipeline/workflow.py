@@ -178,9 +178,9 @@ class Run:
             vendor.run(self.intent, self.lock, folder, self.cache, self.log, url=url)
 
     def mirrors(self) -> None:
-        """Measure every origin of the lock and its mirrors."""
+        """Measure every place that something of the lock comes from."""
         with self.log.step("mirrors"):
-            mirrors.run(self.intent, self.lock, self.client, self.log)
+            mirrors.run(self.intent, self.lock, self.client, self.registry, self.log)
 
     def build(self, engine: Engine) -> Image:
         """Build all platforms."""
