@@ -54,7 +54,8 @@ END
   return $result
 }
 
-# dockerd makes chains in these tables whether a network has IPv6 or not, and dies where it cannot (moby/moby#47918).
+# dockerd makes chains in these tables whether a network has IPv6 or not; where it cannot, some versions warn at each
+# start and others die (moby/moby#47918).
 takes_ipv6_rules() { # BACKEND
   local chain=DIND-K3S-PROBE table result=0
   for table in nat filter; do

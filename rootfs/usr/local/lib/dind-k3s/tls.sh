@@ -59,7 +59,8 @@ $(grep -m 1 -i error <<<"$words" || tail -n 1 <<<"$words")"
 server_names() {
   local name names=("DNS:docker" "DNS:localhost" "DNS:$(<"$R/etc/hostname")")
   mapfile -t -O ${#names[@]} names < <(ip -o address | sed -n 's,.* inet6\? \([^/ ]*\).*,IP:\1,p')
-  for name in ${DOCKER_TLS_SAN//,/ }; do
+  local asked=${DOCKER_TLS_SAN-}
+  for name in ${asked//,/ }; do
     case $name in
       DNS:* | IP:*) names+=("$name") ;;
       *[!0-9.]*) if [[ $name == *:* ]]; then names+=("IP:$name"); else names+=("DNS:$name"); fi ;;

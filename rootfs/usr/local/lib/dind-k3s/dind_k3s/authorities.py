@@ -24,10 +24,10 @@ def certificates(file: str) -> list[str]:
         found = _CERTIFICATE.findall(at(file).read_text())
         for certificate in found:
             ssl.create_default_context(cadata=certificate)
+    except (ValueError, ssl.SSLError):  # the latter is an OSError, too
+        found = []
     except OSError as error:
         raise Mistake(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, ssl.SSLError):
-        found = []
     if not found:
         raise Mistake(f"{file} holds no certificate in PEM (-----BEGIN CERTIFICATE-----), or a broken one")
     return found

@@ -15,8 +15,8 @@ from dind_k3s.plan import Mistake
 Lines = list[tuple[int, str]]  # with their numbers
 
 _QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'"""
-_KEY = re.compile(rf"""({_QUOTED}|[^\s"'#&*!|>%@`{{}}\[\],?-][^#]*?)\s*:(?:\s+(.*))?""")
-_COMMENT = re.compile(rf"""((?:{_QUOTED}|(?<=\S)\#|[^"'\#]|(?<=\w)['"])*)(?:\#.*)?""")
+_KEY = re.compile(rf"""({_QUOTED}|(?:[?-](?=\S)|[^\s"'#&*!|>%@`{{}}\[\],?-])[^"']*?)\s*:(?:\s+(.*))?""")
+_LINE = re.compile(rf"""((?:{_QUOTED}|(?<=\S)\#|[^"'\#])*)(?:(?<!\S)\#.*)?""")  # and its comment
 _FLOW = re.compile(rf"""\s*({_QUOTED}|[^,\[\]{{}}"']+)\s*(?:,|$)""")
 
 
@@ -29,8 +29,10 @@ def parse(text: str, where: str) -> Any:
             raise Mistake(f"{where} begins like JSON and is none: {error}") from None
     lines: Lines = []
     for number, raw in enumerate(text.splitlines(), start=1):
-        found = _COMMENT.fullmatch(raw.rstrip())
-        content = (found[1] if found else raw).rstrip()
+        found = _LINE.fullmatch(raw.rstrip())
+        if found is None:
+            raise Mistake(f"{where}, line {number}: quotes that do not match; put quotes around text with quotes in it")
+        content = found[1].rstrip()
         if content.lstrip(" ").startswith("\t"):
             raise Mistake(f"{where}, line {number}: YAML takes no tabs as indentation")
         if content.strip() and not (content == "---" and not lines):
@@ -88,7 +90,7 @@ def _scalar(text: str, place: str) -> Any:
             raise Mistake(f"{place}: only JSON's escapes are read in double quotes") from None
     if text[:1] == "'" and text[-1:] == "'" and len(text) > 1:
         return text[1:-1].replace("''", "'")
-    if text[:1] in tuple("\"'{&*!|>%@`") or re.match(r"[-?](\s|$)|[^\"']*:(\s|$)", text):
+    if text[:1] in tuple("{&*!|>%@`,]}") or re.match(r"[-?](\s|$)|[^\"']*:(\s|$)|.*[\"']", text):
         raise Mistake(f"{place}: only text, numbers, lists of them and mappings are read; put quotes around text")
     return None if text in ("", "~", "null") else text
 
