@@ -15,6 +15,13 @@ pytestmark = pytest.mark.engine
 NETWORK, CA, CLIENT = "ci", "certs-ca", "certs-client"
 TLS = {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": "/certs/client"}
 PROXY = {"HTTP_PROXY": "http://me:geheim@192.0.2.1:3128", "https_proxy": "http://me:geheim@192.0.2.1:3128"}
+WITHOUT_CERTIFICATE = """
+import socket, ssl
+trusting = ssl.create_default_context(cafile='/certs/client/ca.pem')
+s = trusting.wrap_socket(socket.create_connection(('docker', 2376)), server_hostname='docker')
+s.send(b'GET /_ping HTTP/1.0\\r\\n\\r\\n')
+s.recv(100)
+"""
 REGISTRIES = """
 mirrors:
   docker.io:
@@ -45,11 +52,11 @@ def ci(image: Image, boxes: Callable[..., Box]) -> Iterator[Box]:
 
 
 def client(made: Box, command: str, **environment: str) -> str:
-    """What another container's docker client says, which has the client's certificates alone."""
+    """What a shell command says in another container, which has the client's certificates alone."""
     return str(
         made.docker.run(
             made.image.name,
-            ["-c", f"docker {command} 2>&1 || true"],
+            ["-c", f"{command} 2>&1 || true"],
             entrypoint="sh",
             remove=True,
             networks=[NETWORK],
@@ -60,9 +67,9 @@ def client(made: Box, command: str, **environment: str) -> str:
 
 
 def test_a_client_of_docker_dind_works_unchanged(ci: Box) -> None:
-    assert client(ci, "info -f '{{json .Labels}} {{.Driver}}'", **TLS) == '["of=user"] overlay2'
-    assert "HTTP request to an HTTPS server" in client(ci, "version")
-    assert "certificate required" in client(ci, "--tls version")
+    assert client(ci, "docker info -f '{{json .Labels}} {{.Driver}}'", **TLS) == '["of=user"] overlay2'
+    assert "HTTP request to an HTTPS server" in client(ci, "docker version")
+    assert "certificate required" in client(ci, f'python3 -c "{WITHOUT_CERTIFICATE}"')
     authority = ci.do("cat", "/certs/ca/cert.pem")
 
     # An own authority, registries as for k3s, and a name more, at the next start.
@@ -89,7 +96,7 @@ def test_a_client_of_docker_dind_works_unchanged(ci: Box) -> None:
     ci.recreate()
     ci.ready("docker")
     assert ci.do("cat", "/certs/ca/cert.pem") == authority
-    assert client(ci, "version -f {{.Server.Os}}", **TLS) == "linux"
+    assert client(ci, "docker version -f {{.Server.Os}}", **TLS) == "linux"
     names = ci.do("openssl", "x509", "-in", "/certs/server/cert.pem", "-noout", "-ext", "subjectAltName")
     assert "DNS:other.example" in names
     assert "IP Address:192.0.2.7" in names

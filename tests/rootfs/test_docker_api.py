@@ -74,7 +74,7 @@ def openssl(*arguments: str) -> str:
 
 def test_certificates_are_made_anew_below_an_authority_that_stays(root: Path) -> None:
     before = None
-    for san in ("", "DNS:a.example, 192.0.2.7 b.example,fd00::1"):
+    for san in ("", "DNS:a.example, 192.0.2.7 b.example\n*.c.example,fd00::1"):
         done = make(root, DOCKER_TLS_CERTDIR="/certs", DOCKER_TLS_SAN=san)
         assert done.returncode == 0, done.stderr
         certs = root / "certs"
@@ -94,7 +94,7 @@ def test_certificates_are_made_anew_below_an_authority_that_stays(root: Path) ->
 @pytest.mark.parametrize(
     ("folder", "san", "sentence"),
     [
-        ("certs", "", "DOCKER_TLS_CERTDIR is certs, but it has to be an absolute path"),
+        ("certs", "", "DOCKER_TLS_CERTDIR is 'certs', but it has to be an absolute path"),
         ("/certs", "IP:no.address", "is there a mistake in DOCKER_TLS_SAN (IP:no.address)?"),
     ],
 )

@@ -3,7 +3,7 @@
 # From outside: K3S_DISABLE.
 
 # The bridge that takes the place of a way out, and its address from a range that nobody has (RFC 5737).
-NOWHERE=dind-k3s-none
+NOWHERE=dind-k3s0
 NOWHERE_ADDRESS=203.0.113.254/31
 NOWHERE_GATEWAY=203.0.113.255
 

@@ -13,7 +13,8 @@ make_certificates() {
     fi
     return
   fi
-  [[ $dir == /* ]] || die tls "DOCKER_TLS_CERTDIR is $dir, but it has to be an absolute path, as in /certs"
+  [[ $dir == /* && $dir != *$'\n'* ]] ||
+    die tls "DOCKER_TLS_CERTDIR is ${dir@Q}, but it has to be an absolute path, as in /certs"
   dir=$R$dir
   if [[ -s $dir/server/ca.pem && -s $dir/server/cert.pem && -s $dir/server/key.pem && ! -e $dir/ca/key.pem ]]; then
     note tls "$DOCKER_TLS_CERTDIR"
@@ -57,10 +58,11 @@ $(grep -m 1 -i error <<<"$words" || tail -n 1 <<<"$words")"
 
 # As docker:dind: all own addresses, docker, localhost, the host name, and what the user adds (DNS:… or IP:… or bare).
 server_names() {
-  local name names=("DNS:docker" "DNS:localhost" "DNS:$(<"$R/etc/hostname")")
+  local name asked names=("DNS:docker" "DNS:localhost" "DNS:$(<"$R/etc/hostname")")
   mapfile -t -O ${#names[@]} names < <(ip -o address | sed -n 's,.* inet6\? \([^/ ]*\).*,IP:\1,p')
-  local asked=${DOCKER_TLS_SAN-}
-  for name in ${asked//,/ }; do
+  asked=${DOCKER_TLS_SAN-}
+  read -r -d '' -a asked <<<"${asked//,/ }" || true
+  for name in "${asked[@]}"; do
     case $name in
       DNS:* | IP:*) names+=("$name") ;;
       *[!0-9.]*) if [[ $name == *:* ]]; then names+=("IP:$name"); else names+=("DNS:$name"); fi ;;

@@ -12,6 +12,7 @@ from dind_k3s.plan import Mistake, Plan, words
 from dind_k3s.root import RUN, at
 
 SOCKET = "unix:///var/run/docker.sock"
+SPOKEN = (1, 44)  # the API of the client in k3s's cri-dockerd, and the oldest that docker 29 takes by itself
 
 # dockerd's one-letter flags, and the flags whose key in daemon.json is not their name (dockerd's "conflicting
 # options" check goes by these keys).
@@ -179,6 +180,9 @@ def plan(
     for key in sorted(ours.keys() & theirs.keys()):
         if ours[key] != theirs[key] and not isinstance(ours[key], dict):
             made.told.append(f"{key} of {file} replaces ours")
+    floor = str(env.get("DOCKER_MIN_API_VERSION") or config.get("min-api-version") or "")
+    if (number := re.fullmatch(r"(\d+)\.(\d+)", floor)) and (int(number[1]), int(number[2])) > SPOKEN:
+        made.told.append(f"warning: dockerd is told to refuse clients older than {floor}, and k3s speaks 1.44: no pods")
     if config.get("log-driver", "json-file") != "json-file" or "log-driver" in given:
         made.told.append("warning: kubectl logs works with the log driver json-file only")
     made.files[f"{RUN}/daemon.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
