@@ -56,7 +56,7 @@ mirrors:
     endpoint: ["http://registry:5000"]
 configs:
   'private.example':
-    auth: {}
+    auth: {"username": ""}
     tls:
       ca_file: /certs.d/one.crt
       insecure_skip_verify: true

@@ -81,16 +81,14 @@ def _scalar(text: str, place: str) -> Any:
     text = text.strip()
     if text.startswith("["):
         return _list(text, place)
-    if text == "{}":
-        return {}
-    if text[:1] == '"' and text[-1:] == '"' and len(text) > 1:
+    if text[:1] in ("{", '"'):
         try:
             return json.loads(text)
         except ValueError:
-            raise Mistake(f"{place}: only JSON's escapes are read in double quotes") from None
+            raise Mistake(f"{place}: what stands in braces or double quotes is read as JSON, and is none") from None
     if text[:1] == "'" and text[-1:] == "'" and len(text) > 1:
         return text[1:-1].replace("''", "'")
-    if text[:1] in tuple("{&*!|>%@`,]}") or re.match(r"[-?](\s|$)|[^\"']*:(\s|$)|.*[\"']", text):
+    if text[:1] in tuple("&*!|>%@`,]}") or re.match(r"[-?](\s|$)|[^\"']*:(\s|$)|.*[\"']", text):
         raise Mistake(f"{place}: only text, numbers, lists of them and mappings are read; put quotes around text")
     return None if text in ("", "~", "null") else text
 
