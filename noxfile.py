@@ -84,6 +84,12 @@ def smoke(session: nox.Session) -> None:
 
 
 @nox.session
+def sbom(session: nox.Session) -> None:
+    """Tell what is in the built image: dist/sbom/<arch>.{spdx,cdx}.json."""
+    _pipeline(session, "sbom", *session.posargs)
+
+
+@nox.session
 def publish(session: nox.Session) -> None:
     """Push the smoked digest, then tag it (-- --dry-run)."""
     _pipeline(session, "publish", *session.posargs)

@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--guest", default="default", help="which virtual engine: default, cgroup-v1 … (docs/smoke.md)")
     one.add_argument("--engine", action="append", default=[], metavar="URL", help="a docker host of another platform")
     one.add_argument("--keep", action="store_true", help="leave what was booted running, and say how to reach it")
+    command("sbom", "write dist/sbom/: what is in the built image, as SPDX and CycloneDX for each platform")
     one = command("publish", "push the smoked digest by digest, then tag it")
     one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
     one = command("verify", "read the published image back without credentials and compare it")
@@ -202,6 +203,8 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
                 run.build(_engine(run, stack))
         case "smoke":
             _smoke(run, parsed)
+        case "sbom":
+            run.sbom()
         case "publish":
             run.publish(dry_run=parsed.dry_run)
         case "verify":

@@ -25,6 +25,7 @@ from pipeline import (
     mirrors,
     publish,
     resolve,
+    sbom,
     smoke,
     transport,
     update,
@@ -217,6 +218,11 @@ class Run:
                 handler=emulation.handler,
                 options=options,
             )
+
+    def sbom(self) -> None:
+        """Tell what is in the built image, in both formats for each platform."""
+        with self.log.step("sbom"):
+            sbom.run(Image.read(self.dist), self.lock, self.dist, self.log)
 
     def publish(self, *, dry_run: bool) -> Release:
         """Push the smoked digest and tag it."""
