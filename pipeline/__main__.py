@@ -74,8 +74,15 @@ def parser() -> argparse.ArgumentParser:
     command("sbom", "write dist/sbom/: what is in the built image, as SPDX and CycloneDX for each platform")
     one = command("publish", "push the smoked digest by digest, then tag it")
     one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
-    one = command("verify", "read the published image back without credentials and compare it")
-    one.add_argument("reference", nargs="*", help="tags to read back (default: all that publish made)")
+    one = command("sign", "sign the published index and manifests, attest the SBOMs")
+    one.add_argument("--key", type=Path, metavar="FILE", help="a private key (default: this workflow's identity)")
+    one = command("verify", "read the published image back without credentials and check it")
+    one.add_argument(
+        "image", nargs="*", help="any published image: its bytes, signatures and SBOMs (default: what publish made)"
+    )
+    one.add_argument("--key", type=Path, metavar="FILE", help="signed with the key that belongs to this public one")
+    one.add_argument("--identity", help="signed by this identity; * stands for anything (default: our release.yml)")
+    one.add_argument("--issuer", help="who vouches for that identity (default: GitHub Actions)")
     one = command("rehearse", "the whole release on this machine, reaching only package registries")
     one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
     one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
@@ -208,7 +215,13 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case "publish":
             run.publish(dry_run=parsed.dry_run)
         case "verify":
-            run.verify(parsed.reference)
+            if parsed.image:
+                trust = run.trust(key=parsed.key, identity=parsed.identity, issuer=parsed.issuer)
+                run.verify_published(parsed.image, trust)
+            else:
+                run.verify(())
+        case "sign":
+            run.sign(parsed.key)
         case "rehearse":
             from pipeline.rehearsal import rehearse
 

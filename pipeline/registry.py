@@ -22,7 +22,7 @@ from pipeline import layout as layouts
 from pipeline.credentials import Challenge, Credentials
 from pipeline.errors import RegistryError
 from pipeline.log import Log, Transfers
-from pipeline.oci import ANY_MANIFEST, Digest, ImageName
+from pipeline.oci import ANY_MANIFEST, INDEX, Digest, ImageName
 
 __all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
 
@@ -147,6 +147,24 @@ class Registry:
     def tag(self, tag: str, raw: bytes, media_type: str) -> None:
         """Point a tag at a manifest or index that the repository holds: the same bytes under another name."""
         self._put_manifest(tag, raw, media_type)
+
+    def referrers(self, subject: Digest) -> list[dict[str, Any]] | None:
+        """The descriptors of what points at a manifest; None when the registry does not keep that list (404)."""
+        found: list[dict[str, Any]] = []
+        url: httpx.URL | None = self._base.join(f"referrers/{subject}")
+        while url is not None:
+            answer = self._ask("GET", url, expect=(200, 404), headers={"Accept": INDEX, **_AS_STORED})
+            if answer.status_code == 404:
+                return None
+            found += answer.json().get("manifests") or ()
+            following = answer.links.get("next", {}).get("url")
+            url = url.join(following) if following else None
+        return found
+
+    def push_blobs(self, blobs: tuple[layouts.Part, ...], log: Log) -> None:
+        """Have these files in the repository; what it holds already is not sent."""
+        with log.transfers() as transfers:
+            self._push_blobs(blobs, transfers)
 
     def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
         """Bring the index and everything below it into the repository, without any tag.

@@ -17,6 +17,7 @@ import httpx
 from pipeline import (
     base,
     build,
+    bundle,
     compat,
     embedded,
     emulation,
@@ -24,8 +25,11 @@ from pipeline import (
     lock,
     mirrors,
     publish,
+    published,
     resolve,
     sbom,
+    sign,
+    signature,
     smoke,
     transport,
     update,
@@ -33,6 +37,7 @@ from pipeline import (
     verify,
     versions,
 )
+from pipeline.bundle import Trust
 from pipeline.engine import Engine
 from pipeline.errors import LockStale
 from pipeline.fetch import Fetched
@@ -42,6 +47,7 @@ from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Credentials, Registry
 from pipeline.release import Image, Release, SmokeReport, Tier
+from pipeline.signer import KeySigner, keyless
 from pipeline.versions import Intent
 
 
@@ -238,6 +244,27 @@ class Run:
         with self.log.step("verify"):
             image = Image.read(self.dist)
             verify.run(image, self.lock, self.dist, references, self.client, self.log)
+
+    def trust(self, *, key: Path | None = None, identity: str | None = None, issuer: str | None = None) -> Trust:
+        """Whose signatures count: a key's holder, else an identity, by default the release workflow of `source`."""
+        return Trust(
+            key=bundle.public_key(key) if key else None,
+            identity=identity or f"{self.intent.source}/.github/workflows/release.yml@refs/tags/*",
+            issuer=issuer or signature.GITHUB_ACTIONS,
+        )
+
+    def sign(self, key: Path | None) -> Release:
+        """Sign index and manifests and attest the SBOMs: with a key, else as the workflow that this is."""
+        with self.log.step("sign"):
+            image = Image.read(self.dist)
+            holder = KeySigner(key) if key else None
+            trust = Trust(key=holder.public) if holder else self.trust()
+            return sign.run(self.intent, image, self.dist, self.registry, lambda: holder or keyless(), trust, self.log)
+
+    def verify_published(self, references: Sequence[str], trust: Trust) -> None:
+        """Check published images as a stranger does, who has nothing but their names."""
+        with self.log.step("verify"):
+            published.run(references, trust, self.intent.platforms, self.client, self.log)
 
     def summary(self) -> None:
         """The table that a release ends with."""

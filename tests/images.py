@@ -69,7 +69,13 @@ def make(
             *(put(f"{seed} {platform} {n}".encode() * 100, shared["mediaType"]) for n in range(2)),
         ]
         config = document(
-            "config", {**at, "config": {"Labels": dict(said)}}, "application/vnd.oci.image.config.v1+json"
+            "config",
+            {
+                **at,
+                "config": {"Labels": dict(said)},
+                "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
+            },
+            "application/vnd.oci.image.config.v1+json",
         )
         parts = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
         entry = document("manifest", {**parts, "annotations": dict(said)}, MANIFEST)
@@ -79,8 +85,10 @@ def make(
             config=Digest(config["digest"]),
             size=sum(layer["size"] for layer in layers),
         )
-        statement = put(f"provenance of {seed} {platform}".encode(), "application/vnd.in-toto+json")
-        statement["annotations"] = {"in-toto.io/predicate-type": "https://slsa.dev/provenance/v1"}
+        kind = "https://slsa.dev/provenance/v1"
+        provenance = {"predicateType": kind, "predicate": f"provenance of {seed} {platform}"}
+        statement = put(json.dumps(provenance).encode(), "application/vnd.in-toto+json")
+        statement["annotations"] = {"in-toto.io/predicate-type": kind}
         parts = {"schemaVersion": 2, "mediaType": MANIFEST, "layers": [statement]}
         parts["config"] = put(f"{{}}{seed}".encode(), "application/vnd.oci.image.config.v1+json")
         about = {REFERENCE_TYPE: "attestation-manifest", "vnd.docker.reference.digest": entry["digest"]}

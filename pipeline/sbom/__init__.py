@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from pipeline import layout
 from pipeline.errors import LockStale
 from pipeline.lock import Lock
 from pipeline.log import Log, size
+from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.release import LAYOUT, Image, write_text
 from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
@@ -38,6 +40,16 @@ class Form(StrEnum):
 def path(dist: Path, platform: Platform, form: Form) -> Path:
     """Where a platform's SBOM of that format lies."""
     return dist / FOLDER / f"{platform.architecture}.{form}.json"
+
+
+def subject(form: Form, document: Mapping[str, Any]) -> Digest | None:
+    """The manifest that an SBOM of ours is about; None when it does not say."""
+    try:
+        if form is Form.SPDX:
+            return Digest.of_hex(str(document["documentNamespace"]).rpartition("/")[2])
+        return Digest.of_hex(document["metadata"]["component"]["hashes"][0]["content"])
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError):
+        return None
 
 
 def run(image: Image, lock: Lock, dist: Path, log: Log) -> Mapping[tuple[Platform, Form], Path]:
