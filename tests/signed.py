@@ -62,8 +62,9 @@ class Signed:
     def publish(self, change: Change | None = None) -> Image:
         """Build, write the SBOMs, push and tag; nothing is signed."""
         seed = f"{self.name} {self.dist}"
-        mark = layer({"seed": seed.encode()})  # bytes unlike every other test's
-        made = {platform: [*roots(platform), mark] for platform in Platform}
+        # Two layers unlike every other test's: a registry keeps equal bytes once, and some tests spoil them.
+        marks = [layer({f"seed{number}": seed.encode()}) for number in range(2)]
+        made = {platform: [*marks, *roots(platform)] for platform in Platform}
         self.image = make(self.dist, seed, lock=self.lock, roots=made, change=change)
         sbom.run(self.image, self.lock, self.dist, LOG)
         intent = replace(INTENT, names=self.names)
