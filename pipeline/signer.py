@@ -21,6 +21,7 @@ from pipeline.oci import Digest
 from pipeline.statement import PAYLOAD
 
 if TYPE_CHECKING:
+    from sigstore.models import ClientTrustConfig
     from sigstore.sign import SigningContext
 
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -97,15 +98,16 @@ class Keyless:
 
     def sign(self, statement: bytes) -> bytes:
         """A bundle with the certificate and the log's entry. Raises UpstreamError when Sigstore does not answer."""
-        import requests
         from sigstore.dsse import Statement
-        from sigstore.errors import Error
-        from sigstore.oidc import ExpiredIdentity
 
         try:
-            with self._context.signer(self._token, cache=False) as signer:
+            # A certificate for each signature: it lives ten minutes. (`cache=False` would make a key for each use.)
+            with self._context.signer(self._token) as signer:
                 return signer.sign_dsse(Statement(statement)).to_json().encode()
-        except (Error, ExpiredIdentity, requests.RequestException, ValueError) as error:
+        except Exception as error:
+            # The library's clients of Fulcio and Rekor raise classes of its own that have no common base.
+            if type(error).__module__.partition(".")[0] not in ("sigstore", "requests", "pydantic_core", "urllib3"):
+                raise
             raise UpstreamError(
                 "Sigstore did not sign",
                 found=str(error).partition("\n")[0][:300] or type(error).__name__,
@@ -116,8 +118,11 @@ class Keyless:
         return f"{self._token.identity}, by Sigstore"
 
 
-def keyless() -> Keyless:
-    """The ambient identity of a workflow that may write id-tokens. Raises IntentError where there is none."""
+def keyless(trust: ClientTrustConfig | None = None) -> Keyless:
+    """The ambient identity of a workflow that may write id-tokens.
+
+    `trust`: which Sigstore; None: the public one. Raises IntentError where there is no identity, UpstreamError.
+    """
     from sigstore.errors import Error
     from sigstore.models import ClientTrustConfig
     from sigstore.oidc import IdentityError, detect_credential
@@ -131,7 +136,7 @@ def keyless() -> Keyless:
         raise IntentError("there is no identity to sign with", found="no workflow on GitHub", next_step=_NEXT)
     logging.getLogger("sigstore").setLevel(logging.ERROR)
     try:
-        return Keyless(SigningContext.from_trust_config(ClientTrustConfig.production()), token)
+        return Keyless(SigningContext.from_trust_config(trust or ClientTrustConfig.production()), token)
     except Error as error:
         raise UpstreamError("Sigstore's trust root cannot be renewed", found=str(error)[:300]) from None
 
