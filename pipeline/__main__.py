@@ -186,6 +186,13 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         cache=(parsed.cache or cache.folder()).resolve(),
         log=log,
     )
+    try:
+        return _dispatch(run, parsed)
+    finally:
+        run.client.close()
+
+
+def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
     match parsed.command:
         case "resolve":
             changed = run.resolve(check=parsed.check)
@@ -201,7 +208,7 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case "bench":
             from pipeline.bench import fetching
 
-            fetching.main(log, ROOT, runs=parsed.runs, write=parsed.write)
+            fetching.main(run.log, ROOT, runs=parsed.runs, write=parsed.write)
         case "plan":
             sys.stdout.write(run.plan())
         case "build":

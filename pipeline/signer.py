@@ -86,6 +86,21 @@ class KeySigner:
         return f"the key {self._path.name}"
 
 
+def make_key(path: Path) -> Path:
+    """Have a private key at that path, for its owner alone, and the public one beside it; returns the latter's path."""
+    public = path.with_suffix(".pub")
+    if not path.exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        form = serialization.PrivateFormat.PKCS8
+        path.touch(mode=0o600)
+        path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    described = KeySigner(path).public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    public.write_bytes(described)
+    return public
+
+
 class Keyless:
     """The identity of this workflow, certified by Sigstore for ten minutes; each signature is in its public log."""
 

@@ -8,9 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from pipeline import publish, published, referrers, sbom, sign
 from pipeline.bundle import Trust
 from pipeline.log import Log
@@ -18,7 +15,7 @@ from pipeline.oci import INDEX, Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
 from pipeline.release import Image, Release
-from pipeline.signer import KeySigner, Signer
+from pipeline.signer import KeySigner, Signer, make_key
 from tests.examples import INTENT
 from tests.images import Change, Line, Place, make, smoked
 from tests.test_sbom import layer, lock, roots
@@ -28,11 +25,7 @@ LOG = Log(quiet=True)
 
 def new_key(path: Path) -> KeySigner:
     """A private key at that path, the public one beside it with the ending .pub."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    form = serialization.PrivateFormat.PKCS8
-    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
-    form_of_public = serialization.PublicFormat.SubjectPublicKeyInfo
-    path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form_of_public))
+    make_key(path)
     return KeySigner(path)
 
 

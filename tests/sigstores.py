@@ -88,7 +88,7 @@ class Sigstore:
     def trust(self) -> ClientTrustConfig:
         """What signers must know."""
         service = {"url": self.url, "majorApiVersion": 1, "operator": "tests"}
-        service |= {"validFor": {"start": "2020-01-01T00:00:00Z"}}  # type: ignore[dict-item]
+        service |= {"validFor": {"start": "2020-01-01T00:00:00Z"}}
         config = {
             "mediaType": "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json",
             "trustedRoot": json.loads(self.trusted_root),
