@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import RegistryError
 from pipeline.layout import Part
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest
@@ -34,10 +35,7 @@ class Artifact:
 def found(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
     """The descriptors of everything that points at that manifest. Raises RegistryError."""
     listed = registry.referrers(subject)
-    if listed is None:
-        at_tag = registry.manifest(tag_of(subject))
-        listed = list(json.loads(at_tag.raw)["manifests"]) if at_tag is not None else []
-    return listed
+    return _at_tag(registry, subject) if listed is None else listed
 
 
 def push(registry: Registry, artifact: Artifact, folder: Path, log: Log) -> bool:
@@ -59,9 +57,7 @@ def push(registry: Registry, artifact: Artifact, folder: Path, log: Log) -> bool
     if listed is not None:
         return not there
     # No referrers API: the list is ours to keep. What others have entered stays.
-    tag = tag_of(artifact.subject.digest)
-    before = registry.manifest(tag)
-    entries = json.loads(before.raw)["manifests"] if before is not None else []
+    tag, entries = tag_of(artifact.subject.digest), _at_tag(registry, artifact.subject.digest)
     if any(entry["digest"] == digest.text for entry in entries):
         return not there
     described = {
@@ -74,6 +70,22 @@ def push(registry: Registry, artifact: Artifact, folder: Path, log: Log) -> bool
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries, described]}
     registry.tag(tag, json.dumps(index, sort_keys=True, separators=(",", ":")).encode(), INDEX)
     return True
+
+
+def _at_tag(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
+    tagged = registry.manifest(tag_of(subject))
+    if tagged is None:
+        return []
+    try:
+        return [entry for entry in json.loads(tagged.raw)["manifests"] if isinstance(entry["digest"], str)]
+    except (ValueError, KeyError, TypeError):
+        raise RegistryError(
+            "the list of what refers to a manifest cannot be read",
+            expected=INDEX,
+            found=tagged.media_type,
+            where=f"{registry.name}:{tag_of(subject)}",
+            next_step="somebody else uses that tag: look at it, and delete it if nothing needs it",
+        ) from None
 
 
 def tag_of(subject: Digest) -> str:

@@ -30,6 +30,7 @@ PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries; one try more than pauses
 _LONGEST_PAUSE = 60.0  # seconds; more is not waited for, whatever Retry-After says
 _AT_ONCE = 3  # blobs
 _CHUNK = 1 << 20
+NO_SUCH_LIST = (400, 404, 405, 406)  # how registries answer that have no referrers API
 
 # After the last byte of a layer a registry may copy it to where it belongs before it answers.
 _UPLOAD = httpx.Timeout(30.0, read=300.0)  # seconds
@@ -149,14 +150,25 @@ class Registry:
         self._put_manifest(tag, raw, media_type)
 
     def referrers(self, subject: Digest) -> list[dict[str, Any]] | None:
-        """The descriptors of what points at a manifest; None when the registry does not keep that list (404)."""
+        """The descriptors of what points at a manifest; None when the registry does not keep that list.
+
+        It should say so with 404; some that have never heard of it say otherwise.
+        """
         found: list[dict[str, Any]] = []
         url: httpx.URL | None = self._base.join(f"referrers/{subject}")
         while url is not None:
-            answer = self._ask("GET", url, expect=(200, 404), headers={"Accept": INDEX, **_AS_STORED})
-            if answer.status_code == 404:
+            answer = self._ask("GET", url, expect=(200, *NO_SUCH_LIST), headers={"Accept": INDEX, **_AS_STORED})
+            if answer.status_code != 200:
                 return None
-            found += answer.json().get("manifests") or ()
+            try:
+                found += [entry for entry in answer.json()["manifests"] if isinstance(entry["digest"], str)]
+            except (ValueError, KeyError, TypeError):
+                raise RegistryError(
+                    "the list of what refers to a manifest cannot be read",
+                    expected=INDEX,
+                    found=answer.text[:80],
+                    where=str(url),
+                ) from None
             following = answer.links.get("next", {}).get("url")
             url = url.join(following) if following else None
         return found

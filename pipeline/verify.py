@@ -154,9 +154,9 @@ class Reader:
         return self._get(f"manifests/{reference}", media_type, take)
 
     def optional(self, path: str, accept: str) -> bytes | None:
-        """What is at a path below the repository; None when there is nothing (404)."""
+        """What is at a path below the repository; None when there is nothing, or no such kind of thing."""
         try:
-            return self._get(path, accept, httpx.Response.read, absent=True)
+            return self._get(path, accept, httpx.Response.read, absent=(400, 404, 405, 406))
         except _Absent:
             return None
 
@@ -187,10 +187,10 @@ class Reader:
 
         return self._get(f"blobs/{digest}", "*/*", take)
 
-    def _get(self, path: str, accept: str, take: Callable[[httpx.Response], _T], *, absent: bool = False) -> _T:
+    def _get(self, path: str, accept: str, take: Callable[[httpx.Response], _T], *, absent: Sequence[int] = ()) -> _T:
         """`take` of the answer; tried again when the registry is busy or the connection breaks, also in the middle.
 
-        `absent`: that nothing is there is an answer too; raises _Absent.
+        `absent`: statuses that say that nothing is there, as an answer; raises _Absent.
         """
         url = f"{self._base}/{path}"
         pauses = iter(_PAUSES)
@@ -203,7 +203,7 @@ class Reader:
                 with self._client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
                     if answer.status_code == 200:
                         return take(answer)
-                    if absent and answer.status_code == 404:
+                    if answer.status_code in absent:
                         raise _Absent
                     challenge = answer.headers.get("WWW-Authenticate", "")
                     found, again = f"status {answer.status_code}", answer.status_code in (404, 429, 500, 502, 503, 504)

@@ -111,6 +111,15 @@ def test_what_others_have_put_there_stays(signed: Signed) -> None:
     signed.verify()
 
 
+def test_the_tag_of_the_list_is_somebody_elses(signed: Signed) -> None:
+    signed.put(
+        signed.document(signed.image.platforms[Platform.AMD64].digest), MANIFEST, referrers.tag_of(signed.image.digest)
+    )
+    with pytest.raises(RegistryError, match="cannot be read") as failure:
+        signed.sign()
+    assert "sha256-" in str(failure.value)
+
+
 def test_a_registry_that_keeps_the_list_itself(signed: Signed) -> None:
     """The registry of the tests does not, so its answers are completed on their way."""
     kept: dict[str, list[dict[str, object]]] = {}

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from debian import copyright as machine_readable
 
@@ -66,6 +67,7 @@ class Licence:
     texts: Mapping[str, str] = field(default_factory=dict)  # LicenseRef-… → its text, or where that is
 
 
+@lru_cache(maxsize=1024)  # the platforms' files are the same but for a few
 def read(package: str, text: str) -> Licence | None:
     """All licences that a copyright file names; None when it is not machine readable, or names none."""
     if not text.lstrip("\ufeff \n").lower().startswith("format:"):
