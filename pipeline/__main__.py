@@ -71,10 +71,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--guest", default="default", help="which virtual engine: default, cgroup-v1 … (docs/smoke.md)")
     one.add_argument("--engine", action="append", default=[], metavar="URL", help="a docker host of another platform")
     one.add_argument("--keep", action="store_true", help="leave what was booted running, and say how to reach it")
+    command("sbom", "write dist/sbom/: what is in the built image, as SPDX and CycloneDX for each platform")
     one = command("publish", "push the smoked digest by digest, then tag it")
     one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
-    one = command("verify", "read the published image back without credentials and compare it")
-    one.add_argument("reference", nargs="*", help="tags to read back (default: all that publish made)")
     one = command("scan", "refuse an image with a known vulnerability that has a fix, by grype's reports")
     one.add_argument("report", nargs="+", type=Path, help="output of grype -o json, one for each platform")
     one.add_argument("--least", default="high", help="the least severity that stops a release (high)")
@@ -87,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--delete", action="store_true", help="remove the others, with everything that only they reach")
     one = command("reproduce", "build a published image once more from its lock, cold, and compare")
     one.add_argument("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
+    one = command("sign", "sign the published index and manifests, attest the SBOMs")
+    one.add_argument("--key", type=Path, metavar="FILE", help="a private key (default: this workflow's identity)")
+    one = command("verify", "read the published image back without credentials and check it")
+    one.add_argument(
+        "image", nargs="*", help="any published image: its bytes, signatures and SBOMs (default: what publish made)"
+    )
+    one.add_argument("--key", type=Path, metavar="FILE", help="signed with the key that belongs to this public one")
+    one.add_argument("--identity", help="signed by this identity; * stands for anything (default: our release.yml)")
+    one.add_argument("--issuer", help="who vouches for that identity (default: GitHub Actions)")
     one = command("rehearse", "the whole release on this machine, reaching only package registries")
     one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
     one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
@@ -208,6 +216,13 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         cache=(parsed.cache or cache.folder()).resolve(),
         log=log,
     )
+    try:
+        return _dispatch(run, parsed)
+    finally:
+        run.client.close()
+
+
+def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
     match parsed.command:
         case "resolve":
             changed = run.resolve(check=parsed.check)
@@ -223,7 +238,7 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case "bench":
             from pipeline.bench import fetching
 
-            fetching.main(log, ROOT, runs=parsed.runs, write=parsed.write)
+            fetching.main(run.log, ROOT, runs=parsed.runs, write=parsed.write)
         case "plan":
             sys.stdout.write(run.plan())
         case "build":
@@ -232,10 +247,10 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
                 run.build(_engine(run, stack))
         case "smoke":
             _smoke(run, parsed)
+        case "sbom":
+            run.sbom()
         case "publish":
             run.publish(dry_run=parsed.dry_run)
-        case "verify":
-            run.verify(parsed.reference)
         case "scan":
             run.scan(parsed.report, least=parsed.least)
         case "rollback":
@@ -245,6 +260,14 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case "reproduce":
             with ExitStack() as stack:
                 run.reproduce(parsed.reference, lambda: _engine(run, stack))
+        case "verify":
+            if parsed.image:
+                trust = run.trust(key=parsed.key, identity=parsed.identity, issuer=parsed.issuer)
+                run.verify_published(parsed.image, trust)
+            else:
+                run.verify(())
+        case "sign":
+            run.sign(parsed.key)
         case "rehearse":
             from pipeline.rehearsal import rehearse
 
