@@ -14,14 +14,16 @@ from pipeline.lock import Lock
 from pipeline.log import redact
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
+from pipeline.release import Variant
 from pipeline.versions import COMPONENTS, Intent
 
-TARGET = "image"
 KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
 REHEARSAL = f"{KEY}.rehearsal"
 
 
-def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, rehearsed: bool) -> dict[str, str]:
+def describe(
+    intent: Intent, lock: Lock, variant: Variant, *, lock_digest: Digest, created: str, rehearsed: bool
+) -> dict[str, str]:
     """What the image says of itself: as labels in each config, as annotations on the index and each manifest.
 
     `created` is RFC 3339. Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
@@ -38,6 +40,8 @@ def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, r
         f"{KEY}.lock": lock_digest.text,
         **{f"{KEY}.{component}": lock.versions[component] for component in COMPONENTS},
     }
+    if variant is not Variant.IMAGE:
+        said[f"{KEY}.variant"] = variant.value
     if rehearsed:
         said[REHEARSAL] = "made of stand-ins on one machine; not for use"
     return {key: redact(value) for key, value in said.items()}
@@ -46,34 +50,37 @@ def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, r
 def render(
     *,
     platforms: tuple[Platform, ...],
-    said: Mapping[str, str],
+    said: Mapping[Variant, Mapping[str, str]],
     base: Digest,
     context: PurePosixPath,
-    output: PurePosixPath,
+    outputs: Mapping[Variant, PurePosixPath],
     epoch: int,
 ) -> str:
-    """The text of docker-bake.json.
+    """The text of docker-bake.json: a target for each variant.
 
     `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
-    `context`/artifacts holds the verified files, one folder per architecture. `output`: folder that the image is
-    exported to, as an OCI layout. `epoch`: seconds since 1970 that every file and record is dated.
+    `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
+    are exported to, as OCI layouts. `epoch`: seconds since 1970 that every file and record is dated.
 
     - `rewrite-timestamp` and SOURCE_DATE_EPOCH make the layers repeatable (BuildKit docs/build-repro.md).
     - `oci-mediatypes` is said because its default changed with BuildKit 0.32.
     - The provenance attestation holds times and ids, so the index digest differs from build to build; the digests of
       the platforms' manifests do not (docker-library/official-images#16044).
     """
-    target = {
-        "context": ".",
-        "dockerfile": "Dockerfile",
-        "target": TARGET,
-        "platforms": [platform.value for platform in platforms],
-        "contexts": {"base": f"oci-layout://{context}/base@{base}", "artifacts": f"{context}/artifacts"},
-        "args": {"SOURCE_DATE_EPOCH": str(epoch)},
-        "labels": dict(sorted(said.items())),
-        "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said.items())],
-        "attest": ["type=provenance,mode=max"],
-        "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true,rewrite-timestamp=true"],
-        "network": "none",
+    targets = {
+        variant.value: {
+            "context": ".",
+            "dockerfile": "Dockerfile",
+            "target": variant.value,
+            "platforms": [platform.value for platform in platforms],
+            "contexts": {"base": f"oci-layout://{context}/base@{base}", "artifacts": f"{context}/artifacts"},
+            "args": {"SOURCE_DATE_EPOCH": str(epoch)},
+            "labels": dict(sorted(said[variant].items())),
+            "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said[variant].items())],
+            "attest": ["type=provenance,mode=max"],
+            "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true,rewrite-timestamp=true"],
+            "network": "none",
+        }
+        for variant, output in outputs.items()
     }
-    return json.dumps({"target": {TARGET: target}}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({"target": targets}, indent=2, sort_keys=True) + "\n"
