@@ -244,7 +244,7 @@ FROM worker AS system-images
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/airgap,target=/in <<"EOF"
 install -D -m 0644 -t /out/usr/share/dind-k3s/images /in/*.tar.zst
-cd /out/usr/share/dind-k3s/images
+cd /out/usr/share/dind-k3s/images || exit
 sha256sum -- *.tar.zst >SHA256SUMS
 install -m 0644 /in/manifest.json /out/usr/share/dind-k3s/manifest.json
 EOF

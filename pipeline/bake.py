@@ -19,6 +19,7 @@ from pipeline.versions import COMPONENTS, Intent
 
 KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
 REHEARSAL = f"{KEY}.rehearsal"
+VARIANT = f"{KEY}.variant"
 
 
 def describe(
@@ -41,10 +42,15 @@ def describe(
         **{f"{KEY}.{component}": lock.versions[component] for component in COMPONENTS},
     }
     if variant is not Variant.IMAGE:
-        said[f"{KEY}.variant"] = variant.value
+        said[VARIANT] = variant.value
     if rehearsed:
         said[REHEARSAL] = "made of stand-ins on one machine; not for use"
     return {key: redact(value) for key, value in said.items()}
+
+
+def variant_of(said: Mapping[str, str]) -> Variant:
+    """Which one an image is, from what it says of itself."""
+    return Variant(said.get(VARIANT, Variant.IMAGE))
 
 
 def render(

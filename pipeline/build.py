@@ -65,18 +65,27 @@ def plan(intent: Intent, lock: Lock, *, root: Path, dist: Path, rehearsed: bool)
 
 
 def run(
-    intent: Intent, lock: Lock, *, root: Path, dist: Path, cache: Path, engine: Engine, log: Log, rehearsed: bool
+    intent: Intent,
+    lock: Lock,
+    *,
+    root: Path,
+    dist: Path,
+    cache: Path,
+    engine: Engine,
+    log: Log,
+    rehearsed: bool,
+    cold: bool = False,
 ) -> Mapping[Variant, Image]:
     """Build all platforms in one call of buildx, unless dist/ holds the images of exactly these inputs already.
 
     A variant that the lock has no files for is left out with a warning; `publish` does not. `root`: the repository,
-    buildx's build context. `cache`: what `fetch` filled. Raises BuildFailed with the failing step and its last lines;
-    DigestMismatch and IntentError when the cache is not complete.
+    buildx's build context. `cache`: what `fetch` filled. `cold`: take nothing from the builder's cache. Raises
+    BuildFailed with the failing step and its last lines; DigestMismatch and IntentError when the cache is not complete.
     """
-    for variant in (variant for variant in intent.variants if variant not in lock.variants):
+    for variant in sorted({*intent.variants} - {*lock.variants}):
         log.warn(f"without {variant}: the lock lacks its files for {', '.join(intent.platforms)}; {RENEW}")
     text, said = plan(intent, lock, root=root, dist=dist, rehearsed=rehearsed)
-    inputs = _inputs(root, text)
+    inputs = inputs_of(root, text)
     known = {variant: _already_built(variant.below(dist), inputs) for variant in said}
     images = {variant: image for variant, image in known.items() if image is not None}
     if len(images) == len(said):
@@ -86,7 +95,7 @@ def run(
     write_text(dist / BAKE_FILE, text)
     for variant in Variant:
         shutil.rmtree(_partial(dist, variant), ignore_errors=True)
-    solve = _bake(root, dist, tuple(said), engine, log)
+    solve = _bake(root, dist, tuple(said), engine, log, cold=cold)
     shutil.rmtree(context)
     for variant in said:
         digest, built = _read_layout(_partial(dist, variant))
@@ -148,12 +157,12 @@ def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) ->
     return context
 
 
-def _bake(root: Path, dist: Path, variants: Sequence[Variant], engine: Engine, log: Log) -> Solve:
+def _bake(root: Path, dist: Path, variants: Sequence[Variant], engine: Engine, log: Log, *, cold: bool) -> Solve:
     """Hand the file to buildx and tell each step as it ends. Raises BuildFailed."""
     solve = Solve()
     targets = [variant.value for variant in variants]
     bake_file = PurePosixPath(os.path.relpath(dist / BAKE_FILE, root))
-    log.command(["docker", "buildx", "bake", "--file", str(bake_file), *targets])
+    log.command(["docker", "buildx", "bake", *(["--no-cache"] if cold else []), "--file", str(bake_file), *targets])
     # buildx resolves relative paths against its working directory, and python-on-whales has no parameter for that.
     before = Path.cwd()
     os.chdir(root)
@@ -162,6 +171,7 @@ def _bake(root: Path, dist: Path, variants: Sequence[Variant], engine: Engine, l
             targets,
             files=str(bake_file),
             builder=engine.builder,
+            cache=not cold,
             progress="rawjson",  # type: ignore[arg-type]  # passed on as it is; the hint does not know it
             stream_logs=True,
             metadata_file=str(dist / "metadata.json"),
@@ -214,7 +224,7 @@ def _stage_files(
     return named
 
 
-def _inputs(root: Path, bake_text: str) -> Digest:
+def inputs_of(root: Path, bake_text: str) -> Digest:
     """The digest of everything that decides the image: the bake file (with the lock in it), Dockerfile, rootfs/."""
     state = hashlib.sha256(bake_text.encode())
     files = [root / "Dockerfile", root / ".dockerignore", *sorted((root / "rootfs").rglob("*"))]

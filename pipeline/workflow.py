@@ -7,6 +7,7 @@ own: a rehearsal and a release run the same code.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,7 +25,10 @@ from pipeline import (
     lock,
     mirrors,
     publish,
+    reproduce,
     resolve,
+    retention,
+    rollback,
     smoke,
     transport,
     update,
@@ -33,7 +37,7 @@ from pipeline import (
     versions,
 )
 from pipeline.engine import Engine
-from pipeline.errors import LockStale
+from pipeline.errors import IntentError, LockStale
 from pipeline.fetch import Fetched
 from pipeline.lock import Lock
 from pipeline.log import Log, size
@@ -227,7 +231,7 @@ class Run:
     def publish(self, *, dry_run: bool) -> None:
         """Push the smoked digests and tag them; nothing is pushed before all of them may be."""
         with self.log.step("publish"):
-            if missing := [variant for variant in self.intent.variants if variant not in self.lock.variants]:
+            if missing := sorted({*self.intent.variants} - {*self.lock.variants}):
                 raise LockStale(
                     f"versions.yaml asks for {missing[0]}, and the lock lacks its files",
                     where=str(self.lock_path),
@@ -263,6 +267,46 @@ class Run:
                 if asked or not references:
                     folder = variant.below(self.dist)
                     verify.run(image, self.lock, folder, asked, self.client, self.log, hashed=hashed)
+
+    def rollback(self, target: str, *, dry_run: bool) -> None:
+        """Point the moving tags back at an older release, in every repository of versions.yaml."""
+        with self.log.step("rollback"):
+            rollback.run(self.intent.names, target, self.registry, self.log, dry_run=dry_run)
+
+    def retention(self, rule: retention.Rule, *, delete: bool) -> None:
+        """Tell which releases go and which stay, in every repository of versions.yaml; remove them when `delete`."""
+        with self.log.step("retention"):
+            for name in self.intent.names:
+                retention.run(self.registry(name), rule, self.log, delete=delete)
+
+    def reproduce(self, text: str, engine: Callable[[], Engine]) -> None:
+        """Build a published image once more, cold, and hold both together; nothing of it is kept when they agree."""
+        with self.log.step("reproduce"):
+            try:
+                name, tag, digest = ImageName.parse(text)
+            except ValueError as error:
+                raise IntentError(str(error), expected="registry/repository:tag or …@sha256:…") from None
+            registry = self.registry(name)
+            index = reproduce.published(registry, digest.text if digest else tag or "latest")
+            intent, locked = self.intent, self.lock
+            reproduce.require_same_lock(index, locked, self.root)
+            self.fetch(offline=False)
+            dist = self.dist / "reproduce"
+            shutil.rmtree(dist, ignore_errors=True)
+            images = build.run(
+                intent,
+                locked,
+                root=self.root,
+                dist=dist,
+                cache=self.cache,
+                engine=engine(),
+                log=self.log,
+                rehearsed=reproduce.is_rehearsed(index),
+                cold=True,
+            )
+            variant = reproduce.variant(index)
+            reproduce.run(index, images[variant], variant.below(dist), registry, self.log)
+            shutil.rmtree(dist)
 
     def summary(self) -> None:
         """The tables that a release ends with."""
