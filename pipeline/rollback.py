@@ -41,8 +41,8 @@ def run(
     """Move, in every repository, the moving tags that `target` would have had as the newest release.
 
     `target`: a tag that never moves (`k3s-…-r1`) or a digest; a variant (`k3s-…-r1-airgap`) has moving tags of its own.
-    Every repository must hold it, with the same digest, before any tag moves. Raises IntentError for a target that is no
-    release, RegistryError.
+    Every repository must hold it, with the same digest, before any tag moves. Raises IntentError for a target that is
+    no release, RegistryError.
     """
     registries = [registry_for(name) for name in names]
     found = [(registry, _release(registry, target)) for registry in registries]
