@@ -96,6 +96,12 @@ def verify(session: nox.Session) -> None:
 
 
 @nox.session
+def scan(session: nox.Session) -> None:
+    """Refuse an image with a known vulnerability that has a fix (-- GRYPE-REPORT…)."""
+    _pipeline(session, "scan", *session.posargs)
+
+
+@nox.session
 def rollback(session: nox.Session) -> None:
     """Point the moving tags back at an older release (-- RELEASE, -- RELEASE --dry-run)."""
     _pipeline(session, "rollback", *session.posargs)

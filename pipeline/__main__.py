@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
     one = command("verify", "read the published image back without credentials and compare it")
     one.add_argument("reference", nargs="*", help="tags to read back (default: all that publish made)")
+    one = command("scan", "refuse an image with a known vulnerability that has a fix, by grype's reports")
+    one.add_argument("report", nargs="+", type=Path, help="output of grype -o json, one for each platform")
+    one.add_argument("--least", default="high", help="the least severity that stops a release (high)")
     one = command("rollback", "point the moving tags back at an older release")
     one.add_argument("release", metavar="RELEASE", help="a tag that never moves (k3s-…-r1), or sha256:…")
     one.add_argument("--dry-run", action="store_true", help="only tell which tags would be moved")
@@ -215,6 +218,8 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
             run.publish(dry_run=parsed.dry_run)
         case "verify":
             run.verify(parsed.reference)
+        case "scan":
+            run.scan(parsed.report, least=parsed.least)
         case "rollback":
             run.rollback(parsed.release, dry_run=parsed.dry_run)
         case "retention":

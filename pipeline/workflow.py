@@ -29,6 +29,7 @@ from pipeline import (
     resolve,
     retention,
     rollback,
+    scan,
     smoke,
     transport,
     update,
@@ -267,6 +268,11 @@ class Run:
                 if asked or not references:
                     folder = variant.below(self.dist)
                     verify.run(image, self.lock, folder, asked, self.client, self.log, hashed=hashed)
+
+    def scan(self, reports: Sequence[Path], *, least: str) -> None:
+        """Hold the scanner's reports against the list of allowed findings."""
+        with self.log.step("scan"):
+            scan.run(reports, self.root / scan.ALLOWED, self.log, least=least)
 
     def rollback(self, target: str, *, dry_run: bool) -> None:
         """Point the moving tags back at an older release, in every repository of versions.yaml."""
