@@ -10,6 +10,7 @@
 #   artifacts  <arch>/{docker.tgz,buildx,compose,k3s,kubectl,manifest.json,packages/*.deb}, all verified; <arch> is
 #              TARGETARCH. The folder of BUILDARCH is needed too: its python3 and openssl do the work for the target.
 #              For the target airgap also <arch>/airgap/{k3s-airgap-images-<arch>.tar.zst,manifest.json}
+#   image      for the target airgap: the image as it was built, in place of the stage of that name
 #
 # Every RUN runs on the build platform, without network. Nothing of a foreign platform is executed, so that arm64 comes
 # out of an amd64 machine that has no emulator. What maintainer scripts do at installation is done here by name.

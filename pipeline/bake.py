@@ -20,6 +20,7 @@ from pipeline.versions import COMPONENTS, Intent
 KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
 REHEARSAL = f"{KEY}.rehearsal"
 VARIANT = f"{KEY}.variant"
+BELOW = "DIND_K3S_BELOW"  # the bake file's variable: digest of the image that a variant is built on
 
 
 def describe(
@@ -62,7 +63,11 @@ def render(
     outputs: Mapping[Variant, PurePosixPath],
     epoch: int,
 ) -> str:
-    """The text of docker-bake.json: a target for each variant.
+    """The text of docker-bake.json: a target for each variant, to be built one after the other.
+
+    A variant's is built on the image that was exported before it, whose digest is the bake file's variable, and
+    that takes the place of the Dockerfile's stage `image`. Built together with it, every layer would be rewritten a
+    second time (see below), which takes as long as all the rest; so none is, and they are the same by construction.
 
     `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
     `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
@@ -79,7 +84,13 @@ def render(
             "dockerfile": "Dockerfile",
             "target": variant.value,
             "platforms": [platform.value for platform in platforms],
-            "contexts": {"base": f"oci-layout://{context}/base@{base}", "artifacts": f"{context}/artifacts"},
+            "contexts": {
+                "base": f"oci-layout://{context}/base@{base}",
+                "artifacts": f"{context}/artifacts",
+                **(
+                    {} if variant is Variant.IMAGE else {"image": f"oci-layout://{outputs[Variant.IMAGE]}@${{{BELOW}}}"}
+                ),
+            },
             "args": {"SOURCE_DATE_EPOCH": str(epoch)},
             "labels": dict(sorted(said[variant].items())),
             "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said[variant].items())],
@@ -89,4 +100,5 @@ def render(
         }
         for variant, output in outputs.items()
     }
-    return json.dumps({"target": targets}, indent=2, sort_keys=True) + "\n"
+    variables = {"variable": {BELOW: {"default": ""}}} if len(targets) > 1 else {}
+    return json.dumps({"target": targets, **variables}, indent=2, sort_keys=True) + "\n"

@@ -2,7 +2,7 @@
 
 The result is an OCI layout in dist/image/: those very bytes are smoked, pushed and verified. Nothing is downloaded
 here and nothing of a foreign platform runs: the base image and every file come verified from the cache. A variant is
-another target of the same Dockerfile, built in the same call: the image's own layers and more on top.
+another target of the same Dockerfile, built right after the image and on it: its very layers, and one more on top.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run(
     rehearsed: bool,
     cold: bool = False,
 ) -> Mapping[Variant, Image]:
-    """Build all platforms in one call of buildx, unless dist/ holds the images of exactly these inputs already.
+    """Build all platforms in one call of buildx, and each variant in another, unless dist/ holds what these inputs give.
 
     A variant that the lock has no files for is left out with a warning; `publish` does not. `root`: the repository,
     buildx's build context. `cache`: what `fetch` filled. `cold`: take nothing from the builder's cache. Raises
@@ -91,13 +91,14 @@ def run(
     if len(images) == len(said):
         log.say(f"nothing to build: {_names(images)} was built from exactly these inputs")
         return images
+    images = {}
     context = prepare(intent, lock, dist=dist, cache=cache, log=log)
     write_text(dist / BAKE_FILE, text)
-    for variant in Variant:
-        shutil.rmtree(_partial(dist, variant), ignore_errors=True)
-    solve = _bake(root, dist, tuple(said), engine, log, cold=cold)
-    shutil.rmtree(context)
+    solve = Solve()
     for variant in said:
+        shutil.rmtree(_partial(dist, variant), ignore_errors=True)
+        below = images[Variant.IMAGE].digest if images else None
+        _bake(root, dist, variant, below, engine, solve, log, cold=cold)
         digest, built = _read_layout(_partial(dist, variant))
         images[variant] = Image(
             digest=digest,
@@ -109,6 +110,7 @@ def run(
             variant=variant,
         )
         images[variant].require_layers_of(images[Variant.IMAGE])
+    shutil.rmtree(context)
     for variant, image in images.items():
         layout = variant.below(dist) / LAYOUT
         shutil.rmtree(layout, ignore_errors=True)
@@ -157,18 +159,31 @@ def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) ->
     return context
 
 
-def _bake(root: Path, dist: Path, variants: Sequence[Variant], engine: Engine, log: Log, *, cold: bool) -> Solve:
-    """Hand the file to buildx and tell each step as it ends. Raises BuildFailed."""
-    solve = Solve()
-    targets = [variant.value for variant in variants]
+def _bake(
+    root: Path,
+    dist: Path,
+    variant: Variant,
+    below: Digest | None,
+    engine: Engine,
+    solve: Solve,
+    log: Log,
+    *,
+    cold: bool,
+) -> None:
+    """Hand the file to buildx and tell each step as it ends; `below`: the image that the variant is built on.
+
+    Raises BuildFailed.
+    """
     bake_file = PurePosixPath(os.path.relpath(dist / BAKE_FILE, root))
-    log.command(["docker", "buildx", "bake", *(["--no-cache"] if cold else []), "--file", str(bake_file), *targets])
+    named = [f"{bake.BELOW}={below}"] if below else []
+    no_cache = ["--no-cache"] if cold else []
+    log.command([*named, "docker", "buildx", "bake", *no_cache, "--file", str(bake_file), variant.value])
     # buildx resolves relative paths against its working directory, and python-on-whales has no parameter for that.
     before = Path.cwd()
     os.chdir(root)
     try:
         lines = engine.docker.buildx.bake(
-            targets,
+            variant.value,
             files=str(bake_file),
             builder=engine.builder,
             cache=not cold,
@@ -177,7 +192,11 @@ def _bake(root: Path, dist: Path, variants: Sequence[Variant], engine: Engine, l
             metadata_file=str(dist / "metadata.json"),
             # All paths lie below the working directory but for dist/, which users may put elsewhere
             # (python-on-whales has no --allow: gabrieldemarmiesse/python-on-whales#722).
-            variables={"BUILDX_BAKE_ENTITLEMENTS_FS": "0", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"},
+            variables={
+                "BUILDX_BAKE_ENTITLEMENTS_FS": "0",
+                "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+                **({bake.BELOW: below.text} if below else {}),
+            },
         )
         for line in lines:
             for told in solve.feed(str(line)):
@@ -192,7 +211,6 @@ def _bake(root: Path, dist: Path, variants: Sequence[Variant], engine: Engine, l
         ) from None
     finally:
         os.chdir(before)
-    return solve
 
 
 def _stage_files(

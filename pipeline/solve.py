@@ -17,9 +17,6 @@ from typing import Any
 _TAIL = 40  # last output lines of a step that are kept for its failure
 
 
-_CANCELED = "context canceled"
-
-
 @dataclass
 class _Step:
     name: str
@@ -63,9 +60,6 @@ class Solve:
     def _vertex(self, vertex: dict[str, Any]) -> list[str]:
         step = self._steps.setdefault(vertex["digest"], _Step(vertex.get("name", "?")))
         step.cached = step.cached or bool(vertex.get("cached"))
-        if _CANCELED in (vertex.get("error") or ""):
-            # Another step has failed, or another target has the same step, and BuildKit goes on with that one alone.
-            return []
         if vertex.get("error"):
             step.error = vertex["error"]
         if not vertex.get("completed") or step.done:
@@ -103,7 +97,7 @@ class Solve:
     def failure(self) -> tuple[str, list[str]]:
         """The step that failed and its last output lines; the last unparsed lines when no step says so."""
         for step in self._steps.values():
-            if step.error:
+            if step.error and "context canceled" not in step.error:
                 # BuildKit repeats the whole command, here-documents too; how it ended is at the end.
                 return _short(step.name), [*step.tail, step.error[-200:] if len(step.error) > 400 else step.error]
         return "buildx itself", list(self._other)

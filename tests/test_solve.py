@@ -52,15 +52,6 @@ def test_the_failing_step_comes_with_its_last_lines() -> None:
     assert tail == ["first", "no such file", "exit code: 1"]
 
 
-def test_a_step_that_two_targets_have_is_canceled_once_and_has_not_failed() -> None:
-    solve = Solve()
-    assert solve.feed(line(vertexes=[vertex("[image k3s 1/1] RUN x", error="context canceled", completed=END)])) == []
-    assert solve.feed(line(vertexes=[vertex("[image k3s 1/1] RUN x", cached=True, completed=END)])) == [
-        "  cached  [image k3s 1/1] RUN x"
-    ]
-    assert solve.failure() == ("buildx itself", [])
-
-
 def test_lines_that_are_not_json_are_kept_for_a_failure() -> None:
     solve = Solve()
     solve.feed("ERROR: no builder named x")
