@@ -76,7 +76,7 @@ def run(
     rehearsed: bool,
     cold: bool = False,
 ) -> Mapping[Variant, Image]:
-    """Build all platforms in one call of buildx, and each variant in another, unless dist/ holds what these inputs give.
+    """Build all platforms in one call of buildx, each variant in another, unless dist/ holds what these inputs give.
 
     A variant that the lock has no files for is left out with a warning; `publish` does not. `root`: the repository,
     buildx's build context. `cache`: what `fetch` filled. `cold`: take nothing from the builder's cache. Raises
