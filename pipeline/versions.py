@@ -20,7 +20,7 @@ from pipeline.errors import IntentError
 from pipeline.evidence import DEFAULT, Grade
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
-from pipeline.release import write_text
+from pipeline.release import Variant, write_text
 
 COMPONENTS = ("docker", "buildx", "compose", "k3s", "kubectl")
 ORIGINS = ("docker", "github", "github-api", "k3s-channels", "kubernetes", "debian", "debian-security")
@@ -93,6 +93,7 @@ class Intent:
     witnesses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cooldown: Mapping[str, int] = field(default_factory=dict)  # component or `default` → days; none: 0
     known_fixes: tuple[KnownFix, ...] = ()
+    variants: tuple[Variant, ...] = ()  # what is made beside the image itself
     policy: Mapping[str, Grade] = field(default_factory=dict)  # component, `base`, `packages`, `default` → least grade
 
     def days(self, component: str) -> int:
@@ -111,7 +112,10 @@ class Intent:
 
     @property
     def checksum(self) -> Digest:
-        """Of everything that decides what a lock holds; the lock carries it. Names, mirrors, witnesses, policy: no."""
+        """Of everything that decides what a lock holds; the lock carries it. Names, mirrors, witnesses, policy: no.
+
+        `variants` neither: a lock may hold more than is asked for, and `lock.read` looks for what is.
+        """
         parts: dict[str, object] = {
             "platforms": list(self.platforms),
             "components": dict(self.components),
@@ -185,6 +189,8 @@ def render(intent: Intent) -> str:
         document["cooldown"] = dict(intent.cooldown)
     if intent.known_fixes:
         document["known-fixes"] = [vars(fix) for fix in intent.known_fixes]
+    if intent.variants:
+        document["variants"] = [variant.value for variant in intent.variants]
     if intent.policy:
         document["policy"] = {key: grade.value for key, grade in intent.policy.items()}
     return yaml.safe_dump(document, sort_keys=False, width=120)
@@ -327,7 +333,7 @@ class _Reader:
             root,
             "versions.yaml",
             ("schema", "image", "platforms", "components", "base", "packages"),
-            ("upstream", "mirrors", "witnesses", "cooldown", "known-fixes", "policy"),
+            ("upstream", "mirrors", "witnesses", "cooldown", "known-fixes", "policy", "variants"),
         )
         self.text(top.get("schema"), "schema", "1", "1, the only format there is")
         image = self.mapping(top.get("image"), "image", ("names", "title", "description", "source", "licenses"))
@@ -336,6 +342,11 @@ class _Reader:
             top.get("platforms"),
             "platforms",
             lambda node, what: self.text(node, what, "|".join(Platform), f"one of {', '.join(Platform)}"),
+        )
+        variants = self.items(
+            top.get("variants"),
+            "variants",
+            lambda node, what: self.text(node, what, Variant.AIRGAP, f"{Variant.AIRGAP}, the only one there is"),
         )
         asked = self.mapping(top.get("components"), "components", COMPONENTS)
         components = {
@@ -382,5 +393,6 @@ class _Reader:
             witnesses=witnesses,
             cooldown=cooldown,
             known_fixes=fixes,
+            variants=tuple(Variant(name) for name in variants),
             policy=policy,
         )

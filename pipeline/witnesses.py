@@ -115,8 +115,9 @@ class Witnesses:
             found.append(signed)
         if component == "buildx" and where.signature and (signed := self._bundle(version, where, digest, what)):
             found.append(signed)
-        if where.origin == "github" and (recorded := self.origins.assets(component, version).get(where.name)):
-            source = self.origins.assets_url(component, version)
+        release = "k3s" if component == upstream.AIRGAP else component
+        if where.origin == "github" and (recorded := self.origins.assets(release, version).get(where.name)):
+            source = self.origins.assets_url(release, version)
             if recorded != digest:
                 raise _contradiction(what, digest, recorded, source)
             found.append(Evidence(grade=Grade.RECORDED, source=f"{source} (GitHub computed it at the upload)"))

@@ -38,19 +38,24 @@ def origins() -> Iterator[Origins]:
         yield Origins(asked, client, Log())
 
 
+FILES = (*COMPONENTS, upstream.AIRGAP)
+
+
 @pytest.fixture(scope="module")
 def chosen(origins: Origins) -> dict[str, str]:
-    return releases.choose(origins, None, Log(), datetime.now(UTC))
+    """Component → version; k3s's system images have k3s's."""
+    found = releases.choose(origins, None, Log(), datetime.now(UTC))
+    return {**found, upstream.AIRGAP: found["k3s"]}
 
 
 def test_every_channel_gives_a_release_that_goes_with_the_others(chosen: dict[str, str]) -> None:
-    assert set(chosen) == set(COMPONENTS)
-    for component, version in chosen.items():
-        assert re.fullmatch(EXACT[component], version)
+    assert set(chosen) == set(FILES)
+    for component in COMPONENTS:
+        assert re.fullmatch(EXACT[component], chosen[component])
     compat.check(chosen)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", FILES)
 @pytest.mark.parametrize("platform", Platform)
 def test_every_file_tells_its_size_and_date(
     origins: Origins, chosen: dict[str, str], component: str, platform: Platform
@@ -64,7 +69,7 @@ def test_every_file_tells_its_size_and_date(
     assert timedelta(0) < datetime.now(UTC) - head.released < timedelta(days=1000)
 
 
-@pytest.mark.parametrize("component", [name for name in COMPONENTS if name != "docker"])
+@pytest.mark.parametrize("component", [name for name in FILES if name != "docker"])
 @pytest.mark.parametrize("platform", Platform)
 def test_every_checksum_file_lists_the_file(
     origins: Origins, chosen: dict[str, str], component: str, platform: Platform

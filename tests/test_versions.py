@@ -11,6 +11,7 @@ import yaml
 from pipeline import versions
 from pipeline.errors import IntentError
 from pipeline.evidence import Grade
+from pipeline.release import Variant
 from tests.examples import INTENT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,7 @@ def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
     assert set(properties["witnesses"]["properties"]) == set(versions.WITNESSED)
     assert set(properties["policy"]["properties"]) == {"default", "base", "packages", *versions.COMPONENTS}
     assert properties["policy"]["properties"]["default"]["enum"] == list(Grade)
+    assert set(properties["variants"]["items"]["enum"]) == set(Variant) - {Variant.IMAGE}
     assert set(properties["cooldown"]["anyOf"][1]["properties"]) == {"default", *versions.COMPONENTS}
     for name, pattern in versions._ASKED.items():
         assert properties["components"]["properties"][name]["pattern"] == f"^({pattern})$"
@@ -45,6 +47,7 @@ def test_a_rendered_intent_is_read_back_to_the_same() -> None:
         known_fixes=(versions.KnownFix(component="k3s", version="v1.37.1+k3s1", reason="a: #1"),),
         policy={"default": Grade.PUBLISHED, "docker": Grade.FIRST_USE},
         witnesses={"docker": ("https://m.example/docker-ce",)},
+        variants=(Variant.AIRGAP,),
     )
     assert versions.parse(versions.render(intent), "x") == intent
     jsonschema.validate(yaml.load(versions.render(intent), Loader=yaml.BaseLoader), SCHEMA)
@@ -55,6 +58,16 @@ def test_a_cooldown_for_all_and_for_one() -> None:
     intent = versions.parse(TEXT.replace("cooldown: 3", "cooldown: {default: 5, k3s: 0}"), "v")
     assert (intent.days("k3s"), intent.days("docker")) == (0, 5)
     assert versions.parse(TEXT.replace("cooldown: 3\n", ""), "v").days("docker") == 0
+
+
+def test_a_variant_is_made_when_it_is_asked_for_and_asks_for_no_new_lock() -> None:
+    asked = versions.parse(TEXT, "v")
+    assert asked.variants == (Variant.AIRGAP,)
+    without = versions.parse(TEXT.replace("variants: [airgap]\n", ""), "v")
+    assert without.variants == ()
+    assert without.checksum == asked.checksum
+    with pytest.raises(IntentError, match="variants: expected airgap, the only one there is, found 'image'"):
+        versions.parse(TEXT.replace("[airgap]", "[image]"), "v")
 
 
 def test_what_is_nested_too_deep_is_a_sentence() -> None:
