@@ -73,7 +73,7 @@ def read_daemon_json(file: str) -> dict[str, Any]:
 
 
 def plan(
-    env: Mapping[str, str], extra: Sequence[str], facts: Mapping[str, str], version: tuple[int, int], profile: str
+    env: Mapping[str, str], extra: Sequence[str], facts: Mapping[str, str], version: tuple[int, ...], profile: str
 ) -> Plan:
     """daemon.json and dockerd's arguments. `extra`: the container's own arguments, flags of dockerd."""
     made = Plan()
