@@ -74,7 +74,7 @@ def test_the_command_line_beats_the_file_which_beats_the_environment(tmp_path: P
     assert load(tmp_path, files=files, K3S_NODE_NAME="env").node_name == "file"
     both = load(tmp_path, "--node-name=line", "--tls-san", "two", "--tls-san=three,four", files=files)
     assert both.node_name == "line"
-    assert both.tls_sans == ("two", "three", "four")
+    assert both.tls_sans == ("one", "two", "three", "four")
 
 
 def test_fragments_replace_and_append_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_patches() -> None:
 
 def test_services_get_addresses_of_their_own_and_bad_objects_a_reason(store: Store) -> None:
     store.create("namespaces", {"metadata": {"name": "default"}})
-    entry = admission.Admission(store, node_name="node", service_cidr=IPv4Network("10.9.0.0/28"))
+    entry = admission.Admission(store, service_cidr=IPv4Network("10.9.0.0/28"))
     services = RESOURCES["services"]
     found = []
     for name in ("a", "b"):

@@ -96,7 +96,7 @@ def test_the_door_for_old_clients_is_a_warning() -> None:
 
 def test_an_agent_has_its_own_settings_and_a_name_that_stays(tmp_path: Path) -> None:
     plan = k3s.plan(AGENT, FACTS, NEWEST, "dev")
-    assert config(plan).keys() == {"docker", "data-dir", "node-name"}
+    assert config(plan).keys() == {"docker", "data-dir", "node-name", "resolv-conf"}
     assert arguments(plan) == ["agent"]
     assert plan.files[k3s.TRAEFIK] == ""
     assert f'"{plan.files[k3s.NODE_NAME].strip()}"' == config(plan)["node-name"]

@@ -180,7 +180,8 @@ def test_answers_may_come_in_chunks_with_a_length_or_until_the_end() -> None:
     theirs.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{}\n{\r\n2\r\n}\n\r\n0\r\n\r\n")
     assert list(connection.get("/").lines()) == [b"{}", b"{}"]
     theirs.sendall(b"HTTP/1.1 404 Not Found\r\n\r\nno")
-    theirs.close()
+    theirs.shutdown(socket.SHUT_WR)
     last = connection.get("/")
     assert (last.status, last.read(), last.reusable) == (404, b"no", False)
     connection.close()
+    theirs.close()

@@ -116,7 +116,7 @@ class Board:
             failure = next((self._failed[source] for source in sources if source in self._failed), "")
             mark = at(f"{RUN}/failed/{stage}")
             if failure:
-                mark.write_text(f"{failure}\n")
+                write(mark, f"{failure}\n")
             else:
                 mark.unlink(missing_ok=True)
         self._tell(lost, back, reason)
@@ -137,7 +137,7 @@ class Board:
             "role": self._role,
             "health": self._health(),
             "text": self._text(),
-            "ready_after": self._since,
+            "ready_after": {stage: self._since[stage] for stage in self._stages if stage in self._since},
             "lost": {stage: count for stage, count in self._losses.items() if count},
             "problems": {source: problem for source, problem in self._problems.items() if problem},
             "disabled": sorted(self._disabled),

@@ -25,21 +25,26 @@ class Docker:
             raise
         return Connection(sock, "docker")
 
+    def ask(self, method: str, path: str, *, timeout: float | None = PATIENCE) -> tuple[int, bytes]:
+        """Status and body of one answer. Raises OSError."""
+        with self.connect() as connection:
+            connection.wait(timeout)
+            answer = connection.ask(method, path)
+            return answer.status, answer.read()
+
     def problem(self) -> str:
         """Why it is not ready; empty when it is."""
         try:
-            with self.connect() as connection:
-                answer = connection.get("/_ping")
-                answer.read()
+            status, _ = self.ask("GET", "/_ping")
         except OSError as error:
             return f"dockerd does not answer ({error.strerror or error})"
-        return "" if answer.status == 200 else f"dockerd answers {answer.status}"
+        return "" if status == 200 else f"dockerd answers {status}"
 
     def until_it_ends(self) -> str:
         """Wait until dockerd ends, and say how that showed."""
         try:
             with self.connect() as connection:
-                answer = connection.get(EVENTS)
+                answer = connection.ask("GET", EVENTS)
                 connection.wait(None)
                 for _ in answer.pieces():
                     pass

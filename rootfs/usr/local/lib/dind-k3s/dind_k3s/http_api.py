@@ -38,7 +38,7 @@ class Answer:
     def pieces(self) -> Iterator[bytes]:
         """The body, piece by piece."""
         if self._chunked:
-            while size := int(self._line().partition(b";")[0], 16):
+            while size := self._size():
                 yield self._exactly(size)
                 self._line()
             self._line()
@@ -67,6 +67,12 @@ class Answer:
         """Whether another request may follow once the body is read."""
         return (self._chunked or self._length is not None) and not self._closes
 
+    def _size(self) -> int:
+        try:
+            return int(self._line().partition(b";")[0], 16)
+        except ValueError:
+            raise BadAnswer("it does not speak HTTP") from None
+
     def _line(self) -> bytes:
         line = self._stream.readline(65536)
         if not line:
@@ -88,10 +94,14 @@ class Connection:
         self._stream = cast(BinaryIO, sock.makefile("rb"))
         self._head = f"Host: {host}\r\n{headers}"
 
-    def get(self, path: str) -> Answer:
-        """Ask; the body of the answer is to be read before the next question."""
-        self._socket.sendall(f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode())
+    def ask(self, method: str, path: str) -> Answer:
+        """Ask, without a body; that of the answer is to be read before the next question."""
+        length = "" if method == "GET" else "Content-Length: 0\r\n"
+        self._socket.sendall(f"{method} {path} HTTP/1.1\r\n{self._head}{length}\r\n".encode())
         return Answer(self._stream)
+
+    def get(self, path: str) -> Answer:
+        return self.ask("GET", path)
 
     def wait(self, seconds: float | None) -> None:
         """How long from now on the other side may say nothing."""

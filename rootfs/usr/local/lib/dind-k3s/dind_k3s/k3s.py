@@ -78,10 +78,12 @@ def plan(
     config_file = take_config_file(args)
     check_pair(version, docker, env, made)
     settings: dict[str, object] = {"docker": True, "data-dir": DATA, "node-name": node_name(role, env, made)}
-    if "dns" in facts and not env.get("K3S_RESOLV_CONF"):
-        settings["resolv-conf"] = f"{RUN}/resolv.conf"
+    # Always said: k3s by itself takes none but global addresses, and asks a public server where there is no such one.
+    if not env.get("K3S_RESOLV_CONF"):
+        settings["resolv-conf"] = f"{RUN}/resolv.conf" if "dns" in facts else "/etc/resolv.conf"
     if role == "server":
         settings |= server_settings(env, version, profile)
+        settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
     traefik(role, "traefik" not in words_of(settings.get("disable")), made)
     kubelet(settings, facts, version, profile, made)
     tell_flags(args, settings, version, made)
@@ -103,6 +105,10 @@ def take_role(args: list[str], env: Mapping[str, str]) -> Role:
     role: Role = "agent" if env.get("K3S_URL") else "server"
     if args[:1] in (["server"], ["agent"]):
         role = "agent" if args.pop(0) == "agent" else "server"
+    if ends := {"--help", "-h", "--version", "-v"} & set(args):
+        raise Mistake(f"{', '.join(sorted(ends))} in K3S_ARGS does not start k3s; leave it out")
+    if args and not args[0].startswith("-"):
+        raise Mistake(f"K3S_ARGS has the word {args[0]} where a flag is expected")
     if role == "server":
         return role
     given = flags(args)
@@ -174,16 +180,21 @@ def node_name(role: Role, env: Mapping[str, str], made: Plan) -> str:
     return name
 
 
+def names(env: Mapping[str, str]) -> list[str]:
+    """What the API server's certificate is for, besides the node's name and addresses."""
+    found = [*NAMES, os.uname().nodename, *re.split(r"[,\s]+", env.get("K3S_TLS_SAN", ""))]
+    return [*dict.fromkeys(filter(None, found))]
+
+
 def server_settings(env: Mapping[str, str], version: Version, profile: str) -> dict[str, object]:
     """What only a server has."""
-    names = [*NAMES, os.uname().nodename, *re.split(r"[,\s]+", env.get("K3S_TLS_SAN", ""))]
     backend = env.get("K3S_FLANNEL_BACKEND") or "host-gw"
     if backend not in BACKENDS:
         raise Mistake(f"K3S_FLANNEL_BACKEND is {backend}, but there are only {', '.join(BACKENDS)}")
     settings: dict[str, object] = {
         "write-kubeconfig": env.get("K3S_KUBECONFIG_OUTPUT") or f"{DATA}/k3s.yaml",
         "write-kubeconfig-mode": env.get("K3S_KUBECONFIG_MODE") or "0600",
-        "tls-san": [*dict.fromkeys(name for name in names if name)],
+        "tls-san": names(env),
         # One node, or some in one network: no tunnel, no vxlan module.
         "flannel-backend": backend,
     }

@@ -1,7 +1,7 @@
-"""Loads /app/images/*.tar, .tar.gz and .tar.zst into dockerd: what every pod waits for first, then by name.
+"""Loads k3s's system images, where the image has them (its variant airgap), then /app/images/*.tar, .tar.gz, .tar.zst.
 
-Each file once for each volume, as long as it does not change. One that fails is told and does not stop the others.
-`supervisorctl start preload` looks again.
+Of the latter what every pod waits for comes first, then it goes by name. Each file once for each volume, as long as it
+does not change. One that fails is told and does not stop the others. `supervisorctl start preload` looks again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 
 from dind_k3s.board import write
-from dind_k3s.root import RUN, at
+from dind_k3s.root import RUN, at, facts
 
 SOURCE = "/app/images"
 STATE = f"{RUN}/images.json"
-LOADED = "/var/lib/docker/.dind-k3s/loaded"
+BUILTIN = "/usr/share/dind-k3s/images"
+FIRST_LOADED = f"{RUN}/images.first"  # run-k3s waits for it where there are system images
 SUFFIXES = (".tar", ".tar.gz", ".tar.zst", ".tgz")
 FIRST = ("pause", "coredns")
 
@@ -32,7 +33,21 @@ def files() -> list[Path]:
     def rank(file: Path) -> tuple[int, str]:
         return next((number for number, word in enumerate(FIRST) if word in file.name), len(FIRST)), file.name
 
-    return sorted(found, key=rank)
+    return [*builtin(), *sorted(found, key=rank)]
+
+
+def builtin() -> list[Path]:
+    """The image's own archives, which only k3s needs."""
+    return sorted(at(BUILTIN).glob("*.tar.zst")) if os.environ.get("DIND_K3S_START_K3S") == "true" else []
+
+
+def mark(file: Path) -> str:
+    """What shows that a file is the one that was loaded: its size and date; of the image's own, its digest."""
+    if file.parent == at(BUILTIN):
+        sums = (file.parent / "SHA256SUMS").read_text().splitlines()
+        return next((line for line in sums if line.endswith(f"  {file.name}")), f"{file}")
+    about = file.stat()
+    return f"{file} {about.st_size} {int(about.st_mtime)}"
 
 
 class Progress:
@@ -54,6 +69,10 @@ class Progress:
 
 def load(file: Path) -> str:
     """Why it could not be loaded; empty when it was."""
+    if file.parent == at(BUILTIN):
+        # What fails here is told below, where the whole archive is loaded.
+        subprocess.run([sys.executable, "-I", "-S", "/usr/local/lib/dind-k3s", "first-images", str(file)], check=False)
+        at(FIRST_LOADED).touch()
     done = subprocess.run(
         ["docker", "image", "load", "--quiet", "--input", str(file)], capture_output=True, text=True, check=False
     )
@@ -64,21 +83,27 @@ def load(file: Path) -> str:
 
 
 def main() -> int:
+    try:
+        return load_all()
+    finally:
+        at(FIRST_LOADED).touch()
+
+
+def load_all() -> int:
     progress = Progress()
     marks: dict[Path, str] = {}
-    loaded = at(LOADED)
+    loaded = at(f"{facts().get('data', '/var/lib/docker')}/.dind-k3s/loaded")
     known = set(loaded.read_text().splitlines()) if loaded.is_file() else set()
     for file in files():
-        about = file.stat()
-        marks[file] = f"{file} {about.st_size} {int(about.st_mtime)}"
+        marks[file] = mark(file)
         progress.set(file.name, "known" if marks[file] in known else "waiting")
     if not marks:
         return 0
     progress.write()
     while not at(f"{RUN}/ready/docker").exists():
         time.sleep(0.1)
-    for file, mark in marks.items():
-        if mark in known:
+    for file, own in marks.items():
+        if own in known:
             continue
         progress.set(file.name, "loading")
         progress.write()
@@ -90,7 +115,7 @@ def main() -> int:
             progress.set(file.name, "failed", text=problem)
         else:
             with loaded.open("a") as stream:
-                stream.write(f"{mark}\n")
+                stream.write(f"{own}\n")
             progress.set(file.name, "loaded", seconds=seconds)
         progress.write()
     return 0

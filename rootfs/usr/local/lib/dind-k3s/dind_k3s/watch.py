@@ -94,7 +94,9 @@ class Cluster:
         if problem:
             self._kubernetes.up.clear()
             return PROBE
-        self._kubernetes.up.set()
+        if not self._kubernetes.up.is_set():
+            self._kubernetes.up.set()
+            self._check_certificates()
         if not self._started:
             self._started = True
             self._start_watches()
