@@ -66,7 +66,7 @@ class Deployer:
         checksum = hashlib.sha256(file.read_bytes()).hexdigest()
         if addon["spec"].get("checksum") == checksum and file in self._seen:
             return True
-        command = ["kubectl", f"--kubeconfig={self._kubeconfig}", "apply", f"--filename={file}"]
+        command = ["kubectl", f"--kubeconfig={self._kubeconfig}", "apply", "--validate=false", f"--filename={file}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             problem = " ".join(done.stderr.split()) if done.returncode else ""

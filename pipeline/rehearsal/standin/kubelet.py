@@ -47,7 +47,8 @@ def effective(arguments: list[str], data_dir: Path, version: tuple[int, ...]) ->
     }
     if version >= DROP_INS_SINCE:
         for file in sorted((data_dir / "agent/etc/kubelet.conf.d").glob("*.conf")):
-            found |= _drop_in(file, version)
+            for key, value in _drop_in(file, version).items():
+                found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value  # maps are merged
     for argument in arguments:
         flag, _, value = argument.lstrip("-").partition("=")
         if not since(_SINCE.get(flag, ()), version) or version >= _UNTIL.get(flag, (99,)):

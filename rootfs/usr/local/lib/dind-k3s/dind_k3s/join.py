@@ -17,6 +17,7 @@ import sys
 import time
 
 from dind_k3s.http_api import Connection
+from dind_k3s.k3s import SHORT
 from dind_k3s.plan import words
 from dind_k3s.root import at
 
@@ -28,7 +29,7 @@ def setting(name: str, flag: str) -> str:
     args = words("K3S_ARGS", os.environ)
     for number, arg in enumerate(args):
         key, has_value, value = arg.partition("=")
-        if key.lstrip("-") == flag:
+        if SHORT.get(key.lstrip("-"), key.lstrip("-")) == flag:
             return value if has_value else "".join(args[number + 1 : number + 2])
     return os.environ.get(name, "")
 

@@ -23,14 +23,15 @@ from dind_k3s.root import RUN, at
 Role = Literal["server", "agent"]
 
 DATA = "/app/k3s"
-DROP_IN = f"{DATA}/agent/etc/kubelet.conf.d/10-dind-k3s.conf"
+# Between k3s's own (00-k3s-defaults.conf) and the copies of what the user hands to kubelet (10-cli-config.conf).
+DROP_IN = f"{DATA}/agent/etc/kubelet.conf.d/05-dind-k3s.conf"
 TRAEFIK = f"{DATA}/server/manifests/dind-k3s-traefik.yaml"
 NODE_NAME = f"{DATA}/.dind-k3s/node-name"
 
 NAMES = ("localhost", "host.docker.internal", "docker", "k3s", "kubernetes")
 CI_WITHOUT = ("traefik", "servicelb", "metrics-server")
 MANY = ("tls-san", "disable", "kubelet-arg")  # flags that may come more than once
-SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config"}
+SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config", "t": "token", "s": "server"}
 BACKENDS = ("host-gw", "vxlan", "wireguard-native", "none")
 
 # Traefik takes ports 80 and 443 of the node itself. k3s's own way to them, servicelb, guesses the iptables backend by

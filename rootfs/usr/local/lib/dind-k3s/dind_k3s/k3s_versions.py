@@ -4,6 +4,9 @@ A key of its file that k3s does not know is skipped with a warning that nobody r
 one. So none is passed to a version that does not know it. A version stands below when every patch release of that minor
 which can use docker at all knows the setting. What is not there is older than 1.22.
 
+kube-proxy's iptables-min-sync-period is not passed at all: 1 s, which is what it takes, is its default since 1.20
+(kubernetes/kubernetes#92836).
+
 Sources: k3s-io/k3s pkg/cli/cmds/{server,agent}.go, pkg/daemons/agent/agent_linux.go (kubelet's flags); kubernetes
 staging/src/k8s.io/kubelet/config/v1beta1/types.go (kubelet's configuration).
 """

@@ -9,6 +9,7 @@ k3s looks every 15 s, and keeps in the Addon the SHA-256 of what it applied (k3s
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -41,15 +42,15 @@ def found() -> tuple[dict[str, Path], list[str]]:
 
 
 def sync() -> list[str]:
-    """Make the copies be as the files are; what changed, in words."""
+    """Make the copies be as the files are; what changed, in words. Two at the same time do no harm."""
     files, told = found()
     target = at(TARGET)
     if not files and not target.is_dir():
         return told
     target.mkdir(parents=True, exist_ok=True)
     for old in sorted(target.iterdir()):
-        if old.name not in files:
-            old.unlink()
+        if old.name not in files and not old.name.startswith("."):
+            old.unlink(missing_ok=True)
             told.append(f"{old.name} is not in {SOURCE} any more; its objects stay until you delete them with kubectl")
     for name, file in files.items():
         copy = target / name
@@ -59,7 +60,7 @@ def sync() -> list[str]:
             told.append(f"{file.name} cannot be read: {error.strerror}")
             continue
         if not copy.is_file() or copy.read_bytes() != content:
-            new = target / f".{name}"  # k3s passes over files that begin with a dot
+            new = target / f".{name}.{os.getpid()}"  # k3s passes over files that begin with a dot
             new.write_bytes(content)
             new.rename(copy)
             told.append(f"{file.name} is handed to k3s")

@@ -76,13 +76,14 @@ class Cluster:
         self._board = found
         self._wake = wake
         self._server = role == "server"
-        path = os.environ.get("KUBECONFIG", "/app/k3s/k3s.yaml") if self._server else AGENT_KUBECONFIG
-        self._kubernetes = Kubernetes(Path(path))
+        ours = os.environ.get("K3S_KUBECONFIG_OUTPUT") or os.environ.get("KUBECONFIG") or "/app/k3s/k3s.yaml"
+        self._kubernetes = Kubernetes(Path(ours if self._server else AGENT_KUBECONFIG))
         self._kubernetes.on_loss = wake.up
         self._endpoints: dict[str, Object] | None = None
         self._addons: dict[str, Object] = {}
         self._expected: dict[str, str] = {}
         self._dns_asked = -STEADY
+        self._dns_failures = 0
         self._renewed = -RENEW_AGAIN
         self._started = False
         self._told: set[str] = set()
@@ -129,6 +130,7 @@ class Cluster:
     def _tell_endpoints(self, endpoints: dict[str, Object] | None) -> None:
         self._endpoints = dict(endpoints or {})
         self._dns_asked = -STEADY
+        self._dns_failures = 0
         self._wake.up()
 
     def _tell_addons(self, addons: dict[str, Object] | None) -> None:
@@ -147,7 +149,8 @@ class Cluster:
             self._dns_asked = time.monotonic()
             problem = cluster_dns.problem(self._kubernetes)
             self._board.report("dns", problem)
-            return PROBE if problem else STEADY
+            self._dns_failures = self._dns_failures + 1 if problem else 0
+            return min(PROBE * 1.2**self._dns_failures, STEADY) if problem else STEADY
         return STEADY
 
     def look(self) -> None:
