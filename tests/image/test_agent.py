@@ -58,12 +58,11 @@ def test_a_cluster_of_two_and_its_restarts(network: str, boxes: Callable[..., Bo
 
     # One that asks with another token, or under a name that another machine has, is refused with a sentence.
     refusal = agent.fails("env", "K3S_TOKEN=guessed", "python3", "-I", "-S", "/usr/local/lib/dind-k3s", "join")
-    assert refusal == (
-        f"dind-k3s: error: the server at {joins['K3S_URL']} refuses the token; it is in /app/k3s/server/node-token there"
-    )
+    where = "it is in /app/k3s/server/node-token there"
+    assert refusal == f"dind-k3s: error: the server at {joins['K3S_URL']} refuses the token; {where}"
     other = token.replace(token[3:10], "0000000")
     refusal = agent.fails("env", f"K3S_TOKEN={other}", "python3", "-I", "-S", "/usr/local/lib/dind-k3s", "join")
     assert "the token is not for the server" in refusal
-    stranger = ["env", "DIND_K3S_STANDIN_ETC=/tmp/etc", "K3S_CONFIG_FILE=/dev/null", "k3s", "agent", "--docker"]
+    stranger = ["env", "DIND_K3S_STANDIN_ETC=/tmp/etc", "K3S_CONFIG_FILE=", "k3s", "agent", "--docker"]
     refusal = agent.fails(*stranger, "--data-dir=/tmp/data", f"--node-name={agent.name}")
     assert "Node password rejected" in refusal

@@ -25,11 +25,15 @@ class Scheduler:
         """For ever."""
         version = 0
         while True:
-            self._place()
-            self._notice_silence()
+            self.look()
             with contextlib.suppress(ApiError):
                 self._store.changes(version or self._store.version, timeout=LOOK_SECONDS)
             version = self._store.version
+
+    def look(self) -> None:
+        """Once."""
+        self._place()
+        self._notice_silence()
 
     def _place(self) -> None:
         pods = self._store.find("pods")[0]

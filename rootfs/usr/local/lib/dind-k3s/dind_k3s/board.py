@@ -10,6 +10,7 @@ Ages are counted in seconds since boot, because the clock of the day may jump.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -93,7 +94,8 @@ class Board:
         """Say that somebody still looks; the health check believes nothing older than a minute."""
         with self._lock:
             self._settle()
-            self._write_health()
+            with contextlib.suppress(OSError):
+                self._write_health()
 
     def _settle(self) -> None:
         lost: list[str] = []
@@ -101,26 +103,31 @@ class Board:
         reason = ""
         for stage, sources in self._stages.items():
             problem = next((self._problems[source] for source in sources if self._problems[source]), "")
-            flag = at(f"{RUN}/ready/{stage}")
-            if problem:
-                flag.unlink(missing_ok=True)
-                if self._since.pop(stage, None) is not None:
-                    self._losses[stage] += 1
-                    lost.append(stage)
-                    reason = reason or problem
-            elif stage not in self._since or not flag.exists():  # keeper.py removes it when the program ends
-                if stage not in self._since:
-                    self._since[stage] = round(since_boot() - self._began, 2)
-                    back.append(stage)
-                flag.write_text(f"{self._since[stage]}\n")
-            failure = next((self._failed[source] for source in sources if source in self._failed), "")
-            mark = at(f"{RUN}/failed/{stage}")
-            if failure:
-                write(mark, f"{failure}\n")
-            else:
-                mark.unlink(missing_ok=True)
+            if problem and self._since.pop(stage, None) is not None:
+                self._losses[stage] += 1
+                lost.append(stage)
+                reason = reason or problem
+            elif not problem and stage not in self._since:
+                self._since[stage] = round(since_boot() - self._began, 2)
+                back.append(stage)
         self._tell(lost, back, reason)
-        self._write()
+        with contextlib.suppress(OSError):  # a full disk; the next look tries again
+            for stage, sources in self._stages.items():
+                self._mark(stage, sources)
+            self._write()
+
+    def _mark(self, stage: str, sources: tuple[str, ...]) -> None:
+        """The files that wait-ready looks for."""
+        flag, mark = at(f"{RUN}/ready/{stage}"), at(f"{RUN}/failed/{stage}")
+        if stage not in self._since:
+            flag.unlink(missing_ok=True)
+        elif not flag.exists():  # new, or keeper.py removed it when the program ended
+            flag.write_text(f"{self._since[stage]}\n")
+        failure = next((self._failed[source] for source in sources if source in self._failed), "")
+        if failure:
+            write(mark, f"{failure}\n")
+        else:
+            mark.unlink(missing_ok=True)
 
     def _tell(self, lost: list[str], back: list[str], reason: str) -> None:
         if lost:
@@ -145,9 +152,9 @@ class Board:
         }
         text = json.dumps(state) + "\n"
         if text != self._written:
-            self._written = text
             write(at(f"{RUN}/state.json"), text)
             self._write_health()
+            self._written = text
 
     def _write_health(self) -> None:
         write(at(f"{RUN}/health"), f"{self._health()} {int(since_boot())} {self._text()}\n")

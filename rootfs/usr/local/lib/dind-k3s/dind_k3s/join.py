@@ -60,8 +60,11 @@ def problem(url: str, token: str) -> str:
         checked = ssl.create_default_context(cadata=ca.decode())
         checked.check_hostname = False  # agents reach a server by names that its certificate does not have
         password = full[2] if full else token
-        basic = base64.b64encode(f"node:{password}".encode()).decode()
-        status, _ = ask(host, port, "/v1-k3s/client-ca.crt", checked, f"Authorization: Basic {basic}\r\n")
+        if re.fullmatch(r"[a-z0-9]{6}\.[a-z0-9]{16}", password):  # of `k3s token create`
+            credentials = f"Bearer {password}"
+        else:
+            credentials = "Basic " + base64.b64encode(f"node:{password}".encode()).decode()
+        status, _ = ask(host, port, "/v1-k3s/client-ca.crt", checked, f"Authorization: {credentials}\r\n")
     except (ssl.SSLError, ValueError) as error:
         return f"the certificate of {url} is not signed by its own CA ({error})"
     if status in (401, 403):

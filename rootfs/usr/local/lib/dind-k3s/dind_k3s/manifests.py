@@ -8,6 +8,7 @@ k3s looks every 15 s, and keeps in the Addon the SHA-256 of what it applied (k3s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -43,6 +44,13 @@ def found() -> tuple[dict[str, Path], list[str]]:
 
 def sync() -> list[str]:
     """Make the copies be as the files are; what changed, in words. Two at the same time do no harm."""
+    try:
+        return _sync()
+    except OSError as error:
+        return [f"{error.filename} cannot be handed to k3s: {error.strerror}"]
+
+
+def _sync() -> list[str]:
     files, told = found()
     target = at(TARGET)
     if not files and not target.is_dir():
@@ -71,7 +79,11 @@ def expected() -> dict[str, str]:
     """Addon → the checksum that it has once k3s applied the file."""
     target = at(TARGET)
     files = sorted(target.glob("app-*")) if target.is_dir() else []
-    return {file.name.partition(".")[0]: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    sums = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # it goes away just now
+            sums[file.name.partition(".")[0]] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return sums
 
 
 def main() -> int:

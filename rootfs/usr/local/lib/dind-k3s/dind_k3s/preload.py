@@ -85,8 +85,12 @@ def load(file: Path) -> str:
 def main() -> int:
     try:
         return load_all()
+    except OSError as error:
+        print(f"images cannot be loaded: {error.filename}: {error.strerror}", flush=True)
+        return 1
     finally:
-        at(FIRST_LOADED).touch()
+        with contextlib.suppress(OSError):
+            at(FIRST_LOADED).touch()
 
 
 def load_all() -> int:
