@@ -64,5 +64,6 @@ def test_a_cluster_of_two_and_its_restarts(network: str, boxes: Callable[..., Bo
     refusal = agent.fails("env", f"K3S_TOKEN={other}", "python3", "-I", "-S", "/usr/local/lib/dind-k3s", "join")
     assert "the token is not for the server" in refusal
     stranger = ["env", "DIND_K3S_STANDIN_ETC=/tmp/etc", "K3S_CONFIG_FILE=", "k3s", "agent", "--docker"]
-    refusal = agent.fails(*stranger, "--data-dir=/tmp/data", f"--node-name={agent.name}")
+    stranger += ["--kubelet-arg=fail-cgroupv1=false", "--data-dir=/tmp/data", f"--node-name={agent.name}"]
+    refusal = agent.fails(*stranger)
     assert "Node password rejected" in refusal

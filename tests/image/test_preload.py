@@ -56,9 +56,10 @@ def test_images_and_manifests_are_there_when_it_is_ready(boxes: Callable[..., Bo
     box.build("source:1", word="packed")
     box.shell("docker save source:1 | sed s/source:1/packed:1/g | zstd -q -o /app/images/packed.tar.zst")
     box.shell("rm /app/images/broken.tar; docker image rm source:1; supervisorctl start preload")
+    loaded = {"packed.tar.zst": "loaded"}
+    box.until("the archive", lambda: {k: v["state"] for k, v in state(box)["images"].items()} == loaded, 30)
     box.ready("all", 30)
     found = state(box)
-    assert found["images"]["packed.tar.zst"]["state"] == "loaded"
     assert found["manifests"] == {"app-my-pod": "applied"}
     box.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/from-file", "--timeout=30s")
     assert box.kubectl("logs", "from-file") == "packed"
