@@ -13,6 +13,8 @@ from tests.image.box import Box
 
 pytestmark = pytest.mark.engine
 
+LOOK = "printf x >/run/dind-k3s/wake"  # the watcher, now and not within its ten seconds
+
 POD = """
 apiVersion: v1
 kind: Pod
@@ -66,9 +68,9 @@ def test_images_and_manifests_are_there_when_it_is_ready(boxes: Callable[..., Bo
     assert "AppliedManifest" in box.kubectl("get", "events", "-n", "kube-system")
 
     # An edit is taken up while it runs; one that cannot be applied is told with k3s's own words, and heals.
-    box.shell(f"echo '{CONFIG_MAP % ('later', 'x')}' | sed s/ConfigMap/Nothing/ >/app/manifests/later.yaml")
+    box.shell(f"echo '{CONFIG_MAP % ('later', 'x')}' | sed s/ConfigMap/Nothing/ >/app/manifests/later.yaml; {LOOK}")
     box.until("the failure", lambda: "no matches for kind" in str(state(box)["problems"].get("manifests")), 20)
-    box.shell(f"echo '{CONFIG_MAP % ('later', 'x')}' >/app/manifests/later.yaml")
+    box.shell(f"echo '{CONFIG_MAP % ('later', 'x')}' >/app/manifests/later.yaml; {LOOK}")
     box.until("the edit", lambda: state(box)["manifests"].get("app-later") == "applied", 20)
 
     # A new container: what is loaded is not loaded again; a file that is gone leaves its objects, and that is said.

@@ -64,9 +64,12 @@ class Wake:
         with contextlib.suppress(BlockingIOError):
             os.write(self._pipe, b"\n")
 
-    def wait(self, seconds: float) -> None:
-        if select.select([self._pipe], [], [], seconds)[0]:
+    def wait(self, seconds: float) -> bool:
+        """Whether it was ended so."""
+        woken = bool(select.select([self._pipe], [], [], seconds)[0])
+        if woken:
             os.read(self._pipe, 4096)
+        return woken
 
 
 class Cluster:
@@ -246,7 +249,8 @@ def main() -> int:
             if cluster:
                 cluster.look()
             found.heartbeat()
-        wake.wait(pause)
+        if wake.wait(pause):
+            looked = -STEADY
 
 
 if __name__ == "__main__":
