@@ -212,6 +212,7 @@ class Release:
     pushed: tuple[str, ...] = ()  # repositories that hold the digest
     tagged: tuple[str, ...] = ()  # full references, repository:tag
     verified: tuple[str, ...] = ()  # full references that were read back
+    signed: tuple[str, ...] = ()  # repositories that hold every signature and attestation of the digest
 
     def write(self, dist: Path) -> None:
         """Write it as dist/release.json, in one step."""
@@ -229,6 +230,7 @@ class Release:
                 pushed=tuple(data["pushed"]),
                 tagged=tuple(data["tagged"]),
                 verified=tuple(data["verified"]),
+                signed=tuple(data.get("signed", ())),  # younger than the rest
             )
         except (OSError, ValueError, KeyError, TypeError):
             return cls(digest=digest)

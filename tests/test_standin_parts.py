@@ -19,6 +19,7 @@ from pipeline.rehearsal.standin import (
     miniyaml,
     patch,
     podstatus,
+    resolver,
     table,
     watch,
     websocket,
@@ -406,3 +407,16 @@ def test_an_agent_needs_the_token_and_keeps_its_password(store: Store, tmp_path:
     assert b"PRIVATE KEY" in ask("client-kubelet.crt", "secret")
     with pytest.raises(ApiError, match="Node password rejected"):
         ask("client-kubelet.crt", "secret", "another")
+
+
+def test_pods_get_the_resolver_that_k3s_would_give_them(tmp_path: Path) -> None:
+    named, found = tmp_path / "named", tmp_path / "found"
+    named.write_text("nameserver 127.0.0.11\nsearch a b\noptions ndots:0\n")
+    assert resolver.read(named) == resolver.Resolver(servers=["127.0.0.11"], search=["a", "b"], options=["ndots:0"])
+    found.write_text("nameserver 10.0.0.2\n")
+    assert resolver.read(None, [found]).servers == ["10.0.0.2"]
+    for unreachable in ("127.0.0.11", "169.254.169.253", "none"):
+        found.write_text(f"nameserver 10.0.0.2\nnameserver {unreachable}\n")
+        assert resolver.read(None, [found]) == resolver.PUBLIC
+    with pytest.raises(Failure, match="--resolv-conf"):
+        resolver.read(tmp_path / "missing")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import cast
 
-from . import credentials, files, kubelet, log
+from . import credentials, files, kubelet, log, resolver
 from .about import PLATFORM, VERSION
 from .admission import Admission
 from .api import Server
@@ -106,7 +106,14 @@ def _work(config: Config, host: str, port: int, address: str, certificates: Agen
         log.warn(f"dockerd does not answer on {config.docker_socket}; the stand-in makes no pods without it and ends")
         leave()
     node.register()
-    pods = Kubelet(store, engine, node_name=config.node_name, node_ip=address, kubelet_dir=config.kubelet_dir)
+    pods = Kubelet(
+        store,
+        engine,
+        node_name=config.node_name,
+        node_ip=address,
+        kubelet_dir=config.kubelet_dir,
+        resolver=resolver.read(config.resolv_conf),
+    )
     streams = Streams(engine)
     rest = Rest(store, Admission(store, service_cidr=config.service_cidr), "")
     listener = Server("0.0.0.0", KUBELET_PORT, certificates, "", rest, node_name=config.node_name, kubelet_only=True)
