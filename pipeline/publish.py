@@ -4,6 +4,8 @@ Tags of an image that bundles versions:
 
     k3s-v1.37.1-k3s1-docker-29.7.2-r1   never moves; rN counts what changed besides k3s and docker
     v1.37-docker29, v1.37, latest       move to each new release, never back to an older one
+
+A variant has the same tags with its name behind, `latest-airgap`, and the number of the image that it is made on.
 """
 
 from __future__ import annotations
@@ -33,9 +35,14 @@ def fixed_prefix(lock: Lock) -> str:
 
 def moving(lock: Lock) -> tuple[str, ...]:
     """The tags that move to each new release, the most specific first."""
-    major, minor, _ = number(lock.versions["k3s"])
+    return moving_tags(lock.versions)
+
+
+def moving_tags(versions: Mapping[str, str]) -> tuple[str, ...]:
+    """The same, of any image's versions."""
+    major, minor, _ = number(versions["k3s"])
     line = f"v{major}.{minor}"
-    return (f"{line}-docker{number(lock.versions['docker'])[0]}", line, "latest")
+    return (f"{line}-docker{number(versions['docker'])[0]}", line, "latest")
 
 
 def run(
@@ -47,15 +54,18 @@ def run(
     registry_for: Callable[[ImageName], Registry],
     log: Log,
     *,
+    on: Image | None = None,
     dry_run: bool = False,
 ) -> Release:
     """Publish under every name of the intent and record it in dist/release.json as it goes.
 
-    `dry_run` reads the registries, writes nothing and tells the plan. Raises SmokeFailed for a digest that was not
-    smoked, LockStale for one that was built from another lock, VerificationFailed for one of files that the policy does
-    not believe, DigestMismatch when the built bytes changed, RegistryError.
+    `on`: the image that a variant is made on. `dry_run` reads the registries, writes nothing and tells the plan. Raises
+    SmokeFailed for a digest that was not smoked, LockStale for one that was built from another lock, BuildFailed for a
+    variant of another image, VerificationFailed for one of files that the policy does not believe, DigestMismatch when
+    the built bytes changed, RegistryError.
     """
     require_smoked(image, reports)
+    image.require_layers_of(on or image)
     if image.lock != lock.digest:
         raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
     lock.require(intent.policy)
@@ -73,10 +83,11 @@ def run(
     built.verify()
     release = Release.read(dist, image.digest)
     registries = [registry_for(name) for name in intent.names]
-    fixed = _fixed_tag(fixed_prefix(lock), image.digest, registries)
+    fixed = _fixed_tag(fixed_prefix(lock), (on or image).digest, registries) + image.variant.suffix
+    tags = [fixed, *(f"{tag}{image.variant.suffix}" for tag in moving(lock))]
     for registry in registries:
         if dry_run:
-            _tell(registry, image.digest, fixed, lock, log)
+            _tell(registry, image.digest, tags, lock, log)
             continue
         pushed = registry.push_layout(dist / LAYOUT, image.digest, log)
         kept = f", {size(pushed.bytes_skipped)} were there" if pushed.skipped else ""
@@ -84,7 +95,7 @@ def run(
         log.say(f"{registry.name}@{image.digest}: {what}")
         release = replace(release, pushed=_with(release.pushed, str(registry.name)))
         release.write(dist)
-        for tag in (fixed, *moving(lock)):
+        for tag in tags:
             if _tag(registry, tag, index, lock, log, may_move=tag != fixed):
                 release = replace(release, tagged=_with(release.tagged, f"{registry.name}:{tag}"))
                 release.write(dist)
@@ -108,11 +119,11 @@ def _tag(registry: Registry, tag: str, index: bytes, lock: Lock, log: Log, *, ma
     return True
 
 
-def _tell(registry: Registry, digest: Digest, fixed: str, lock: Lock, log: Log) -> None:
+def _tell(registry: Registry, digest: Digest, tags: Sequence[str], lock: Lock, log: Log) -> None:
     """What would happen in one repository."""
     there = registry.manifest(digest.text) is not None
     log.say(f"{registry.name}: " + (f"{digest} is there" if there else f"would push {digest}"))
-    for tag in (fixed, *moving(lock)):
+    for tag in tags:
         before = registry.manifest(tag)
         if before is not None and before.digest == digest:
             log.say(f"{registry.name}:{tag}: nothing to do")
@@ -157,7 +168,7 @@ def _newer(there: Manifest, versions: Mapping[str, str]) -> str:
     try:
         said = json.loads(there.raw).get("annotations") or {}
         found = {component: said[f"{KEY}.{component}"] for component in ("k3s", "docker")}
-        if _age(found) > _age(versions):
+        if age(found) > age(versions):
             return f"newer, k3s {found['k3s']} with docker {found['docker']}"
     except (ValueError, KeyError):
         # Not one of our images, or too old to say: the tag is ours to move.
@@ -165,7 +176,7 @@ def _newer(there: Manifest, versions: Mapping[str, str]) -> str:
     return ""
 
 
-def _age(versions: Mapping[str, str]) -> tuple[Version, int, Version]:
+def age(versions: Mapping[str, str]) -> tuple[Version, int, Version]:
     """Orders releases: k3s, its revision (`+k3s2`), docker."""
     revision = re.search(r"\+k3s(\d+)", versions["k3s"])
     return number(versions["k3s"]), int(revision[1]) if revision else 0, number(versions["docker"])

@@ -89,7 +89,7 @@ def test_a_cluster_that_does_not_come_up_is_put_back(cluster: Box) -> None:
 import sqlite3
 from pathlib import Path
 from dind_k3s import archive
-sqlite3.connect("/tmp/bad/server/db/state.db").execute("CREATE TABLE version (nothing)")
+sqlite3.connect("/tmp/bad/server/db/state.db").execute("CREATE TABLE version (other)")
 with open("/tmp/bad.tar.gz", "wb") as file:
     archive.write(Path("/tmp/bad"), file, created="once", reason="test", versions={})
 END"""

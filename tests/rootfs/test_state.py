@@ -9,6 +9,7 @@ import os
 import random
 import sqlite3
 import subprocess
+import time
 import zlib
 from pathlib import Path
 
@@ -294,11 +295,10 @@ def test_the_data_root_is_where_dockerd_will_put_it(root: Path, arguments: str, 
     assert data_root.find({}, ["--data-root=/a/b"]) == ("/a/b" if daemon_json != "no json" else "/var/lib/docker")
 
 
-@pytest.mark.parametrize(("silent", "status"), [(5, 0), (61, 1), (-1000, 0)])
+@pytest.mark.parametrize(("silent", "status"), [(5, 0), (65, 1), (-1000, 0)])
 def test_the_health_check_goes_by_a_clock_that_nobody_sets(root: Path, silent: int, status: int) -> None:
-    (root / "run/dind-k3s/health").write_text(f"ok {100_000 - silent} docker ready after 1 s\n")
-    (root / "proc").mkdir()
-    (root / "proc/uptime").write_text("100000.42 5.00\n")
+    now = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+    (root / "run/dind-k3s/health").write_text(f"ok {now - silent} docker ready after 1 s\n")
     done = subprocess.run(
         [HEALTHCHECK],
         env={"PATH": os.environ["PATH"], "DIND_K3S_TEST_ROOT": str(root)},
@@ -307,4 +307,4 @@ def test_the_health_check_goes_by_a_clock_that_nobody_sets(root: Path, silent: i
         check=False,
     )
     assert done.returncode == status, done.stdout + done.stderr
-    assert ("has said nothing for 61 s" in done.stdout) == bool(status)
+    assert ("has said nothing for 6" in done.stdout) == bool(status)

@@ -9,7 +9,20 @@ from __future__ import annotations
 import importlib
 import sys
 
-INTERNAL = ("configure", "data-root", "drain", "guard", "keeper", "room", "watch")  # called by the image's own scripts
+# Called by the image's own scripts.
+INTERNAL = (
+    "configure",
+    "data-root",
+    "drain",
+    "first-images",
+    "guard",
+    "join",
+    "keeper",
+    "manifests",
+    "preload",
+    "room",
+    "watch",
+)
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",
     "snapshot": "the cluster's state in one file, while k3s runs",

@@ -48,10 +48,15 @@ def start(name: str) -> None:
 
 def cluster_ready(limit: float) -> str:
     """Wait until the cluster takes pods; empty, or what it still lacks when the time is over."""
-    cluster = Kubernetes(Path(f"{K3S}/k3s.yaml"))
+    # The API itself first: what the watcher says may still be about the k3s before.
+    cluster = Kubernetes(Path(os.environ.get("K3S_KUBECONFIG_OUTPUT") or f"{K3S}/k3s.yaml"))
     end = time.monotonic() + limit
     while problem := cluster.problem():
         if time.monotonic() >= end:
             return problem
         time.sleep(0.2)
-    return ""
+    rest = max(0, round(end - time.monotonic()))
+    done = subprocess.run(
+        ["wait-ready", "--for", "k8s", "--timeout", f"{rest}"], capture_output=True, text=True, check=False
+    )
+    return done.stderr.strip().removeprefix("wait-ready: ")

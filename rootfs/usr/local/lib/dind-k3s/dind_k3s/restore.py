@@ -30,6 +30,17 @@ def forget_agent_certificates() -> None:
             path.unlink()
 
 
+def refuse_other_ranges(unpacked: Path, name: str) -> None:
+    """Both daemons were started with those of the cluster that is here; only a start changes that."""
+    theirs, ours = (folder / volume.RANGES for folder in (unpacked, volume.k3s_folder()))
+    has, here = (file.read_text().strip() if file.exists() else "" for file in (theirs, ours))
+    if has and here and has != here:
+        raise Mistake(
+            f"{name} has other address ranges ({has}) than this cluster ({here}): restore it while no container runs,"
+            " docker run --rm -v k3s:/app/k3s IMAGE restore FILE"
+        )
+
+
 def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
     """What to tell."""
     inside = programs.running()
@@ -55,6 +66,8 @@ def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: floa
     why = versions.refusal("k3s", was, now) if inside else ""
     if why and now not in versions.allowed(os.environ):
         raise Mistake(f"{name}: {why}. {versions.ALLOW}={now} restores it nevertheless")
+    if inside:
+        refuse_other_ranges(unpacked, name)
     swap.prepare(unpacked)
     versions.write_stamp(swap.new / ".dind-k3s", {"k3s": now if inside else was})
     if inside:

@@ -19,6 +19,7 @@ K3S = "/app/k3s"
 OURS = f"{K3S}/.dind-k3s"
 SNAPSHOTS = f"{K3S}/snapshots"
 TEMPORARY = "tmp-"
+RANGES = ".dind-k3s/ranges.json"  # of pods and services, which a cluster keeps for its life (ranges.py)
 DATABASE = "server/db/state.db"
 
 # What makes the cluster, below /app/k3s. The token opens what is encrypted in the datastore; the node's password is
@@ -31,6 +32,7 @@ STATE = (
     "server/agent-token",
     "server/node-token",
     ".dind-k3s/node/password",
+    RANGES,
 )
 # What a swap moves: with the state goes the note of who wrote it.
 SWAPPED = (*STATE, f".dind-k3s/{STAMP}")
