@@ -55,7 +55,7 @@ def fetch(session: nox.Session) -> None:
 
 @nox.session
 def mirrors(session: nox.Session) -> None:
-    """Measure latency, speed and completeness of each origin and mirror."""
+    """Measure latency, speed and completeness of each origin, mirror and witness, and of the base image's registry."""
     _pipeline(session, "mirrors", *session.posargs)
 
 

@@ -126,10 +126,19 @@ class Registry:
         finally:
             chunks.close()
 
-    def has(self, kind: str, digest: Digest) -> bool:
-        """Whether the repository holds it; `kind` is `blobs` or `manifests`."""
+    @property
+    def url(self) -> str:
+        """The repository's address in the registry's API."""
+        return str(self._base).rstrip("/")
+
+    def ping(self) -> str:
+        """Ask for nothing (end-1 of the specification); returns the protocol as httpx names it, e.g. HTTP/2."""
+        return self._ask("GET", self._origin.join("/v2/"), expect=(200, 401)).http_version
+
+    def has(self, kind: str, digest: Digest, *, write: bool = True) -> bool:
+        """Whether the repository holds it; `kind`: `blobs` or `manifests`; `write`: asked by a push."""
         headers = {"Accept": ", ".join(ANY_MANIFEST)}
-        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=True)
+        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=write)
         return answer.status_code == 200
 
     def tags(self) -> tuple[str, ...]:
@@ -148,6 +157,21 @@ class Registry:
     def tag(self, tag: str, raw: bytes, media_type: str) -> None:
         """Point a tag at a manifest or index that the repository holds: the same bytes under another name."""
         self._put_manifest(tag, raw, media_type)
+
+    def delete(self, digest: Digest) -> None:
+        """Remove a manifest or index, and every tag that points at it; nothing happens when it is gone already.
+
+        ghcr.io and Docker Hub do not offer this (distribution-spec, «Content Management», is optional).
+        """
+        answer = self._ask("DELETE", f"manifests/{digest}", expect=(202, 200, 404, 405), write=True)
+        if answer.status_code == 405:
+            raise RegistryError(
+                f"{self.name.registry} does not let manifests be deleted over its API",
+                expected="status 202",
+                found="status 405",
+                where=f"{self.name}@{digest}",
+                next_step="delete by hand what `nox -s retention` lists, or switch deletion on in that registry",
+            )
 
     def referrers(self, subject: Digest) -> list[dict[str, Any]] | None:
         """The descriptors of what points at a manifest; None when the registry does not keep that list.
@@ -177,21 +201,6 @@ class Registry:
         """Have these files in the repository; what it holds already is not sent."""
         with log.transfers() as transfers:
             self._push_blobs(blobs, transfers)
-
-    def delete(self, digest: Digest) -> None:
-        """Remove a manifest or index, and every tag that points at it; nothing happens when it is gone already.
-
-        ghcr.io and Docker Hub do not offer this (distribution-spec, «Content Management», is optional).
-        """
-        answer = self._ask("DELETE", f"manifests/{digest}", expect=(202, 200, 404, 405), write=True)
-        if answer.status_code == 405:
-            raise RegistryError(
-                f"{self.name.registry} does not let manifests be deleted over its API",
-                expected="status 202",
-                found="status 405",
-                where=f"{self.name}@{digest}",
-                next_step="delete by hand what `nox -s retention` lists, or switch deletion on in that registry",
-            )
 
     def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
         """Bring the index and everything below it into the repository, without any tag.

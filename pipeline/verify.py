@@ -39,12 +39,13 @@ def run(
     client: httpx.Client,
     log: Log,
     *,
+    hashed: dict[ImageName, dict[str, int]] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Read back every reference (`registry/repository:tag`; none: all that were tagged) and record it.
 
-    Every blob is downloaded and hashed, once for each repository. Raises VerificationFailed with expected, found and
-    where; IntentError when there is nothing to verify.
+    Every blob is downloaded and hashed, once for each repository; `hashed`: what was so far, to be added to. Raises
+    VerificationFailed with expected, found and where; IntentError when there is nothing to verify.
     """
     release = Release.read(dist, image.digest)
     repositories: dict[ImageName, list[str]] = {}
@@ -70,14 +71,16 @@ def run(
             full = f"{name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
             _same(f"the digest of {full}", image.digest.text, _sha256(index))
             log.say(f"{full} is {image.digest}")
-        count = _index(reader, json.loads(index), image, lock, log)
+        seen = hashed.setdefault(name, {}) if hashed is not None else {}
+        count = _index(reader, json.loads(index), image, lock, seen, log)
         log.say(f"{name}: {size(count)} read back without credentials in {seconds(time.monotonic() - started)}")
         release = replace(release, verified=(*release.verified, *read))
         release.write(dist)
 
 
-def _index(reader: Reader, index: Mapping[str, Any], image: Image, lock: Lock, log: Log) -> int:
-    """Everything below an index; returns the bytes read."""
+def _index(reader: Reader, index: Mapping[str, Any], image: Image, lock: Lock, hashed: dict[str, int], log: Log) -> int:
+    """Everything below an index; `hashed`: the blobs that were read already. Returns the bytes read."""
+    before = sum(hashed.values())
     _same("the media type that the index gives itself", INDEX, index.get("mediaType"))
     said = index.get("annotations") or {}
     _said("the index", image.annotations, said)
@@ -87,7 +90,6 @@ def _index(reader: Reader, index: Mapping[str, Any], image: Image, lock: Lock, l
     images = {_platform(entry): entry for entry in index["manifests"] if entry not in attestations}
     _same("the list of platforms", _listed(lock.platforms), _listed(images))
     _same("the list of platforms", _listed(image.platforms), _listed(images))
-    hashed: dict[str, int] = {}
     for platform, built in image.platforms.items():
         entry = images[platform.value]
         _same(f"the manifest of {platform}", built.digest.text, entry["digest"])
@@ -114,7 +116,7 @@ def _index(reader: Reader, index: Mapping[str, Any], image: Image, lock: Lock, l
                 next_step="nox -s build",
             )
         log.say(f"{platform} attestations: {', '.join(kinds)}")
-    return sum(hashed.values())
+    return sum(hashed.values()) - before
 
 
 def _hash(reader: Reader, manifest: Mapping[str, Any], hashed: dict[str, int]) -> None:

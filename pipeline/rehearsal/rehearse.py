@@ -167,6 +167,7 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
             components=brought.versions,
             upstream=origin.upstream(_ORIGIN_PORT),
             mirrors={},
+            witnesses={},
             policy={},  # there is one origin and nobody signs its files, so nothing can be asked of their grades
             base=f"{base_name}:{tag}",
         )

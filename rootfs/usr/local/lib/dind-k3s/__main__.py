@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-INTERNAL = ("configure", "keeper", "watch")  # called by the image's own scripts
+INTERNAL = ("configure", "first-images", "keeper", "watch")  # called by the image's own scripts
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",
 }
