@@ -228,7 +228,7 @@ find /out -type d -exec chmod 0755 {} +
 find /out -type f -exec chmod 0644 {} +
 chmod 0755 /out/usr/local/bin/* /out/usr/local/sbin/* /out/usr/local/lib/dind-k3s/run-*
 PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /out /out/usr/local/lib/dind-k3s
-mkdir -p /out/app/{images,k3s,logs} /out/etc/rancher /out/var/lib/{docker,kubelet}
+mkdir -p /out/app/{images,k3s,logs,manifests} /out/etc/rancher /out/var/lib/{docker,kubelet}
 # k3s writes the node's password there whatever its data-dir is; without it a re-created node is refused as a stranger.
 ln -s /app/k3s/.dind-k3s/node /out/etc/rancher/node
 EOF

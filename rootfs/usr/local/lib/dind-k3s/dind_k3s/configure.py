@@ -28,8 +28,8 @@ USER_CONFIG = """\
 """
 
 
-def version_of(component: str) -> tuple[int, int]:
-    """Major and minor, from the image's manifest or from the program itself."""
+def version_of(component: str) -> tuple[int, ...]:
+    """Major, minor and, where it is told, patch; from the image's manifest or from the program itself."""
     manifest = at("/usr/share/dind-k3s/manifest.json")
     found = ""
     if manifest.exists():
@@ -40,10 +40,10 @@ def version_of(component: str) -> tuple[int, int]:
     if not found:
         program = {"docker": "dockerd"}.get(component, component)
         found = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    numbers = re.search(r"(\d+)\.(\d+)", found)
+    numbers = re.search(r"\d+(?:\.\d+){1,2}", found)
     if numbers is None:
         raise Mistake(f"the version of {component} is not known: neither {manifest} nor the program itself tells it")
-    return int(numbers[1]), int(numbers[2])
+    return tuple(int(number) for number in numbers[0].split("."))
 
 
 def write(files: Mapping[str, str]) -> None:
@@ -93,7 +93,7 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
         mistakes.append(str(mistake))
     if not asked(env, "K3S_DISABLE"):
         try:
-            plans.append(k3s.plan(env, found, version_of("k3s"), profile))
+            plans.append(k3s.plan(env, found, version_of("k3s"), profile, version_of("docker")))
         except Mistake as mistake:
             mistakes.append(str(mistake))
     if mistakes:
