@@ -254,6 +254,7 @@ class Release:
     pushed: tuple[str, ...] = ()  # repositories that hold the digest
     tagged: tuple[str, ...] = ()  # full references, repository:tag
     verified: tuple[str, ...] = ()  # full references that were read back
+    signed: tuple[str, ...] = ()  # repositories that hold every signature and attestation of the digest
 
     def write(self, dist: Path) -> None:
         """Write it as dist/release.json, in one step."""
@@ -271,6 +272,7 @@ class Release:
                 pushed=tuple(data["pushed"]),
                 tagged=tuple(data["tagged"]),
                 verified=tuple(data["verified"]),
+                signed=tuple(data.get("signed", ())),  # younger than the rest
             )
         except (OSError, ValueError, KeyError, TypeError):
             return cls(digest=digest)

@@ -19,7 +19,7 @@ from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
-NOTHING = "Nothing changed: upstream gives the same lock.\n"
+NOTHING = "Nothing changed: it is the same lock.\n"
 
 # Component or embedded program → its repository on GitHub and how it tags a version (`{}` with a leading v taken away).
 _TAGS = {

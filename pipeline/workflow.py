@@ -18,6 +18,7 @@ import httpx
 from pipeline import (
     base,
     build,
+    bundle,
     compat,
     embedded,
     emulation,
@@ -25,11 +26,15 @@ from pipeline import (
     lock,
     mirrors,
     publish,
+    published,
     reproduce,
     resolve,
     retention,
     rollback,
+    sbom,
     scan,
+    sign,
+    signature,
     smoke,
     transport,
     update,
@@ -37,6 +42,7 @@ from pipeline import (
     verify,
     versions,
 )
+from pipeline.bundle import Trust
 from pipeline.engine import Engine
 from pipeline.errors import IntentError, LockStale
 from pipeline.fetch import Fetched
@@ -46,6 +52,7 @@ from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Credentials, Registry
 from pipeline.release import Image, Release, SmokeReport, Tier, Variant, require_smoked
+from pipeline.signer import KeySigner, keyless
 from pipeline.versions import Intent
 
 
@@ -178,9 +185,9 @@ class Run:
             vendor.run(self.intent, self.lock, folder, self.cache, self.log, url=url)
 
     def mirrors(self) -> None:
-        """Measure every origin of the lock and its mirrors."""
+        """Measure every place that something of the lock comes from."""
         with self.log.step("mirrors"):
-            mirrors.run(self.intent, self.lock, self.client, self.log)
+            mirrors.run(self.intent, self.lock, self.client, self.registry, self.log)
 
     def build(self, engine: Engine) -> Mapping[Variant, Image]:
         """Build all platforms of the image and its variants."""
@@ -224,6 +231,12 @@ class Run:
                     options=options,
                 )
         return tuple(reports)
+
+    def sbom(self) -> None:
+        """Tell what is in what was built, in both formats for each platform."""
+        with self.log.step("sbom"):
+            for image in self.built().values():
+                sbom.run(image, self.lock, image.variant.below(self.dist), self.log)
 
     def built(self) -> Mapping[Variant, Image]:
         """What `build` made of the lock; the image first. Raises IntentError when it did not."""
@@ -313,6 +326,28 @@ class Run:
             variant = reproduce.variant(index)
             reproduce.run(index, images[variant], variant.below(dist), registry, self.log)
             shutil.rmtree(dist)
+
+    def trust(self, *, key: Path | None = None, identity: str | None = None, issuer: str | None = None) -> Trust:
+        """Whose signatures count: a key's holder, else an identity, by default the release workflow of `source`."""
+        return Trust(
+            key=bundle.public_key(key) if key else None,
+            identity=identity or f"{self.intent.source}/.github/workflows/release.yml@refs/tags/*",
+            issuer=issuer or signature.GITHUB_ACTIONS,
+        )
+
+    def sign(self, key: Path | None) -> None:
+        """Sign indexes and manifests and attest the SBOMs: with a key, else as the workflow that this is."""
+        with self.log.step("sign"):
+            holder = KeySigner(key) if key else None
+            trust = Trust(key=holder.public) if holder else self.trust()
+            for image in self.built().values():
+                folder = image.variant.below(self.dist)
+                sign.run(self.intent, image, folder, self.registry, lambda: holder or keyless(), trust, self.log)
+
+    def verify_published(self, references: Sequence[str], trust: Trust) -> None:
+        """Check published images as a stranger does, who has nothing but their names."""
+        with self.log.step("verify"):
+            published.run(references, trust, self.intent.platforms, self.client, self.log)
 
     def summary(self) -> None:
         """The tables that a release ends with."""

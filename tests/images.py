@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,13 @@ def make(
     lock: Lock = LOCK,
     rehearsed: bool = False,
     change: Change | None = None,
+    roots: Mapping[Platform, Sequence[bytes]] | None = None,
 ) -> Image:
     """Write dist/image/ as buildx would: two platforms with three layers each, and their attestations.
 
     A variant has the layers of the image with the same seed and one more. `seed` makes the bytes unlike every other
-    test's. `change` may spoil a document before it is written.
+    test's. `change` may spoil a document before it is written. `roots`: the layers of each platform in place of those
+    that are only noise.
     """
     blobs = dist / "image" / "blobs" / "sha256"
     shutil.rmtree(dist / "image", ignore_errors=True)
@@ -65,11 +67,21 @@ def make(
     built: dict[Platform, BuiltPlatform] = {}
     for platform in Platform:
         at = {"os": "linux", "architecture": platform.architecture}
-        layers = [shared, *(put(f"{seed} {platform} {n}".encode() * 100, shared["mediaType"]) for n in range(2))]
+        layers = [put(layer, shared["mediaType"]) for layer in roots[platform]] if roots else []
+        layers = layers or [
+            shared,
+            *(put(f"{seed} {platform} {n}".encode() * 100, shared["mediaType"]) for n in range(2)),
+        ]
         if variant is not Variant.IMAGE:
             layers.append(put(f"{seed} {platform} {variant}".encode() * 100, shared["mediaType"]))
         config = document(
-            "config", {**at, "config": {"Labels": dict(said)}}, "application/vnd.oci.image.config.v1+json"
+            "config",
+            {
+                **at,
+                "config": {"Labels": dict(said)},
+                "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
+            },
+            "application/vnd.oci.image.config.v1+json",
         )
         parts = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
         entry = document("manifest", {**parts, "annotations": dict(said)}, MANIFEST)
@@ -80,8 +92,10 @@ def make(
             size=sum(layer["size"] for layer in layers),
             layers=tuple(Digest(layer["digest"]) for layer in layers),
         )
-        statement = put(f"provenance of {seed} {platform}".encode(), "application/vnd.in-toto+json")
-        statement["annotations"] = {"in-toto.io/predicate-type": "https://slsa.dev/provenance/v1"}
+        kind = "https://slsa.dev/provenance/v1"
+        provenance = {"predicateType": kind, "predicate": f"provenance of {seed} {platform}"}
+        statement = put(json.dumps(provenance).encode(), "application/vnd.in-toto+json")
+        statement["annotations"] = {"in-toto.io/predicate-type": kind}
         parts = {"schemaVersion": 2, "mediaType": MANIFEST, "layers": [statement]}
         parts["config"] = put(f"{{}}{seed}".encode(), "application/vnd.oci.image.config.v1+json")
         about = {REFERENCE_TYPE: "attestation-manifest", "vnd.docker.reference.digest": entry["digest"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,18 @@ import pytest
 
 from pipeline.errors import BuildFailed, IntentError, SmokeFailed
 from pipeline.platforms import Platform
-from pipeline.release import Image, Release, SmokeReport, State, Tier, Variant, require_smoked, write_text
+from pipeline.release import (
+    RELEASE,
+    Image,
+    Release,
+    SmokeReport,
+    State,
+    Tier,
+    Variant,
+    require_smoked,
+    write_json,
+    write_text,
+)
 from tests.examples import digest
 from tests.images import make, smoked, tier
 
@@ -114,6 +126,16 @@ def test_every_platform_must_have_booted(image: Image, platform: Platform) -> No
     with pytest.raises(SmokeFailed, match=f"tier boot did not run on {platform}") as failure:
         require_smoked(image, _with(smoked(image), platform, tiers=tiers))
     assert failure.value.found == "no root"
+
+
+def test_a_record_from_before_images_were_signed(image: Image, tmp_path: Path) -> None:
+    whole = Release(digest=image.digest, pushed=("a/b",), tagged=("a/b:c",), verified=("a/b:c",), signed=("a/b",))
+    whole.write(tmp_path)
+    assert Release.read(tmp_path, image.digest) == whole
+    data = json.loads((tmp_path / RELEASE).read_text(encoding="utf-8"))
+    del data["signed"]
+    write_json(tmp_path / RELEASE, data)
+    assert Release.read(tmp_path, image.digest) == replace(whole, signed=())
 
 
 # Variants: the image's layers and one more

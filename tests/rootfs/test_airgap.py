@@ -79,20 +79,3 @@ def test_what_cannot_be_picked_is_left_to_the_load_of_the_whole(text: str, box: 
         file.write_text(text)
     code, _ = first_images(box, file, tmp_path)
     assert code == 1
-
-
-@pytest.mark.parametrize(
-    ("default", "able", "told"),
-    [
-        ("default via 172.17.0.1 dev eth0", True, "there is one"),
-        ("", True, "there was none: k3s gets one that leads nowhere, through dind-k3s0"),
-        ("", False, "there is none, and none could be made"),
-    ],
-)
-def test_a_container_without_a_network_gets_a_default_route(default: str, able: bool, told: str, box: Box) -> None:
-    answer = f'echo "{default}"' if default else ":"
-    box.fake("ip", f'if [[ $* == *show* ]]; then {answer}; else echo "ip $*" >&2; {"true" if able else "false"}; fi')
-    done = box.run(f'source "{LIBRARY}/route.sh"; step route give_route')
-    assert done.returncode == 0, done.stderr
-    assert told in done.stderr
-    assert ("route add default" in done.stderr) == (not default and able)

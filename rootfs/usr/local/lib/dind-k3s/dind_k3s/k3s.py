@@ -41,8 +41,11 @@ def plan(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[int, i
         "tls-san": ["localhost", "host.docker.internal", "docker", "k3s", "kubernetes"],
         "flannel-backend": "host-gw",  # one node: no tunnel, no vxlan module
     }
-    if "dns" in facts:
-        settings["resolv-conf"] = f"{RUN}/resolv.conf"
+    # Chosen in ranges.py. Without cluster-dns: k3s takes the tenth address of service-cidr, the user's included.
+    settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
+    # Always said: k3s by itself takes none but global addresses, and asks a public server where there is no such one.
+    if not env.get("K3S_RESOLV_CONF"):
+        settings["resolv-conf"] = f"{RUN}/resolv.conf" if "dns" in facts else "/etc/resolv.conf"
     if profile == "ci":
         settings["disable"] = ["traefik", "servicelb", "metrics-server"]
     drop_in: dict[str, object] = {}
