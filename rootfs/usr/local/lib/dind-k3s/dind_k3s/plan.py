@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 
 class Mistake(Exception):
-    """Something that the user has to change. The text is a sentence."""
+    """Something that the user has to change: a sentence for each thing, which names the variable or the file."""
+
+    def __init__(self, *sentences: str) -> None:
+        self.sentences = tuple(shown(sentence, 1000) for sentence in sentences)
+        super().__init__("\n".join(self.sentences))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +23,19 @@ class Plan:
     told: list[str] = field(default_factory=list)
 
 
+def shown(value: str, limit: int = 80) -> str:
+    """A value as part of a sentence: on one line, whatever is in it, and not longer than one reads."""
+    if len(value) > limit:
+        value = f"{value[:limit]}… ({len(value)} characters)"
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)
+
+
 def words(name: str, env: Mapping[str, str]) -> list[str]:
     """The variable's words, with quotes and backslashes as in a shell, but nothing in it is executed."""
     try:
         return shlex.split(env.get(name, ""))
     except ValueError as error:
-        raise Mistake(f"{name} cannot be split into words ({error}): {env[name]}") from None
+        raise Mistake(f"{name} cannot be split into words ({error}): {shown(env[name])}") from None
 
 
 def asked(env: Mapping[str, str], name: str) -> bool:
