@@ -71,10 +71,10 @@ def take_config_file(args: list[str]) -> tuple[list[str], str]:
 
 def check_types(ours: Mapping[str, Any], theirs: Mapping[str, Any], file: str) -> None:
     """What is merged must be of one kind. dockerd itself checks everything else."""
-    kinds = {dict: "an object", list: "a list"}
     for key, mine in {**ours, "hosts": []}.items():
-        if type(mine) in kinds and not isinstance(theirs.get(key, mine), type(mine)):
-            raise Mistake(f"{key} in {file} must be {kinds[type(mine)]}, it is {shown(json.dumps(theirs[key]))}")
+        kind = "an object" if isinstance(mine, dict) else "a list" if isinstance(mine, list) else ""
+        if kind and not isinstance(theirs.get(key, mine), type(mine)):
+            raise Mistake(f"{key} in {file} must be {kind}, it is {shown(json.dumps(theirs[key]))}")
 
 
 def refusal(plan: Plan) -> str:
@@ -155,6 +155,7 @@ def plan(
     if args:
         made.told.append(f"dockerd {shown(shlex.join(args), 400)}")
     if (theirs or args) and (refused := refusal(made)):
-        sources = " and ".join(["DOCKER_ARGS"] * bool(args) + [file] * bool(theirs))
+        asking = {"DOCKER_ARGS": env.get("DOCKER_ARGS"), "the container's command": extra, file: theirs}
+        sources = ", ".join(source for source, given in asking.items() if given)
         raise Mistake(f"dockerd does not take what {sources} asks for: {refused}")
     return made
