@@ -231,11 +231,19 @@ mkdir -p /out/app/{images,k3s,logs} /out/etc/rancher /out/var/lib/{docker,kubele
 ln -s /app/k3s/.dind-k3s/node /out/etc/rancher/node
 EOF
 
-# manifest: which version of what is in here, where it came from, and its licence
-FROM worker AS manifest
+# manifest: which version of what is in here, where it came from, its licence, and the digest of each of its files
+FROM tools AS manifest
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/manifest.json,target=/in/manifest.json \
-  install -D -m 0644 /in/manifest.json /out/usr/share/dind-k3s/manifest.json
+  --mount=type=bind,from=docker,source=/out,target=/parts/docker \
+  --mount=type=bind,from=buildx,source=/out,target=/parts/buildx \
+  --mount=type=bind,from=compose,source=/out,target=/parts/compose \
+  --mount=type=bind,from=k3s,source=/out,target=/parts/k3s \
+  --mount=type=bind,from=kubectl,source=/out,target=/parts/kubectl \
+  --mount=type=bind,from=own,source=/out,target=/parts/dind-k3s <<"EOF"
+mkdir -p /out/usr/share/dind-k3s
+python3 -I -S /parts/dind-k3s/usr/local/lib/dind-k3s record /in/manifest.json /parts >/out/usr/share/dind-k3s/manifest.json
+EOF
 
 # image: one layer for each component, those that change least first, so that a new kubectl ships kubectl alone
 FROM base AS image

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from python_on_whales.exceptions import DockerException
 
-from pipeline import bake, base
+from pipeline import bake, base, embedded
 from pipeline import cache as cached
 from pipeline import layout as layouts
 from pipeline.engine import Engine
@@ -99,6 +99,11 @@ def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) ->
         shutil.rmtree(context, ignore_errors=True)
         for platform in intent.platforms:
             _stage_files(lock.files(platform), cache, context / "artifacts" / platform.architecture)
+        # Read from the very bytes and not from the lock, where it may be missing: it is no part of the lock's digest.
+        inside = embedded.of_lock(lock, cache, log)
+        for platform in intent.platforms:
+            folder = context / "artifacts" / platform.architecture
+            write_json(folder / "manifest.json", manifest(intent, lock, platform, inside))
         base.write_layout(lock.base.digest, intent.platforms, cache, context / "base")
     return context
 
@@ -142,24 +147,36 @@ def _bake(root: Path, dist: Path, engine: Engine, log: Log) -> Solve:
 
 
 def _stage_files(artifacts: tuple[Artifact, ...], cache: Path, folder: Path) -> None:
-    """Link one platform's files out of the cache under the names that the Dockerfile expects, with their manifest."""
+    """Link one platform's files out of the cache under the names that the Dockerfile expects."""
     (folder / "packages").mkdir(parents=True)
-    manifest = []
     for artifact in artifacts:
         source = cached.require(cache, artifact.digest)
         name = _IN_CONTEXT.get(artifact.component) or f"packages/{PurePosixPath(artifact.path).name}"
         cached.link(source, folder / name)
-        if artifact.component in _IN_CONTEXT:
-            manifest.append(
-                {
-                    "component": artifact.component,
-                    "version": artifact.version,
-                    "sha256": artifact.digest.hex,
-                    "url": artifact.url,
-                    "licence": _LICENSES[artifact.component],
-                }
-            )
-    write_json(folder / "manifest.json", manifest)
+
+
+def manifest(intent: Intent, lock: Lock, platform: Platform, inside: embedded.Embedded) -> list[dict[str, object]]:
+    """/usr/share/dind-k3s/manifest.json but for the files' digests, which the Dockerfile adds. Pure."""
+    ours: dict[str, object] = {
+        "component": "dind-k3s",
+        "version": f"{lock.versions['k3s']}-docker-{lock.versions['docker']}",
+        "url": intent.source,
+        "licence": intent.licenses,
+        "built": lock.date,
+    }
+    theirs: list[dict[str, object]] = [
+        {
+            "component": artifact.component,
+            "version": artifact.version,
+            "sha256": artifact.digest.hex,
+            "url": artifact.url,
+            "licence": _LICENSES[artifact.component],
+            "embedded": dict(inside.get(artifact.component, {})),
+        }
+        for artifact in lock.files(platform)
+        if artifact.component in _IN_CONTEXT
+    ]
+    return [ours, *theirs]
 
 
 def _inputs(root: Path, bake_text: str) -> Digest:
