@@ -84,7 +84,7 @@ def test_what_is_no_file(file: Path) -> None:
         ("K3S_NODE_NAME", ["a", "a-1.b"], ["A", "-a", "a_b", "a" * 254, "a\nb", "ü"]),
         ("K3S_KUBECONFIG_MODE", ["0600", "644"], ["9", "0o644", "rw", "00644 "]),
         ("K3S_KUBECONFIG_OUTPUT", ["/x/y"], ["x", "/x/", "/x\ny"]),
-        ("K3S_TLS_SAN", ["a", "a, 10.0.0.1,*.b", "::1"], ["a b", "a,,b", "a\n"]),
+        ("K3S_TLS_SAN", ["a", "a, 10.0.0.1,*.b", "::1", "a b"], ["a;b", ",", "a\n"]),
         ("DIND_K3S_STOP_GRACE", ["5", "0.5"], ["nan", "inf", "-1", "1e9", "٣"]),
         ("DIND_K3S_HOST_SYSCTL", ["0", "1"], ["off"]),
         ("DOCKER_DRIVER", ["overlay2", "vfs"], ["aufs2", "overlay2\n"]),

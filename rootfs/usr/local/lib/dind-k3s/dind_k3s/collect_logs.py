@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from dind_k3s.finding import said
-from dind_k3s.redact import Redactor
+from dind_k3s.redactor import Redactor
 from dind_k3s.root import RUN, at
 
 USAGE = """usage: collect-logs [FILE|-]

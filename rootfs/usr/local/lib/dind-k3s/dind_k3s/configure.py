@@ -53,17 +53,11 @@ def write(files: Mapping[str, str]) -> None:
 
 def check_k3s_files(env: Mapping[str, str]) -> list[str]:
     """What is wrong with the files that k3s reads at each start, and with the one that it writes."""
-    mistakes: list[str] = []
+    files: list[str] = []
     for folder in ("/etc/rancher/k3s", "/app/k3s"):
-        try:
-            more = sorted(path.name for path in at(f"{folder}/config.yaml.d").glob("*.yaml"))
-        except OSError:
-            more = []
-        for file in (f"{folder}/config.yaml", *(f"{folder}/config.yaml.d/{name}" for name in more)):
-            try:
-                user_files.check_yaml(file)
-            except Mistake as mistake:
-                mistakes += mistake.sentences
+        more = at(f"{folder}/config.yaml.d").glob("*.yaml")
+        files += [f"{folder}/config.yaml", *sorted(f"{folder}/config.yaml.d/{path.name}" for path in more)]
+    mistakes = user_files.not_yaml(files)
     output = env.get("K3S_KUBECONFIG_OUTPUT", "")
     if output.startswith("/") and "\0" not in output and at(output).is_dir():
         mistakes.append(f"K3S_KUBECONFIG_OUTPUT is {shown(output)}, which is a folder; a file is expected")

@@ -90,9 +90,10 @@ def refusal(plan: Plan) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""  # it will tell when it starts
-    said = done.stderr.decode(errors="replace").strip() or "no reason given"
-    said = said.partition("\n")[0].removeprefix("Status: ").replace("file /dev/stdin", "these settings")
-    return shown(said, 400) if done.returncode else ""
+    said = done.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("Status: ")
+    if not said or said.startswith("Usage:"):
+        said = "it takes no arguments but flags"
+    return shown(said.replace("file /dev/stdin", "these settings"), 400) if done.returncode else ""
 
 
 def plan(

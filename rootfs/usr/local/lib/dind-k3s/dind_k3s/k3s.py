@@ -38,6 +38,8 @@ def plan(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[int, i
         raise Mistake("K3S_ARGS asks for an agent; this image runs a k3s server")
     if ends := {"--help", "-h", "--version", "-v"} & set(args):
         raise Mistake(f"{', '.join(sorted(ends))} in K3S_ARGS does not start k3s; leave it out")
+    if args and not args[0].startswith("-"):
+        raise Mistake(f"K3S_ARGS has the word {shown(args[0])} where a flag is expected")
     for arg in args:
         if re.match(r"--data-dir\b|-d\b", arg):
             made.told.append(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import subprocess
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dind_k3s.plan import Mistake, shown
@@ -80,22 +82,35 @@ def read_object(file: str) -> tuple[dict[str, Any], list[str]]:
     return value, twice
 
 
-def check_yaml(file: str) -> None:
-    """Refuse what k3s would die of again and again. kubectl reads YAML with the library that k3s has, too."""
-    text = read_text(file)
-    if not any(line.strip() and not line.lstrip().startswith("#") for line in (text or "").splitlines()):
-        return
+def not_yaml(files: Sequence[str]) -> list[str]:
+    """A sentence for each file that is not YAML, which k3s would die of again and again.
+
+    kubectl reads YAML with the library that k3s has, too. One call of it, and none where nothing is set.
+    """
+    mistakes: list[str] = []
+    worth = {}
+    for file in files:
+        try:
+            text = read_text(file) or ""
+        except Mistake as mistake:
+            mistakes += mistake.sentences
+        else:
+            if any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
+                worth[str(at(file))] = file
+    if not worth:
+        return mistakes
+    command = ["kubectl", "config", "view"]
+    environment = {**os.environ, "KUBECONFIG": ":".join(worth)}
     try:
-        done = subprocess.run(
-            ["kubectl", "config", "view", f"--kubeconfig={at(file)}"], capture_output=True, timeout=20, check=False
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return  # k3s will tell
-    if done.returncode == 0:
-        return
-    said = done.stderr.decode(errors="replace").strip()
-    if found := re.search(r"yaml: (.*)", said):
-        raise Mistake(f"{file} is not YAML: {shown(found[1], 200)}")
-    if found := re.search(r"cannot unmarshal (\w+) into Go value", said):
-        raise Mistake(f"{file} must hold lines of `key: value`, it holds one {found[1]}")
-    # Whatever else kubectl misses in it: YAML it is.
+        return mistakes  # k3s will tell
+    for told in done.stderr.split("error loading config file ")[1:]:
+        path, _, said = told.removeprefix('"').partition('": ')
+        file = worth.get(path, path)
+        if found := re.search(r"^yaml: (.*?)[,\]]*\s*$", said, re.DOTALL):
+            mistakes.append(f"{file} is not YAML: {shown(found[1], 200)}")
+        elif found := re.search(r"cannot unmarshal (\w+) into Go value", said):
+            mistakes.append(f"{file} must hold lines of `key: value`, it holds one {found[1]}")
+        # Whatever else kubectl misses in it: YAML it is.
+    return mistakes

@@ -20,7 +20,7 @@ _RULES = {
     "K3S_NODE_NAME": (rf"(?=.{{1,253}}$){_NAME}(\.{_NAME})*", "lower-case letters, digits, dashes and dots"),
     "K3S_KUBECONFIG_MODE": (r"0?[0-7]{3}", "three octal digits, as in 0600"),
     "K3S_KUBECONFIG_OUTPUT": (r"/[^\x00-\x1f\x7f]*[^/\x00-\x1f\x7f]", "the absolute path of a file"),
-    "K3S_TLS_SAN": (rf"{_ALTERNATIVE}(\s*,\s*{_ALTERNATIVE})*", "host names and addresses with commas between them"),
+    "K3S_TLS_SAN": (rf"{_ALTERNATIVE}([, ]+{_ALTERNATIVE})*", "host names and addresses with commas between them"),
     "DIND_K3S_STOP_GRACE": (r"\d{1,4}(\.\d+)?", "a number of seconds, at most 9999"),
     "DIND_K3S_HOST_SYSCTL": (r"[01]", "0 or 1"),
 }
@@ -29,7 +29,7 @@ _RULES = {
 def mistakes(env: Mapping[str, str]) -> list[str]:
     """A sentence for each variable that holds something else; an empty one is as good as none."""
     return [
-        f"{name} is {shown(env[name])}, but {expected} is expected"
+        f"{name} is {shown(env[name])}; expected: {expected}"
         for name, (pattern, expected) in _RULES.items()
         if env.get(name) and not re.fullmatch(pattern, env[name], re.ASCII)
     ]

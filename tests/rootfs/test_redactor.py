@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from dind_k3s.redact import GONE, Redactor
+from dind_k3s.redactor import GONE, Redactor
 
 
 @pytest.mark.parametrize(
