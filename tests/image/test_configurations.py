@@ -209,7 +209,8 @@ def test_two_hundred_configurations_are_taken_or_refused_in_a_sentence(running: 
 
 def startable(case: Case) -> bool:
     """What docker itself can hand over."""
-    return all(text.isprintable() and len(text) < 1000 for text in case["env"].values())
+    told = len(case["env"]) + len(case["files"]) > 2
+    return told and all(text.isprintable() and len(text) < 1000 for text in case["env"].values())
 
 
 @pytest.mark.parametrize("case", random.Random(11).sample([case for case in CASES if startable(case)], REAL))
@@ -234,6 +235,16 @@ def test_ten_of_them_in_containers(boxes: Callable[..., Box], tmp_path: Path, ca
         assert made.errors()
         assert all(named(case, f"dind-k3s: error: {line}") for line in made.errors())
     assert "Traceback" not in made.log()
+
+
+def test_a_flag_that_only_k3s_can_refuse_ends_the_container_with_its_words(boxes: Callable[..., Box]) -> None:
+    made = boxes(environment={"K3S_ARGS": "--no-such-flag"})
+    made.start()
+    code, log = made.ends()
+    assert code == 3
+    assert "k3s could not be kept alive" in made.errors()[0]
+    assert made.errors()[0].endswith("; is it K3S_ARGS?")
+    assert "flag provided but not defined: -no-such-flag" in log
 
 
 def is_ready(made: Box, stage: str) -> bool:
