@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
+import os
 import re
 import shlex
 from collections.abc import Mapping
 
-from dind_k3s.plan import Mistake, Plan, shown, words
+from dind_k3s.plan import Mistake, Plan, words
 from dind_k3s.root import RUN
 
 KUBELET_DROP_INS_SINCE = (1, 35)  # the flags that they replace are on their way out
@@ -21,13 +21,6 @@ def yaml(value: object) -> str:
     return f" {json.dumps(value)}"
 
 
-def names(env: Mapping[str, str]) -> list[str]:
-    """What the API server's certificate is for, besides the node's name and addresses."""
-    asked_for = [name.strip() for name in env.get("K3S_TLS_SAN", "").split(",")]
-    ours = ["localhost", "host.docker.internal", "docker", "k3s", "kubernetes", platform.node()]
-    return [*dict.fromkeys(filter(None, [*ours, *asked_for]))]
-
-
 def plan(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[int, int], profile: str) -> Plan:
     """k3s's arguments, our fragment of its configuration, and the kubelet's."""
     made = Plan()
@@ -36,15 +29,11 @@ def plan(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[int, i
         args = args[1:]
     if args[:1] == ["agent"]:
         raise Mistake("K3S_ARGS asks for an agent; this image runs a k3s server")
-    if ends := {"--help", "-h", "--version", "-v"} & set(args):
-        raise Mistake(f"{', '.join(sorted(ends))} in K3S_ARGS does not start k3s; leave it out")
-    if args and not args[0].startswith("-"):
-        raise Mistake(f"K3S_ARGS has the word {shown(args[0])} where a flag is expected")
     for arg in args:
         if re.match(r"--data-dir\b|-d\b", arg):
-            made.told.append(
-                f"warning: {shown(arg)} leads out of the volume at /app/k3s; the cluster's state may be lost"
-            )
+            made.told.append(f"warning: {arg} leads out of the volume at /app/k3s; the cluster's state may be lost")
+    names = ["localhost", "host.docker.internal", "docker", "k3s", "kubernetes", os.uname().nodename]
+    names += re.split(r"[,\s]+", env.get("K3S_TLS_SAN", ""))
     settings: dict[str, object] = {
         "docker": True,
         "data-dir": "/app/k3s",
@@ -52,11 +41,14 @@ def plan(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[int, i
         or "local-node",  # a host name would leave a dead node at each re-creation
         "write-kubeconfig": env.get("K3S_KUBECONFIG_OUTPUT") or "/app/k3s/k3s.yaml",
         "write-kubeconfig-mode": env.get("K3S_KUBECONFIG_MODE") or "0600",
-        "tls-san": names(env),
+        "tls-san": [*dict.fromkeys(name for name in names if name)],
         "flannel-backend": "host-gw",  # one node: no tunnel, no vxlan module
     }
-    if "dns" in facts:
-        settings["resolv-conf"] = f"{RUN}/resolv.conf"
+    # Chosen in ranges.py. Without cluster-dns: k3s takes the tenth address of service-cidr, the user's included.
+    settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
+    # Always said: k3s by itself takes none but global addresses, and asks a public server where there is no such one.
+    if not env.get("K3S_RESOLV_CONF"):
+        settings["resolv-conf"] = f"{RUN}/resolv.conf" if "dns" in facts else "/etc/resolv.conf"
     if profile == "ci":
         settings["disable"] = ["traefik", "servicelb", "metrics-server"]
     drop_in: dict[str, object] = {}
@@ -81,5 +73,5 @@ def plan(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[int, i
     )
     made.files[f"{RUN}/k3s.args"] = "".join(f"{arg}\0" for arg in args)
     if args:
-        made.told.append(f"k3s server {shown(shlex.join(args), 400)}")
+        made.told.append(f"k3s server {shlex.join(args)}")
     return made
