@@ -8,7 +8,9 @@
 # Named contexts, handed in by the bake file:
 #   base       a Debian image for every platform; pinned by digest outside of this file
 #   artifacts  <arch>/{docker.tgz,buildx,compose,k3s,kubectl,manifest.json,packages/*.deb}, all verified; <arch> is
-#              TARGETARCH. The folder of BUILDARCH is needed too: its python3 and openssl do the work for the target
+#              TARGETARCH. The folder of BUILDARCH is needed too: its python3 and openssl do the work for the target.
+#              For the target airgap also <arch>/airgap/{k3s-airgap-images-<arch>.tar.zst,manifest.json}
+#   image      for the target airgap: the image as it was built, in place of the stage of that name
 #
 # Every RUN runs on the build platform, without network. Nothing of a foreign platform is executed, so that arm64 comes
 # out of an amd64 machine that has no emulator. What maintainer scripts do at installation is done here by name.
@@ -265,3 +267,21 @@ EXPOSE 6443
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --retries=3 --start-period=300s --start-interval=2s CMD ["/usr/local/bin/healthcheck"]
 ENTRYPOINT ["/usr/local/sbin/dind-k3s-entrypoint"]
+
+# system-images: k3s's own archive of them for the target airgap, with the checksum that tells run-preload a new one from
+# an old one, and the manifest with both
+FROM tools AS system-images
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/airgap,target=/in \
+  --mount=type=bind,from=image,source=/usr,target=/image <<"EOF"
+install -D -m 0644 -t /parts/k3s-airgap-images/usr/share/dind-k3s/images /in/*.tar.zst
+cd /parts/k3s-airgap-images/usr/share/dind-k3s/images || exit
+sha256sum -- *.tar.zst >SHA256SUMS
+python3 -I -S /image/local/lib/dind-k3s record /in/manifest.json /parts /image/share/dind-k3s/manifest.json \
+  >/parts/k3s-airgap-images/usr/share/dind-k3s/manifest.json
+mv /parts/k3s-airgap-images /out
+EOF
+
+# airgap: the image, and one layer more
+FROM image AS airgap
+COPY --link --from=system-images /out/ /

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.rehearsal.standin import admission, config, engine, miniyaml, patch, podstatus, table, watch, websocket
+from pipeline.rehearsal.standin import (
+    admission,
+    config,
+    engine,
+    miniyaml,
+    patch,
+    podstatus,
+    resolver,
+    table,
+    watch,
+    websocket,
+)
 from pipeline.rehearsal.standin.containers import Container
 from pipeline.rehearsal.standin.failure import Failure
 from pipeline.rehearsal.standin.podstatus import View, Waiting
@@ -347,3 +358,16 @@ def test_frames_of_dockerd_may_come_in_any_pieces() -> None:
 
 def test_the_handshake_of_rfc_6455() -> None:
     assert websocket.accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+def test_pods_get_the_resolver_that_k3s_would_give_them(tmp_path: Path) -> None:
+    named, found = tmp_path / "named", tmp_path / "found"
+    named.write_text("nameserver 127.0.0.11\nsearch a b\noptions ndots:0\n")
+    assert resolver.read(named) == resolver.Resolver(servers=["127.0.0.11"], search=["a", "b"], options=["ndots:0"])
+    found.write_text("nameserver 10.0.0.2\n")
+    assert resolver.read(None, [found]).servers == ["10.0.0.2"]
+    for unreachable in ("127.0.0.11", "169.254.169.253", "none"):
+        found.write_text(f"nameserver 10.0.0.2\nnameserver {unreachable}\n")
+        assert resolver.read(None, [found]) == resolver.PUBLIC
+    with pytest.raises(Failure, match="--resolv-conf"):
+        resolver.read(tmp_path / "missing")

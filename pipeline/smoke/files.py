@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import elf
 from pipeline.layout import Layout
-from pipeline.lock import Lock
+from pipeline.lock import Artifact, Lock
 from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal.standin_build import MARKER
-from pipeline.smoke import contents
+from pipeline.smoke import contents, system_images
 from pipeline.smoke.contents import Content, Program
 from pipeline.smoke.record import Recorder
 
@@ -43,7 +44,7 @@ _BESIDE = (
 _ONE_FILE = ("buildx", "compose", "k3s", "kubectl")
 _MANIFEST = "usr/share/dind-k3s/manifest.json"
 # What lies below these is ours, and `dind-k3s verify` knows it from the manifest.
-_LISTED = ("usr/local/", "etc/supervisord.conf")
+_LISTED = ("usr/local/", "etc/supervisord.conf", f"{system_images.FOLDER}/")
 _VOLUMES = ("/app/k3s", "/var/lib/docker")
 
 
@@ -56,19 +57,31 @@ _PRIVILEGED = {
 
 
 def run(
-    platform: Platform, lock: Lock, layout: Layout, manifest: Digest, recorder: Recorder, *, rehearsed: bool
+    platform: Platform,
+    lock: Lock,
+    layout: Layout,
+    manifest: Digest,
+    recorder: Recorder,
+    *,
+    rehearsed: bool,
+    airgap: Artifact | None = None,
 ) -> None:
-    """All checks of the tier for one platform."""
+    """All checks of the tier for one platform. `airgap`: the archive of system images that must be in it, too."""
     blobs = {part.digest: part.path for part in layout}
     document = json.loads(blobs[manifest].read_bytes())
     config = json.loads(blobs[Digest(document["config"]["digest"])].read_bytes())
     wanted = {path: lock.versions[component] for component, paths in BINARIES.items() for path in paths}
     wanted |= dict.fromkeys(_BESIDE, "")
+    archive = f"{system_images.FOLDER}/{PurePosixPath(airgap.path).name}" if airgap else ""
     content: Content | None = None
     with recorder.check("read the layers") as told:
         layers = [Digest(layer["digest"]) for layer in document["layers"]]
         content = contents.read(
-            [(layer, blobs[layer]) for layer in layers], config["rootfs"]["diff_ids"], wanted, (_MANIFEST,), _LISTED
+            [(layer, blobs[layer]) for layer in layers],
+            config["rootfs"]["diff_ids"],
+            wanted,
+            (_MANIFEST, archive),
+            _LISTED,
         )
         packed = sum(layer["size"] for layer in document["layers"])
         told(
@@ -84,8 +97,11 @@ def run(
             told(_component(component, platform, lock, content, rehearsed=rehearsed))
     with recorder.check("containerd and runc") as told:
         told(", ".join(_beside(content)))
+    if airgap is not None:
+        with recorder.check("system images") as told:
+            told(_system_images(archive, airgap, content))
     with recorder.check("manifest.json") as told:
-        told(_manifest(platform, lock, content))
+        told(_manifest([*lock.artifacts, *([airgap] if airgap else [])], platform, content))
     with recorder.check("scripts") as told:
         told(_scripts(content))
     with recorder.check("set-uid and set-gid files") as told:
@@ -170,12 +186,23 @@ def _beside(content: Content) -> Iterator[str]:
         yield f"{posixpath.basename(path)} ({', '.join(filter(None, said))})"
 
 
-def _manifest(platform: Platform, lock: Lock, content: Content) -> str:
+def _system_images(archive: str, airgap: Artifact, content: Content) -> str:
+    """The locked archive, and images for the platform in it."""
+    entry = content.entries.get(archive)
+    if entry is None or entry.program is None:
+        raise AssertionError(f"/{archive} is missing")
+    found = entry.program.sha256
+    _need(found == airgap.digest.hex, f"/{archive} has sha256 {found}, the lock says {airgap.digest.hex}")
+    names = system_images.read(entry.program.text, airgap.platform)
+    return f"the locked bytes, {len(names)} images, all for {airgap.platform}: {', '.join(names)}"
+
+
+def _manifest(files: Sequence[Artifact], platform: Platform, content: Content) -> str:
     there = content.entries.get(_MANIFEST)
     entries: list[Mapping[str, Any]] = json.loads(there.program.text) if there and there.program else []
     _need(entries, f"/{_MANIFEST} is missing or empty")
     listed = {entry["component"]: entry for entry in entries}
-    for file in lock.artifacts:
+    for file in files:
         if file.platform == platform:
             entry = listed.get(file.component, {})
             _need(
@@ -183,17 +210,19 @@ def _manifest(platform: Platform, lock: Lock, content: Content) -> str:
                 f"/{_MANIFEST} says {entry.get('version')} {entry.get('sha256')} of {file.component}, "
                 f"the lock {file.version} {file.digest.hex}",
             )
-    files: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for name, entry in listed.items():
         missing = [key for key in ("version", "url", "licence", "files") if not entry.get(key)]
         _need(not missing, f"/{_MANIFEST} does not say the {', '.join(missing)} of {name}")
-        files |= entry["files"]
-    wrong = [path for path, digest in files.items() if (found := content.find(path)) is None or found.sha256 != digest]
+        digests |= entry["files"]
+    wrong = [
+        path for path, digest in digests.items() if (found := content.find(path)) is None or found.sha256 != digest
+    ]
     _need(not wrong, _some([f"{path} is not what /{_MANIFEST} says" for path in wrong]))
     ours = [f"/{path}" for path, entry in content.entries.items() if entry.sha256 and path.startswith(_LISTED)]
-    strange = [f"{path} is not in /{_MANIFEST}" for path in ours if path not in files]
+    strange = [f"{path} is not in /{_MANIFEST}" for path in ours if path not in digests]
     _need(not strange, _some(strange))
-    return f"{len(listed)} components as in the lock, {len(files)} files as in the image"
+    return f"{len(listed)} components as in the lock, {len(digests)} files as in the image"
 
 
 def _scripts(content: Content) -> str:

@@ -14,11 +14,13 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline import build, lock, versions
 from pipeline.platforms import Platform
+from pipeline.release import Variant
 from tests.image.box import Box, Image, box
 from tests.image.conftest import DIST
 
 pytestmark = pytest.mark.engine
 
+INSIDE = {"docker": {"runc": "1.2.3"}}
 SECRETS = {
     "token": "planted-token-4711",
     "proxy": "planted-proxy-pass",
@@ -194,7 +196,7 @@ def test_verify_tells_what_is_changed_missing_and_a_stranger(image: Image) -> No
     host = Platform.host()
     assert host is not None
     intent = versions.read(DIST / "versions.yaml")
-    made = build.manifest(intent, lock.read(DIST / "versions.lock.yaml", intent), host, {"docker": {"runc": "1.2.3"}})
+    made = build.manifest(intent, lock.read(DIST / "versions.lock.yaml", intent), host, Variant.IMAGE, INSIDE)
     files = {"/tmp/manifest.json": json.dumps(made), "/tmp/record": RECORD}
     with box(image, command=("sleep", "600"), files=files) as here:
         here.start()

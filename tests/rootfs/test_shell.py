@@ -36,7 +36,7 @@ class Box:
 
     def run(self, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run shell text after the library's parts were sourced."""
-        parts = "say volumes preflight cgroup leftovers sysctl iptables storage network"
+        parts = "say volumes preflight cgroup leftovers sysctl iptables storage network tls"
         text = f'set -euo pipefail\nfor part in {parts}; do source "{LIBRARY}/$part.sh"; done\n{script}\n'
         return subprocess.run(
             ["bash", "-c", text],
@@ -195,7 +195,8 @@ def test_dns_is_forwarded_only_where_the_resolver_is_loopback(box: Box, resolver
     done = box.run("step network read_network")
     assert done.returncode == 0, done.stderr
     assert box.facts["mtu"] == "1450"
-    assert (box.facts.get("dns") == "172.17.0.2") == forwarded
+    assert box.facts["address"] == "172.17.0.2"
+    assert (box.facts.get("dns") == "169.254.53.53") == forwarded
     assert (box.root / "run/dind-k3s/resolv.conf").exists() == forwarded
 
 

@@ -26,6 +26,7 @@ class Config:
 
     data_dir: Path
     kubelet_dir: Path
+    resolv_conf: Path | None  # what pods get; None: as k3s finds it
     etc_dir: Path  # /etc/rancher
     node_name: str
     node_ip: str | None
@@ -147,6 +148,7 @@ def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[st
     return Config(
         data_dir=Path(one("data-dir", "/var/lib/rancher/k3s")).absolute(),
         kubelet_dir=Path(kubelet.get("root-dir") or "/var/lib/kubelet").absolute(),
+        resolv_conf=Path(one("resolv-conf")) if one("resolv-conf") else None,
         etc_dir=etc_dir,
         node_name=node_name(one("node-name", socket.gethostname())),
         node_ip=node_ips[0] if node_ips else None,

@@ -27,6 +27,7 @@ ACTED_ON: dict[str, tuple[Kind, str | None]] = {
     "service-cidr": ("list", None),
     "cluster-cidr": ("list", None),
     "kubelet-arg": ("list", None),
+    "resolv-conf": ("text", "K3S_RESOLV_CONF"),
     "token": ("text", "K3S_TOKEN"),
     "token-file": ("text", "K3S_TOKEN_FILE"),
     "server": ("text", "K3S_URL"),
@@ -44,7 +45,7 @@ etcd-snapshot-retention etcd-snapshot-dir etcd-s3-endpoint etcd-s3-endpoint-ca e
 etcd-s3-session-token etcd-s3-bucket etcd-s3-bucket-lookup-type etcd-s3-region etcd-s3-folder etcd-s3-proxy
 etcd-s3-config-secret etcd-s3-retention etcd-s3-timeout default-local-storage-path
 image-credential-provider-bin-dir image-credential-provider-config pause-image snapshotter private-registry
-system-default-registry resolv-conf flannel-iface flannel-conf flannel-cni-conf vpn-auth vpn-auth-file lb-server-port
+system-default-registry flannel-iface flannel-conf flannel-cni-conf vpn-auth vpn-auth-file lb-server-port
 secrets-encryption-provider kine-tls
 """
 _LIST = """

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from . import certs, credentials, log, namespaces
+from . import certs, credentials, log, namespaces, resolver
 from .about import PLATFORM, VERSION
 from .admission import Admission
 from .api import Server
@@ -104,7 +104,14 @@ def _start_node(config: Config, server: Server, store: Store) -> None:
         log.warn(f"dockerd does not answer on {config.docker_socket}; the stand-in makes no pods without it and ends")
         _leave()
     node.register()
-    kubelet = Kubelet(store, engine, node_name=config.node_name, node_ip=address, kubelet_dir=config.kubelet_dir)
+    kubelet = Kubelet(
+        store,
+        engine,
+        node_name=config.node_name,
+        node_ip=address,
+        kubelet_dir=config.kubelet_dir,
+        resolver=resolver.read(config.resolv_conf),
+    )
     streams = Streams(engine)
     server.pod_handlers.update(log=Logs(engine), exec=streams.exec, attach=streams.attach)
     for name, work in (

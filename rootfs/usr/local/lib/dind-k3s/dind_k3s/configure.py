@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from dind_k3s import dockerd, forwarder, k3s, user_files, variables
+from dind_k3s import authorities, dockerd, forwarder, k3s, proxy, ranges, registries, user_files, variables
 from dind_k3s.manifest import MANIFEST, components
 from dind_k3s.plan import Mistake, Plan, asked, shown
 from dind_k3s.root import RUN, at, facts
@@ -47,6 +47,7 @@ def write(files: Mapping[str, str]) -> None:
             path.unlink(missing_ok=True)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o644 if name == authorities.BUNDLE else 0o600)
         # A variable need not be UTF-8, and its bytes are handed on as they are.
         path.write_bytes(text.encode(errors="surrogateescape"))
 
@@ -64,14 +65,35 @@ def check_k3s_files(env: Mapping[str, str]) -> list[str]:
     return mistakes
 
 
+def link(links: Mapping[str, str]) -> None:
+    """Make or renew links; a file in the place of one is the user's and stays."""
+    for name, target in links.items():
+        path = at(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            path.unlink()
+        if not path.exists():
+            path.symlink_to(at(target))
+
+
 def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     """Plan, then write; nothing is written when there is a mistake. Raises Mistake with all of them, OSError."""
     found = facts()
     profile = env.get("PROFILE") or "dev"
     plans: list[Plan] = []
     mistakes = variables.mistakes(env)
+    settings: dict[str, object] = {}
     try:
-        plans.append(dockerd.plan(env, extra, found, version_of("docker"), profile))
+        chosen, told = ranges.choose(env, with_k3s=not asked(env, "K3S_DISABLE") and not env.get("K3S_URL"))
+        plans.append(Plan(told=told))
+        found |= chosen
+        plans.append(authorities.plan())
+        made, settings = registries.plan()
+        plans.append(made)
+    except Mistake as mistake:
+        mistakes += mistake.sentences
+    try:
+        plans.append(dockerd.plan(env, extra, found, version_of("docker"), profile, settings))
     except Mistake as mistake:
         mistakes += mistake.sentences
     if not asked(env, "K3S_DISABLE"):
@@ -85,7 +107,12 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     files = {name: text for plan in plans for name, text in plan.files.items()}
     if "dns" in found:
         files[f"{RUN}/dnsmasq.conf"] = forwarder.config(found["dns"])
+    proxies = proxy.environment(env, found)
+    files[f"{RUN}/environment"] = "".join(f"{name}={value}\0" for name, value in proxies.items())
+    if proxies:
+        plans.append(Plan(told=[f"proxies for both daemons; NO_PROXY is {proxies['NO_PROXY']}"]))
     write(files)
+    link({name: target for plan in plans for name, target in plan.links.items()})
     user_config = at("/app/k3s/config.yaml")
     if not user_config.exists():
         write({"/app/k3s/config.yaml": USER_CONFIG})

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dind_k3s.redact import redacted
+
 
 class Mistake(Exception):
     """Something that the user has to change: a sentence for each thing, which names the variable or the file."""
@@ -20,11 +22,13 @@ class Plan:
     """Everything that gets written, and what is said about it."""
 
     files: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)  # a link never takes the place of a file of the user
     told: list[str] = field(default_factory=list)
 
 
 def shown(value: str, limit: int = 80) -> str:
-    """A value as part of a sentence: on one line, whatever is in it, and not longer than one reads."""
+    """A value as part of a sentence: on one line, whatever is in it, not longer than one reads, without passwords."""
+    value = redacted(value)  # before it is cut, and what tells a password with it
     if len(value) > limit:
         value = f"{value[:limit]}… ({len(value)} characters)"
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)
