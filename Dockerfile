@@ -277,8 +277,8 @@ RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/airgap,
 install -D -m 0644 -t /parts/k3s-airgap-images/usr/share/dind-k3s/images /in/*.tar.zst
 cd /parts/k3s-airgap-images/usr/share/dind-k3s/images || exit
 sha256sum -- *.tar.zst >SHA256SUMS
-python3 -I -S /image/local/lib/dind-k3s record /in/manifest.json /parts /image/share/dind-k3s/manifest.json \
-  >/parts/k3s-airgap-images/usr/share/dind-k3s/manifest.json
+python3 -I -S /image/local/lib/dind-k3s record /in/manifest.json /parts /image/share/dind-k3s/manifest.json >/manifest.json
+mv /manifest.json /parts/k3s-airgap-images/usr/share/dind-k3s/
 mv /parts/k3s-airgap-images /out
 EOF
 
