@@ -26,10 +26,12 @@ from pipeline import machine
 from pipeline.bench import processes
 from pipeline.bench.reach import Cluster, Dockerd, root
 from pipeline.errors import EngineError
+from pipeline.platforms import Platform
 from pipeline.rehearsal import clamp, pause
 
 LIMIT = 240.0  # seconds for any wait: a real k3s on a busy machine
 LOOK = 0.005  # seconds between two looks at a start
+IN_POD = "k8s_one_"  # how the containers of our pods begin: cri-dockerd's names, and the name in reach.py
 POD = pause.TAGS[0]  # the image of the pods: it sleeps, and as process 1 it ignores SIGTERM
 
 # Arguments that both sides give to dockerd and k3s, so that only what is around them differs.
@@ -221,8 +223,6 @@ def box(place: Place, kind: Kind, **environment: str) -> Iterator[Box]:
 
 def place(client: DockerClient, image: str, busybox: bytes, folder: Path) -> Place:
     """What boxes need. `folder` is one that the engine sees, too."""
-    from pipeline.platforms import Platform
-
     host = Platform.host()
     assert host is not None
     runtime = None
@@ -282,7 +282,9 @@ def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = T
             if first:
                 loading.join()
                 asked.run("first", POD)
-            at["pod"] = made.until("a pod to run", lambda: asked.pods() > 0)
+                at["pod"] = made.until("a pod to run", lambda: asked.pods() > 0)
+            else:  # what the API says of it is of its earlier life
+                at["pod"] = made.until("a pod to run again", lambda: made.dockerd.running(IN_POD) > 0)
         asked.close()
     if made.kind is Kind.OURS:
         for stage, flag in {"docker is told": "docker", **({"cluster is told": "k8s"} if cluster else {})}.items():

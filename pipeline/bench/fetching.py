@@ -64,7 +64,7 @@ def main(
 ) -> dict[str, Any]:
     """Measure, print the tables, compare with the committed report or renew it. Raises EngineError, Slower."""
     machine.ensure(["aria2c", "curl"], log)
-    with tempfile.TemporaryDirectory(prefix="dind-k3s-bench-", dir=_place()) as name:
+    with tempfile.TemporaryDirectory(prefix="dind-k3s-bench-", dir=disk()) as name:
         folder = Path(name)
         with log.step(f"{len(sizes)} files, {size(sum(sizes))}"):
             files = _make(folder / "origin", sizes)
@@ -79,7 +79,7 @@ def main(
     return document
 
 
-def _place() -> str:
+def disk() -> str:
     """Where both copies go: a disk, as the cache is on one, rather than a /tmp in memory."""
     return os.environ.get("TMPDIR") or "/var/tmp"
 
