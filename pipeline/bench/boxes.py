@@ -26,7 +26,6 @@ from pipeline import machine
 from pipeline.bench import processes
 from pipeline.bench.reach import Cluster, Dockerd, root
 from pipeline.errors import EngineError
-from pipeline.platforms import Platform
 from pipeline.rehearsal import clamp, pause
 
 LIMIT = 240.0  # seconds for any wait: a real k3s on a busy machine
@@ -221,16 +220,14 @@ def box(place: Place, kind: Kind, **environment: str) -> Iterator[Box]:
         made.remove()
 
 
-def place(client: DockerClient, image: str, busybox: bytes, folder: Path) -> Place:
-    """What boxes need. `folder` is one that the engine sees, too."""
-    host = Platform.host()
-    assert host is not None
+def place(client: DockerClient, image: str, pod: bytes, folder: Path) -> Place:
+    """What boxes need. `pod`: see Place; `folder` is one that the engine sees, too."""
     runtime = None
     if not machine.has_capability(machine.CAP_SYS_RESOURCE):
         runtime = folder / "runc-clamped"
         runtime.write_text(clamp.RUNTIME, encoding="ascii")
         runtime.chmod(0o755)
-    return Place(client=client, image=image, pod=pause.archive(busybox, host), runtime=runtime)
+    return Place(client=client, image=image, pod=pod, runtime=runtime)
 
 
 # The stages of a start, in their order. Seconds since the clock of `docker run` (or start, restart) began.

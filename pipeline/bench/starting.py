@@ -26,7 +26,7 @@ from pipeline.errors import IntentError
 from pipeline.lock import Lock
 from pipeline.log import size
 from pipeline.platforms import Platform
-from pipeline.rehearsal import overlay
+from pipeline.rehearsal import overlay, pause
 from pipeline.smoke import load
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _place(run: Run, image: release.Image, own: Lock, *, rootfs: bool) -> Iterat
     assert host is not None
     folder = Path(tempfile.mkdtemp(prefix="dind-k3s-bench-", dir=disk()))
     try:
-        busybox = _busybox(cached.require(run.cache, own.busybox(host).digest))
+        pod = pause.archive(_busybox(cached.require(run.cache, own.busybox(host).digest)), host)
         binaries = engine.unpack(own, run.cache)
         with daemon.run(binaries, folder / "engine", run.log, sandboxed=True, network=False) as client:
             with run.log.step("the image into a private engine"):
@@ -99,7 +99,7 @@ def _place(run: Run, image: release.Image, own: Lock, *, rootfs: bool) -> Iterat
                     k3s = own.versions["k3s"]
                     overlay.build(client, name, _OVERLAID, run.root, context, k3s=k3s, platform=host)
                     name = _OVERLAID
-            yield boxes.place(client, name, busybox, folder)
+            yield boxes.place(client, name, pod, folder)
     finally:
         shutil.rmtree(folder)
 
