@@ -96,6 +96,30 @@ def verify(session: nox.Session) -> None:
 
 
 @nox.session
+def scan(session: nox.Session) -> None:
+    """Refuse an image with a known vulnerability that has a fix (-- GRYPE-REPORT…)."""
+    _pipeline(session, "scan", *session.posargs)
+
+
+@nox.session
+def rollback(session: nox.Session) -> None:
+    """Point the moving tags back at an older release (-- RELEASE, -- RELEASE --dry-run)."""
+    _pipeline(session, "rollback", *session.posargs)
+
+
+@nox.session
+def retention(session: nox.Session) -> None:
+    """Tell which releases need not be kept (-- --newest N, -- --days D); removes them with -- --delete."""
+    _pipeline(session, "retention", *session.posargs)
+
+
+@nox.session
+def reproduce(session: nox.Session) -> None:
+    """Build a published image once more from its lock, cold, and name the first path that differs (-- IMAGE)."""
+    _pipeline(session, "reproduce", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Test the pipeline and the image's scripts; as root on Linux also against a real engine and registry."""
     session.install("--quiet", "--require-hashes", "-r", "requirements/tests.txt")

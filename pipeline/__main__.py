@@ -77,6 +77,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
     one = command("verify", "read the published image back without credentials and compare it")
     one.add_argument("reference", nargs="*", help="tags to read back (default: all that publish made)")
+    one = command("scan", "refuse an image with a known vulnerability that has a fix, by grype's reports")
+    one.add_argument("report", nargs="+", type=Path, help="output of grype -o json, one for each platform")
+    one.add_argument("--least", default="high", help="the least severity that stops a release (high)")
+    one = command("rollback", "point the moving tags back at an older release")
+    one.add_argument("release", metavar="RELEASE", help="a tag that never moves (k3s-…-r1), or sha256:…")
+    one.add_argument("--dry-run", action="store_true", help="only tell which tags would be moved")
+    one = command("retention", "tell which releases need not be kept; nothing is removed unless --delete")
+    one.add_argument("--newest", type=int, default=3, metavar="N", help="keep the newest N of each k3s line (3)")
+    one.add_argument("--days", type=int, default=90, metavar="D", help="keep what is younger than D days (90)")
+    one.add_argument("--delete", action="store_true", help="remove the others, with everything that only they reach")
+    one = command("reproduce", "build a published image once more from its lock, cold, and compare")
+    one.add_argument("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
     one = command("rehearse", "the whole release on this machine, reaching only package registries")
     one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
     one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
@@ -206,6 +218,15 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
             run.publish(dry_run=parsed.dry_run)
         case "verify":
             run.verify(parsed.reference)
+        case "scan":
+            run.scan(parsed.report, least=parsed.least)
+        case "rollback":
+            run.rollback(parsed.release, dry_run=parsed.dry_run)
+        case "retention":
+            _retention(run, parsed)
+        case "reproduce":
+            with ExitStack() as stack:
+                run.reproduce(parsed.reference, lambda: _engine(run, stack))
         case "rehearse":
             from pipeline.rehearsal import rehearse
 
@@ -231,6 +252,18 @@ def _bench(run: Run, parsed: argparse.Namespace) -> None:
             sizing.main(run, write=parsed.write, check=parsed.check)
         case other:
             raise AssertionError(other)
+
+
+def _retention(run: Run, parsed: argparse.Namespace) -> None:
+    from datetime import timedelta
+
+    from pipeline.retention import Rule
+
+    if parsed.newest < 1 or parsed.days < 0:
+        raise IntentError(
+            "--newest is 1 or more, --days is 0 or more", found=f"--newest {parsed.newest} --days {parsed.days}"
+        )
+    run.retention(Rule(newest=parsed.newest, younger=timedelta(days=parsed.days)), delete=parsed.delete)
 
 
 def _update(run: Run, parsed: argparse.Namespace) -> None:

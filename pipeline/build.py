@@ -55,21 +55,31 @@ def plan(intent: Intent, lock: Lock, *, root: Path, dist: Path, rehearsed: bool)
 
 
 def run(
-    intent: Intent, lock: Lock, *, root: Path, dist: Path, cache: Path, engine: Engine, log: Log, rehearsed: bool
+    intent: Intent,
+    lock: Lock,
+    *,
+    root: Path,
+    dist: Path,
+    cache: Path,
+    engine: Engine,
+    log: Log,
+    rehearsed: bool,
+    cold: bool = False,
 ) -> Image:
     """Build all platforms in one call of buildx, unless dist/ holds the image of exactly these inputs already.
 
-    `root`: the repository, buildx's build context. `cache`: what `fetch` filled. Raises BuildFailed with the failing
+    `root`: the repository, buildx's build context. `cache`: what `fetch` filled. `cold`: take nothing from the
+    builder's cache. Raises BuildFailed with the failing
     step and its last lines; DigestMismatch and IntentError when the cache is not complete.
     """
     text, said = plan(intent, lock, root=root, dist=dist, rehearsed=rehearsed)
-    inputs = _inputs(root, text)
+    inputs = inputs_of(root, text)
     if (known := _already_built(dist, inputs)) is not None:
         log.say(f"nothing to build: {known.digest} was built from exactly these inputs")
         return known
     context = prepare(intent, lock, dist=dist, cache=cache, log=log)
     write_text(dist / BAKE_FILE, text)
-    solve = _bake(root, dist, engine, log)
+    solve = _bake(root, dist, engine, log, cold=cold)
     layout, partial = dist / LAYOUT, dist / f"{LAYOUT}.partial"
     shutil.rmtree(layout, ignore_errors=True)
     partial.rename(layout)
@@ -103,13 +113,13 @@ def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) ->
     return context
 
 
-def _bake(root: Path, dist: Path, engine: Engine, log: Log) -> Solve:
+def _bake(root: Path, dist: Path, engine: Engine, log: Log, *, cold: bool) -> Solve:
     """Hand the file to buildx and tell each step as it ends. Raises BuildFailed."""
     solve = Solve()
     partial = dist / f"{LAYOUT}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     bake_file = PurePosixPath(os.path.relpath(dist / BAKE_FILE, root))
-    log.command(["docker", "buildx", "bake", "--file", str(bake_file), bake.TARGET])
+    log.command(["docker", "buildx", "bake", *(["--no-cache"] if cold else []), "--file", str(bake_file), bake.TARGET])
     # buildx resolves relative paths against its working directory, and python-on-whales has no parameter for that.
     before = Path.cwd()
     os.chdir(root)
@@ -118,6 +128,7 @@ def _bake(root: Path, dist: Path, engine: Engine, log: Log) -> Solve:
             bake.TARGET,
             files=str(bake_file),
             builder=engine.builder,
+            cache=not cold,
             progress="rawjson",  # type: ignore[arg-type]  # passed on as it is; the hint does not know it
             stream_logs=True,
             metadata_file=str(dist / "metadata.json"),
@@ -162,7 +173,7 @@ def _stage_files(artifacts: tuple[Artifact, ...], cache: Path, folder: Path) -> 
     write_json(folder / "manifest.json", manifest)
 
 
-def _inputs(root: Path, bake_text: str) -> Digest:
+def inputs_of(root: Path, bake_text: str) -> Digest:
     """The digest of everything that decides the image: the bake file (with the lock in it), Dockerfile, rootfs/."""
     state = hashlib.sha256(bake_text.encode())
     files = [root / "Dockerfile", root / ".dockerignore", *sorted((root / "rootfs").rglob("*"))]

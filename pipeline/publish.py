@@ -33,9 +33,14 @@ def fixed_prefix(lock: Lock) -> str:
 
 def moving(lock: Lock) -> tuple[str, ...]:
     """The tags that move to each new release, the most specific first."""
-    major, minor, _ = number(lock.versions["k3s"])
+    return moving_tags(lock.versions)
+
+
+def moving_tags(versions: Mapping[str, str]) -> tuple[str, ...]:
+    """The same, of any image's versions."""
+    major, minor, _ = number(versions["k3s"])
     line = f"v{major}.{minor}"
-    return (f"{line}-docker{number(lock.versions['docker'])[0]}", line, "latest")
+    return (f"{line}-docker{number(versions['docker'])[0]}", line, "latest")
 
 
 def run(
@@ -157,7 +162,7 @@ def _newer(there: Manifest, versions: Mapping[str, str]) -> str:
     try:
         said = json.loads(there.raw).get("annotations") or {}
         found = {component: said[f"{KEY}.{component}"] for component in ("k3s", "docker")}
-        if _age(found) > _age(versions):
+        if age(found) > age(versions):
             return f"newer, k3s {found['k3s']} with docker {found['docker']}"
     except (ValueError, KeyError):
         # Not one of our images, or too old to say: the tag is ours to move.
@@ -165,7 +170,7 @@ def _newer(there: Manifest, versions: Mapping[str, str]) -> str:
     return ""
 
 
-def _age(versions: Mapping[str, str]) -> tuple[Version, int, Version]:
+def age(versions: Mapping[str, str]) -> tuple[Version, int, Version]:
     """Orders releases: k3s, its revision (`+k3s2`), docker."""
     revision = re.search(r"\+k3s(\d+)", versions["k3s"])
     return number(versions["k3s"]), int(revision[1]) if revision else 0, number(versions["docker"])

@@ -148,6 +148,21 @@ class Registry:
         """Point a tag at a manifest or index that the repository holds: the same bytes under another name."""
         self._put_manifest(tag, raw, media_type)
 
+    def delete(self, digest: Digest) -> None:
+        """Remove a manifest or index, and every tag that points at it; nothing happens when it is gone already.
+
+        ghcr.io and Docker Hub do not offer this (distribution-spec, «Content Management», is optional).
+        """
+        answer = self._ask("DELETE", f"manifests/{digest}", expect=(202, 200, 404, 405), write=True)
+        if answer.status_code == 405:
+            raise RegistryError(
+                f"{self.name.registry} does not let manifests be deleted over its API",
+                expected="status 202",
+                found="status 405",
+                where=f"{self.name}@{digest}",
+                next_step="delete by hand what `nox -s retention` lists, or switch deletion on in that registry",
+            )
+
     def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
         """Bring the index and everything below it into the repository, without any tag.
 
@@ -290,7 +305,7 @@ class Registry:
         stream: bool = False,
     ) -> httpx.Response:
         """One request, answered with one of `expect`; a refused token is renewed once. Raises _Again, RegistryError."""
-        actions = "pull,push" if write else "pull"
+        actions = "pull,delete" if method == "DELETE" else "pull,push" if write else "pull"
         url = path if isinstance(path, httpx.URL) else self._base.join(path)
         # A second round only after the registry has asked who we are.
         for renew in (False, True):

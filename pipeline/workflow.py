@@ -7,6 +7,7 @@ own: a rehearsal and a release run the same code.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,7 +25,11 @@ from pipeline import (
     lock,
     mirrors,
     publish,
+    reproduce,
     resolve,
+    retention,
+    rollback,
+    scan,
     smoke,
     transport,
     update,
@@ -33,7 +38,7 @@ from pipeline import (
     versions,
 )
 from pipeline.engine import Engine
-from pipeline.errors import LockStale
+from pipeline.errors import IntentError, LockStale
 from pipeline.fetch import Fetched
 from pipeline.lock import Lock
 from pipeline.log import Log, size
@@ -232,6 +237,50 @@ class Run:
         with self.log.step("verify"):
             image = Image.read(self.dist)
             verify.run(image, self.lock, self.dist, references, self.client, self.log)
+
+    def scan(self, reports: Sequence[Path], *, least: str) -> None:
+        """Hold the scanner's reports against the list of allowed findings."""
+        with self.log.step("scan"):
+            scan.run(reports, self.root / scan.ALLOWED, self.log, least=least)
+
+    def rollback(self, target: str, *, dry_run: bool) -> None:
+        """Point the moving tags back at an older release, in every repository of versions.yaml."""
+        with self.log.step("rollback"):
+            rollback.run(self.intent.names, target, self.registry, self.log, dry_run=dry_run)
+
+    def retention(self, rule: retention.Rule, *, delete: bool) -> None:
+        """Tell which releases go and which stay, in every repository of versions.yaml; remove them when `delete`."""
+        with self.log.step("retention"):
+            for name in self.intent.names:
+                retention.run(self.registry(name), rule, self.log, delete=delete)
+
+    def reproduce(self, text: str, engine: Callable[[], Engine]) -> None:
+        """Build a published image once more, cold, and hold both together; nothing of it is kept when they agree."""
+        with self.log.step("reproduce"):
+            try:
+                name, tag, digest = ImageName.parse(text)
+            except ValueError as error:
+                raise IntentError(str(error), expected="registry/repository:tag or …@sha256:…") from None
+            registry = self.registry(name)
+            index = reproduce.published(registry, digest.text if digest else tag or "latest")
+            intent, locked = self.intent, self.lock
+            reproduce.require_same_lock(index, locked, self.root)
+            self.fetch(offline=False)
+            dist = self.dist / "reproduce"
+            shutil.rmtree(dist, ignore_errors=True)
+            image = build.run(
+                intent,
+                locked,
+                root=self.root,
+                dist=dist,
+                cache=self.cache,
+                engine=engine(),
+                log=self.log,
+                rehearsed=reproduce.is_rehearsed(index),
+                cold=True,
+            )
+            reproduce.run(index, image, dist, registry, self.log)
+            shutil.rmtree(dist)
 
     def summary(self) -> None:
         """The table that a release ends with."""

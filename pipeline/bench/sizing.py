@@ -55,7 +55,7 @@ _BASE = "base image"
 # What is in Debian's packages and nothing in here runs: what it is → paths. A second look decides, not this list.
 _UNUSED = {
     "perl beyond the base's, which git wants for `send-email`, `svn` and such": r"usr/(lib/[^/]+|share)/perl5?/",
-    "of that, C headers, which only a compiler wants": r"usr/lib/[^/]+/perl/.*\.h$",
+    "C headers among those of perl, which only a compiler wants": r"usr/lib/[^/]+/perl/.*\.h$",
     "git's servers and mail": r"usr/lib/git-core/git-(daemon|http-backend|imap-send|http-push|shell|instaweb)$",
 }
 _TWIN = 65_536  # bytes from which on a file is looked at for another one with the same content
@@ -362,7 +362,7 @@ def _could_go(one: Mapping[str, Any]) -> list[str]:
     packages = report.table(["package", "unpacked"], [[name, size(count)] for name, count in one["packages"]])
     symbols = sum(count for _, count in one["symbols"])
     lines = ["", "## What could go", ""]
-    for what, (unpacked, packed) in one["unused"].items():
+    for what, (unpacked, packed) in sorted(one["unused"].items(), key=lambda item: -item[1][0]):
         lines.append(f"- {what}: {size(unpacked)} unpacked, about {size(packed)} compressed.")
     if one["twins"]:
         names = "; ".join(" = ".join(f"`/{name}`" for name in entry[1:]) for entry in one["twins"][:3])

@@ -1,7 +1,7 @@
 """Importing this puts a small pkg_resources in the place of the real one, before supervisor imports that.
 
 supervisor 4.2 uses one thing of it, to resolve "module:name" (supervisor/options.py, import_spec). The real one is half
-of what it costs to start the supervisor, and 6 MB of memory as long as the container lives. supervisor 4.3 does without.
+of what it costs to start the supervisor, and 6 MB of memory as long as it runs. supervisor 4.3 does without.
 """
 
 from __future__ import annotations

@@ -1,0 +1,154 @@
+"""Stage `retention`: which releases a repository has to keep, and, when asked, the removal of the others.
+
+«Delete untagged» as registries offer it destroys images for several platforms: their parts have no tags of their own
+(actions/delete-package-versions#90). Here everything that a kept tag reaches is kept: index → manifests → attestations
+→ referrers (signatures, SBOMs), and only what is reached from releases that go, and from nothing that stays, goes.
+
+Kept: what a moving tag or any tag that is not ours points at; the newest releases of each k3s line; young ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pipeline.bake import KEY
+from pipeline.compat import number
+from pipeline.errors import RegistryError
+from pipeline.log import Log
+from pipeline.oci import INDEX, Digest
+from pipeline.publish import age
+from pipeline.registry import Manifest, Registry
+
+FIXED = re.compile(r"k3s-.+-docker-.+-r([1-9]\d*)(-[a-z]+)?")  # tags that never move, see publish.py
+_REFERRERS = re.compile(r"sha256-([0-9a-f]{64})(\.\w+)?")  # the tag schema of registries without a referrers API
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How much is kept."""
+
+    newest: int  # releases of each k3s line (v1.37)
+    younger: timedelta  # whatever their number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What happens to one repository."""
+
+    kept: Mapping[str, str]  # tag → why
+    tags: tuple[str, ...]  # that go, with everything that only they reach
+    digests: tuple[Digest, ...]  # to delete, in an order in which nothing that is left ever misses a part
+
+
+def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
+    """Decide, from what the registry says alone. Raises RegistryError."""
+    tags = {tag: found for tag in registry.tags() if (found := registry.manifest(tag)) is not None}
+    releases = {tag: found for tag, found in tags.items() if FIXED.fullmatch(tag)}
+    attached: dict[Digest, list[Manifest]] = {}  # what it is about → signatures, SBOMs
+    others: list[str] = []
+    for tag, found in tags.items():
+        if about := _REFERRERS.fullmatch(tag):
+            attached.setdefault(Digest(f"sha256:{about[1]}"), []).append(found)
+        elif tag not in releases:
+            others.append(tag)
+    kept = dict.fromkeys(others, "it moves, or is not one of ours")
+    elsewhere = {tags[tag].digest: tag for tag in kept}
+    for tag, found in releases.items():
+        if found.digest in elsewhere:
+            kept[tag] = f"{elsewhere[found.digest]} points at it"
+    kept |= _by_rule(releases, rule, now)
+    reached = {digest for tag in kept for digest in _closure(registry, tags[tag], attached)}
+    going = sorted(releases.keys() - kept.keys())
+    doomed: dict[Digest, None] = {}
+    for tag in going:
+        # An index before its parts, and what is attached to something before that: whatever can be pulled is whole.
+        for digest in _closure(registry, releases[tag], attached):
+            if digest not in reached:
+                doomed.setdefault(digest)
+    return Plan(kept=kept, tags=tuple(going), digests=tuple(doomed))
+
+
+def run(registry: Registry, rule: Rule, log: Log, *, delete: bool) -> Plan:
+    """Tell what goes and what stays, and why; remove it when `delete`. Raises RegistryError."""
+    decided = plan(registry, rule, datetime.now(UTC))
+    for tag, why in sorted(decided.kept.items()):
+        log.say(f"{registry.name}:{tag} stays: {why}")
+    for tag in decided.tags:
+        log.say(f"{registry.name}:{tag} {'goes' if delete else 'would go'}")
+    if delete:
+        for digest in decided.digests:
+            registry.delete(digest)
+    count = f"{len(decided.digests)} manifests of {len(decided.tags)} releases"
+    log.say(f"{registry.name}: {count} {'are gone' if delete else 'would go; for real: -- --delete'}")
+    return decided
+
+
+def _by_rule(releases: Mapping[str, Manifest], rule: Rule, now: datetime) -> dict[str, str]:
+    lines: dict[str, list[str]] = {}
+    kept: dict[str, str] = {}
+    for tag, found in releases.items():
+        said = _said(found)
+        if not said:
+            kept[tag] = "it does not say what it is made of"
+            continue
+        major, minor, _ = number(said["k3s"])
+        lines.setdefault(f"v{major}.{minor}{_parts(tag)[1]}", []).append(tag)
+        if now - said["created"] < rule.younger:
+            kept[tag] = f"it is younger than {rule.younger.days} days"
+    for line, tags in lines.items():
+        newest = sorted(tags, key=lambda tag: (age(_said(releases[tag])), _parts(tag)[0]), reverse=True)
+        kept |= dict.fromkeys(newest[: rule.newest], f"one of the newest {rule.newest} of {line}")
+    return kept
+
+
+def _parts(tag: str) -> tuple[int, str]:
+    """The number of a tag that never moves, and its variant: r2-airgap → 2, -airgap."""
+    found = FIXED.fullmatch(tag)
+    return (int(found[1]), found[2] or "") if found else (0, "")
+
+
+def _said(manifest: Manifest) -> dict[str, Any]:
+    """k3s, docker and the time of creation, as the image says itself; empty when one is missing."""
+    said = json.loads(manifest.raw).get("annotations") or {}
+    try:
+        created = datetime.fromisoformat(said["org.opencontainers.image.created"])
+        return {"k3s": said[f"{KEY}.k3s"], "docker": said[f"{KEY}.docker"], "created": created}
+    except (KeyError, ValueError):
+        return {}
+
+
+def _closure(registry: Registry, top: Manifest, attached: Mapping[Digest, list[Manifest]]) -> list[Digest]:
+    """The digests that `top` reaches, in the order of their removal; blobs are the registry's own to clean up."""
+    found: dict[Digest, None] = {}
+
+    def visit(manifest: Manifest) -> None:
+        if manifest.digest in found:
+            return
+        for other in attached.get(manifest.digest, ()):
+            visit(other)
+        found[manifest.digest] = None
+        if manifest.media_type == INDEX:
+            for child in _children(registry, manifest):
+                visit(child)
+
+    visit(top)
+    return list(found)
+
+
+def _children(registry: Registry, index: Manifest) -> Iterable[Manifest]:
+    for entry in json.loads(index.raw).get("manifests", ()):
+        child = registry.manifest(entry["digest"])
+        if child is None:
+            raise RegistryError(
+                "an index lacks one of its manifests, so nothing is removed",
+                expected=entry["digest"],
+                found="none",
+                where=f"{registry.name}@{index.digest}",
+                next_step="nox -s verify tells which release is broken; nox -s publish sends what is missing",
+            )
+        yield child
