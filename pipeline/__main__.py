@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
     one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json, .md and .svg")
     one.add_argument("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
+    one.add_argument("--dist", type=Path, default=argparse.SUPPRESS, help="as before the command: where the image is")
     one.add_argument("--rootfs", action="store_true", help="start: with this checkout's rootfs/ over a rehearsed image")
     command("plan", "print the bake file that `build` hands to buildx")
     one = command("build", "fetch what is missing, then build all platforms into dist/image/")

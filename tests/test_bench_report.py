@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.__main__ import parser
 from pipeline.bench import plot, report
 from pipeline.errors import Slower
 from pipeline.log import Log
@@ -78,3 +79,12 @@ def test_bars_lie_end_to_end_on_one_scale_with_a_limit() -> None:
     assert second[2] == third[2] != first[2]
     assert [bar[0].text for bar in bars] == ["one: 30.0 MB", "two: 10.0 MB", "two: 20.0 MB"]
     assert "a & b" in {text.text for text in drawn.iter(f"{space}text")}
+
+
+def test_the_image_of_a_rehearsal_is_named_behind_the_command_too() -> None:
+    for words in (["--dist", "x", "bench", "size"], ["bench", "size", "--dist", "x"]):
+        assert parser().parse_args(words).dist == Path("x")
+    assert parser().parse_args(["bench", "size"]).dist.name == "dist"
+    assert report.command("start", {"stand-in": True, "overlaid": True}) == (
+        "nox -s bench -- start --write --dist dist/rehearsal --rootfs"
+    )

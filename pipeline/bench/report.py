@@ -65,6 +65,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
     return ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "|".join(line) + "|" for line in lines]
 
 
+def command(what: str, document: Mapping[str, Any]) -> str:
+    """What writes that report."""
+    more = " --dist dist/rehearsal" if document["stand-in"] else ""
+    return f"nox -s bench -- {what} --write{more}{' --rootfs' if document.get('overlaid') else ''}"
+
+
 def machine_lines(document: Mapping[str, Any]) -> list[str]:
     """The machine and the versions, a line each."""
     one, versions = document["machine"], document["versions"]

@@ -294,7 +294,7 @@ def render(document: Mapping[str, Any]) -> str:
     lines = [
         "# Benchmark: size",
         "",
-        "Written by `nox -s bench -- size --write`; every figure: [size.json](size.json).",
+        f"Written by `{report.command('size', document)}`; every figure: [size.json](size.json).",
         "",
         f"The limit for each platform is {FACTOR:.2f} × what docker, k3s, kubectl, buildx and compose publish "
         f"+ {size(ALLOWANCE)}, compressed.",

@@ -224,7 +224,7 @@ def render(document: Mapping[str, Any]) -> str:
     lines = [
         "# Benchmark: start",
         "",
-        "Written by `nox -s bench -- start --write`; every figure: [start.json](start.json).",
+        f"Written by `{report.command('start', document)}`; every figure: [start.json](start.json).",
         "",
         f"The image {document['image']} on a private engine, {document['rounds']} rounds after one that warms up; in "
         "each the image, and by hand: the same image with another entrypoint, a script that starts dockerd, waits for "
