@@ -248,6 +248,9 @@ STAGES = {
 }
 
 
+CPU = "processor"  # beside the stages: seconds that the first process and its children had used when dockerd came
+
+
 def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = True) -> dict[str, float]:
     """Look at a start until it is through: stage → seconds since `made.began`. Raises EngineError.
 
@@ -256,6 +259,7 @@ def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = T
     """
     at = {"first process": processes.began(made.pid)}
     at["dockerd exec"] = _seen(made, "dockerd to be started", _is_dockerd)
+    used = processes.cpu(made.pid)
     at["dockerd answers"] = made.until("dockerd to answer", made.dockerd.answers, every=LOOK)
     loading = threading.Thread(target=made.dockerd.load, args=(made.place.pod,), daemon=True)
     if cluster:
@@ -289,7 +293,7 @@ def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = T
             made.until(f"{flag} to be told", file.exists)
             at[stage] = file.stat().st_mtime
         at |= {stage: when for stage, (when, _) in own_stages(made).items()}
-    return {stage: at[stage] - made.began for stage in STAGES if stage in at}
+    return {**{stage: at[stage] - made.began for stage in STAGES if stage in at}, CPU: used}
 
 
 def _seen(made: Box, what: str, is_it: Callable[[processes.Process], bool]) -> float:
@@ -339,11 +343,11 @@ def steps(lines: list[tuple[float, str]]) -> list[tuple[float, float, str, str]]
     return found
 
 
-def step_seconds(lines: list[tuple[float, str]]) -> dict[str, float]:
-    """Step → the seconds between the line before and its own; lines of one step are added."""
+def step_seconds(lines: list[tuple[float, str]]) -> list[tuple[str, float]]:
+    """Each step with the seconds between the line before and its own; lines of one step are added."""
     found: dict[str, float] = {}
     before = 0.0
     for _, at, step, _ in steps(lines):
         found[step] = found.get(step, 0.0) + at - before
         before = at
-    return found
+    return [*found.items()]

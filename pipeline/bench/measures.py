@@ -218,6 +218,6 @@ def _rounded(value: object) -> object:
             return round(value, 3)
         case dict():
             return {name: _rounded(inner) for name, inner in value.items()}
-        case list():
+        case list() | tuple():
             return [_rounded(inner) for inner in value]
     return value
