@@ -7,6 +7,7 @@ What is measured: measures.py. What is compared: boxes.py.
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import statistics
 import subprocess
@@ -65,6 +66,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool, rootfs: bool) -> dict
         raise IntentError(
             "--rootfs puts a stand-in k3s over the image, and this one is for use", next_step="--dist dist/rehearsal"
         )
+    before = os.getloadavg()[0]
     with _place(run, image, own, rootfs=rootfs) as place:
         found = {
             "rounds": measures.rounds(place, runs, run.log),
@@ -72,6 +74,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool, rootfs: bool) -> dict
             "scale": measures.scale(place, COUNTS, run.log),
         }
     document = describe(measures.rounded(found), runs, image, own, rootfs=rootfs)
+    document["machine"]["load"] = [round(before, 1), round(os.getloadavg()[0], 1)]
     files = {"md": render(document), "svg": draw(document)}
     report.finish("start", document, files, run.root, run.log, write=write, check_=check)
     return document
@@ -137,6 +140,7 @@ def targets(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     lost = [*rounds["lost"], *(entry["lost"] for entry in found["scale"]["pods"])]
     return [
         report.target("own work, our first line → dockerd exec", [_own_work(one) for one in ours], OWN_WORK, unit="s"),
+        report.target("processor time of our own work", [one[boxes.CPU] for one in ours], OWN_WORK, unit="s"),
         report.target(
             "docker run → cluster ready, beside by hand", [a["cluster"] / b["cluster"] for a, b in pairs], BESIDE
         ),
@@ -279,6 +283,14 @@ def _remarks(document: Mapping[str, Any]) -> list[str]:
             "more. So the ratios of a whole start are those of the hardest case: our seconds are all there, and what "
             "they are divided by is missing. Memory and CPU of k3s and pods are the stand-in's, too.",
         ]
+    before, after = document["machine"].get("load", (0, 0))
+    if before > 1:
+        said += [
+            "",
+            f"**The machine was busy with other work** (load average {before:g} before, {after:g} after, on "
+            f"{document['machine']['cores']} cores): seconds are several times what a quiet machine needs, and their "
+            "limits are not to be judged by this run. Ratios and processor time are closer to the truth.",
+        ]
     if document["overlaid"]:
         said += ["", "The image is the rehearsed one with the rootfs/ of the checkout over it (`--rootfs`)."]
     if document["clamped"]:
@@ -297,11 +309,11 @@ def _cell(starts: Sequence[Mapping[str, float]], stage: str) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
-def steps(rounds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+def steps(rounds: Sequence[Sequence[Sequence[Any]]]) -> dict[str, list[float]]:
     """Step → its seconds in each round, in the order of the steps; one that a round did not have took nothing."""
-    return {
-        step: [one.get(step, 0.0) for one in rounds] for step in dict.fromkeys(key for one in rounds for key in one)
-    }
+    tables = [{str(step): float(seconds) for step, seconds in one} for one in rounds]
+    order = dict.fromkeys(step for one in tables for step in one)
+    return {step: [one.get(step, 0.0) for one in tables] for step in order}
 
 
 def _dominates(document: Mapping[str, Any]) -> list[str]:
