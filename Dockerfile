@@ -8,7 +8,9 @@
 # Named contexts, handed in by the bake file:
 #   base       a Debian image for every platform; pinned by digest outside of this file
 #   artifacts  <arch>/{docker.tgz,buildx,compose,k3s,kubectl,manifest.json,packages/*.deb}, all verified; <arch> is
-#              TARGETARCH. The folder of BUILDARCH is needed too: its python3 and openssl do the work for the target
+#              TARGETARCH. The folder of BUILDARCH is needed too: its python3 and openssl do the work for the target.
+#              For the target airgap also <arch>/airgap/{k3s-airgap-images-<arch>.tar.zst,manifest.json}
+#   image      for the target airgap: the image as it was built, in place of the stage of that name
 #
 # Every RUN runs on the build platform, without network. Nothing of a foreign platform is executed, so that arm64 comes
 # out of an amd64 machine that has no emulator. What maintainer scripts do at installation is done here by name.
@@ -226,7 +228,7 @@ find /out -type d -exec chmod 0755 {} +
 find /out -type f -exec chmod 0644 {} +
 chmod 0755 /out/usr/local/bin/* /out/usr/local/sbin/* /out/usr/local/lib/dind-k3s/run-*
 PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /out /out/usr/local/lib/dind-k3s
-mkdir -p /out/app/{images,k3s,logs} /out/etc/rancher /out/var/lib/{docker,kubelet}
+mkdir -p /out/app/{images,k3s,logs,manifests} /out/etc/rancher /out/var/lib/{docker,kubelet}
 # k3s writes the node's password there whatever its data-dir is; without it a re-created node is refused as a stranger.
 ln -s /app/k3s/.dind-k3s/node /out/etc/rancher/node
 EOF
@@ -236,6 +238,17 @@ FROM worker AS manifest
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/manifest.json,target=/in/manifest.json \
   install -D -m 0644 /in/manifest.json /out/usr/share/dind-k3s/manifest.json
+
+# system-images: k3s's own archive of them for the target airgap, with the checksum that tells run-preload a new one from
+# an old one, and the manifest with it
+FROM worker AS system-images
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/airgap,target=/in <<"EOF"
+install -D -m 0644 -t /out/usr/share/dind-k3s/images /in/*.tar.zst
+cd /out/usr/share/dind-k3s/images || exit
+sha256sum -- *.tar.zst >SHA256SUMS
+install -m 0644 /in/manifest.json /out/usr/share/dind-k3s/manifest.json
+EOF
 
 # image: one layer for each component, those that change least first, so that a new kubectl ships kubectl alone
 FROM base AS image
@@ -257,3 +270,7 @@ EXPOSE 6443
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --retries=3 --start-period=300s --start-interval=2s CMD ["/usr/local/bin/healthcheck"]
 ENTRYPOINT ["/usr/local/sbin/dind-k3s-entrypoint"]
+
+# airgap: the image, and one layer more
+FROM image AS airgap
+COPY --link --from=system-images /out/ /

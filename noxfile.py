@@ -55,7 +55,7 @@ def fetch(session: nox.Session) -> None:
 
 @nox.session
 def mirrors(session: nox.Session) -> None:
-    """Measure latency, speed and completeness of each origin and mirror."""
+    """Measure latency, speed and completeness of each origin, mirror and witness, and of the base image's registry."""
     _pipeline(session, "mirrors", *session.posargs)
 
 
@@ -84,14 +84,26 @@ def smoke(session: nox.Session) -> None:
 
 
 @nox.session
+def sbom(session: nox.Session) -> None:
+    """Tell what is in the built image: dist/sbom/<arch>.{spdx,cdx}.json."""
+    _pipeline(session, "sbom", *session.posargs)
+
+
+@nox.session
 def publish(session: nox.Session) -> None:
     """Push the smoked digest, then tag it (-- --dry-run)."""
     _pipeline(session, "publish", *session.posargs)
 
 
 @nox.session
+def sign(session: nox.Session) -> None:
+    """Sign index and manifests and attest the SBOMs as this workflow (-- --key FILE: with a key)."""
+    _pipeline(session, "sign", *session.posargs)
+
+
+@nox.session
 def verify(session: nox.Session) -> None:
-    """Read the published image back without credentials and compare it with what was built."""
+    """Read back what was published, without credentials; -- IMAGE: check any published image and its signatures."""
     _pipeline(session, "verify", *session.posargs)
 
 

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("vendor", "write a folder that is a mirror of every file of the lock, for sites without internet")
     one.add_argument("folder", type=Path, metavar="FOLDER")
     one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
-    command("mirrors", "measure latency, speed and completeness of each origin and mirror")
+    command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
     one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
     one.add_argument("what", choices=("fetch", "start", "size"), help="what to measure")
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
@@ -74,10 +74,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--guest", default="default", help="which virtual engine: default, cgroup-v1 … (docs/smoke.md)")
     one.add_argument("--engine", action="append", default=[], metavar="URL", help="a docker host of another platform")
     one.add_argument("--keep", action="store_true", help="leave what was booted running, and say how to reach it")
+    command("sbom", "write dist/sbom/: what is in the built image, as SPDX and CycloneDX for each platform")
     one = command("publish", "push the smoked digest by digest, then tag it")
     one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
-    one = command("verify", "read the published image back without credentials and compare it")
-    one.add_argument("reference", nargs="*", help="tags to read back (default: all that publish made)")
     one = command("scan", "refuse an image with a known vulnerability that has a fix, by grype's reports")
     one.add_argument("report", nargs="+", type=Path, help="output of grype -o json, one for each platform")
     one.add_argument("--least", default="high", help="the least severity that stops a release (high)")
@@ -90,13 +89,22 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--delete", action="store_true", help="remove the others, with everything that only they reach")
     one = command("reproduce", "build a published image once more from its lock, cold, and compare")
     one.add_argument("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
+    one = command("sign", "sign the published index and manifests, attest the SBOMs")
+    one.add_argument("--key", type=Path, metavar="FILE", help="a private key (default: this workflow's identity)")
+    one = command("verify", "read the published image back without credentials and check it")
+    one.add_argument(
+        "image", nargs="*", help="any published image: its bytes, signatures and SBOMs (default: what publish made)"
+    )
+    one.add_argument("--key", type=Path, metavar="FILE", help="signed with the key that belongs to this public one")
+    one.add_argument("--identity", help="signed by this identity; * stands for anything (default: our release.yml)")
+    one.add_argument("--issuer", help="who vouches for that identity (default: GitHub Actions)")
     one = command("rehearse", "the whole release on this machine, reaching only package registries")
     one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
     one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
     one.add_argument("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
     one.add_argument("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
     one.add_argument("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
-    one = command("platforms", "list the platforms")
+    one = command("platforms", "list the platforms of versions.yaml")
     one.add_argument("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
     command("errors", "list the exit codes")
     return top
@@ -109,23 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A killed nox must not leave a rehearsal behind: the kernel tells us when our parent is gone.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, _terminate)
-    if parsed.command in {"platforms", "errors"}:
-        return _print(parsed)
+    if parsed.command == "errors":
+        return _errors()
+    if parsed.command == "platforms":
+        return _platforms(parsed)
     from pipeline.log import Log
 
     log = Log()
     try:
         return _run(parsed, log)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("pipeline"):
-            raise
-        print(
-            f"error: this Python lacks {error.name}\n"
-            "  next step: run it through nox (nox -s rehearse), or: pip install --require-hashes -r "
-            "requirements/pipeline.txt",
-            file=sys.stderr,
-        )
-        return errors.EngineError.exit_code
+        return _lacks(error)
     except PipelineError as error:
         return _tell(error, log)
     except OSError as error:
@@ -142,6 +144,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.console.print("interrupted; nothing is left running", markup=False)
         return 130
+
+
+def _lacks(error: ModuleNotFoundError) -> int:
+    """Say which package this Python lacks; returns the exit code. A module of ours that is missing is a bug."""
+    if (error.name or "").startswith("pipeline"):
+        raise error
+    print(
+        f"error: this Python lacks {error.name}\n"
+        "  next step: run it through nox (nox -s rehearse), or: pip install --require-hashes -r "
+        "requirements/pipeline.txt",
+        file=sys.stderr,
+    )
+    return errors.EngineError.exit_code
 
 
 def _tell(error: PipelineError, log: Log) -> int:
@@ -171,11 +186,22 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _print(parsed: argparse.Namespace) -> int:
-    if parsed.command == "platforms":
-        names = [platform.value for platform in Platform]
-        print(json.dumps(names) if parsed.json else "\n".join(names))
-        return 0
+def _platforms(parsed: argparse.Namespace) -> int:
+    """The platforms of versions.yaml. The workflows' matrix asks before there is more than requirements/nox.txt."""
+    try:
+        from pipeline import versions
+
+        names = [platform.value for platform in versions.read(parsed.versions).platforms]
+    except ModuleNotFoundError as error:
+        return _lacks(error)
+    except PipelineError as error:
+        print(f"error: {error}\n  exit code: {error.exit_code} ({error.kind})", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(names) if parsed.json else "\n".join(names))
+    return 0
+
+
+def _errors() -> int:
     for kind in sorted(PipelineError.__subclasses__(), key=lambda kind: kind.exit_code):
         print(f"{kind.exit_code:>3}  {kind.kind}: {(kind.__doc__ or '').strip()}")
     return 0
@@ -193,6 +219,13 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         cache=(parsed.cache or cache.folder()).resolve(),
         log=log,
     )
+    try:
+        return _dispatch(run, parsed)
+    finally:
+        run.client.close()
+
+
+def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
     match parsed.command:
         case "resolve":
             changed = run.resolve(check=parsed.check)
@@ -215,10 +248,10 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
                 run.build(_engine(run, stack))
         case "smoke":
             _smoke(run, parsed)
+        case "sbom":
+            run.sbom()
         case "publish":
             run.publish(dry_run=parsed.dry_run)
-        case "verify":
-            run.verify(parsed.reference)
         case "scan":
             run.scan(parsed.report, least=parsed.least)
         case "rollback":
@@ -228,6 +261,14 @@ def _run(parsed: argparse.Namespace, log: Log) -> int:
         case "reproduce":
             with ExitStack() as stack:
                 run.reproduce(parsed.reference, lambda: _engine(run, stack))
+        case "verify":
+            if parsed.image:
+                trust = run.trust(key=parsed.key, identity=parsed.identity, issuer=parsed.issuer)
+                run.verify_published(parsed.image, trust)
+            else:
+                run.verify(())
+        case "sign":
+            run.sign(parsed.key)
         case "rehearse":
             from pipeline.rehearsal import rehearse
 

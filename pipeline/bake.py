@@ -14,14 +14,18 @@ from pipeline.lock import Lock
 from pipeline.log import redact
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
+from pipeline.release import Variant
 from pipeline.versions import COMPONENTS, Intent
 
-TARGET = "image"
 KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
 REHEARSAL = f"{KEY}.rehearsal"
+VARIANT = f"{KEY}.variant"
+BELOW = "DIND_K3S_BELOW"  # the bake file's variable: digest of the image that a variant is built on
 
 
-def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, rehearsed: bool) -> dict[str, str]:
+def describe(
+    intent: Intent, lock: Lock, variant: Variant, *, lock_digest: Digest, created: str, rehearsed: bool
+) -> dict[str, str]:
     """What the image says of itself: as labels in each config, as annotations on the index and each manifest.
 
     `created` is RFC 3339. Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
@@ -38,42 +42,63 @@ def describe(intent: Intent, lock: Lock, *, lock_digest: Digest, created: str, r
         f"{KEY}.lock": lock_digest.text,
         **{f"{KEY}.{component}": lock.versions[component] for component in COMPONENTS},
     }
+    if variant is not Variant.IMAGE:
+        said[VARIANT] = variant.value
     if rehearsed:
         said[REHEARSAL] = "made of stand-ins on one machine; not for use"
     return {key: redact(value) for key, value in said.items()}
 
 
+def variant_of(said: Mapping[str, str]) -> Variant:
+    """Which one an image is, from what it says of itself."""
+    return Variant(said.get(VARIANT, Variant.IMAGE))
+
+
 def render(
     *,
     platforms: tuple[Platform, ...],
-    said: Mapping[str, str],
+    said: Mapping[Variant, Mapping[str, str]],
     base: Digest,
     context: PurePosixPath,
-    output: PurePosixPath,
+    outputs: Mapping[Variant, PurePosixPath],
     epoch: int,
 ) -> str:
-    """The text of docker-bake.json.
+    """The text of docker-bake.json: a target for each variant, to be built one after the other.
+
+    A variant's is built on the image that was exported before it, whose digest is the bake file's variable, and
+    that takes the place of the Dockerfile's stage `image`. Built together with it, every layer would be rewritten a
+    second time (see below), which takes as long as all the rest; so none is, and they are the same by construction.
 
     `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
-    `context`/artifacts holds the verified files, one folder per architecture. `output`: folder that the image is
-    exported to, as an OCI layout. `epoch`: seconds since 1970 that every file and record is dated.
+    `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
+    are exported to, as OCI layouts. `epoch`: seconds since 1970 that every file and record is dated.
 
     - `rewrite-timestamp` and SOURCE_DATE_EPOCH make the layers repeatable (BuildKit docs/build-repro.md).
     - `oci-mediatypes` is said because its default changed with BuildKit 0.32.
     - The provenance attestation holds times and ids, so the index digest differs from build to build; the digests of
       the platforms' manifests do not (docker-library/official-images#16044).
     """
-    target = {
-        "context": ".",
-        "dockerfile": "Dockerfile",
-        "target": TARGET,
-        "platforms": [platform.value for platform in platforms],
-        "contexts": {"base": f"oci-layout://{context}/base@{base}", "artifacts": f"{context}/artifacts"},
-        "args": {"SOURCE_DATE_EPOCH": str(epoch)},
-        "labels": dict(sorted(said.items())),
-        "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said.items())],
-        "attest": ["type=provenance,mode=max"],
-        "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true,rewrite-timestamp=true"],
-        "network": "none",
+    targets = {
+        variant.value: {
+            "context": ".",
+            "dockerfile": "Dockerfile",
+            "target": variant.value,
+            "platforms": [platform.value for platform in platforms],
+            "contexts": {
+                "base": f"oci-layout://{context}/base@{base}",
+                "artifacts": f"{context}/artifacts",
+                **(
+                    {} if variant is Variant.IMAGE else {"image": f"oci-layout://{outputs[Variant.IMAGE]}@${{{BELOW}}}"}
+                ),
+            },
+            "args": {"SOURCE_DATE_EPOCH": str(epoch)},
+            "labels": dict(sorted(said[variant].items())),
+            "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said[variant].items())],
+            "attest": ["type=provenance,mode=max"],
+            "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true,rewrite-timestamp=true"],
+            "network": "none",
+        }
+        for variant, output in outputs.items()
     }
-    return json.dumps({"target": {TARGET: target}}, indent=2, sort_keys=True) + "\n"
+    variables = {"variable": {BELOW: {"default": ""}}} if len(targets) > 1 else {}
+    return json.dumps({"target": targets, **variables}, indent=2, sort_keys=True) + "\n"

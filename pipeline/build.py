@@ -1,7 +1,8 @@
-"""Stage `build`: the locked files and rootfs/ become one image index for all platforms.
+"""Stage `build`: the locked files and rootfs/ become one image index for all platforms, and one for each variant.
 
 The result is an OCI layout in dist/image/: those very bytes are smoked, pushed and verified. Nothing is downloaded
-here and nothing of a foreign platform runs: the base image and every file come verified from the cache.
+here and nothing of a foreign platform runs: the base image and every file come verified from the cache. A variant is
+another target of the same Dockerfile, built right after the image and on it: its very layers, and one more on top.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -21,12 +22,13 @@ from pipeline import cache as cached
 from pipeline import layout as layouts
 from pipeline.engine import Engine
 from pipeline.errors import BuildFailed, DigestMismatch
-from pipeline.lock import Artifact, Lock
+from pipeline.lock import RENEW, Artifact, Lock
 from pipeline.log import Log, size
 from pipeline.oci import REFERENCE_TYPE, Digest
 from pipeline.platforms import Platform
-from pipeline.release import IMAGE, LAYOUT, BuiltPlatform, Image, write_json, write_text
+from pipeline.release import IMAGE, LAYOUT, BuiltPlatform, Image, Variant, write_json, write_text
 from pipeline.solve import Solve
+from pipeline.upstream import AIRGAP
 from pipeline.versions import COMPONENTS, Intent
 
 BAKE_FILE = "docker-bake.json"
@@ -34,21 +36,29 @@ BAKE_FILE = "docker-bake.json"
 # Name of each component's file in the build context; the Dockerfile unpacks or copies it from there.
 _IN_CONTEXT = {"docker": "docker.tgz", "buildx": "buildx", "compose": "compose", "k3s": "k3s", "kubectl": "kubectl"}
 
-# All five are under one licence, each in its own repository's LICENSE file.
-_LICENSES = dict.fromkeys(COMPONENTS, "Apache-2.0")
+# All five are under one licence, each in its own repository's LICENSE file. The system images are other projects' work;
+# Apache-2.0 is k3s's own for the archive, and each image in it tells its own.
+_LICENSES = dict.fromkeys((*COMPONENTS, AIRGAP), "Apache-2.0")
 
 
-def plan(intent: Intent, lock: Lock, *, root: Path, dist: Path, rehearsed: bool) -> tuple[str, dict[str, str]]:
-    """The bake file's text, and what the image will say of itself. Pure but for the two paths' relation."""
+Said = Mapping[Variant, Mapping[str, str]]
+
+
+def plan(intent: Intent, lock: Lock, *, root: Path, dist: Path, rehearsed: bool) -> tuple[str, Said]:
+    """The bake file's text, and what each image will say of itself. Pure but for the two paths' relation."""
     epoch = int(datetime.fromisoformat(lock.date).replace(tzinfo=UTC).timestamp())
-    said = bake.describe(intent, lock, lock_digest=lock.digest, created=f"{lock.date}T00:00:00Z", rehearsed=rehearsed)
+    created = f"{lock.date}T00:00:00Z"
+    said = {
+        variant: bake.describe(intent, lock, variant, lock_digest=lock.digest, created=created, rehearsed=rehearsed)
+        for variant in lock.variants
+    }
     relative = PurePosixPath(os.path.relpath(dist, root))
     text = bake.render(
         platforms=intent.platforms,
         said=said,
         base=lock.base.digest,
         context=relative / "context",
-        output=relative / f"{LAYOUT}.partial",
+        outputs={variant: PurePosixPath(os.path.relpath(_partial(dist, variant), root)) for variant in said},
         epoch=epoch,
     )
     return text, said
@@ -65,41 +75,74 @@ def run(
     log: Log,
     rehearsed: bool,
     cold: bool = False,
-) -> Image:
-    """Build all platforms in one call of buildx, unless dist/ holds the image of exactly these inputs already.
+) -> Mapping[Variant, Image]:
+    """Build all platforms in one call of buildx, each variant in another, unless dist/ holds what these inputs give.
 
-    `root`: the repository, buildx's build context. `cache`: what `fetch` filled. `cold`: take nothing from the
-    builder's cache. Raises BuildFailed with the failing
-    step and its last lines; DigestMismatch and IntentError when the cache is not complete.
+    A variant that the lock has no files for is left out with a warning; `publish` does not. `root`: the repository,
+    buildx's build context. `cache`: what `fetch` filled. `cold`: take nothing from the builder's cache. Raises
+    BuildFailed with the failing step and its last lines; DigestMismatch and IntentError when the cache is not complete.
     """
+    for variant in sorted({*intent.variants} - {*lock.variants}):
+        log.warn(f"without {variant}: the lock lacks its files for {', '.join(intent.platforms)}; {RENEW}")
     text, said = plan(intent, lock, root=root, dist=dist, rehearsed=rehearsed)
     inputs = inputs_of(root, text)
-    if (known := _already_built(dist, inputs)) is not None:
-        log.say(f"nothing to build: {known.digest} was built from exactly these inputs")
-        return known
+    known = {variant: _already_built(variant.below(dist), inputs) for variant in said}
+    images = {variant: image for variant, image in known.items() if image is not None}
+    if len(images) == len(said):
+        log.say(f"nothing to build: {_names(images)} was built from exactly these inputs")
+        return images
+    images = {}
     context = prepare(intent, lock, dist=dist, cache=cache, log=log)
     write_text(dist / BAKE_FILE, text)
-    solve = _bake(root, dist, engine, log, cold=cold)
-    layout, partial = dist / LAYOUT, dist / f"{LAYOUT}.partial"
-    shutil.rmtree(layout, ignore_errors=True)
-    partial.rename(layout)
+    solve = Solve()
+    for variant in said:
+        shutil.rmtree(_partial(dist, variant), ignore_errors=True)
+        below = images[Variant.IMAGE].digest if images else None
+        _bake(root, dist, variant, below, engine, solve, log, cold=cold)
+        digest, built = _read_layout(_partial(dist, variant))
+        images[variant] = Image(
+            digest=digest,
+            inputs=inputs,
+            lock=lock.digest,
+            platforms=built,
+            annotations=said[variant],
+            rehearsed=rehearsed,
+            variant=variant,
+        )
+        images[variant].require_layers_of(images[Variant.IMAGE])
     shutil.rmtree(context)
-    digest, built = _read_layout(layout)
-    image = Image(
-        digest=digest,
-        inputs=inputs,
-        lock=lock.digest,
-        platforms=built,
-        annotations=said,
-        rehearsed=rehearsed,
-    )
-    image.write(dist)
+    for variant, image in images.items():
+        layout = variant.below(dist) / LAYOUT
+        shutil.rmtree(layout, ignore_errors=True)
+        _partial(dist, variant).rename(layout)
+        if variant is not Variant.IMAGE:
+            _share(dist / LAYOUT, layout)
+        image.write(variant.below(dist))
     log.say(f"{solve.ran} steps run, {solve.cached} from the cache")
     for name, took in solve.slowest:
         log.say(f"slowest: {took:.1f} s  {name}")
-    for platform, one in built.items():
-        log.say(f"{platform}: {one.digest}  {size(one.size)} compressed")
-    return image
+    for variant, image in images.items():
+        for platform, one in image.platforms.items():
+            log.say(f"{platform}{variant.suffix}: {one.digest}  {size(one.size)} compressed")
+    return images
+
+
+def _names(images: Mapping[Variant, Image]) -> str:
+    return " and ".join(f"{image.digest}{variant.suffix and f' ({variant})'}" for variant, image in images.items())
+
+
+def _partial(dist: Path, variant: Variant) -> Path:
+    """Where buildx exports to; it is renamed when it is whole."""
+    return variant.below(dist) / f"{LAYOUT}.partial"
+
+
+def _share(layout: Path, variant: Path) -> None:
+    """Make one file of each blob that both layouts have: buildx exports every image whole."""
+    for blob in (variant / "blobs" / "sha256").iterdir():
+        same = layout / "blobs" / "sha256" / blob.name
+        if same.exists() and not same.samefile(blob):
+            blob.unlink()
+            cached.link(same, blob)
 
 
 def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) -> Path:
@@ -108,24 +151,39 @@ def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) ->
     with log.step("put the build context together"):
         shutil.rmtree(context, ignore_errors=True)
         for platform in intent.platforms:
-            _stage_files(lock.files(platform), cache, context / "artifacts" / platform.architecture)
+            folder = context / "artifacts" / platform.architecture
+            components = _stage_files(lock.files(platform), cache, folder)
+            if airgap := [file for file in lock.airgap if file.platform == platform]:
+                _stage_files(airgap, cache, folder / Variant.AIRGAP, components)
         base.write_layout(lock.base.digest, intent.platforms, cache, context / "base")
     return context
 
 
-def _bake(root: Path, dist: Path, engine: Engine, log: Log, *, cold: bool) -> Solve:
-    """Hand the file to buildx and tell each step as it ends. Raises BuildFailed."""
-    solve = Solve()
-    partial = dist / f"{LAYOUT}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+def _bake(
+    root: Path,
+    dist: Path,
+    variant: Variant,
+    below: Digest | None,
+    engine: Engine,
+    solve: Solve,
+    log: Log,
+    *,
+    cold: bool,
+) -> None:
+    """Hand the file to buildx and tell each step as it ends; `below`: the image that the variant is built on.
+
+    Raises BuildFailed.
+    """
     bake_file = PurePosixPath(os.path.relpath(dist / BAKE_FILE, root))
-    log.command(["docker", "buildx", "bake", *(["--no-cache"] if cold else []), "--file", str(bake_file), bake.TARGET])
+    named = [f"{bake.BELOW}={below}"] if below else []
+    no_cache = ["--no-cache"] if cold else []
+    log.command([*named, "docker", "buildx", "bake", *no_cache, "--file", str(bake_file), variant.value])
     # buildx resolves relative paths against its working directory, and python-on-whales has no parameter for that.
     before = Path.cwd()
     os.chdir(root)
     try:
         lines = engine.docker.buildx.bake(
-            bake.TARGET,
+            variant.value,
             files=str(bake_file),
             builder=engine.builder,
             cache=not cold,
@@ -134,7 +192,11 @@ def _bake(root: Path, dist: Path, engine: Engine, log: Log, *, cold: bool) -> So
             metadata_file=str(dist / "metadata.json"),
             # All paths lie below the working directory but for dist/, which users may put elsewhere
             # (python-on-whales has no --allow: gabrieldemarmiesse/python-on-whales#722).
-            variables={"BUILDX_BAKE_ENTITLEMENTS_FS": "0", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"},
+            variables={
+                "BUILDX_BAKE_ENTITLEMENTS_FS": "0",
+                "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+                **({bake.BELOW: below.text} if below else {}),
+            },
         )
         for line in lines:
             for told in solve.feed(str(line)):
@@ -149,28 +211,35 @@ def _bake(root: Path, dist: Path, engine: Engine, log: Log, *, cold: bool) -> So
         ) from None
     finally:
         os.chdir(before)
-    return solve
 
 
-def _stage_files(artifacts: tuple[Artifact, ...], cache: Path, folder: Path) -> None:
-    """Link one platform's files out of the cache under the names that the Dockerfile expects, with their manifest."""
-    (folder / "packages").mkdir(parents=True)
-    manifest = []
+def _stage_files(
+    artifacts: Sequence[Artifact], cache: Path, folder: Path, below: Sequence[Artifact] = ()
+) -> list[Artifact]:
+    """Link one platform's files out of the cache under the names that the Dockerfile expects, with their manifest.
+
+    `below`: what is in the image that these files are put on. Returns what the manifest names.
+    """
+    named = [*below]
     for artifact in artifacts:
-        source = cached.require(cache, artifact.digest)
-        name = _IN_CONTEXT.get(artifact.component) or f"packages/{PurePosixPath(artifact.path).name}"
-        cached.link(source, folder / name)
-        if artifact.component in _IN_CONTEXT:
-            manifest.append(
-                {
-                    "component": artifact.component,
-                    "version": artifact.version,
-                    "sha256": artifact.digest.hex,
-                    "url": artifact.url,
-                    "licence": _LICENSES[artifact.component],
-                }
-            )
+        file = PurePosixPath(artifact.path).name
+        name = _IN_CONTEXT.get(artifact.component, file if artifact.component == AIRGAP else f"packages/{file}")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cached.link(cached.require(cache, artifact.digest), folder / name)
+        if artifact.component in _LICENSES:
+            named.append(artifact)
+    manifest = [
+        {
+            "component": artifact.component,
+            "version": artifact.version,
+            "sha256": artifact.digest.hex,
+            "url": artifact.url,
+            "licence": _LICENSES[artifact.component],
+        }
+        for artifact in named
+    ]
     write_json(folder / "manifest.json", manifest)
+    return named
 
 
 def inputs_of(root: Path, bake_text: str) -> Digest:
@@ -188,7 +257,7 @@ def inputs_of(root: Path, bake_text: str) -> Digest:
 
 
 def _already_built(dist: Path, inputs: Digest) -> Image | None:
-    """The image in dist/ if it was made from these inputs and its layout is whole (sizes, not bytes: smoke hashes)."""
+    """A folder's image if it was made from these inputs and its layout is whole (sizes, not bytes: smoke hashes)."""
     if not (dist / IMAGE).exists():
         return None
     image = Image.read(dist)
@@ -218,5 +287,6 @@ def _read_layout(folder: Path) -> tuple[Digest, Mapping[Platform, BuiltPlatform]
             digest=Digest(entry["digest"]),
             config=Digest(manifest["config"]["digest"]),
             size=sum(layer["size"] for layer in manifest["layers"]),
+            layers=tuple(Digest(layer["digest"]) for layer in manifest["layers"]),
         )
     return whole.index.digest, platforms

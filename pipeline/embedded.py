@@ -20,7 +20,6 @@ from __future__ import annotations
 import gzip
 import io
 import re
-import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,15 +28,10 @@ from pathlib import Path
 from typing import IO, cast
 
 from pipeline import cache as cached
-from pipeline import elf
+from pipeline import elf, zstd
 from pipeline.errors import Incompatible
 from pipeline.lock import Artifact, Lock
 from pipeline.log import Log
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 Embedded = Mapping[str, Mapping[str, str]]  # component → what is in its files → version
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ from pipeline.errors import LockStale, VerificationFailed
 from pipeline.evidence import Evidence, Grade
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
-from pipeline.release import write_text
+from pipeline.release import Variant, write_text
 from pipeline.versions import COMPONENTS, Intent
 
 RENEW = "nox -s resolve, then look at the lock's diff"
@@ -33,7 +33,7 @@ _CGROUP_V1_ENDS = (6, 11)
 class Artifact:
     """One file of one platform."""
 
-    component: str  # one of versions.COMPONENTS, or a Debian package's name
+    component: str  # one of versions.COMPONENTS, upstream.AIRGAP, or a Debian package's name
     version: str
     platform: Platform
     origin: str  # one of versions.ORIGINS
@@ -75,6 +75,7 @@ class Lock:
     artifacts: tuple[Artifact, ...]  # of the components
     packages: tuple[Artifact, ...]  # Debian packages
     guest: tuple[Artifact, ...]  # Debian packages that smoke's virtual machines are made of; no part of the image
+    airgap: tuple[Artifact, ...] = ()  # k3s's system images, for the variant of that name
     # Component → what is in its files → version (pipeline/embedded.py): told by the bytes, so it changes no image.
     embedded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -89,10 +90,15 @@ class Lock:
     @property
     def all_files(self) -> tuple[Artifact, ...]:
         """Everything that it names, of every platform, but the base image."""
-        return (*self.artifacts, *self.packages, *self.guest)
+        return (*self.artifacts, *self.airgap, *self.packages, *self.guest)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What can be built of it."""
+        return (Variant.IMAGE, Variant.AIRGAP) if self.airgap else (Variant.IMAGE,)
 
     def files(self, platform: Platform) -> tuple[Artifact, ...]:
-        """Everything that one platform's image is made of, components first."""
+        """Everything that one platform's image is made of, components first; without `airgap`."""
         return tuple(a for a in (*self.artifacts, *self.packages) if a.platform == platform)
 
     @property
@@ -104,6 +110,7 @@ class Lock:
         """What of the image is believed for less than the policy asks, a sentence each. The guest is not asked."""
         held = [("base", f"base image {self.base.image}", self.base.grade)]
         held += [(file.component, _name(file), file.grade) for file in self.artifacts]
+        held += [("k3s", _name(file), file.grade) for file in self.airgap]
         held += [("packages", f"package {_name(file)}", file.grade) for file in self.packages]
         return [
             f"{name} is {found}, and the policy asks for {asked} or better"
@@ -175,7 +182,14 @@ def read(path: Path, intent: Intent) -> Lock:
     ]
     if missing:
         raise LockStale(f"{path.name} lacks {', '.join(missing)}", where=str(path), next_step=RENEW)
-    return lock
+    return replace(lock, airgap=_airgap(lock, intent))
+
+
+def _airgap(lock: Lock, intent: Intent) -> tuple[Artifact, ...]:
+    """The system images when they are asked for and all there; else none, and the variant cannot be built."""
+    fitting = [file for file in lock.airgap if file.version == lock.versions["k3s"]]
+    complete = {file.platform for file in fitting} >= set(intent.platforms)
+    return tuple(fitting) if complete and Variant.AIRGAP in intent.variants else ()
 
 
 def parse(text: str, where: str) -> Lock:
@@ -197,6 +211,7 @@ def parse(text: str, where: str) -> Lock:
                 for platform, file in entry["files"].items()
             ),
             packages=_packages(data["packages"]),
+            airgap=_packages(data.get("airgap")),
             guest=_packages(data.get("guest")),
             embedded={
                 _text(name): {_text(key): _text(value) for key, value in inside.items()}
@@ -306,6 +321,7 @@ def _of_image(lock: Lock, *, reasons: bool = True) -> dict[str, object]:
             **_evidence(lock.base.evidence, reasons=reasons),
         },
         "components": components,
+        **({"airgap": _by_platform(lock.airgap, reasons=reasons)} if lock.airgap else {}),
         "packages": _by_platform(lock.packages, reasons=reasons),
     }
 

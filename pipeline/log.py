@@ -163,7 +163,7 @@ class Log:
     @contextmanager
     def transfers(self, files: int = 0) -> Iterator[Transfers]:
         """Room for several transfers: bars on a terminal, else plain lines; a total too if `files` are several."""
-        if self.console.is_terminal and not self.quiet:
+        if not self.quiet and self.console.is_terminal:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

@@ -4,6 +4,8 @@ Tags of an image that bundles versions:
 
     k3s-v1.37.1-k3s1-docker-29.7.2-r1   never moves; rN counts what changed besides k3s and docker
     v1.37-docker29, v1.37, latest       move to each new release, never back to an older one
+
+A variant has the same tags with its name behind, `latest-airgap`, and the number of the image that it is made on.
 """
 
 from __future__ import annotations
@@ -52,15 +54,18 @@ def run(
     registry_for: Callable[[ImageName], Registry],
     log: Log,
     *,
+    on: Image | None = None,
     dry_run: bool = False,
 ) -> Release:
     """Publish under every name of the intent and record it in dist/release.json as it goes.
 
-    `dry_run` reads the registries, writes nothing and tells the plan. Raises SmokeFailed for a digest that was not
-    smoked, LockStale for one that was built from another lock, VerificationFailed for one of files that the policy does
-    not believe, DigestMismatch when the built bytes changed, RegistryError.
+    `on`: the image that a variant is made on. `dry_run` reads the registries, writes nothing and tells the plan. Raises
+    SmokeFailed for a digest that was not smoked, LockStale for one that was built from another lock, BuildFailed for a
+    variant of another image, VerificationFailed for one of files that the policy does not believe, DigestMismatch when
+    the built bytes changed, RegistryError.
     """
     require_smoked(image, reports)
+    image.require_layers_of(on or image)
     if image.lock != lock.digest:
         raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
     lock.require(intent.policy)
@@ -78,10 +83,11 @@ def run(
     built.verify()
     release = Release.read(dist, image.digest)
     registries = [registry_for(name) for name in intent.names]
-    fixed = _fixed_tag(fixed_prefix(lock), image.digest, registries)
+    fixed = _fixed_tag(fixed_prefix(lock), (on or image).digest, registries) + image.variant.suffix
+    tags = [fixed, *(f"{tag}{image.variant.suffix}" for tag in moving(lock))]
     for registry in registries:
         if dry_run:
-            _tell(registry, image.digest, fixed, lock, log)
+            _tell(registry, image.digest, tags, lock, log)
             continue
         pushed = registry.push_layout(dist / LAYOUT, image.digest, log)
         kept = f", {size(pushed.bytes_skipped)} were there" if pushed.skipped else ""
@@ -89,7 +95,7 @@ def run(
         log.say(f"{registry.name}@{image.digest}: {what}")
         release = replace(release, pushed=_with(release.pushed, str(registry.name)))
         release.write(dist)
-        for tag in (fixed, *moving(lock)):
+        for tag in tags:
             if _tag(registry, tag, index, lock, log, may_move=tag != fixed):
                 release = replace(release, tagged=_with(release.tagged, f"{registry.name}:{tag}"))
                 release.write(dist)
@@ -113,11 +119,11 @@ def _tag(registry: Registry, tag: str, index: bytes, lock: Lock, log: Log, *, ma
     return True
 
 
-def _tell(registry: Registry, digest: Digest, fixed: str, lock: Lock, log: Log) -> None:
+def _tell(registry: Registry, digest: Digest, tags: Sequence[str], lock: Lock, log: Log) -> None:
     """What would happen in one repository."""
     there = registry.manifest(digest.text) is not None
     log.say(f"{registry.name}: " + (f"{digest} is there" if there else f"would push {digest}"))
-    for tag in (fixed, *moving(lock)):
+    for tag in tags:
         before = registry.manifest(tag)
         if before is not None and before.digest == digest:
             log.say(f"{registry.name}:{tag}: nothing to do")

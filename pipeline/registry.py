@@ -22,7 +22,7 @@ from pipeline import layout as layouts
 from pipeline.credentials import Challenge, Credentials
 from pipeline.errors import RegistryError
 from pipeline.log import Log, Transfers
-from pipeline.oci import ANY_MANIFEST, Digest, ImageName
+from pipeline.oci import ANY_MANIFEST, INDEX, Digest, ImageName
 
 __all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
 
@@ -30,6 +30,7 @@ PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries; one try more than pauses
 _LONGEST_PAUSE = 60.0  # seconds; more is not waited for, whatever Retry-After says
 _AT_ONCE = 3  # blobs
 _CHUNK = 1 << 20
+NO_SUCH_LIST = (400, 404, 405, 406)  # how registries answer that have no referrers API
 
 # After the last byte of a layer a registry may copy it to where it belongs before it answers.
 _UPLOAD = httpx.Timeout(30.0, read=300.0)  # seconds
@@ -125,10 +126,19 @@ class Registry:
         finally:
             chunks.close()
 
-    def has(self, kind: str, digest: Digest) -> bool:
-        """Whether the repository holds it; `kind` is `blobs` or `manifests`."""
+    @property
+    def url(self) -> str:
+        """The repository's address in the registry's API."""
+        return str(self._base).rstrip("/")
+
+    def ping(self) -> str:
+        """Ask for nothing (end-1 of the specification); returns the protocol as httpx names it, e.g. HTTP/2."""
+        return self._ask("GET", self._origin.join("/v2/"), expect=(200, 401)).http_version
+
+    def has(self, kind: str, digest: Digest, *, write: bool = True) -> bool:
+        """Whether the repository holds it; `kind`: `blobs` or `manifests`; `write`: asked by a push."""
         headers = {"Accept": ", ".join(ANY_MANIFEST)}
-        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=True)
+        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=write)
         return answer.status_code == 200
 
     def tags(self) -> tuple[str, ...]:
@@ -162,6 +172,35 @@ class Registry:
                 where=f"{self.name}@{digest}",
                 next_step="delete by hand what `nox -s retention` lists, or switch deletion on in that registry",
             )
+
+    def referrers(self, subject: Digest) -> list[dict[str, Any]] | None:
+        """The descriptors of what points at a manifest; None when the registry does not keep that list.
+
+        It should say so with 404; some that have never heard of it say otherwise.
+        """
+        found: list[dict[str, Any]] = []
+        url: httpx.URL | None = self._base.join(f"referrers/{subject}")
+        while url is not None:
+            answer = self._ask("GET", url, expect=(200, *NO_SUCH_LIST), headers={"Accept": INDEX, **_AS_STORED})
+            if answer.status_code != 200:
+                return None
+            try:
+                found += [entry for entry in answer.json()["manifests"] if isinstance(entry["digest"], str)]
+            except (ValueError, KeyError, TypeError):
+                raise RegistryError(
+                    "the list of what refers to a manifest cannot be read",
+                    expected=INDEX,
+                    found=answer.text[:80],
+                    where=str(url),
+                ) from None
+            following = answer.links.get("next", {}).get("url")
+            url = url.join(following) if following else None
+        return found
+
+    def push_blobs(self, blobs: tuple[layouts.Part, ...], log: Log) -> None:
+        """Have these files in the repository; what it holds already is not sent."""
+        with log.transfers() as transfers:
+            self._push_blobs(blobs, transfers)
 
     def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
         """Bring the index and everything below it into the repository, without any tag.

@@ -4,6 +4,7 @@ dist/image/         the built image as an OCI layout; the bytes that are smoked,
 dist/image.json     Image: what was built, from which inputs
 dist/smoke/*.json   SmokeReport: one for each platform
 dist/release.json   Release: what happened to each digest, so that a rerun goes on where it stopped
+dist/airgap/        the same files of the variant airgap
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import IntentError, SmokeFailed
+from pipeline.errors import BuildFailed, IntentError, SmokeFailed
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
@@ -24,6 +25,22 @@ LAYOUT = "image"
 IMAGE = "image.json"
 SMOKE = "smoke"
 RELEASE = "release.json"
+
+
+class Variant(StrEnum):
+    """An image that a release makes: the Dockerfile's target of that name."""
+
+    IMAGE = "image"
+    AIRGAP = "airgap"  # the image and one layer more: k3s's system images
+
+    def below(self, dist: Path) -> Path:
+        """The folder of its own files."""
+        return dist if self is Variant.IMAGE else dist / self.value
+
+    @property
+    def suffix(self) -> str:
+        """What its tags end with."""
+        return "" if self is Variant.IMAGE else f"-{self.value}"
 
 
 class Tier(StrEnum):
@@ -49,6 +66,7 @@ class BuiltPlatform:
     digest: Digest  # of the platform's image manifest
     config: Digest  # of its image config: what classic docker engines call the image ID
     size: int  # bytes of all its compressed layers
+    layers: tuple[Digest, ...] = ()  # lowest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +79,7 @@ class Image:
     platforms: Mapping[Platform, BuiltPlatform]
     annotations: Mapping[str, str]  # of the index and of every image manifest
     rehearsed: bool  # True: made of stand-ins; never leaves this machine
+    variant: Variant = Variant.IMAGE
 
     def write(self, dist: Path) -> None:
         """Write it as dist/image.json, in one step."""
@@ -76,13 +95,32 @@ class Image:
             lock=Digest(data["lock"]),
             platforms={
                 Platform(name): BuiltPlatform(
-                    digest=Digest(entry["digest"]), config=Digest(entry["config"]), size=entry["size"]
+                    digest=Digest(entry["digest"]),
+                    config=Digest(entry["config"]),
+                    size=entry["size"],
+                    layers=tuple(Digest(layer) for layer in entry.get("layers", ())),
                 )
                 for name, entry in data["platforms"].items()
             },
             annotations=data["annotations"],
             rehearsed=data["rehearsed"],
+            variant=Variant(data.get("variant", Variant.IMAGE)),
         )
+
+    def require_layers_of(self, image: Image) -> None:
+        """Refuse a variant that is not exactly the image's layers and one more: what booted with those counts for it.
+
+        Raises BuildFailed.
+        """
+        for platform, built in self.platforms.items():
+            below = image.platforms[platform].layers
+            if self.variant is not Variant.IMAGE and (not built.layers or built.layers[:-1] != below):
+                raise BuildFailed(
+                    f"{platform} of the variant {self.variant} is not the image and one layer more",
+                    expected=f"the {len(below)} layers of {image.platforms[platform].digest} and one",
+                    found=f"{built.digest} with {len(built.layers)} layers",
+                    next_step="nox -s build, which makes both at once",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +213,12 @@ class SmokeReport:
 def require_smoked(image: Image, reports: Sequence[SmokeReport]) -> None:
     """Refuse to go on unless every platform of exactly this image was smoked.
 
-    `files` and `boot` must have passed on every platform, and nothing may have failed.
-    Raises SmokeFailed that says which part is missing.
+    `files` and `boot` must have passed on every platform, and nothing may have failed. Of a variant, whose other layers
+    are the image's and booted with it, `boot` must have passed somewhere. Raises SmokeFailed that says what is missing.
     """
     seen = {report.platform: report for report in reports}
+    boots = {platform for platform, report in seen.items() if report.state(Tier.BOOT) == State.PASSED}
+    alike = image.variant is not Variant.IMAGE and boots
     for platform, built in image.platforms.items():
         report = seen.get(platform)
         if report is None or report.index != image.digest or report.digest != built.digest:
@@ -193,11 +233,13 @@ def require_smoked(image: Image, reports: Sequence[SmokeReport]) -> None:
             raise SmokeFailed(
                 f"{platform} failed tier {failed[0].tier}", found=failed[0].reason, next_step="nox -s smoke"
             )
-        for tier in (Tier.FILES, Tier.BOOT):
+        for tier in (Tier.FILES,) if alike else (Tier.FILES, Tier.BOOT):
             if report.state(tier) != State.PASSED:
                 raise SmokeFailed(
                     f"tier {tier} did not run on {platform}",
-                    expected="files and boot, passed on every platform",
+                    expected="files and boot, passed on every platform"
+                    if image.variant is Variant.IMAGE
+                    else "files, passed on every platform, and boot on one",
                     found=next((one.reason for one in report.tiers if one.tier == tier), "it was not asked for"),
                     next_step="nox -s smoke: as root on Linux it boots foreign platforms on a virtual engine; "
                     "a native one is named with --engine",
@@ -212,6 +254,7 @@ class Release:
     pushed: tuple[str, ...] = ()  # repositories that hold the digest
     tagged: tuple[str, ...] = ()  # full references, repository:tag
     verified: tuple[str, ...] = ()  # full references that were read back
+    signed: tuple[str, ...] = ()  # repositories that hold every signature and attestation of the digest
 
     def write(self, dist: Path) -> None:
         """Write it as dist/release.json, in one step."""
@@ -229,6 +272,7 @@ class Release:
                 pushed=tuple(data["pushed"]),
                 tagged=tuple(data["tagged"]),
                 verified=tuple(data["verified"]),
+                signed=tuple(data.get("signed", ())),  # younger than the rest
             )
         except (OSError, ValueError, KeyError, TypeError):
             return cls(digest=digest)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import islice, product
 
 from pipeline import compat, upstream
 from pipeline.errors import UpstreamError
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.origins import Origins
+from pipeline.release import Variant
 from pipeline.versions import COMPONENTS, EXACT
 
 _TRIES = 30  # candidates that are looked at before a channel is given up
@@ -72,11 +73,12 @@ def _first(origins: Origins, component: str, candidates: Iterable[str], locked: 
 
 def _missing(origins: Origins, component: str, version: str) -> str:
     """Which platform a release lacks, as a sentence; empty when it is complete."""
-    for platform in origins.intent.platforms:
-        where = upstream.published(component, version, platform)
+    airgap = Variant.AIRGAP in origins.intent.variants
+    for part, platform in product(upstream.parts(component, airgap=airgap), origins.intent.platforms):
+        where = upstream.published(part, version, platform)
         url = origins.url(where.origin, where.path)
-        if origins.head(url, f"{component} {version} for {platform}") is None:
-            return f"{component} {version} for {platform} is not there (yet)"
+        if origins.head(url, f"{part} {version} for {platform}") is None:
+            return f"{part} {version} for {platform} is not there (yet)"
     return ""
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import difference
-from pipeline.bake import KEY, REHEARSAL
+from pipeline.bake import KEY, REHEARSAL, variant_of
 from pipeline.errors import LockStale, PipelineError, RegistryError, VerificationFailed
 from pipeline.lock import Lock, parse
 from pipeline.log import Log
 from pipeline.oci import REFERENCE_TYPE, Digest
 from pipeline.platforms import Platform
 from pipeline.registry import Manifest, Registry
-from pipeline.release import LAYOUT, Image
+from pipeline.release import LAYOUT, Image, Variant
 
 _TOLD = 20  # differences; the rest is counted
 _LOCK = "versions.lock.yaml"
@@ -56,6 +56,11 @@ def require_same_lock(index: Manifest, lock: Lock, root: Path) -> None:
 def is_rehearsed(index: Manifest) -> bool:
     """Whether it is made of stand-ins, which it says of itself."""
     return REHEARSAL in _said(index)
+
+
+def variant(index: Manifest) -> Variant:
+    """Which of the lock's images it is."""
+    return variant_of(_said(index))
 
 
 def _said(index: Manifest) -> Mapping[str, str]:

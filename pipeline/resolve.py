@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline import compat, debian, evidence, releases
+from pipeline import compat, debian, evidence, releases, upstream
 from pipeline.base import layers
 from pipeline.cache import writing
 from pipeline.errors import UpstreamError
@@ -26,6 +26,7 @@ from pipeline.oci import ImageName
 from pipeline.origins import Origins
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
+from pipeline.release import Variant
 from pipeline.versions import COMPONENTS, Intent
 from pipeline.witnesses import Witnesses
 
@@ -53,8 +54,15 @@ def run(
     versions = releases.choose(origins, previous, log, now)
     log.say(", ".join(f"{name} {versions[name]}" for name in COMPONENTS))
     compat.check(versions)
-    known = {(file.component, file.version, file.platform): file for file in previous.artifacts} if previous else {}
-    wanted = [(name, versions[name], platform) for name in COMPONENTS for platform in intent.platforms]
+    before = (*previous.artifacts, *previous.airgap) if previous else ()
+    known = {(file.component, file.version, file.platform): file for file in before}
+    airgap = Variant.AIRGAP in intent.variants
+    wanted = [
+        (part, versions[name], platform)
+        for name in COMPONENTS
+        for part in upstream.parts(name, airgap=airgap)
+        for platform in intent.platforms
+    ]
     with writing(cache), log.transfers() as transfers, ThreadPoolExecutor(max_workers=8) as pool:
         base = pool.submit(_base, intent, registry_for)
         witnesses = Witnesses(origins=origins, cache=cache, log=log, transfers=transfers, today=today)
@@ -69,7 +77,8 @@ def run(
         date=previous.date if previous else "",
         base=chosen,
         versions=versions,
-        artifacts=tuple(files),
+        artifacts=tuple(file for file in files if file.component != upstream.AIRGAP),
+        airgap=tuple(file for file in files if file.component == upstream.AIRGAP),
         packages=_known(packages, previous.packages if previous else (), today),
         guest=_known(guest, previous.guest if previous else (), today),
     )
@@ -93,7 +102,12 @@ def diff(old: Lock | None, new: Lock) -> list[str]:
     ]
     if old.base.digest != new.base.digest:
         lines.append(f"base image: {old.base.digest.short}… → {new.base.digest.short}…")
-    for kind, older, newer in (("package", old.packages, new.packages), ("guest", old.guest, new.guest)):
+    kinds = (
+        ("system images", old.airgap, new.airgap),
+        ("package", old.packages, new.packages),
+        ("guest", old.guest, new.guest),
+    )
+    for kind, older, newer in kinds:
         before = {(file.component, file.platform): file.version for file in older}
         after = {(file.component, file.platform): file.version for file in newer}
         for name, platform in sorted(before.keys() | after.keys()):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.bake import KEY
+from pipeline.bake import KEY, variant_of
 from pipeline.errors import IntentError, RegistryError
 from pipeline.log import Log
 from pipeline.oci import INDEX, Digest, ImageName
@@ -40,8 +40,9 @@ def run(
 ) -> tuple[Move, ...]:
     """Move, in every repository, the moving tags that `target` would have had as the newest release.
 
-    `target`: a tag that never moves (`k3s-…-r1`) or a digest. Every repository must hold it, with the same digest,
-    before any tag moves. Raises IntentError for a target that is no release, RegistryError.
+    `target`: a tag that never moves (`k3s-…-r1`) or a digest; a variant (`k3s-…-r1-airgap`) has moving tags of its own.
+    Every repository must hold it, with the same digest, before any tag moves. Raises IntentError for a target that is
+    no release, RegistryError.
     """
     registries = [registry_for(name) for name in names]
     found = [(registry, _release(registry, target)) for registry in registries]
@@ -97,7 +98,8 @@ def _versions(manifest: Manifest) -> Mapping[str, str]:
 def _moves(registry: Registry, manifest: Manifest) -> list[Move]:
     """Its moving tags that are there and elsewhere; one that is not there was never moved by a release."""
     moves = []
-    for tag in moving_tags(_versions(manifest)):
+    suffix = variant_of(json.loads(manifest.raw)["annotations"]).suffix
+    for tag in (f"{tag}{suffix}" for tag in moving_tags(_versions(manifest))):
         before = registry.manifest(tag)
         if before is not None and before.digest != manifest.digest:
             moves.append(Move(registry=registry, tag=tag, before=before.digest))

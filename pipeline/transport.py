@@ -33,10 +33,16 @@ AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be o
 REDIRECTS = 5  # in a row; GitHub and dl.k8s.io need one
 _TEXT = 32 << 20  # bytes; listings, checksums and channels are below 1 MB
 
-NEXT_STEP = "set a mirror for that origin in versions.yaml (docs/versions.md), or rehearse without it: nox -s rehearse"
+NEXT_STEP = (
+    "see whether the network is up, or name another server in versions.yaml (docs/versions.md): `mirrors` for what is "
+    "fetched, `upstream` for what is resolved; a rehearsal needs no vendor: nox -s rehearse"
+)
 
 _READ = 256 << 10  # bytes at a time; httpcore's own 64 KiB take twice the processor time on loopback
 _LONG = 1 << 20  # bytes from which on a body is worth a connection of its own
+# Bytes at a time of such a body. Receiving, writing and hashing a piece let go of the interpreter and wait for it
+# again; larger pieces do so less often (docs/fetch.md), and eight of them are 16 MiB of memory.
+_PIECE = 2 << 20
 httpcore.HTTP11Connection.READ_NUM_BYTES = _READ
 httpcore.HTTP2Connection.READ_NUM_BYTES = _READ
 
@@ -164,10 +170,10 @@ def pieces(response: httpx.Response) -> Iterator[bytes | memoryview]:
         return
     first = next(body, b"")
     yield first
-    left, buffer = int(length) - len(first), memoryview(bytearray(_READ))
+    left, buffer = int(length) - len(first), memoryview(bytearray(min(_PIECE, int(length))))
     while left:
         try:
-            count = raw.recv_into(buffer[: min(left, _READ)])
+            count = raw.recv_into(buffer[:left])
         except TimeoutError as error:
             raise httpx.ReadTimeout(str(error)) from None
         except OSError as error:

@@ -6,9 +6,10 @@ The same two locks give the same bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from urllib.parse import quote
 
 from pipeline import compat
@@ -18,7 +19,7 @@ from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
-NOTHING = "Nothing changed: upstream gives the same lock.\n"
+NOTHING = "Nothing changed: it is the same lock.\n"
 
 # Component or embedded program → its repository on GitHub and how it tags a version (`{}` with a leading v taken away).
 _TAGS = {
@@ -49,6 +50,7 @@ def complete(lock: Lock, sizes: Mapping[Digest, int], embedded: Mapping[str, Map
     made = replace(
         lock,
         artifacts=sized(lock.artifacts),
+        airgap=sized(lock.airgap),
         packages=sized(lock.packages),
         guest=sized(lock.guest),
         embedded=embedded,
@@ -76,6 +78,7 @@ def markdown(old: Lock | None, new: Lock, said: Sequence[str], weak: Sequence[st
         _components(old, new),
         _embedded(old, new),
         _base(old, new),
+        _packages("k3s's system images, of the variant airgap", old.airgap if old else (), new.airgap),
         _packages("Debian packages of the image", old.packages if old else (), new.packages),
         _packages("Debian packages of the guest, no part of the image", old.guest if old else (), new.guest),
         _sizes(old, new),
@@ -159,9 +162,14 @@ def _packages(title: str, older: Iterable[Artifact], newer: Iterable[Artifact]) 
 def _sizes(old: Lock | None, new: Lock) -> str:
     platforms = sorted({*new.platforms, *(old.platforms if old else ())})
     rows = []
-    for platform in platforms:
-        before, after = (_total(lock, platform) for lock in (old, new))
-        row = [platform.value, _told(before), _told(after)]
+    named: list[tuple[str, Callable[[Lock], Iterable[Artifact]]]] = [
+        (platform.value, partial(Lock.files, platform=platform)) for platform in platforms
+    ]
+    if new.airgap or (old and old.airgap):
+        named += [(f"{platform} airgap", partial(_of_airgap, platform=platform)) for platform in platforms]
+    for name, files in named:
+        before, after = (_total(files(lock)) if lock else None for lock in (old, new))
+        row = [name, _told(before), _told(after)]
         if before is None or after is None:
             row.append("—")
         elif before[1] or after[1]:
@@ -174,11 +182,15 @@ def _sizes(old: Lock | None, new: Lock) -> str:
     return _section(title, ["platform", "old", "new", "change"], rows)
 
 
-def _total(lock: Lock | None, platform: Platform) -> tuple[int, int] | None:
-    """Bytes of one platform's files, and how many files have no size; None without files."""
-    files = lock.files(platform) if lock else ()
-    known = [file.size for file in files if file.size is not None]
-    return (sum(known), len(files) - len(known)) if files else None
+def _of_airgap(lock: Lock, platform: Platform) -> Iterable[Artifact]:
+    """What the variant airgap has beside the image's own files."""
+    return (file for file in lock.airgap if file.platform == platform)
+
+
+def _total(files: Iterable[Artifact]) -> tuple[int, int] | None:
+    """The files' bytes, and how many have no size; None without files."""
+    sizes = [file.size for file in files]
+    return (sum(size or 0 for size in sizes), sizes.count(None)) if sizes else None
 
 
 def _told(total: tuple[int, int] | None) -> str:

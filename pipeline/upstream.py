@@ -22,6 +22,7 @@ from pipeline.errors import UpstreamError
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
+AIRGAP = "k3s-airgap-images"  # k3s's own name for the archive of its system images, a file of each of its releases
 REPOSITORY = {"buildx": "docker/buildx", "compose": "docker/compose", "k3s": "k3s-io/k3s", "docker": "moby/moby"}
 
 # Numbers of a sane length: what a server sends is not trusted to be one.
@@ -53,9 +54,9 @@ def published(component: str, version: str, platform: Platform) -> Published:
         case "docker":
             path = f"linux/static/stable/{names.docker}/docker-{version}.tgz"
             return Published(origin="docker", path=path, checksums=None, name="")
-        case "k3s":
+        case "k3s" | "k3s-airgap-images":  # AIRGAP
             folder = f"{REPOSITORY['k3s']}/releases/download/{quote(version)}"
-            file = f"k3s{names.k3s}"
+            file = f"k3s{names.k3s}" if component == "k3s" else f"{AIRGAP}-{names.k3s_checksums}.tar.zst"
             checksums = f"{folder}/sha256sum-{names.k3s_checksums}.txt"
         case "kubectl":
             path = f"release/{version}/bin/linux/{names.kubectl}/kubectl"
@@ -72,6 +73,11 @@ def published(component: str, version: str, platform: Platform) -> Published:
             raise AssertionError(component)
     signature = f"{folder}/{file}.sigstore.json" if component == "buildx" else None
     return Published(origin="github", path=f"{folder}/{file}", checksums=checksums, name=file, signature=signature)
+
+
+def parts(component: str, *, airgap: bool) -> tuple[str, ...]:
+    """What a component's release must have files of; `airgap`: with k3s's system images."""
+    return (component, AIRGAP) if component == "k3s" and airgap else (component,)
 
 
 def release_tag(component: str, version: str) -> str:

@@ -39,12 +39,13 @@ def run(
     client: httpx.Client,
     log: Log,
     *,
+    hashed: dict[ImageName, dict[str, int]] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Read back every reference (`registry/repository:tag`; none: all that were tagged) and record it.
 
-    Every blob is downloaded and hashed, once for each repository. Raises VerificationFailed with expected, found and
-    where; IntentError when there is nothing to verify.
+    Every blob is downloaded and hashed, once for each repository; `hashed`: what was so far, to be added to. Raises
+    VerificationFailed with expected, found and where; IntentError when there is nothing to verify.
     """
     release = Release.read(dist, image.digest)
     repositories: dict[ImageName, list[str]] = {}
@@ -58,7 +59,7 @@ def run(
     if not repositories:
         raise IntentError("nothing was published yet", next_step="nox -s publish")
     for name, wanted in repositories.items():
-        reader = _Reader(name, client, sleep)
+        reader = Reader(name, client, sleep)
         started = time.monotonic()
         read = [f"{name}:{reference}" for reference in wanted if not reference.startswith("sha256:")]
         # What is about to be read counts as verified again only when it was read to its end.
@@ -70,14 +71,16 @@ def run(
             full = f"{name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
             _same(f"the digest of {full}", image.digest.text, _sha256(index))
             log.say(f"{full} is {image.digest}")
-        count = _index(reader, json.loads(index), image, lock, log)
+        seen = hashed.setdefault(name, {}) if hashed is not None else {}
+        count = _index(reader, json.loads(index), image, lock, seen, log)
         log.say(f"{name}: {size(count)} read back without credentials in {seconds(time.monotonic() - started)}")
         release = replace(release, verified=(*release.verified, *read))
         release.write(dist)
 
 
-def _index(reader: _Reader, index: Mapping[str, Any], image: Image, lock: Lock, log: Log) -> int:
-    """Everything below an index; returns the bytes read."""
+def _index(reader: Reader, index: Mapping[str, Any], image: Image, lock: Lock, hashed: dict[str, int], log: Log) -> int:
+    """Everything below an index; `hashed`: the blobs that were read already. Returns the bytes read."""
+    before = sum(hashed.values())
     _same("the media type that the index gives itself", INDEX, index.get("mediaType"))
     said = index.get("annotations") or {}
     _said("the index", image.annotations, said)
@@ -87,7 +90,6 @@ def _index(reader: _Reader, index: Mapping[str, Any], image: Image, lock: Lock, 
     images = {_platform(entry): entry for entry in index["manifests"] if entry not in attestations}
     _same("the list of platforms", _listed(lock.platforms), _listed(images))
     _same("the list of platforms", _listed(image.platforms), _listed(images))
-    hashed: dict[str, int] = {}
     for platform, built in image.platforms.items():
         entry = images[platform.value]
         _same(f"the manifest of {platform}", built.digest.text, entry["digest"])
@@ -114,10 +116,10 @@ def _index(reader: _Reader, index: Mapping[str, Any], image: Image, lock: Lock, 
                 next_step="nox -s build",
             )
         log.say(f"{platform} attestations: {', '.join(kinds)}")
-    return sum(hashed.values())
+    return sum(hashed.values()) - before
 
 
-def _hash(reader: _Reader, manifest: Mapping[str, Any], hashed: dict[str, int]) -> None:
+def _hash(reader: Reader, manifest: Mapping[str, Any], hashed: dict[str, int]) -> None:
     """Download and hash a manifest's blobs that were not hashed yet; `hashed`: digest → bytes."""
     for part in (manifest["config"], *manifest["layers"]):
         if part["digest"] in hashed:
@@ -128,7 +130,11 @@ def _hash(reader: _Reader, manifest: Mapping[str, Any], hashed: dict[str, int]) 
         hashed[part["digest"]] = length
 
 
-class _Reader:
+class _Absent(Exception):
+    """Nothing is there."""
+
+
+class Reader:
     """Anonymous reading of one repository."""
 
     def __init__(self, name: ImageName, client: httpx.Client, sleep: Callable[[float], None]) -> None:
@@ -148,6 +154,13 @@ class _Reader:
             return answer.read()
 
         return self._get(f"manifests/{reference}", media_type, take)
+
+    def optional(self, path: str, accept: str) -> bytes | None:
+        """What is at a path below the repository; None when there is nothing, or no such kind of thing."""
+        try:
+            return self._get(path, accept, httpx.Response.read, absent=(400, 404, 405, 406))
+        except _Absent:
+            return None
 
     def described(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest of an index's entry, held against digest, size and type that the entry says."""
@@ -176,8 +189,11 @@ class _Reader:
 
         return self._get(f"blobs/{digest}", "*/*", take)
 
-    def _get(self, path: str, accept: str, take: Callable[[httpx.Response], _T]) -> _T:
-        """`take` of the answer; tried again when the registry is busy or the connection breaks, also in the middle."""
+    def _get(self, path: str, accept: str, take: Callable[[httpx.Response], _T], *, absent: Sequence[int] = ()) -> _T:
+        """`take` of the answer; tried again when the registry is busy or the connection breaks, also in the middle.
+
+        `absent`: statuses that say that nothing is there, as an answer; raises _Absent.
+        """
         url = f"{self._base}/{path}"
         pauses = iter(_PAUSES)
         asked = False
@@ -189,6 +205,8 @@ class _Reader:
                 with self._client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
                     if answer.status_code == 200:
                         return take(answer)
+                    if answer.status_code in absent:
+                        raise _Absent
                     challenge = answer.headers.get("WWW-Authenticate", "")
                     found, again = f"status {answer.status_code}", answer.status_code in (404, 429, 500, 502, 503, 504)
                 if answer.status_code == 401 and not asked and self._ask_token(challenge):

@@ -20,12 +20,13 @@ from pipeline.errors import IntentError
 from pipeline.evidence import DEFAULT, Grade
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
-from pipeline.release import write_text
+from pipeline.release import Variant, write_text
 
 COMPONENTS = ("docker", "buildx", "compose", "k3s", "kubectl")
 ORIGINS = ("docker", "github", "github-api", "k3s-channels", "kubernetes", "debian", "debian-security")
 # What may have mirrors: the origins, and the base image (an OCI layout behind a plain file server).
 MIRRORED = (*ORIGINS, "base")
+WITNESSED = ("docker",)  # whose vendor publishes no checksum, so that only a second copy can speak for the first
 
 # The vendors' own hosts; `upstream` in versions.yaml replaces one of them.
 UPSTREAM = {
@@ -88,8 +89,11 @@ class Intent:
     packages: tuple[str, ...]  # Debian package names, sorted
     upstream: Mapping[str, str]  # a key of ORIGINS → base URL without a trailing slash
     mirrors: Mapping[str, tuple[str, ...]]  # a key of MIRRORED → base URLs tried before the upstream, in order
+    # A key of WITNESSED → base URLs that `resolve` compares the upstream with and nothing else is fetched from.
+    witnesses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cooldown: Mapping[str, int] = field(default_factory=dict)  # component or `default` → days; none: 0
     known_fixes: tuple[KnownFix, ...] = ()
+    variants: tuple[Variant, ...] = ()  # what is made beside the image itself
     policy: Mapping[str, Grade] = field(default_factory=dict)  # component, `base`, `packages`, `default` → least grade
 
     def days(self, component: str) -> int:
@@ -108,7 +112,10 @@ class Intent:
 
     @property
     def checksum(self) -> Digest:
-        """Of everything that decides what a lock holds; the lock carries it (`names`, `mirrors`, `policy` do not)."""
+        """Of everything that decides what a lock holds; the lock carries it. Names, mirrors, witnesses, policy: no.
+
+        `variants` neither: a lock may hold more than is asked for, and `lock.read` looks for what is.
+        """
         parts: dict[str, object] = {
             "platforms": list(self.platforms),
             "components": dict(self.components),
@@ -176,10 +183,14 @@ def render(intent: Intent) -> str:
         "upstream": dict(intent.upstream),
         "mirrors": {origin: list(bases) for origin, bases in intent.mirrors.items()},
     }
+    if intent.witnesses:
+        document["witnesses"] = {origin: list(bases) for origin, bases in intent.witnesses.items()}
     if intent.cooldown:
         document["cooldown"] = dict(intent.cooldown)
     if intent.known_fixes:
         document["known-fixes"] = [vars(fix) for fix in intent.known_fixes]
+    if intent.variants:
+        document["variants"] = [variant.value for variant in intent.variants]
     if intent.policy:
         document["policy"] = {key: grade.value for key, grade in intent.policy.items()}
     return yaml.safe_dump(document, sort_keys=False, width=120)
@@ -322,7 +333,7 @@ class _Reader:
             root,
             "versions.yaml",
             ("schema", "image", "platforms", "components", "base", "packages"),
-            ("upstream", "mirrors", "cooldown", "known-fixes", "policy"),
+            ("upstream", "mirrors", "witnesses", "cooldown", "known-fixes", "policy", "variants"),
         )
         self.text(top.get("schema"), "schema", "1", "1, the only format there is")
         image = self.mapping(top.get("image"), "image", ("names", "title", "description", "source", "licenses"))
@@ -331,6 +342,11 @@ class _Reader:
             top.get("platforms"),
             "platforms",
             lambda node, what: self.text(node, what, "|".join(Platform), f"one of {', '.join(Platform)}"),
+        )
+        variants = self.items(
+            top.get("variants"),
+            "variants",
+            lambda node, what: self.text(node, what, Variant.AIRGAP, f"{Variant.AIRGAP}, the only one there is"),
         )
         asked = self.mapping(top.get("components"), "components", COMPONENTS)
         components = {
@@ -353,6 +369,8 @@ class _Reader:
         upstream = {**UPSTREAM, **{origin: self.url(node, origin) for origin, node in bases.items()}}
         listed = self.mapping(top.get("mirrors"), "mirrors", (), MIRRORED)
         mirrors = {origin: self.items(node, origin, self.mirror) for origin, node in listed.items()}
+        others = self.mapping(top.get("witnesses"), "witnesses", (), WITNESSED)
+        witnesses = {origin: self.items(node, origin, self.url) for origin, node in others.items()}
         cooldown, fixes = self.days(top.get("cooldown")), self.fixes(top.get("known-fixes"))
         policy = self.grades(top.get("policy"))
         if self.mistakes:
@@ -372,7 +390,9 @@ class _Reader:
             packages=tuple(sorted(install)),
             upstream=upstream,
             mirrors=mirrors,
+            witnesses=witnesses,
             cooldown=cooldown,
             known_fixes=fixes,
+            variants=tuple(Variant(name) for name in variants),
             policy=policy,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ import httpx
 from pipeline import (
     base,
     build,
+    bundle,
     compat,
     embedded,
     emulation,
@@ -25,11 +26,15 @@ from pipeline import (
     lock,
     mirrors,
     publish,
+    published,
     reproduce,
     resolve,
     retention,
     rollback,
+    sbom,
     scan,
+    sign,
+    signature,
     smoke,
     transport,
     update,
@@ -37,6 +42,7 @@ from pipeline import (
     verify,
     versions,
 )
+from pipeline.bundle import Trust
 from pipeline.engine import Engine
 from pipeline.errors import IntentError, LockStale
 from pipeline.fetch import Fetched
@@ -45,7 +51,8 @@ from pipeline.log import Log, size
 from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Credentials, Registry
-from pipeline.release import Image, Release, SmokeReport, Tier
+from pipeline.release import Image, Release, SmokeReport, Tier, Variant, require_smoked
+from pipeline.signer import KeySigner, keyless
 from pipeline.versions import Intent
 
 
@@ -178,12 +185,12 @@ class Run:
             vendor.run(self.intent, self.lock, folder, self.cache, self.log, url=url)
 
     def mirrors(self) -> None:
-        """Measure every origin of the lock and its mirrors."""
+        """Measure every place that something of the lock comes from."""
         with self.log.step("mirrors"):
-            mirrors.run(self.intent, self.lock, self.client, self.log)
+            mirrors.run(self.intent, self.lock, self.client, self.registry, self.log)
 
-    def build(self, engine: Engine) -> Image:
-        """Build all platforms."""
+    def build(self, engine: Engine) -> Mapping[Variant, Image]:
+        """Build all platforms of the image and its variants."""
         with self.log.step("build"):
             return build.run(
                 self.intent,
@@ -208,35 +215,72 @@ class Run:
         tiers: Sequence[Tier] = (),
         options: smoke.Options,
     ) -> tuple[SmokeReport, ...]:
-        """Check what was built, tier by tier, on each platform."""
-        with self.log.step("smoke"):
-            image = Image.read(self.dist)
-            return smoke.run(
-                image,
-                self.lock,
-                self.dist,
-                tuple(platforms) or self.intent.platforms,
-                tuple(tiers) or tuple(Tier),
-                engines,
-                self.log,
-                handler=emulation.handler,
-                options=options,
-            )
+        """Check what was built, tier by tier, on each platform; the image first, then what is made on it."""
+        reports: list[SmokeReport] = []
+        for image in self.built().values():
+            with self.log.step(f"smoke{image.variant.suffix}"):
+                reports += smoke.run(
+                    image,
+                    self.lock,
+                    image.variant.below(self.dist),
+                    tuple(platforms) or self.intent.platforms,
+                    tuple(tiers) or tuple(Tier),
+                    engines,
+                    self.log,
+                    handler=emulation.handler,
+                    options=options,
+                )
+        return tuple(reports)
 
-    def publish(self, *, dry_run: bool) -> Release:
-        """Push the smoked digest and tag it."""
+    def sbom(self) -> None:
+        """Tell what is in what was built, in both formats for each platform."""
+        with self.log.step("sbom"):
+            for image in self.built().values():
+                sbom.run(image, self.lock, image.variant.below(self.dist), self.log)
+
+    def built(self) -> Mapping[Variant, Image]:
+        """What `build` made of the lock; the image first. Raises IntentError when it did not."""
+        return {variant: Image.read(variant.below(self.dist)) for variant in self.lock.variants}
+
+    def publish(self, *, dry_run: bool) -> None:
+        """Push the smoked digests and tag them; nothing is pushed before all of them may be."""
         with self.log.step("publish"):
-            image = Image.read(self.dist)
-            reports = [SmokeReport.read(self.dist, platform) for platform in image.platforms]
-            return publish.run(
-                self.intent, self.lock, image, reports, self.dist, self.registry, self.log, dry_run=dry_run
-            )
+            if missing := sorted({*self.intent.variants} - {*self.lock.variants}):
+                raise LockStale(
+                    f"versions.yaml asks for {missing[0]}, and the lock lacks its files",
+                    where=str(self.lock_path),
+                    next_step=f"{lock.RENEW}; or take it out of `variants`",
+                )
+            images = self.built()
+            reports = {
+                variant: [SmokeReport.read(variant.below(self.dist), platform) for platform in image.platforms]
+                for variant, image in images.items()
+            }
+            for variant, image in images.items():
+                require_smoked(image, reports[variant])
+            for variant, image in images.items():
+                publish.run(
+                    self.intent,
+                    self.lock,
+                    image,
+                    reports[variant],
+                    variant.below(self.dist),
+                    self.registry,
+                    self.log,
+                    on=images[Variant.IMAGE],
+                    dry_run=dry_run,
+                )
 
     def verify(self, references: Sequence[str]) -> None:
-        """Read back what was published, by other code and without credentials."""
+        """Read back what was published, by other code and without credentials; each reference as what its tag says."""
         with self.log.step("verify"):
-            image = Image.read(self.dist)
-            verify.run(image, self.lock, self.dist, references, self.client, self.log)
+            images = self.built()
+            hashed: dict[ImageName, dict[str, int]] = {}
+            for variant, image in images.items():
+                asked = [text for text in references if _meant(text, images) is variant]
+                if asked or not references:
+                    folder = variant.below(self.dist)
+                    verify.run(image, self.lock, folder, asked, self.client, self.log, hashed=hashed)
 
     def scan(self, reports: Sequence[Path], *, least: str) -> None:
         """Hold the scanner's reports against the list of allowed findings."""
@@ -268,7 +312,7 @@ class Run:
             self.fetch(offline=False)
             dist = self.dist / "reproduce"
             shutil.rmtree(dist, ignore_errors=True)
-            image = build.run(
+            images = build.run(
                 intent,
                 locked,
                 root=self.root,
@@ -279,16 +323,43 @@ class Run:
                 rehearsed=reproduce.is_rehearsed(index),
                 cold=True,
             )
-            reproduce.run(index, image, dist, registry, self.log)
+            variant = reproduce.variant(index)
+            reproduce.run(index, images[variant], variant.below(dist), registry, self.log)
             shutil.rmtree(dist)
 
+    def trust(self, *, key: Path | None = None, identity: str | None = None, issuer: str | None = None) -> Trust:
+        """Whose signatures count: a key's holder, else an identity, by default the release workflow of `source`."""
+        return Trust(
+            key=bundle.public_key(key) if key else None,
+            identity=identity or f"{self.intent.source}/.github/workflows/release.yml@refs/tags/*",
+            issuer=issuer or signature.GITHUB_ACTIONS,
+        )
+
+    def sign(self, key: Path | None) -> None:
+        """Sign indexes and manifests and attest the SBOMs: with a key, else as the workflow that this is."""
+        with self.log.step("sign"):
+            holder = KeySigner(key) if key else None
+            trust = Trust(key=holder.public) if holder else self.trust()
+            for image in self.built().values():
+                folder = image.variant.below(self.dist)
+                sign.run(self.intent, image, folder, self.registry, lambda: holder or keyless(), trust, self.log)
+
+    def verify_published(self, references: Sequence[str], trust: Trust) -> None:
+        """Check published images as a stranger does, who has nothing but their names."""
+        with self.log.step("verify"):
+            published.run(references, trust, self.intent.platforms, self.client, self.log)
+
     def summary(self) -> None:
-        """The table that a release ends with."""
-        image = Image.read(self.dist)
-        release = Release.read(self.dist, image.digest)
+        """The tables that a release ends with."""
+        for image in self.built().values():
+            self._summary(image)
+
+    def _summary(self, image: Image) -> None:
+        dist = image.variant.below(self.dist)
+        release = Release.read(dist, image.digest)
         rows = []
         for platform, built in image.platforms.items():
-            report = SmokeReport.read(self.dist, platform)
+            report = SmokeReport.read(dist, platform)
             tiers = ", ".join(
                 f"{tier.tier} {tier.state} ({tier.where}, {tier.seconds:.0f} s)"
                 if tier.state != "not run"
@@ -296,6 +367,15 @@ class Run:
                 for tier in report.tiers
             )
             rows.append([platform.value, built.digest.text, size(built.size), tiers])
-        self.log.table(f"index {image.digest}", ["platform", "manifest digest", "size", "smoke"], rows)
+        title = f"index{image.variant.suffix} {image.digest}"
+        self.log.table(title, ["platform", "manifest digest", "size", "smoke"], rows)
         for reference in release.tagged:
             self.log.say(f"{'verified' if reference in release.verified else 'tagged'}  {reference}")
+
+
+def _meant(reference: str, images: Mapping[Variant, Image]) -> Variant:
+    """Which image a reference should be: the one with that digest, or the variant whose name its tag ends with."""
+    for variant, image in images.items():
+        if variant is not Variant.IMAGE and reference.endswith((variant.suffix, f"@{image.digest}")):
+            return variant
+    return Variant.IMAGE

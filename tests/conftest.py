@@ -19,6 +19,7 @@ from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import origin, rehearse, supplies
+from tests.cosigns import Cosign, bring
 from tests.examples import artifact
 from tests.vendors import BASE, Vendors
 
@@ -94,6 +95,15 @@ def brought(request: pytest.FixtureRequest) -> supplies.Supplies:
         machine.ensure([*rehearse.TOOLS, *sandbox.TOOLS], log)
         committed = lock.read(ROOT / "versions.lock.yaml", intent)
         return supplies.bring(intent, committed, cache.folder() / "rehearsal", log, k3s={}, refresh=False)
+
+
+@pytest.fixture(scope="session")
+def cosigns(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Cosign]:
+    """cosign 2 and 3, by major version."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        found = bring(Log())
+    return {major: Cosign(path, tmp_path_factory.mktemp("cosign")) for major, path in found.items()}
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pipeline.evidence import Evidence, Grade
 from pipeline.lock import Artifact, Base, Lock
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
+from pipeline.upstream import AIRGAP
 from pipeline.versions import Intent
 
 VERSIONS = {"docker": "29.7.2", "buildx": "0.36.1", "compose": "5.4.0", "k3s": "v1.37.1+k3s1", "kubectl": "v1.37.1"}
@@ -72,4 +73,15 @@ LOCK = Lock(
     artifacts=tuple(artifact(component, platform) for component in VERSIONS for platform in Platform),
     packages=tuple(artifact("iptables", platform) for platform in Platform),
     guest=tuple(file for platform in Platform for file in guest(platform)),
+)
+AIRGAP_LOCK = replace(
+    LOCK,
+    airgap=tuple(
+        replace(
+            artifact(AIRGAP, platform, f"system images for {platform}".encode()),
+            version=VERSIONS["k3s"],
+            path=f"k3s/{AIRGAP}-{platform.architecture}.tar.zst",
+        )
+        for platform in Platform
+    ),
 )

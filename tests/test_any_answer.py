@@ -101,6 +101,8 @@ def intents(draw: st.DrawFn) -> str:
         bases = URLS if upstream else st.lists(st.one_of(URLS, FOLDERS), min_size=1, max_size=2)
         origins = st.sampled_from(ORIGINS if upstream else MIRRORED)
         document[key] = draw(maybe(st.dictionaries(origins, bases, max_size=2)))
+    if draw(st.integers(0, 4)) == 0:
+        document["witnesses"] = draw(maybe(st.fixed_dictionaries({"docker": st.lists(URLS, min_size=1, max_size=2)})))
     if draw(st.integers(0, 30)) == 0:
         document[draw(st.sampled_from([*document, "extra"]))] = draw(ANYTHING)
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
@@ -138,7 +140,7 @@ BODIES = st.one_of(
             PAIR.certificate,
             b"\xff\xfe\x00",
             b"v1.37.1+k3s1",
-            (RECORDED / "rfc8785-0.1.2.sigstore.json").read_bytes(),
+            (RECORDED / "recorded/rfc8785-0.1.2.sigstore.json").read_bytes(),
         ]
     ),
 )

@@ -8,19 +8,25 @@ import pytest
 
 from pipeline import bake
 from pipeline.platforms import Platform
+from pipeline.release import Variant
+from pipeline.versions import Intent
 from tests.examples import INTENT, LOCK, digest
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "docker-bake.json"
 
 
-def render(*, rehearsed: bool = False) -> str:
-    said = bake.describe(INTENT, LOCK, lock_digest=digest("lock"), created="2026-11-22T00:00:00Z", rehearsed=rehearsed)
+def describe(variant: Variant = Variant.IMAGE, *, intent: Intent = INTENT, rehearsed: bool = False) -> dict[str, str]:
+    created = "2026-11-22T00:00:00Z"
+    return bake.describe(intent, LOCK, variant, lock_digest=digest("lock"), created=created, rehearsed=rehearsed)
+
+
+def render() -> str:
     return bake.render(
         platforms=INTENT.platforms,
-        said=said,
+        said={variant: describe(variant) for variant in Variant},
         base=LOCK.base.digest,
         context=PurePosixPath("dist/context"),
-        output=PurePosixPath("dist/image.partial"),
+        outputs={variant: PurePosixPath(f"dist/{variant}.partial") for variant in Variant},
         epoch=1_795_305_600,
     )
 
@@ -32,31 +38,33 @@ def test_is_the_golden_file(request: pytest.FixtureRequest) -> None:
     assert render() == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_the_network_is_off_and_the_base_is_pinned_by_digest() -> None:
-    target = json.loads(render())["target"][bake.TARGET]
+@pytest.mark.parametrize("variant", Variant)
+def test_the_network_is_off_and_the_base_is_pinned_by_digest(variant: Variant) -> None:
+    target = json.loads(render())["target"][variant]
+    assert target["target"] == variant
+    assert ("image" in target["contexts"]) == (variant is not Variant.IMAGE)
     assert target["network"] == "none"
     assert target["contexts"]["base"].endswith(f"@{LOCK.base.digest}")
     assert target["platforms"] == [platform.value for platform in Platform]
 
 
-def test_labels_and_annotations_say_the_same() -> None:
-    target = json.loads(render())["target"][bake.TARGET]
+@pytest.mark.parametrize("variant", Variant)
+def test_labels_and_annotations_say_the_same(variant: Variant) -> None:
+    target = json.loads(render())["target"][variant]
     said = dict(text.removeprefix("index,manifest:").split("=", 1) for text in target["annotations"])
     assert said == target["labels"]
     assert said["io.github.dind-k3s.k3s"] == "v1.37.1+k3s1"
 
 
 def test_only_a_rehearsed_image_carries_the_label() -> None:
-    assert bake.REHEARSAL in json.loads(render(rehearsed=True))["target"][bake.TARGET]["labels"]
-    assert bake.REHEARSAL not in json.loads(render())["target"][bake.TARGET]["labels"]
+    assert all(bake.REHEARSAL in describe(variant, rehearsed=True) for variant in Variant)
+    assert not any(bake.REHEARSAL in describe(variant) for variant in Variant)
+
+
+def test_a_variant_says_which_it_is_and_nothing_else_of_its_own() -> None:
+    assert set(describe(Variant.AIRGAP).items()) - set(describe().items()) == {(f"{bake.KEY}.variant", "airgap")}
 
 
 def test_a_label_never_holds_credentials() -> None:
-    said = bake.describe(
-        replace(INTENT, source="https://me:s3cr3t@example.org/x?token=s3cr3t"),
-        LOCK,
-        lock_digest=LOCK.digest,
-        created="2026-11-22T00:00:00Z",
-        rehearsed=False,
-    )
+    said = describe(intent=replace(INTENT, source="https://me:s3cr3t@example.org/x?token=s3cr3t"))
     assert "s3cr3t" not in str(said)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def runs(*seconds: float, memory: int = 50_000_000) -> list[Run]:
-    return [Run(seconds=value, memory=memory) for value in seconds]
+    return [Run(seconds=value, processor=value / 2, memory=memory) for value in seconds]
 
 
 def test_every_program_brings_and_checks_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +32,7 @@ def test_every_program_brings_and_checks_small_files(monkeypatch: pytest.MonkeyP
     for scenario in scenarios:
         for program in scenario["programs"]:
             assert program["median"] > 0
+            assert program["processor"] > 0
             if program["name"] in (fetching.FETCH, fetching.AGAIN):  # the others end before they are looked at
                 assert 10_000_000 < program["memory"] < fetching.MEMORY
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest
 from pipeline.platforms import Platform
-from pipeline.release import Image
-from tests.examples import INTENT, LOCK, artifact
+from pipeline.release import Image, Variant
+from pipeline.versions import Intent
+from tests.examples import AIRGAP_LOCK, INTENT, LOCK, artifact
 
 # Stands for docker: writes the argv down, exports a layout as buildx would, streams two lines of progress.
 DOCKER = """#!{python}
@@ -28,16 +30,24 @@ import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})
 with (folder / "calls.jsonl").open("a") as calls:
     calls.write(json.dumps([sys.argv[1:], os.getcwd()]) + "\\n")
-bake = json.loads(pathlib.Path(sys.argv[sys.argv.index("--file") + 1]).read_text())["target"]["image"]
+targets = json.loads(pathlib.Path(sys.argv[sys.argv.index("--file") + 1]).read_text())["target"]
+artifacts = pathlib.Path(targets["image"]["contexts"]["artifacts"])
 for arch in ("amd64", "arm64"):
-    assert (pathlib.Path(bake["contexts"]["artifacts"]) / arch / "k3s").exists()
+    assert (artifacts / arch / "k3s").exists()
+    assert ("airgap" in targets) == (artifacts / arch / "airgap" / f"k3s-airgap-images-{{arch}}.tar.zst").exists()
 if (folder / "fail").exists():
     print(json.dumps({{"vertexes": [{{"digest": "d", "name": "[image 1/1] RUN x", "error": "exit code: 3",
                                      "completed": "2026-11-22T00:00:00Z"}}]}}), file=sys.stderr)
     sys.exit(1)
-dest = dict(part.split("=") for part in bake["output"][0].split(","))["dest"]
 import shutil
-shutil.copytree(folder / "layout", dest)
+name = sys.argv[-1]
+dest = dict(part.split("=") for part in targets[name]["output"][0].split(","))["dest"]
+shutil.copytree(folder / name, dest)
+if name != "image":  # it is built on what was exported before
+    layout, digest = targets[name]["contexts"]["image"].removeprefix("oci-layout://").split("@")
+    assert digest == "${{DIND_K3S_BELOW}}"
+    digest = os.environ["DIND_K3S_BELOW"]
+    assert (pathlib.Path(layout) / "blobs" / "sha256" / digest.removeprefix("sha256:")).exists()
 print(json.dumps({{"vertexes": [{{"digest": "d", "name": "[image 1/1] COPY", "cached": True,
                                  "completed": "2026-11-22T00:00:00Z"}}]}}), file=sys.stderr)
 """
@@ -59,13 +69,10 @@ class Built:
                 self.put(f"{name} for {platform}".encode())
         for platform in Platform:
             self.put(f"iptables for {platform}".encode())
+            self.put(f"system images for {platform}".encode())
         self.base = self._image(self.cache / "sha256")
-        layout = folder / "layout" / "blobs" / "sha256"
-        layout.mkdir(parents=True)
-        self.index = self._image(layout)
-        (folder / "layout" / "index.json").write_text(
-            json.dumps({"manifests": [{"digest": self.index.text, "size": (layout / self.index.hex).stat().st_size}]})
-        )
+        self.index = self.exports(Variant.IMAGE)
+        self.exports(Variant.AIRGAP, "system images")
         executable = folder / "docker"
         executable.write_text(DOCKER.format(python=sys.executable, folder=str(folder)), encoding="utf-8")
         executable.chmod(executable.stat().st_mode | stat.S_IXUSR)
@@ -79,14 +86,26 @@ class Built:
     def put(self, data: bytes) -> None:
         path_of(self.cache, Digest.of(data)).write_bytes(data)
 
-    def _image(self, blobs: Path) -> Digest:
+    def exports(self, variant: Variant, *above: str, lowest: str = "layer") -> Digest:
+        """What buildx is going to export for a target: an image with these layers."""
+        layout = self.folder / variant / "blobs" / "sha256"
+        layout.mkdir(parents=True, exist_ok=True)
+        index = self._image(layout, lowest, *above)
+        listed = {"digest": index.text, "size": (layout / index.hex).stat().st_size}
+        (self.folder / variant / "index.json").write_text(json.dumps({"manifests": [listed]}))
+        return index
+
+    def _image(self, blobs: Path, *layers: str) -> Digest:
         def put(data: bytes) -> dict[str, object]:
             (blobs / Digest.of(data).hex).write_bytes(data)
             return {"digest": Digest.of(data).text, "size": len(data), "mediaType": "application/octet-stream"}
 
         manifests = []
         for platform in Platform:
-            manifest = {"config": put(f"config {platform} {blobs}".encode()), "layers": [put(b"layer")]}
+            manifest = {
+                "config": put(f"config {platform} {blobs}".encode()),
+                "layers": [put(layer.encode()) for layer in layers],
+            }
             entry = put(json.dumps(manifest).encode())
             entry |= {"mediaType": MANIFEST, "platform": {"os": "linux", "architecture": platform.architecture}}
             manifests.append(entry)
@@ -95,15 +114,18 @@ class Built:
         return Digest.of(data)
 
     def run(self, lock: Lock = LOCK) -> Image:
+        return self.run_all(lock)[Variant.IMAGE]
+
+    def run_all(self, lock: Lock, intent: Intent | None = None, *, log: Log | None = None) -> Mapping[Variant, Image]:
         lock = replace(lock, base=replace(lock.base, digest=self.base))
         return build.run(
-            INTENT,
+            intent or replace(INTENT, variants=lock.variants[1:]),
             lock,
             root=self.root,
             dist=self.root / "dist",
             cache=self.cache,
             engine=self.engine,
-            log=Log(quiet=True),
+            log=log or Log(quiet=True),
             rehearsed=True,
         )
 
@@ -166,3 +188,48 @@ def test_a_file_that_was_not_fetched_is_named(built: Built) -> None:
     path_of(built.cache, artifact("k3s", Platform.ARM64).digest).unlink()
     with pytest.raises(UpstreamError, match="nox -s fetch"):
         built.run()
+
+
+def test_a_variant_is_another_target_built_on_the_image(built: Built) -> None:
+    images = built.run_all(AIRGAP_LOCK)
+    assert [call[-1] for call in built.calls] == ["image", "airgap"]
+    for variant, image in images.items():
+        assert Image.read(variant.below(built.root / "dist")) == image
+        assert image.variant is variant
+    assert built.run_all(AIRGAP_LOCK) == images
+    assert len(built.calls) == 2
+    # what both have is one file, and each is whole
+    layer = Digest.of(b"layer").hex
+    first, second = (variant.below(built.root / "dist") / "image/blobs/sha256" / layer for variant in images)
+    assert first.samefile(second)
+
+
+def test_a_variant_has_the_layers_of_the_image_and_one_more(built: Built) -> None:
+    built.exports(Variant.AIRGAP, "system images", lowest="the same layer, built once more with other bytes")
+    with pytest.raises(BuildFailed, match="is not the image and one layer more"):
+        built.run_all(AIRGAP_LOCK)
+    assert not (built.root / "dist/airgap/image.json").exists()
+
+
+def test_a_variant_without_its_files_is_left_out_and_said(built: Built, capfd: pytest.CaptureFixture[str]) -> None:
+    intent = replace(INTENT, variants=(Variant.AIRGAP,))
+    assert set(built.run_all(LOCK, intent, log=Log())) == {Variant.IMAGE}
+    said = " ".join("".join(capfd.readouterr()).split())
+    assert "without airgap: the lock lacks its files for linux/amd64, linux/arm64; nox -s resolve" in said
+
+
+def test_the_manifest_of_the_variant_names_the_system_images_too(built: Built) -> None:
+    context = build.prepare(
+        INTENT,
+        replace(AIRGAP_LOCK, base=replace(LOCK.base, digest=built.base)),
+        dist=built.root / "dist",
+        cache=built.cache,
+        log=Log(quiet=True),
+    )
+    for platform in Platform:
+        folder = context / "artifacts" / platform.architecture
+        image, airgap = (json.loads((folder / name).read_text()) for name in ("manifest.json", "airgap/manifest.json"))
+        assert airgap[:-1] == image
+        assert airgap[-1]["component"] == "k3s-airgap-images"
+        assert airgap[-1]["version"] == AIRGAP_LOCK.versions["k3s"]
+        assert airgap[-1]["sha256"] == Digest.of(f"system images for {platform}".encode()).hex

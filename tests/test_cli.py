@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import __main__ as cli
+from pipeline import versions
 from pipeline.errors import PipelineError
+from pipeline.platforms import Platform
+from tests.examples import INTENT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,10 +37,36 @@ def test_platforms_as_a_matrix(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == ["linux/amd64", "linux/arm64"]
 
 
+def test_the_platforms_are_those_of_versions_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = tmp_path / "versions.yaml"
+    versions.write(asked, replace(INTENT, platforms=(Platform.ARM64,)))
+    assert cli.main(["--versions", str(asked), "platforms", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == ["linux/arm64"]
+    assert cli.main(["--versions", str(asked), "platforms"]) == 0
+    assert capsys.readouterr().out == "linux/arm64\n"
+
+
+def test_the_platforms_need_no_more_than_what_a_workflow_installs_first() -> None:
+    """The plan's job has requirements/nox.txt and nothing else."""
+    names = {
+        file: set(re.findall(r"^([a-z0-9-]+)\S*==", (ROOT / f"requirements/{file}.txt").read_text(), re.MULTILINE))
+        for file in ("nox", "pipeline")
+    }
+    lacking = {name.replace("-", "_") for name in names["pipeline"] - names["nox"]}
+    assert {"httpx", "rich"} <= lacking
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({sorted(lacking)!r});"
+        "from pipeline import __main__; sys.exit(__main__.main(['platforms', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)) == (0, ["linux/amd64", "linux/arm64"]), done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
         (["--versions", "/nonexistent.yaml", "plan"], 2, "/nonexistent.yaml"),
+        (["--versions", "/nonexistent.yaml", "platforms"], 2, "/nonexistent.yaml"),
         (["--lock", "/nonexistent.yaml", "plan"], 5, "nox -s resolve"),
         (["--dist", "/nonexistent", "verify"], 2, "nox -s build"),
         (["smoke", "--tier", "nothing"], 2, "files, commands, boot"),

@@ -38,19 +38,24 @@ def origins() -> Iterator[Origins]:
         yield Origins(asked, client, Log())
 
 
+FILES = (*COMPONENTS, upstream.AIRGAP)
+
+
 @pytest.fixture(scope="module")
 def chosen(origins: Origins) -> dict[str, str]:
-    return releases.choose(origins, None, Log(), datetime.now(UTC))
+    """Component → version; k3s's system images have k3s's."""
+    found = releases.choose(origins, None, Log(), datetime.now(UTC))
+    return {**found, upstream.AIRGAP: found["k3s"]}
 
 
 def test_every_channel_gives_a_release_that_goes_with_the_others(chosen: dict[str, str]) -> None:
-    assert set(chosen) == set(COMPONENTS)
-    for component, version in chosen.items():
-        assert re.fullmatch(EXACT[component], version)
+    assert set(chosen) == set(FILES)
+    for component in COMPONENTS:
+        assert re.fullmatch(EXACT[component], chosen[component])
     compat.check(chosen)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", FILES)
 @pytest.mark.parametrize("platform", Platform)
 def test_every_file_tells_its_size_and_date(
     origins: Origins, chosen: dict[str, str], component: str, platform: Platform
@@ -64,7 +69,7 @@ def test_every_file_tells_its_size_and_date(
     assert timedelta(0) < datetime.now(UTC) - head.released < timedelta(days=1000)
 
 
-@pytest.mark.parametrize("component", [name for name in COMPONENTS if name != "docker"])
+@pytest.mark.parametrize("component", [name for name in FILES if name != "docker"])
 @pytest.mark.parametrize("platform", Platform)
 def test_every_checksum_file_lists_the_file(
     origins: Origins, chosen: dict[str, str], component: str, platform: Platform
@@ -154,11 +159,12 @@ def test_the_committed_lock_is_what_upstream_publishes(origins: Origins, tmp_pat
                 assert there.digest == file.digest, file.component
 
 
-def test_a_mirror_of_docker_has_the_same_sizes(origins: Origins, chosen: dict[str, str]) -> None:
-    """The mirrors that docs/versions.md names."""
+@pytest.mark.parametrize("base", INTENT.witnesses["docker"])
+def test_a_witness_of_docker_has_the_same_sizes_itself(origins: Origins, chosen: dict[str, str], base: str) -> None:
     for platform in Platform:
         where = upstream.published("docker", chosen["docker"], platform)
         ours = origins.head(origins.url("docker", where.path), "docker")
-        there = httpx.head(f"https://mirrors.aliyun.com/docker-ce/{where.path}", follow_redirects=True, timeout=60)
+        there = httpx.head(f"{base}/{where.path}", follow_redirects=True, timeout=60)
         assert ours is not None
         assert there.headers["Content-Length"] == str(ours.size)
+        assert there.url.host != "download.docker.com"

@@ -13,7 +13,9 @@ from pipeline.evidence import Evidence, Grade
 from pipeline.lock import Artifact, Base, Lock
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
-from tests.examples import INTENT, LOCK, VERSIONS
+from pipeline.release import Variant
+from pipeline.versions import Intent
+from tests.examples import AIRGAP_LOCK, INTENT, LOCK, VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = replace(LOCK, intent=INTENT.checksum)
@@ -240,3 +242,50 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         lock.write(path, replace(OURS, date="2027-01-01"))
     assert path.read_text(encoding="utf-8") == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+# The variant airgap
+
+
+ASKED = replace(INTENT, variants=(Variant.AIRGAP,))
+WITH = replace(AIRGAP_LOCK, intent=INTENT.checksum)
+
+
+def _read(made: Lock, folder: Path, intent: Intent = ASKED) -> Lock:
+    path = folder / "versions.lock.yaml"
+    lock.write(path, made)
+    return lock.read(path, intent)
+
+
+def test_system_images_are_read_back_when_they_are_asked_for(tmp_path: Path) -> None:
+    read = _read(WITH, tmp_path)
+    assert set(read.airgap) == set(WITH.airgap)
+    assert read.variants == (Variant.IMAGE, Variant.AIRGAP)
+    assert {*read.airgap} < {*read.all_files}
+    assert not {*read.airgap} & {file for platform in Platform for file in read.files(platform)}
+
+
+def test_nobody_fetches_what_is_not_asked_for_and_no_lock_is_stale_for_it(tmp_path: Path) -> None:
+    read = _read(WITH, tmp_path, INTENT)
+    assert read.airgap == ()
+    assert read.digest == OURS.digest
+    assert read.digest != WITH.digest
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(OURS, id="a lock from before"),
+        pytest.param(replace(WITH, airgap=WITH.airgap[:1]), id="one platform"),
+        pytest.param(replace(WITH, airgap=tuple(replace(a, version="v1.36.0+k3s1") for a in WITH.airgap)), id="older"),
+    ],
+)
+def test_a_lock_without_all_of_them_is_read_and_has_no_such_variant(made: Lock, tmp_path: Path) -> None:
+    assert _read(made, tmp_path).variants == (Variant.IMAGE,)
+
+
+def test_system_images_are_believed_as_k3s_is() -> None:
+    weak = replace(WITH, airgap=tuple(replace(a, evidence=()) for a in WITH.airgap))
+    assert WITH.weak({"default": Grade.PUBLISHED}) == []
+    (first, *_) = weak.weak({"k3s": Grade.PUBLISHED})
+    assert first.startswith("k3s-airgap-images v1.37.1+k3s1 for linux/amd64 is first use, and the policy asks for")

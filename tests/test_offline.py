@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lock, machine, sandbox, transport, versions
+from pipeline import lock, machine, sandbox, transport, update, versions
 from pipeline.log import Log
 from pipeline.machine import find
 from pipeline.oci import Digest, ImageName
@@ -142,7 +142,7 @@ def filled(brought: supplies.Supplies) -> Iterator[Run]:
             text = run.update()
             assert "## A new lock" in text
             before = run.lock_path.read_bytes()
-            assert run.update() == "Nothing changed: upstream gives the same lock.\n"
+            assert run.update() == update.NOTHING
             assert run.lock_path.read_bytes() == before
         yield run
     finally:

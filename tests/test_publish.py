@@ -11,13 +11,13 @@ import pytest
 from pipeline import publish
 from pipeline.bake import REHEARSAL
 from pipeline.credentials import Credentials
-from pipeline.errors import DigestMismatch, LockStale, RegistryError, SmokeFailed, VerificationFailed
+from pipeline.errors import BuildFailed, DigestMismatch, LockStale, RegistryError, SmokeFailed, VerificationFailed
 from pipeline.evidence import Grade
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import Digest, ImageName
 from pipeline.registry import Registry
-from pipeline.release import Image, Release
+from pipeline.release import Image, Release, Variant
 from tests.examples import INTENT, LOCK, digest
 from tests.images import Line, Place, make, running, smoked
 
@@ -43,15 +43,16 @@ class Publisher:
         self.credentials: Credentials | None = None
         self.policy: dict[str, Grade] = {}
 
-    def build(self, seed: str, *, rehearsed: bool = False) -> Image:
+    def build(self, seed: str, *, variant: Variant = Variant.IMAGE, rehearsed: bool = False) -> Image:
         """Another image of the same lock. Seeds are unlike every other test's."""
-        self.image = make(self.dist, f"{self.names[0]} {seed}", lock=self.lock, rehearsed=rehearsed)
+        folder = variant.below(self.dist)
+        self.image = make(folder, f"{self.names[0]} {seed}", variant, lock=self.lock, rehearsed=rehearsed)
         return self.image
 
-    def publish(self, *, dry_run: bool = False) -> Release:
+    def publish(self, *, on: Image | None = None, dry_run: bool = False) -> Release:
         intent = replace(INTENT, names=self.names, policy=self.policy)
-        reports = smoked(self.image)
-        return publish.run(intent, self.lock, self.image, reports, self.dist, self._registry, LOG, dry_run=dry_run)
+        reports, folder = smoked(self.image), self.image.variant.below(self.dist)
+        return publish.run(intent, self.lock, self.image, reports, folder, self._registry, LOG, on=on, dry_run=dry_run)
 
     def _registry(self, name: ImageName) -> Registry:
         return self.place.registry(name, self.line, self.credentials)
@@ -100,6 +101,39 @@ def test_the_tags_of_a_lock(k3s: str, docker: str, fixed: str, moving: tuple[str
     assert publish.fixed_prefix(lock) == fixed
     assert publish.moving(lock) == moving
     assert len(fixed) < 120  # a registry takes 128
+
+
+# Variants
+
+
+def test_a_variant_has_the_tags_of_its_image_with_its_name_behind(publisher: Publisher) -> None:
+    publisher.build("earlier")
+    publisher.publish()
+    image = publisher.build("1")
+    publisher.publish()
+    sent = len(publisher.line.written)
+    airgap = publisher.build("1", variant=Variant.AIRGAP)
+    release = publisher.publish(on=image)
+    # the number is the image's, although there was no first one of the variant
+    theirs = [f"{FIXED}2-airgap", *(f"{tag}-airgap" for tag in MOVING)]
+    ours = {f"{FIXED}2": image.digest, **dict.fromkeys(MOVING, image.digest)}
+    assert publisher.tags().items() >= {**ours, **dict.fromkeys(theirs, airgap.digest)}.items()
+    assert len(publisher.tags()) == 1 + 2 * len(theirs)
+    assert release.tagged == tuple(f"{publisher.names[0]}:{tag}" for tag in theirs)
+    assert Release.read(publisher.dist / "airgap", airgap.digest) == release
+    blobs = [request for request in publisher.line.written[sent:] if request.method == "POST"]
+    assert len(blobs) == 4  # a layer and a config for each platform; what the image has is there
+    publisher.line = Line()
+    assert publisher.publish(on=image) == release
+    assert publisher.line.written == []
+
+
+def test_a_variant_of_another_image_is_refused(publisher: Publisher) -> None:
+    image = publisher.build("1")
+    publisher.build("2", variant=Variant.AIRGAP)
+    with pytest.raises(BuildFailed, match="is not the image and one layer more"):
+        publisher.publish(on=image)
+    assert publisher.line.requests == []
 
 
 # Publishing

@@ -156,6 +156,28 @@ def test_tags_are_read_page_by_page() -> None:
     assert Scripted(_answers(httpx.Response(200, json={"name": "x", "tags": None}))).registry.tags() == ()
 
 
+def test_referrers_are_read_page_by_page() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if "next" in request.url.params:
+            return httpx.Response(200, json={"manifests": [{"digest": "b"}]})
+        assert request.url.path.endswith(f"/referrers/{Digest.of(b'x')}")
+        link = f'<{request.url.path}?next=1>; rel="next"'
+        return httpx.Response(200, json={"manifests": [{"digest": "a"}]}, headers={"Link": link})
+
+    assert Scripted(handle).registry.referrers(Digest.of(b"x")) == [{"digest": "a"}, {"digest": "b"}]
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 406])
+def test_a_registry_without_a_list_of_referrers(status: int) -> None:
+    assert Scripted(_answers(httpx.Response(status))).registry.referrers(Digest.of(b"x")) is None
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"manifests": 1}', b'{"manifests": [{}]}'])
+def test_a_list_of_referrers_that_is_none(body: bytes) -> None:
+    with pytest.raises(RegistryError, match="cannot be read"):
+        Scripted(_answers(httpx.Response(200, content=body))).registry.referrers(Digest.of(b"x"))
+
+
 # Trying again
 
 

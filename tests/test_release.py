@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import IntentError, SmokeFailed
+from pipeline.errors import BuildFailed, IntentError, SmokeFailed
 from pipeline.platforms import Platform
-from pipeline.release import Image, Release, SmokeReport, State, Tier, require_smoked, write_text
+from pipeline.release import (
+    RELEASE,
+    Image,
+    Release,
+    SmokeReport,
+    State,
+    Tier,
+    Variant,
+    require_smoked,
+    write_json,
+    write_text,
+)
 from tests.examples import digest
 from tests.images import make, smoked, tier
 
@@ -114,3 +126,55 @@ def test_every_platform_must_have_booted(image: Image, platform: Platform) -> No
     with pytest.raises(SmokeFailed, match=f"tier boot did not run on {platform}") as failure:
         require_smoked(image, _with(smoked(image), platform, tiers=tiers))
     assert failure.value.found == "no root"
+
+
+def test_a_record_from_before_images_were_signed(image: Image, tmp_path: Path) -> None:
+    whole = Release(digest=image.digest, pushed=("a/b",), tagged=("a/b:c",), verified=("a/b:c",), signed=("a/b",))
+    whole.write(tmp_path)
+    assert Release.read(tmp_path, image.digest) == whole
+    data = json.loads((tmp_path / RELEASE).read_text(encoding="utf-8"))
+    del data["signed"]
+    write_json(tmp_path / RELEASE, data)
+    assert Release.read(tmp_path, image.digest) == replace(whole, signed=())
+
+
+# Variants: the image's layers and one more
+
+
+@pytest.fixture
+def airgap(tmp_path: Path) -> Image:
+    return make(Variant.AIRGAP.below(tmp_path), "release", Variant.AIRGAP)
+
+
+def test_a_variant_is_written_and_read_beside_the_image(image: Image, airgap: Image, tmp_path: Path) -> None:
+    image.write(tmp_path)
+    airgap.write(tmp_path / "airgap")
+    assert Image.read(tmp_path) == image
+    assert Image.read(Variant.AIRGAP.below(tmp_path)) == airgap
+
+
+def test_a_variant_that_booted_somewhere_goes_on(airgap: Image) -> None:
+    reports = smoked(airgap)
+    assert reports[1].state(Tier.BOOT) == State.NOT_RUN
+    require_smoked(airgap, reports)
+
+
+def test_a_variant_that_booted_nowhere_does_not(airgap: Image) -> None:
+    tiers = (tier(Tier.FILES), tier(Tier.BOOT, State.NOT_RUN, "no root"))
+    with pytest.raises(SmokeFailed, match="tier boot did not run on linux/amd64"):
+        require_smoked(airgap, _with(smoked(airgap), Platform.AMD64, tiers=tiers))
+
+
+def test_the_files_of_a_variant_are_checked_on_every_platform(airgap: Image) -> None:
+    with pytest.raises(SmokeFailed, match="tier files did not run on linux/arm64"):
+        require_smoked(airgap, _with(smoked(airgap), Platform.ARM64, tiers=(tier(Tier.BOOT),)))
+
+
+def test_a_variant_of_another_image_has_not_booted_with_it(image: Image, airgap: Image, tmp_path: Path) -> None:
+    airgap.require_layers_of(image)
+    image.require_layers_of(image)
+    with pytest.raises(BuildFailed, match="is not the image and one layer more"):
+        airgap.require_layers_of(make(tmp_path / "other", "another build"))
+    unknown = {platform: replace(built, layers=()) for platform, built in airgap.platforms.items()}
+    with pytest.raises(BuildFailed, match="is not the image and one layer more"):
+        replace(airgap, platforms=unknown).require_layers_of(replace(image, platforms=unknown))

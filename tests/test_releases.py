@@ -7,8 +7,11 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from pipeline.errors import UpstreamError
+from pipeline import lock, resolve, update
+from pipeline.errors import DigestMismatch, UpstreamError
+from pipeline.evidence import Grade
 from pipeline.platforms import Platform
+from pipeline.release import Variant
 from pipeline.versions import UPSTREAM, KnownFix
 from tests import vendors as fake
 from tests.vendors import CHANNELS, Given, Vendors, times
@@ -278,3 +281,58 @@ def test_each_file_is_asked_for_once(vendors: Vendors) -> None:
     url = vendors.url("buildx", "0.36.1", Platform.AMD64)
     assert times(vendors, url, "HEAD") == 1
     assert fake.times(vendors, url) == 0, "its checksum is published, nothing is downloaded"
+
+
+# The variant airgap
+
+
+AIRGAP = "v1.37.1+k3s1"
+
+
+def test_system_images_are_resolved_with_k3s_and_kept(vendors: Vendors) -> None:
+    vendors.intent = replace(vendors.intent, variants=(Variant.AIRGAP,))
+    made = vendors.resolve()
+    assert [(file.component, file.version, file.platform) for file in made.airgap] == [
+        ("k3s-airgap-images", AIRGAP, platform) for platform in Platform
+    ]
+    for file in made.airgap:
+        assert file.path.endswith(f"/v1.37.1%2Bk3s1/k3s-airgap-images-{file.platform.architecture}.tar.zst")
+        assert file.grade is Grade.PUBLISHED
+        source = f"{file.path.rpartition('/')[0]}/sha256sum-{file.platform.architecture}.txt"
+        assert file.evidence[0].source == f"{UPSTREAM['github']}/{source}"
+    assert lock.render(vendors.resolve(made)) == lock.render(made)
+    assert vendors.resolve(made, replace(vendors.intent, variants=())).airgap == ()
+
+
+def test_a_lock_gets_them_when_they_are_asked_for(vendors: Vendors) -> None:
+    before = vendors.resolve()
+    made = vendors.resolve(before, replace(vendors.intent, variants=(Variant.AIRGAP,)))
+    assert before.airgap == ()
+    assert resolve.diff(before, made) == [
+        *(f"system images k3s-airgap-images ({arch}): nothing → {AIRGAP}" for arch in ("amd64", "arm64")),
+    ]
+    told = update.markdown(before, made, ())
+    assert "| k3s-airgap-images | amd64, arm64 | — | v1.37.1+k3s1 |" in told
+    assert "| linux/arm64 airgap | — |" in told
+
+
+def test_a_release_whose_system_images_are_missing_is_passed_over(
+    vendors: Vendors, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vendors.intent = replace(vendors.intent, variants=(Variant.AIRGAP,))
+    del vendors.answers[vendors.url("k3s-airgap-images", AIRGAP, Platform.ARM64)]
+    assert vendors.resolve().versions["k3s"] == "v1.37.0+k3s1"
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"passed over: k3s-airgap-images {AIRGAP} for linux/arm64 is not there (yet)" in said
+    asks(vendors, k3s=AIRGAP)
+    with pytest.raises(UpstreamError, match=r"k3s-airgap-images .* does not exist"):
+        vendors.resolve()
+
+
+def test_a_published_checksum_that_changes_is_not_taken_over(vendors: Vendors) -> None:
+    vendors.intent = replace(vendors.intent, variants=(Variant.AIRGAP,))
+    made = vendors.resolve()
+    vendors.release("k3s", AIRGAP, text="replaced")
+    spoiled = replace(made, artifacts=tuple(file for file in made.artifacts if file.component != "k3s"))
+    with pytest.raises(DigestMismatch, match=r"k3s-airgap-images .* another digest than the one that is locked"):
+        vendors.resolve(spoiled)

@@ -16,7 +16,7 @@ from pipeline.errors import IntentError, RegistryError
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
 from pipeline.registry import Registry
-from pipeline.release import Image
+from pipeline.release import Image, Variant
 from pipeline.retention import Rule
 from tests.examples import INTENT, LOCK
 from tests.images import Line, Place, make, running, smoked
@@ -43,17 +43,21 @@ class Shelf:
     def registry(self, name: ImageName) -> Registry:
         return self.place.registry(name, self.line)
 
-    def release(self, k3s: str, *, age: timedelta = OLD, seed: str = "", names: int = 2) -> Image:
-        """Publish an image of that k3s, made so long ago."""
+    def release(
+        self, k3s: str, *, age: timedelta = OLD, seed: str = "", names: int = 2, on: Image | None = None
+    ) -> Image:
+        """Publish an image of that k3s, made so long ago; or the variant that is made on it."""
         lock = replace(LOCK, versions={**LOCK.versions, "k3s": k3s})
 
         def dated(kind: str, data: dict[str, Any]) -> None:
             if kind in ("index", "manifest"):
                 data["annotations"]["org.opencontainers.image.created"] = (NOW - age).isoformat()
 
-        image = make(self.dist, f"{self.names[0]} {k3s} {seed}", lock=lock, change=dated)
+        variant = Variant.AIRGAP if on else Variant.IMAGE
+        dist = variant.below(self.dist)
+        image = make(dist, f"{self.names[0]} {k3s} {seed}", variant, lock=lock, change=dated)
         intent = replace(INTENT, names=self.names[:names], policy={})
-        publish.run(intent, lock, image, smoked(image), self.dist, self.registry, LOG)
+        publish.run(intent, lock, image, smoked(image), dist, self.registry, LOG, on=on)
         return image
 
     def sign(self, about: Digest) -> Digest:
@@ -158,6 +162,18 @@ def test_moving_tags_go_back_everywhere_and_fixed_ones_stay(shelf: Shelf) -> Non
     assert rollback.run(shelf.names, fixed("v1.37.1+k3s1"), shelf.registry, LOG, dry_run=False) == ()
     newest = shelf.release("v1.37.3+k3s1")
     assert shelf.tags()["latest"] == newest.digest
+
+
+def test_a_variant_goes_back_by_its_own_name_and_takes_nothing_else_along(shelf: Shelf) -> None:
+    older = [shelf.release("v1.37.1+k3s1")]
+    older.append(shelf.release("v1.37.1+k3s1", on=older[0]))
+    newer = shelf.release("v1.37.2+k3s1")
+    shelf.release("v1.37.2+k3s1", on=newer)
+    rollback.run(shelf.names, f"{fixed('v1.37.1+k3s1')}-airgap", shelf.registry, LOG, dry_run=False)
+    assert shelf.tags()["latest"] == newer.digest
+    assert shelf.tags()["latest-airgap"] == older[1].digest
+    rollback.run(shelf.names, fixed("v1.37.1+k3s1"), shelf.registry, LOG, dry_run=False)
+    assert [shelf.tags()[f"v1.37{suffix}"] for suffix in ("", "-airgap")] == [image.digest for image in older]
 
 
 def test_another_lines_tags_are_left_alone(shelf: Shelf) -> None:

@@ -23,7 +23,7 @@ from tests.signing import Pair
 from tests.vendors import RECORDED
 
 DATA = b"kubectl"
-BUNDLE = (RECORDED / "rfc8785-0.1.2.sigstore.json").read_bytes()
+BUNDLE = (RECORDED / "recorded/rfc8785-0.1.2.sigstore.json").read_bytes()
 SIGNED = Digest.of_hex("c4e92e9ecc828bef2aa7dba1de8ac983511f7532a0df11c770d39099a25cf201")
 WORKFLOW = signature.Workflow(repository="https://github.com/trailofbits/rfc8785.py", ref="refs/tags/v0.1.2")
 IDENTITY = f"{WORKFLOW.repository}/.github/workflows/release.yml@{WORKFLOW.ref}"

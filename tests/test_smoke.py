@@ -11,20 +11,26 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import layout as layouts
-from pipeline.lock import Lock
+from pipeline import smoke, zstd
+from pipeline.lock import Artifact, Lock
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest
 from pipeline.platforms import Platform
+from pipeline.rehearsal import pause
 from pipeline.rehearsal.standin_build import build as standin
-from pipeline.release import Check, SmokeReport, State, Tier, TierReport
+from pipeline.release import Check, SmokeReport, State, Tier, TierReport, Variant
 from pipeline.smoke import files, report
+from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
+from pipeline.upstream import AIRGAP
 from tests.binaries import binary, go_binary
-from tests.examples import LOCK, VERSIONS, digest
+from tests.examples import AIRGAP_LOCK, LOCK, VERSIONS, digest
+from tests.images import make
 
 AMD64 = Platform.AMD64
 
@@ -70,7 +76,9 @@ class Image:
         (self.blobs / Digest.of(data).hex).write_bytes(data)
         return {"digest": Digest.of(data).text, "size": len(data)}
 
-    def check(self, *later: Mapping[str, bytes | str], rehearsed: bool = False) -> TierReport:
+    def check(
+        self, *later: Mapping[str, bytes | str], rehearsed: bool = False, airgap: Artifact | None = None
+    ) -> TierReport:
         """Run the tier; `later`: more layers on top."""
         archives = [tarred(layer, self.modes) for layer in (self.files, *later)]
         layers = [self.put(self.pack(archive)) | {"mediaType": "layer"} for archive in archives]
@@ -85,7 +93,8 @@ class Image:
         index = self.put(json.dumps({"mediaType": INDEX, "manifests": [entry]}).encode())
         recorder = Recorder(Tier.FILES, "nothing executed", Log(quiet=True))
         layout = layouts.read(self.folder, Digest(str(index["digest"])))
-        files.run(AMD64, self.lock, layout, Digest(str(entry["digest"])), recorder, rehearsed=rehearsed)
+        top = Digest(str(entry["digest"]))
+        files.run(AMD64, self.lock, layout, top, recorder, rehearsed=rehearsed, airgap=airgap)
         return recorder.report()
 
 
@@ -317,3 +326,84 @@ def test_a_failed_check_is_told_and_the_next_ones_still_run(capsys: pytest.Captu
     assert (ended.state, ended.reason) == (State.FAILED, "first: it is red")
     assert [check.state for check in ended.checks] == [State.FAILED, State.PASSED]
     assert "✗ first" in capsys.readouterr().err
+
+
+# The variant airgap
+
+
+ARCHIVE = f"usr/share/dind-k3s/images/{AIRGAP}-amd64.tar.zst"
+SYSTEM_IMAGES = pause.system_images(pause.archive(b"a static program", AMD64))
+
+
+def _layer(image: Image, data: bytes = SYSTEM_IMAGES) -> tuple[dict[str, bytes | str], Artifact]:
+    """The layer on top, and the lock's entry for an archive of these bytes."""
+    locked = replace(AIRGAP_LOCK.airgap[0], digest=Digest.of(data))
+    manifest = "usr/share/dind-k3s/manifest.json"
+    entry = {"component": AIRGAP, "version": locked.version, "sha256": locked.digest.hex}
+    return {ARCHIVE: data, manifest: json.dumps([*json.loads(image.files[manifest]), entry]).encode()}, locked
+
+
+def test_system_images_are_the_locked_ones_and_of_the_platform(image: Image) -> None:
+    layer, locked = _layer(image)
+    ended = image.check(layer, airgap=locked)
+    assert ended.state == State.PASSED, ended.reason
+    detail = next(check.detail for check in ended.checks if check.name == "system images")
+    assert detail.startswith("the locked bytes, 8 images, all for linux/amd64: rancher/klipper-helm:")
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (pause.system_images(pause.archive(b"a static program", Platform.ARM64)), "it has images for linux/arm64"),
+        (b"no zstd", "it is no archive of docker images: ZstdError"),
+        (SYSTEM_IMAGES[:-100], "it is no archive of docker images: EOFError"),
+        (zstd.compress(tarred({"x": b""}, {})), "it is no archive of docker images: KeyError: 'manifest.json'"),
+        (zstd.compress(tarred({"manifest.json": b"[]"}, {})), "it has no image called pause, only none"),
+    ],
+)
+def test_system_images_that_no_cluster_could_live_on_are_named(data: bytes, sentence: str, image: Image) -> None:
+    layer, locked = _layer(image, data)
+    ended = image.check(layer, airgap=locked)
+    assert ended.state == State.FAILED
+    assert sentence in ended.reason
+
+
+def test_other_system_images_than_the_locked_ones_or_none_are_named(image: Image) -> None:
+    layer, locked = _layer(image)
+    other = replace(locked, digest=digest("other"))
+    reasons = [check.detail for check in image.check(layer, airgap=other).checks if check.state == State.FAILED]
+    assert any(f"sha256 {locked.digest.hex}, the lock says {other.digest.hex}" in reason for reason in reasons)
+    assert f"/{ARCHIVE} is missing" in image.check({**layer, ARCHIVE: "nowhere"}, airgap=locked).reason
+
+
+class Foreign:
+    """Engines of which none is native."""
+
+    always_virtual = False
+
+    def native(self, platform: Platform) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"{name}: nothing else is to be asked for")
+
+
+def test_a_variant_is_booted_natively_or_not_at_all(tmp_path: Path) -> None:
+    made = make(tmp_path, "foreign", Variant.AIRGAP, lock=AIRGAP_LOCK)
+    engines: Any = Foreign()
+    ended = smoke.run(
+        made,
+        AIRGAP_LOCK,
+        tmp_path,
+        [AMD64],
+        [Tier.COMMANDS, Tier.BOOT],
+        engines,
+        Log(quiet=True),
+        handler=lambda _: None,
+        options=lambda _: BootOptions(),
+    )
+    told = {tier.tier: (tier.state, tier.reason) for tier in ended[0].tiers}
+    assert told == {
+        Tier.COMMANDS: (State.NOT_RUN, "the programs are the image's, in the same layers"),
+        Tier.BOOT: (State.NOT_RUN, "nothing runs linux/amd64 natively here; the layers below boot as the image"),
+    }

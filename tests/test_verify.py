@@ -15,9 +15,9 @@ from pipeline import publish, transport, verify
 from pipeline.bake import KEY
 from pipeline.errors import IntentError, VerificationFailed
 from pipeline.log import Log
-from pipeline.oci import INDEX, REFERENCE_TYPE, ImageName
+from pipeline.oci import INDEX, REFERENCE_TYPE, Digest, ImageName
 from pipeline.platforms import Platform
-from pipeline.release import Image, Release
+from pipeline.release import Image, Release, Variant
 from tests.examples import INTENT, LOCK
 from tests.images import Change, Line, Place, make, running, smoked, spoil
 
@@ -72,6 +72,29 @@ def test_what_was_published_is_read_back(published: Published, capfd: pytest.Cap
     told = capfd.readouterr().err
     for text in (f"{published.name}:latest is {image.digest}", "linux/arm64 sha256:", "slsa.dev/provenance"):
         assert text in told
+
+
+def test_a_variant_is_read_back_and_what_it_shares_is_read_once(published: Published) -> None:
+    image = published.publish()
+    airgap = make(published.dist / "airgap", f"{published.name} ", Variant.AIRGAP)
+    intent, registry = replace(INTENT, names=(published.name,)), published.place.registry(published.name, Line())
+    publish.run(intent, LOCK, airgap, smoked(airgap), published.dist / "airgap", lambda _: registry, LOG, on=image)
+    hashed: dict[ImageName, dict[str, int]] = {}
+    blobs = []
+    for one in (image, airgap):
+        line = Line()
+        folder = one.variant.below(published.dist)
+        verify.run(one, LOCK, folder, (), published.place.client(line), LOG, hashed=hashed)
+        assert len(Release.read(folder, one.digest).verified) == 4
+        blobs += [request.url.path for request in line.requests if "/blobs/" in request.url.path]
+    layers = [path for path in blobs if path.rpartition("/")[2] in {part.text for part in _layers(image)}]
+    assert len(layers) == len(set(layers)) > 0
+    with pytest.raises(VerificationFailed, match="is not what was released"):
+        verify.run(image, LOCK, published.dist, (f"{published.name}:latest-airgap",), published.place.client(), LOG)
+
+
+def _layers(image: Image) -> set[Digest]:
+    return {layer for built in image.platforms.values() for layer in built.layers}
 
 
 def test_it_reads_as_a_stranger_and_every_byte_once(published: Published) -> None:

@@ -11,6 +11,7 @@ import yaml
 from pipeline import versions
 from pipeline.errors import IntentError
 from pipeline.evidence import Grade
+from pipeline.release import Variant
 from tests.examples import INTENT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,8 +30,10 @@ def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
     assert set(properties["components"]["properties"]) == set(versions.COMPONENTS)
     assert set(properties["upstream"]["properties"]) == set(versions.ORIGINS)
     assert set(properties["mirrors"]["properties"]) == set(versions.MIRRORED)
+    assert set(properties["witnesses"]["properties"]) == set(versions.WITNESSED)
     assert set(properties["policy"]["properties"]) == {"default", "base", "packages", *versions.COMPONENTS}
     assert properties["policy"]["properties"]["default"]["enum"] == list(Grade)
+    assert set(properties["variants"]["items"]["enum"]) == set(Variant) - {Variant.IMAGE}
     assert set(properties["cooldown"]["anyOf"][1]["properties"]) == {"default", *versions.COMPONENTS}
     for name, pattern in versions._ASKED.items():
         assert properties["components"]["properties"][name]["pattern"] == f"^({pattern})$"
@@ -43,6 +46,8 @@ def test_a_rendered_intent_is_read_back_to_the_same() -> None:
         cooldown={"default": 3, "k3s": 0},
         known_fixes=(versions.KnownFix(component="k3s", version="v1.37.1+k3s1", reason="a: #1"),),
         policy={"default": Grade.PUBLISHED, "docker": Grade.FIRST_USE},
+        witnesses={"docker": ("https://m.example/docker-ce",)},
+        variants=(Variant.AIRGAP,),
     )
     assert versions.parse(versions.render(intent), "x") == intent
     jsonschema.validate(yaml.load(versions.render(intent), Loader=yaml.BaseLoader), SCHEMA)
@@ -53,6 +58,16 @@ def test_a_cooldown_for_all_and_for_one() -> None:
     intent = versions.parse(TEXT.replace("cooldown: 3", "cooldown: {default: 5, k3s: 0}"), "v")
     assert (intent.days("k3s"), intent.days("docker")) == (0, 5)
     assert versions.parse(TEXT.replace("cooldown: 3\n", ""), "v").days("docker") == 0
+
+
+def test_a_variant_is_made_when_it_is_asked_for_and_asks_for_no_new_lock() -> None:
+    asked = versions.parse(TEXT, "v")
+    assert asked.variants == (Variant.AIRGAP,)
+    without = versions.parse(TEXT.replace("variants: [airgap]\n", ""), "v")
+    assert without.variants == ()
+    assert without.checksum == asked.checksum
+    with pytest.raises(IntentError, match="variants: expected airgap, the only one there is, found 'image'"):
+        versions.parse(TEXT.replace("[airgap]", "[image]"), "v")
 
 
 def test_what_is_nested_too_deep_is_a_sentence() -> None:
@@ -122,8 +137,24 @@ def test_the_checksum_covers_what_decides_a_lock_and_nothing_else() -> None:
     assert replace(INTENT, policy={"default": Grade.SIGNED}).checksum == INTENT.checksum
     assert replace(INTENT, cooldown={"default": 3}).checksum != INTENT.checksum
     assert replace(INTENT, title="other", mirrors={"docker": ("https://m",)}).checksum == INTENT.checksum
+    assert replace(INTENT, witnesses={"docker": ("https://m",)}).checksum == INTENT.checksum
     assert replace(INTENT, base="docker.io/library/debian:sid").checksum != INTENT.checksum
     assert replace(INTENT, packages=("iptables", "git")).checksum != INTENT.checksum
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("witnesses: {k3s: [https://m]}", "unknown key 'k3s'"),
+        ("witnesses: {docker: ['file:///srv']}", "an http or https URL"),
+        ("witnesses: {docker: ['https://u:p@m']}", "without credentials"),
+        ("witnesses: {docker: []}", "at least one entry"),
+    ],
+)
+def test_a_witness_is_a_site_and_one_of_dockers(text: str, told: str) -> None:
+    start, _, rest = TEXT.partition("witnesses:\n")
+    with pytest.raises(IntentError, match=told):
+        versions.parse(f"{start}{text}\n{rest.partition(chr(10))[2]}", "x")
 
 
 def test_a_mirror_may_be_a_folder_and_an_upstream_may_not() -> None:

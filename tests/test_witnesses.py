@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import fetch, lock, resolve, signature, transport, upstream, versions
+from pipeline import fetch, lock, resolve, signature, transport, upstream, versions, witnesses
 from pipeline.errors import DigestMismatch, UpstreamError, VerificationFailed
 from pipeline.evidence import Grade
 from pipeline.lock import Artifact, Lock
@@ -24,6 +25,7 @@ from tests import signing
 from tests.signing import Pair
 from tests.vendors import CHANNELS, MIRROR, NOW, RECORDED, Given, Vendors, times
 
+ROOT = Path(__file__).resolve().parent.parent
 API = "https://api.github.com/repos"
 KUBECTL = f"{UPSTREAM['kubernetes']}/release/v1.37.1/bin/linux/amd64/kubectl"
 DOCKER = f"{UPSTREAM['docker']}/linux/static/stable/x86_64/docker-29.7.2.tgz"
@@ -119,6 +121,108 @@ def test_docker_from_two_sites_is_corroborated(vendors: Vendors) -> None:
     file = of(vendors.resolve(), "docker")
     assert file.grade is Grade.CORROBORATED
     assert [one.source for one in file.evidence] == sorted([DOCKER, f"{MIRROR}/{file.path}"])
+
+
+WITNESSES = versions.read(ROOT / "versions.yaml").witnesses["docker"]
+
+
+def witnessed(vendors: Vendors, *bases: str) -> None:
+    """The intent's own policy and witnesses, of which these have docker's archives; the others do not answer."""
+    committed = versions.read(ROOT / "versions.yaml")
+    vendors.intent = replace(vendors.intent, policy=committed.policy, witnesses=committed.witnesses)
+    for platform in Platform:
+        where = upstream.published("docker", "29.7.2", platform)
+        there = vendors.answers[f"{UPSTREAM['docker']}/{where.path}"]
+        assert isinstance(there, Given)
+        for base in WITNESSES:
+            url = f"{base}/{where.path}"
+            vendors.answers[url] = there if base in bases else httpx.ConnectError("no route to host")
+
+
+@pytest.mark.parametrize("answering", [WITNESSES, WITNESSES[1:]])
+def test_a_release_is_met_by_docker_and_one_witness_of_the_committed_intent(
+    vendors: Vendors, answering: tuple[str, ...]
+) -> None:
+    witnessed(vendors, *answering)
+    made = vendors.resolve()
+    for platform in Platform:
+        file = of(made, "docker", platform)
+        assert file.grade is Grade.CORROBORATED
+        assert [one.source for one in file.evidence] == sorted([file.url, f"{answering[0]}/{file.path}"])
+    assert not [text for text in made.weak(vendors.intent.policy) if "docker" in text]
+    made.require({"docker": vendors.intent.policy["docker"]})
+
+
+def test_a_release_is_refused_when_no_witness_answers_and_resolve_is_not(
+    vendors: Vendors, capsys: pytest.CaptureFixture[str]
+) -> None:
+    witnessed(vendors)
+    made = vendors.resolve()
+    assert of(made, "docker").grade is Grade.FIRST_USE
+    told = capsys.readouterr().err
+    for base in WITNESSES:
+        assert httpx.URL(base).host in told
+    assert "publish will refuse this lock: docker 29.7.2 for linux/amd64 is first use" in told
+    with pytest.raises(VerificationFailed, match="docker") as refused:
+        made.require({"docker": vendors.intent.policy["docker"]})
+    assert refused.value.exit_code == 10
+
+
+def test_nothing_is_fetched_from_a_witness(vendors: Vendors, tmp_path: Path) -> None:
+    witnessed(vendors, *WITNESSES)
+    made = vendors.resolve()
+    only = replace(made, artifacts=tuple(file for file in made.artifacts if file.component == "docker"))
+    vendors.asked.clear()
+    fetch.run(vendors.intent, replace(only, packages=(), guest=()), tmp_path / "other", vendors.client, vendors.log)
+    assert {request.url.host for request in vendors.asked} == {"download.docker.com"}
+
+
+def test_a_witness_is_not_asked_again_about_what_it_has_confirmed(vendors: Vendors) -> None:
+    witnessed(vendors, *WITNESSES)
+    made = vendors.resolve()
+    vendors.asked.clear()
+    vendors.resolve(made)
+    assert {request.url.host for request in vendors.asked}.isdisjoint(httpx.URL(base).host for base in WITNESSES)
+
+
+def test_a_witness_that_sends_on_to_docker_corroborates_nothing(
+    vendors: Vendors, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirrored(vendors)
+    for platform in Platform:
+        where = upstream.published("docker", "29.7.2", platform)
+        vendors.answers[f"{MIRROR}/{where.path}"] = Given(
+            status=302, headers={"Location": f"{UPSTREAM['docker']}/{where.path}"}
+        )
+    assert of(vendors.resolve(), "docker").grade is Grade.FIRST_USE
+    assert f"it sends on to {DOCKER}; it corroborates nothing" in capsys.readouterr().err
+
+
+class _Trickle(httpx.SyncByteStream):
+    """A body that never ends and never pauses long enough for a timeout."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            threading.Event().wait(0.01)
+            yield b"x"
+
+
+def test_a_witness_that_trickles_is_given_up(
+    vendors: Vendors, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirrored(vendors)
+    monkeypatch.setattr(witnesses, "_PATIENCE", 0.1)
+    answer = vendors._answer
+    vendors.client.close()
+    vendors.client = transport.make_client(
+        httpx.MockTransport(
+            lambda request: (
+                httpx.Response(200, stream=_Trickle()) if str(request.url).startswith(MIRROR) else answer(request)
+            )
+        )
+    )
+    assert of(vendors.resolve(), "docker").grade is Grade.FIRST_USE
+    assert "from example.org: too slow" in capsys.readouterr().err
 
 
 def test_a_mirror_of_the_same_site_corroborates_nothing(vendors: Vendors) -> None:
@@ -248,7 +352,7 @@ def test_a_signature_that_does_not_hold_stops_the_run(vendors: Vendors, make: Ca
 
 def test_a_bundle_of_another_workflow_stops_the_run(vendors: Vendors) -> None:
     url = vendors.url("buildx", "0.36.1", Platform.AMD64) + ".sigstore.json"
-    vendors.gives(url, (RECORDED / "rfc8785-0.1.2.sigstore.json").read_bytes())
+    vendors.gives(url, (RECORDED / "recorded/rfc8785-0.1.2.sigstore.json").read_bytes())
     with pytest.raises(VerificationFailed, match="the bundle does not hold"):
         vendors.resolve()
 

@@ -26,7 +26,7 @@ from pipeline import layout, machine
 from pipeline.__main__ import parser
 from pipeline.log import Log
 from pipeline.platforms import Platform
-from pipeline.release import LAYOUT, SMOKE, Image, Release, SmokeReport, require_smoked
+from pipeline.release import LAYOUT, SMOKE, Image, Release, SmokeReport, Variant, require_smoked
 from tests import images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -365,29 +365,41 @@ def test_a_list_of_runners_that_is_not_json_ends_the_run(tmp_path: Path) -> None
 
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
-    """The folder of a job that built, smoked and published."""
-    dist = tmp_path / "dist"
-    image = images.make(dist, "workflows")
-    image.write(dist)
-    for report in images.smoked(image):
-        report.write(dist)
-    tagged = ("ghcr.io/a/b:v1.37", "docker.io/a/b:v1.37")
-    Release(digest=image.digest, pushed=("ghcr.io/a/b", "docker.io/a/b"), tagged=tagged).write(dist)
+    """The folder of a job that built, smoked and published the image and its variant."""
+    for variant in Variant:
+        dist = variant.below(tmp_path / "dist")
+        image = images.make(dist, "workflows", variant)
+        image.write(dist)
+        for report in images.smoked(image):
+            report.write(dist)
+        tagged = tuple(f"{name}:v1.37{variant.suffix}" for name in ("ghcr.io/a/b", "docker.io/a/b"))
+        Release(digest=image.digest, pushed=("ghcr.io/a/b", "docker.io/a/b"), tagged=tagged).write(dist)
     return tmp_path
+
+
+def _without_variant(built: Path) -> None:
+    shutil.rmtree(built / "dist" / "airgap")
 
 
 @pytest.mark.usefixtures("_jq")
 def test_jobs_tell_each_other_the_digest_and_the_names(built: Path) -> None:
     image = Image.read(built / "dist")
     assert _output(step(".image.yml", "build", "digest=").run, built) == f"digest={image.digest}\n"
-    names = _output(step("release.yml", "publish", "names=").run, built)
-    assert json.loads(names.removeprefix("names=")) == ["ghcr.io/a/b", "docker.io/a/b"]
+    script = step("release.yml", "publish", "subjects=").run
+    digests = [image.digest, Image.read(built / "dist/airgap").digest]
+    for expected in (digests, digests[:1]):
+        subjects = json.loads(_output(script, built).removeprefix("subjects="))
+        assert subjects == [
+            {"name": name, "digest": digest.text} for digest in expected for name in ("ghcr.io/a/b", "docker.io/a/b")
+        ]
+        if expected is digests:
+            _without_variant(built)
 
 
 @pytest.mark.usefixtures("_jq")
 @pytest.mark.parametrize(
     ("file", "job", "word", "broken"),
-    [(".image.yml", "build", "digest=", "image.json"), ("release.yml", "publish", "names=", "release.json")],
+    [(".image.yml", "build", "digest=", "image.json"), ("release.yml", "publish", "subjects=", "release.json")],
 )
 def test_a_record_without_its_value_ends_the_job(file: str, job: str, word: str, broken: str, built: Path) -> None:
     (built / "dist" / broken).write_text("{}")
@@ -399,19 +411,43 @@ def test_a_record_without_its_value_ends_the_job(file: str, job: str, word: str,
 @pytest.mark.usefixtures("_jq")
 def test_a_release_is_told_once_and_renewed_after(built: Path, programs: Path) -> None:
     script = step("release.yml", "release", "gh release create").run
+    variant = Image.read(built / "dist/airgap")
     calls = _program(programs, "gh", "[[ $2 != view || -e ready ]]")
     assert bash(script, cwd=built, path=programs, TAG="v3").returncode == 0
     view, create = calls.read_text().split("\n", 1)
     assert view == "release|view|v3"
-    assert create.startswith(
-        "release|create|v3|dist/image.json|dist/release.json|--verify-tag|--generate-notes|--notes|"
-    )
+    files = "dist/image.json|dist/release.json|dist/airgap-image.json|dist/airgap-release.json"
+    assert create.startswith(f"release|create|v3|{files}|--verify-tag|--generate-notes|--notes|")
+    assert f"`{variant.digest}`" in create
+    assert "- `docker.io/a/b:v1.37-airgap`\n" in create
     assert f"`{Image.read(built / 'dist').digest}`" in create
     assert "- `ghcr.io/a/b:v1.37`\n- `docker.io/a/b:v1.37`\n" in create
     (built / "ready").touch()
     calls.unlink()
     assert bash(script, cwd=built, path=programs, TAG="v3").returncode == 0
-    assert calls.read_text() == ("release|view|v3\nrelease|upload|v3|dist/image.json|dist/release.json|--clobber\n")
+    assert calls.read_text() == f"release|view|v3\nrelease|upload|v3|{files}|--clobber\n"
+    # and as it was without a variant
+    _without_variant(built)
+    (built / "ready").unlink()
+    for left in (built / "dist").glob("airgap-*"):
+        left.unlink()
+    assert bash(script, cwd=built, path=programs, TAG="v4").returncode == 0
+    assert "release|create|v4|dist/image.json|dist/release.json|--verify-tag|" in calls.read_text()
+
+
+def test_the_files_of_a_release_go_back_to_their_places(tmp_path: Path, programs: Path) -> None:
+    found = step("verify.yml", "verify", "gh release download")
+    (tmp_path / "dist").mkdir()
+    names = ("image.json", "release.json", "airgap-image.json", "airgap-release.json")
+    _program(programs, "gh", "\n".join(f"echo {name} >dist/{name}" for name in names))
+    assert bash(found.run, cwd=tmp_path, path=programs, TAG="v3").returncode == 0
+    for name in names:
+        assert (tmp_path / "dist" / name.replace("airgap-", "airgap/")).read_text() == f"{name}\n"
+    shutil.rmtree(tmp_path / "dist")
+    (tmp_path / "dist").mkdir()
+    _program(programs, "gh", "echo 1 >dist/image.json; echo 1 >dist/release.json")
+    assert bash(found.run, cwd=tmp_path, path=programs, TAG="v2").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "dist").iterdir()) == ["image.json", "release.json"]
 
 
 @pytest.mark.usefixtures("_jq")
@@ -422,12 +458,15 @@ def test_every_repository_is_asked_for_its_attestation(built: Path, programs: Pa
     assert bash(script, cwd=built, path=programs, GITHUB_REPOSITORY="a/b").returncode == 0
     asked = [line.split("|") for line in calls.read_text().splitlines()]
     assert [line[:3] for line in asked] == [
-        ["attestation", "verify", f"oci://{name}@{image.digest}"] for name in ("ghcr.io/a/b", "docker.io/a/b")
+        ["attestation", "verify", f"oci://{name}@{one.digest}"]
+        for one in (image, Image.read(built / "dist/airgap"))
+        for name in ("ghcr.io/a/b", "docker.io/a/b")
     ]
     assert {line[line.index("--signer-workflow") + 1] for line in asked} == {"a/b/.github/workflows/release.yml"}
     # one that is missing, the first already, is a failure
     _program(programs, "gh", "[[ $3 != *ghcr* ]]")
     assert bash(script, cwd=built, path=programs, GITHUB_REPOSITORY="a/b").returncode != 0
+    _without_variant(built)
     (built / "dist" / "release.json").write_text('{"digest": "sha256:0", "pushed": []}')
     assert bash(script, cwd=built, path=programs, GITHUB_REPOSITORY="a/b").returncode != 0
 
@@ -505,7 +544,7 @@ def _artifacts(file: str, job: str, kind: str) -> list[dict[str, Any]]:
 def test_what_jobs_leave_is_what_later_jobs_need(built: Path, tmp_path: Path) -> None:
     """From build over smoke to publish, verify and the GitHub release, each job in a folder of its own."""
     store, dist = tmp_path / "artifacts", built / "dist"
-    image = Image.read(dist)
+    made = {variant: Image.read(variant.below(dist)) for variant in Variant}
     for data in _artifacts(".image.yml", "build", "upload-artifact"):
         _upload(data, built, store)
 
@@ -513,10 +552,12 @@ def test_what_jobs_leave_is_what_later_jobs_need(built: Path, tmp_path: Path) ->
         job = tmp_path / platform.architecture
         for data in _artifacts(".image.yml", "smoke", "download-artifact"):
             _download(data, job, store)
-        assert Image.read(job / "dist") == image
-        layout.read(job / "dist" / LAYOUT, image.digest).verify()
-        SmokeReport.read(dist, platform).write(job / "dist")
-        (job / "dist" / SMOKE / "junit.xml").write_text(platform.architecture)
+        for variant, image in made.items():
+            at = variant.below(job / "dist")
+            assert Image.read(at) == image
+            layout.read(at / LAYOUT, image.digest).verify()
+            SmokeReport.read(variant.below(dist), platform).write(at)
+            (at / SMOKE / "junit.xml").write_text(platform.architecture)
         for data in _artifacts(".image.yml", "smoke", "upload-artifact"):
             one = {
                 key: value.replace("${{ matrix.architecture }}", platform.architecture) for key, value in data.items()
@@ -527,10 +568,13 @@ def test_what_jobs_leave_is_what_later_jobs_need(built: Path, tmp_path: Path) ->
         job = tmp_path / name
         for data in _artifacts("release.yml", name, "download-artifact"):
             _download(data, job, store)
-        layout.read(job / "dist" / LAYOUT, image.digest).verify()
-        require_smoked(image, [SmokeReport.read(job / "dist", platform) for platform in Platform])
-        assert sorted(path.name for path in (job / "dist" / SMOKE).iterdir()) == ["amd64.json", "arm64.json"]
-    Release.read(dist, image.digest).write(tmp_path / "publish" / "dist")
+        for variant, image in made.items():
+            at = variant.below(job / "dist")
+            layout.read(at / LAYOUT, image.digest).verify()
+            require_smoked(image, [SmokeReport.read(at, platform) for platform in Platform])
+            assert sorted(path.name for path in (at / SMOKE).iterdir()) == ["amd64.json", "arm64.json"]
+    for variant, image in made.items():
+        Release.read(variant.below(dist), image.digest).write(variant.below(tmp_path / "publish" / "dist"))
     for data in _artifacts("release.yml", "publish", "upload-artifact"):
         _upload(data, tmp_path / "publish", store)
 
@@ -538,8 +582,9 @@ def test_what_jobs_leave_is_what_later_jobs_need(built: Path, tmp_path: Path) ->
         job = tmp_path / name
         for data in _artifacts("release.yml", name, "download-artifact"):
             _download(data, job, store)
-        assert Image.read(job / "dist") == image
-        assert Release.read(job / "dist", image.digest).tagged
+        for variant, image in made.items():
+            assert Image.read(variant.below(job / "dist")) == image
+            assert Release.read(variant.below(job / "dist"), image.digest).tagged
 
 
 def test_a_job_that_is_run_again_replaces_what_it_left() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -83,9 +84,9 @@ class Vendors:
     ) -> None:
         """A component's files and checksums, `days` old."""
         listed: dict[str, str] = {}
-        for platform in platforms:
-            where = upstream.published(component, version, platform)
-            data = f"{component} {version} {platform} {text}".encode()
+        for part, platform in product(upstream.parts(component, airgap=True), platforms):
+            where = upstream.published(part, version, platform)
+            data = f"{part} {version} {platform} {text}".encode()
             headers = {
                 "Last-Modified": format_datetime(NOW - timedelta(days=days), usegmt=True),
                 "ETag": f'"{Digest.of(data).hex[:16]}"',

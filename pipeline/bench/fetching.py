@@ -56,6 +56,7 @@ class Run:
     """One process."""
 
     seconds: float
+    processor: float  # seconds of processor time, of all cores and of the kernel on its behalf
     memory: int  # bytes, the most that it had
 
 
@@ -186,15 +187,16 @@ def _again(folder: Path, root: Path, files: Mapping[str, str], runs: int) -> dic
 def _run(commands: Sequence[Sequence[str]], root: Path) -> Run:
     """Run them one after the other; what the disk still has to do for others is done before. Raises EngineError."""
     os.sync()
-    started, memory = time.monotonic(), 0
+    started, processor, memory = time.monotonic(), 0.0, 0
     for command in commands:
         child = os.posix_spawnp(command[0], list(command), {**os.environ, "PYTHONPATH": str(root)})
         with _watched(child) as most:
-            _, status = os.waitpid(child, 0)
+            _, status, used = os.wait4(child, 0)
         memory = max(memory, *most)
+        processor += used.ru_utime + used.ru_stime
         if status != 0:
             raise EngineError(f"a program of the benchmark failed: {command[0]}", found=f"wait status {status}")
-    return Run(seconds=time.monotonic() - started, memory=memory)
+    return Run(seconds=time.monotonic() - started, processor=processor, memory=memory)
 
 
 @contextmanager
@@ -229,6 +231,7 @@ def _document(found: Mapping[str, Mapping[str, Sequence[Run]]], sizes: Sequence[
                     "name": tool,
                     "seconds": [round(run.seconds, 3) for run in them],
                     "median": round(statistics.median(run.seconds for run in them), 3),
+                    "processor": round(statistics.median(run.processor for run in them), 3),
                     "memory": max(run.memory for run in them),
                 }
                 for tool, them in tools.items()
@@ -299,10 +302,11 @@ def render(document: Mapping[str, Any]) -> str:
             "",
             f"## {scenario['title']}",
             "",
-            "| program | median | from | to | memory |",
-            "|---|---|---|---|---|",
+            "| program | median | from | to | processor | memory |",
+            "|---|---|---|---|---|---|",
         ]
         for told in scenario["programs"]:
             times = " | ".join(report.spread(told["seconds"]))
-            lines.append(f"| {told['name']} | {times} | {size(told['memory'])} |")
+            used = f"{told['processor']:.2f} s" if "processor" in told else "-"  # no figure of an older run
+            lines.append(f"| {told['name']} | {times} | {used} | {size(told['memory'])} |")
     return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@
     <root>/github.com/docker/buildx/releases/download/v<v>/…, checksums.txt, docker/buildx.git/info/refs
     <root>/github.com/moby/moby.git/info/refs                                 docker's tags
     <root>/github.com/docker/compose/…                                        the same
-    <root>/github.com/k3s-io/k3s/releases/download/<v>/k3s, sha256sum-<arch>.txt
+    <root>/github.com/k3s-io/k3s/releases/download/<v>/k3s, k3s-airgap-images-<arch>.tar.zst, sha256sum-<arch>.txt
     <root>/update.k3s.io/v1-release/channels
     <root>/dl.k8s.io/release/<v>/bin/linux/<arch>/kubectl, kubectl.sha256, release/stable-1.<n>.txt
     <root>/deb.debian.org/debian/dists/… and pool/…                           Debian's own signed indexes
@@ -26,6 +26,7 @@ from pipeline.errors import EngineError
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.release import write_json, write_text
+from pipeline.upstream import AIRGAP
 
 # A key of versions.ORIGINS → its folder below the root.
 HOSTS = {
@@ -95,13 +96,20 @@ def publish_plugin(root: Path, name: str, version: str, files: Mapping[Platform,
     _tag(root, f"docker/{name}", f"v{version}")
 
 
-def publish_k3s(root: Path, version: str, files: Mapping[Platform, bytes]) -> None:
-    """A release of k3s with its checksum files, and the channels that point to it."""
+def publish_k3s(
+    root: Path, version: str, files: Mapping[Platform, bytes], images: Mapping[Platform, bytes] | None = None
+) -> None:
+    """A release of k3s with its checksum files, and the channels that point to it; `images`: its system images."""
     folder = root / HOSTS["github"] / "k3s-io/k3s/releases/download" / version
     for platform, data in files.items():
-        file = f"k3s{platform.names.k3s}"
-        _write(folder / file, data)
-        write_text(folder / f"sha256sum-{platform.names.k3s_checksums}.txt", f"{Digest.of(data).hex}  {file}\n")
+        names = platform.names
+        parts = {f"k3s{names.k3s}": data}
+        if images:
+            parts[f"{AIRGAP}-{names.k3s_checksums}.tar.zst"] = images[platform]
+        for file, content in parts.items():
+            _write(folder / file, content)
+        lines = [f"{Digest.of(content).hex}  {file}\n" for file, content in parts.items()]
+        write_text(folder / f"sha256sum-{names.k3s_checksums}.txt", "".join(lines))
     _tag(root, "k3s-io/k3s", version)
     minor = ".".join(version.split(".")[:2])
     channels = [

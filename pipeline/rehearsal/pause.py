@@ -12,6 +12,7 @@ import json
 import tarfile
 from pathlib import Path
 
+from pipeline import zstd
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
@@ -22,6 +23,45 @@ K3S_ARGS = (
     "--disable=coredns --disable=traefik --disable=servicelb --disable=metrics-server --disable=local-storage "
     "--disable-helm-controller"
 )
+
+
+# What k3s-images.txt of v1.37.1+k3s1 lists (sha256 377307d4…), named as `docker save` names them.
+SYSTEM_IMAGES = (
+    "rancher/klipper-helm:v0.13.3-build20260727",
+    "rancher/klipper-lb:v0.4.17",
+    "rancher/local-path-provisioner:v0.0.37",
+    "rancher/mirrored-coredns-coredns:1.14.7",
+    "rancher/mirrored-library-busybox:1.37.0",
+    "rancher/mirrored-library-traefik:3.7.13",
+    "rancher/mirrored-metrics-server:v0.9.0",
+    "rancher/mirrored-pause:3.10.2",
+)
+
+
+def system_images(archive: bytes) -> bytes:
+    """A stand-in for k3s's archive of its system images: the pause image's bytes under all of their names; repeatable.
+
+    It is one image for each name, as in k3s's, and a label in each says that it is a stand-in.
+    """
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        files = {member.name: _read(tar, member) for member in tar}
+    (entry,) = json.loads(files.pop("manifest.json"))
+    config = json.loads(files.pop(entry["Config"]))
+    manifest = []
+    for name in SYSTEM_IMAGES:
+        labels = {"io.github.dind-k3s.stand-in": name}
+        document = json.dumps({**config, "config": {**config["config"], "Labels": labels}}, sort_keys=True).encode()
+        file = f"{Digest.of(document).hex}.json"
+        files[file] = document
+        manifest.append({"Config": file, "RepoTags": [name], "Layers": entry["Layers"]})
+    packed: bytes = zstd.compress(_tar({**files, "manifest.json": json.dumps(manifest).encode()}), 3)
+    return packed
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    assert stream is not None
+    return stream.read()
 
 
 def archive(binary: bytes, platform: Platform) -> bytes:

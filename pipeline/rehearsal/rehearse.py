@@ -23,7 +23,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from pipeline import emulation, engine, lock, machine, sandbox, versions, virtual
+from pipeline import emulation, engine, lock, machine, sandbox, signer, versions, virtual
 from pipeline.daemon import CGROUP
 from pipeline.engines import Engines
 from pipeline.errors import DigestMismatch, EngineError, IntentError
@@ -167,6 +167,7 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
             components=brought.versions,
             upstream=origin.upstream(_ORIGIN_PORT),
             mirrors={},
+            witnesses={},
             policy={},  # there is one origin and nobody signs its files, so nothing can be asked of their grades
             base=f"{base_name}:{tag}",
         )
@@ -190,8 +191,14 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
 
         engines = Engines(lock=rehearsed.lock, cache=run.cache, log=log, start=lambda: made)
         rehearsed.smoke(engines, options=options)
+        rehearsed.sbom()
         rehearsed.publish(dry_run=False)
+        # One key for all rehearsals of this machine, so that a second one finds everything signed.
+        key = folder / "signing.key"
+        public = signer.make_key(key)
+        rehearsed.sign(key)
         rehearsed.verify(())
+        rehearsed.verify_published([f"{name}:latest" for name in intent.names], rehearsed.trust(key=public))
         rehearsed.summary()
 
 

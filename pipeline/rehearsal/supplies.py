@@ -247,7 +247,10 @@ class _Work:
         return version
 
     def kubernetes(self) -> tuple[str, list[str]]:
-        """k3s: the binaries that were given, else the stand-in, which says so in its version; version and digests."""
+        """k3s: the binaries that were given, else the stand-in, which says so in its version; version and digests.
+
+        Its system images are stand-ins always: they are on Docker Hub, which is no package registry.
+        """
         minor = re.match(r"v\d+\.\d+\.\d+", self.lock.versions["k3s"])
         if self.k3s:
             version = _k3s_version(self.k3s)
@@ -262,8 +265,12 @@ class _Work:
                 f"k3s {version}: a stand-in, since no package registry has k3s (real ones: --k3s PLATFORM=PATH)"
             )
             files = {platform: build_standin(version, platform.value) for platform in self.intent.platforms}
-        origin.publish_k3s(self.site, version, files)
-        return version, [Digest.of(data).hex for _, data in sorted(files.items())]
+        images = {}
+        for platform in self.intent.platforms:
+            pauses = (self.folder / "pause" / f"{platform.architecture}.tar").read_bytes()
+            images[platform] = pause.system_images(pauses)
+        origin.publish_k3s(self.site, version, files, images)
+        return version, [Digest.of(data).hex for _, data in sorted([*files.items(), *images.items()])]
 
     def indexes(self) -> None:
         """Debian's own signed indexes of the suites that apt is asked about, as files of the origin."""

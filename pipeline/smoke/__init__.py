@@ -15,10 +15,10 @@ from typing import Protocol
 from pipeline import emulation, layout
 from pipeline.engine import Engine
 from pipeline.errors import EngineError, IntentError, LockStale, SmokeFailed
-from pipeline.lock import Lock
+from pipeline.lock import Artifact, Lock
 from pipeline.log import Log
 from pipeline.platforms import Platform
-from pipeline.release import LAYOUT, SMOKE, Image, SmokeReport, State, Tier, TierReport
+from pipeline.release import LAYOUT, SMOKE, Image, SmokeReport, State, Tier, TierReport, Variant
 from pipeline.smoke import boot, commands, files, load, report
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.load import Loaded
@@ -123,6 +123,12 @@ class _Run:
     stack: ExitStack  # holds the virtual engine, for all tiers of the platform
     _virtual: Engine | None = None
 
+    @property
+    def airgap(self) -> Artifact | None:
+        """The archive of system images that the variant has and the image has not."""
+        found = self.lock.airgap if self.image.variant is Variant.AIRGAP else ()
+        return next((file for file in found if file.platform == self.platform), None)
+
     def tier(self, tier: Tier, broken: list[EngineError]) -> TierReport:
         """Run one tier, or say why it did not; an engine that fails fails the tier and is added to `broken`."""
         try:
@@ -148,11 +154,21 @@ class _Run:
     def _files(self) -> TierReport:
         recorder = Recorder(Tier.FILES, "nothing executed", self.log)
         manifest = self.image.platforms[self.platform].digest
-        files.run(self.platform, self.lock, self.built, manifest, recorder, rehearsed=self.image.rehearsed)
+        files.run(
+            self.platform,
+            self.lock,
+            self.built,
+            manifest,
+            recorder,
+            rehearsed=self.image.rehearsed,
+            airgap=self.airgap,
+        )
         return recorder.report()
 
     def _commands(self) -> TierReport:
         """Natively; else under qemu-user, which is there within a second; else on the virtual engine."""
+        if self.airgap is not None:
+            return not_run(Tier.COMMANDS, "the programs are the image's, in the same layers")
         virtual = self.engines.always_virtual
         engine = None if virtual else self.engines.native(self.platform)
         interpreter = None if virtual or engine else self.handler(self.platform)
@@ -169,14 +185,17 @@ class _Run:
         return recorder.report(_trouble(engine) if recorder.failed else None)
 
     def _boot(self) -> TierReport:
-        """Natively, else on a virtual engine."""
+        """Natively, else on a virtual engine; of a variant natively alone, since its other layers boot as the image."""
         engine = None if self.engines.always_virtual else self.engines.native(self.platform)
+        if engine is None and self.airgap is not None:
+            return not_run(Tier.BOOT, f"nothing runs {self.platform} natively here; the layers below boot as the image")
         if engine is None and (reason := self.engines.why_not_virtual(self.platform)) is not None:
             return not_run(Tier.BOOT, f"no engine runs {self.platform} here: {reason}")
         recorder = Recorder(Tier.BOOT, "native", self.log)
         engine = engine or self._started(recorder)
         logs = self.dist / SMOKE / f"{self.platform.architecture}-boot.log"
-        boot.run(engine, self._loaded(engine), self.lock, self.options(engine), recorder, self.log, logs)
+        check = boot.run_airgap if self.airgap else boot.run
+        check(engine, self._loaded(engine), self.lock, self.options(engine), recorder, self.log, logs)
         return recorder.report(_trouble(engine) if recorder.failed else None)
 
     def _started(self, recorder: Recorder) -> Engine:

@@ -15,6 +15,7 @@ import re
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from pipeline.engine import Engine
 from pipeline.lock import Lock
@@ -22,6 +23,7 @@ from pipeline.log import Log, seconds
 from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
+from pipeline.smoke.system_images import FOLDER
 
 # How many times slower than natively an engine may be for the kubelet of a real k3s: it gives up on its node when the
 # API takes over 10 s to create it, and takes k3s down. Seen on two cores under TCG; docs/smoke.md.
@@ -64,6 +66,69 @@ def run(
         _checks(machine, lock, recorder, left)
     finally:
         machine.clean_up(failed=recorder.failed)
+
+
+def run_airgap(
+    engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorder: Recorder, log: Log, logs: Path
+) -> None:
+    """The variant airgap, in a container without any network: all system images come up, and pods need no pull.
+
+    What booted as the image, in the same layers, is not asked again.
+    """
+    logs.unlink(missing_ok=True)
+    machine = Booted(engine, image, replace(options, networks=("none",)), log, logs)
+    try:
+        recorder.step = Step.DOCKER
+        _dockerd(machine, lock, recorder)
+        if not recorder.failed:
+            _system_images(machine, recorder)
+        recorder.step = Step.PODS
+        if not recorder.failed:
+            _node(machine, lock, recorder)
+        if not recorder.failed:
+            _system_pods(machine, lock, recorder, disabled="K3S_ARGS" in options.extra_environment)
+            _healthy(machine, recorder)
+    finally:
+        machine.clean_up(failed=recorder.failed)
+
+
+def _system_images(machine: Booted, recorder: Recorder) -> None:
+    with recorder.check("system images, without a network") as told:
+        interfaces = machine.do("sh", "-c", "ls /sys/class/net")
+        assert "eth0" not in interfaces, f"there is a network: {interfaces.split()}"
+        read = f"zstd -dcq /{FOLDER}/*.tar.zst | tar -xO manifest.json"
+        wanted = {name for entry in json.loads(machine.do("sh", "-c", read)) for name in entry["RepoTags"]}
+
+        def loaded() -> str | None:
+            there = machine.do("docker", "images", "--format", "{{.Repository}}:{{.Tag}}").split()
+            return f"{len(wanted)}, all loaded" if wanted <= set(there) else None
+
+        told(machine.until("all system images to be loaded", loaded, 120))
+
+
+def _system_pods(machine: Booted, lock: Lock, recorder: Recorder, *, disabled: bool) -> None:
+    with recorder.check("a pod of a system image") as told:
+        pause = "docker images --format '{{.Repository}}:{{.Tag}}' | grep -m1 pause"
+        image = machine.do("sh", "-c", pause).strip()
+        machine.do("kubectl", "run", "still", f"--image={image}", "--image-pull-policy=Never")
+        machine.condition("pod/still")
+        told(image)
+    if disabled or lock.versions["k3s"].endswith("+standin"):
+        recorder.left("k3s's own pods", "k3s has none: it is a stand-in, or was told so")
+        return
+    with recorder.check("k3s's own pods") as told:
+
+        def settled() -> str | None:
+            pods = json.loads(machine.kubectl("--namespace=kube-system", "get", "pods", "-o", "json"))["items"]
+            done = all(pod["status"].get("phase") == "Succeeded" or _is_ready(pod) for pod in pods)
+            return ", ".join(pod["metadata"]["name"] for pod in pods) or None if done else None
+
+        told(machine.until("all of k3s's own pods", settled, 240))
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", ())
+    return any((one["type"], one["status"]) == ("Ready", "True") for one in conditions)
 
 
 def too_slow(lock: Lock, engine: Engine) -> str | None:

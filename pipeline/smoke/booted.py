@@ -28,6 +28,7 @@ class BootOptions:
 
     extra_files: tuple[tuple[Path, str], ...] = ()  # file here → path in the container, copied before it starts
     extra_environment: Mapping[str, str] = field(default_factory=dict)
+    networks: tuple[str, ...] = ()  # of the engine; none: its default
     patience: float = 1.0  # every deadline is multiplied by it, beside the engine's own
     left: str | None = None  # why node and pods are left to another machine; None: as the engine's speed allows
     keep: bool = False  # leave the container and its volumes, running
@@ -56,6 +57,7 @@ class Booted:
             hostname=self.name,
             platform=self.image.platform.value,
             privileged=True,
+            networks=[*self._options.networks],
             volumes=[*self._volumes.items()],
             envs=dict(self._options.extra_environment),
             labels={LABEL: "boot"},

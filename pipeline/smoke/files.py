@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import elf
 from pipeline.layout import Layout
-from pipeline.lock import Lock
+from pipeline.lock import Artifact, Lock
 from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal.standin_build import MARKER
-from pipeline.smoke import contents
+from pipeline.smoke import contents, system_images
 from pipeline.smoke.contents import Content, Program
 from pipeline.smoke.record import Recorder
 
@@ -54,19 +55,27 @@ _PRIVILEGED = {
 
 
 def run(
-    platform: Platform, lock: Lock, layout: Layout, manifest: Digest, recorder: Recorder, *, rehearsed: bool
+    platform: Platform,
+    lock: Lock,
+    layout: Layout,
+    manifest: Digest,
+    recorder: Recorder,
+    *,
+    rehearsed: bool,
+    airgap: Artifact | None = None,
 ) -> None:
-    """All checks of the tier for one platform."""
+    """All checks of the tier for one platform. `airgap`: the archive of system images that must be in it, too."""
     blobs = {part.digest: part.path for part in layout}
     document = json.loads(blobs[manifest].read_bytes())
     config = json.loads(blobs[Digest(document["config"]["digest"])].read_bytes())
     wanted = {path: lock.versions[component] for component, paths in BINARIES.items() for path in paths}
     wanted |= dict.fromkeys(_BESIDE, "")
+    archive = f"{system_images.FOLDER}/{PurePosixPath(airgap.path).name}" if airgap else ""
     content: Content | None = None
     with recorder.check("read the layers") as told:
         layers = [Digest(layer["digest"]) for layer in document["layers"]]
         content = contents.read(
-            [(layer, blobs[layer]) for layer in layers], config["rootfs"]["diff_ids"], wanted, (_MANIFEST,)
+            [(layer, blobs[layer]) for layer in layers], config["rootfs"]["diff_ids"], wanted, (_MANIFEST, archive)
         )
         packed = sum(layer["size"] for layer in document["layers"])
         told(
@@ -83,7 +92,10 @@ def run(
     with recorder.check("containerd and runc") as told:
         told(", ".join(_beside(content)))
     with recorder.check("manifest.json") as told:
-        told(_manifest(platform, lock, content))
+        told(_manifest([*lock.artifacts, *([airgap] if airgap else [])], platform, content))
+    if airgap is not None:
+        with recorder.check("system images") as told:
+            told(_system_images(archive, airgap, content))
     with recorder.check("scripts") as told:
         told(_scripts(content))
     with recorder.check("set-uid and set-gid files") as told:
@@ -168,12 +180,23 @@ def _beside(content: Content) -> Iterator[str]:
         yield f"{posixpath.basename(path)} ({', '.join(filter(None, said))})"
 
 
-def _manifest(platform: Platform, lock: Lock, content: Content) -> str:
+def _system_images(archive: str, airgap: Artifact, content: Content) -> str:
+    """The locked archive, and images for the platform in it."""
+    entry = content.entries.get(archive)
+    if entry is None or entry.program is None:
+        raise AssertionError(f"/{archive} is missing")
+    found = entry.program.sha256
+    _need(found == airgap.digest.hex, f"/{archive} has sha256 {found}, the lock says {airgap.digest.hex}")
+    names = system_images.read(entry.program.text, airgap.platform)
+    return f"the locked bytes, {len(names)} images, all for {airgap.platform}: {', '.join(names)}"
+
+
+def _manifest(files: Sequence[Artifact], platform: Platform, content: Content) -> str:
     there = content.entries.get(_MANIFEST)
     entries: list[Mapping[str, Any]] = json.loads(there.program.text) if there and there.program else []
     _need(entries, f"/{_MANIFEST} is missing or empty")
     listed = {entry["component"]: entry for entry in entries}
-    for file in lock.artifacts:
+    for file in files:
         if file.platform == platform:
             entry = listed.get(file.component, {})
             _need(

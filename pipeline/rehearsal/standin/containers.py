@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .resolver import Resolver
 from .status import Object
 
 POD_NAME, POD_NAMESPACE, POD_UID = (f"io.kubernetes.pod.{word}" for word in ("name", "namespace", "uid"))
@@ -104,7 +105,9 @@ def volume_folder(kubelet_dir: Path, pod: Object, volume: str) -> Path:
     return kubelet_dir / "pods" / str(pod["metadata"]["uid"]) / "volumes/kubernetes.io~empty-dir" / volume
 
 
-def creation(pod: Object, spec: Object, attempt: int, *, owner: str | None, kubelet_dir: Path) -> Object:
+def creation(
+    pod: Object, spec: Object, attempt: int, *, owner: str | None, kubelet_dir: Path, resolver: Resolver
+) -> Object:
     """The body of dockerd's create request; `owner` is the container whose network this one joins."""
     pod_spec = pod["spec"]
     security = {**(pod_spec.get("securityContext") or {}), **(spec.get("securityContext") or {})}
@@ -119,6 +122,9 @@ def creation(pod: Object, spec: Object, attempt: int, *, owner: str | None, kube
         "PidMode": "host" if pod_spec.get("hostPID") else "",
         "NetworkMode": "host" if pod_spec.get("hostNetwork") else f"container:{owner}" if owner else "default",
     }
+    if not owner and not pod_spec.get("hostNetwork"):
+        # In a cluster CoreDNS stands between; it asks the same servers. "." keeps dockerd's own search list out.
+        host.update(Dns=resolver.servers, DnsSearch=resolver.search or ["."], DnsOptions=resolver.options)
     body: Object = {
         "Image": spec["image"],
         "Env": _environment(pod, spec),

@@ -19,6 +19,7 @@ from . import containers, events, images, log, podstatus
 from .containers import Container
 from .engine import Engine, EngineGone, EngineRefused
 from .podstatus import View, Waiting
+from .resolver import Resolver
 from .status import ApiError, Object
 from .store import Store
 
@@ -32,12 +33,15 @@ Key = tuple[str, str]
 class Kubelet:
     """All pods of the node."""
 
-    def __init__(self, store: Store, engine: Engine, *, node_name: str, node_ip: str, kubelet_dir: Path) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, *, node_name: str, node_ip: str, kubelet_dir: Path, resolver: Resolver
+    ) -> None:
         self.store = store
         self.engine = engine
         self.node_name = node_name
         self.node_ip = node_ip
         self.kubelet_dir = kubelet_dir
+        self.resolver = resolver
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
 
@@ -262,7 +266,14 @@ class Worker(threading.Thread):
     def _create(self, pod: Object, spec: Object, attempt: int, owner: str | None, until: list[float]) -> str | None:
         name = spec["name"]
         try:
-            body = containers.creation(pod, spec, attempt, owner=owner, kubelet_dir=self._kubelet.kubelet_dir)
+            body = containers.creation(
+                pod,
+                spec,
+                attempt,
+                owner=owner,
+                kubelet_dir=self._kubelet.kubelet_dir,
+                resolver=self._kubelet.resolver,
+            )
             made = self._engine.call("POST", "/containers/create", body, name=containers.full_name(pod, name, attempt))
         except containers.CannotCreate as problem:
             waiting = Waiting(reason="CreateContainerConfigError", message=str(problem))

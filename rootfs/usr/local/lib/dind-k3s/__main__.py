@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-INTERNAL = ("configure", "keeper", "watch")  # called by the image's own scripts
+# Called by the image's own scripts.
+INTERNAL = ("configure", "first-images", "join", "keeper", "manifests", "preload", "watch")
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",
 }

@@ -20,6 +20,10 @@ choose_iptables() {
       note iptables "$backend"
       export IPTABLES_MODE=$backend # for the tools bundled with k3s
       TOLD="$backend$why, proved by rules"
+      if ! takes_ipv6_rules "$backend"; then
+        note ip6tables off
+        TOLD+="; no rules for IPv6, dockerd is told to do without: ${REFUSED%%$'\n'*}"
+      fi
       return
     fi
     why=
@@ -47,6 +51,18 @@ COMMIT
 END
   ) || result=1
   "iptables-$1" -t nat -F "$chain" 2>/dev/null && "iptables-$1" -t nat -X "$chain" 2>/dev/null || result=1
+  return $result
+}
+
+# dockerd makes chains in these tables whether a network has IPv6 or not; where it cannot, some versions warn at each
+# start and others die (moby/moby#47918).
+takes_ipv6_rules() { # BACKEND
+  local chain=DIND-K3S-PROBE table result=0
+  for table in nat filter; do
+    REFUSED=$(printf '*%s\n:%s - [0:0]\nCOMMIT\n' "$table" "$chain" | "ip6tables-$1-restore" --noflush 2>&1) &&
+      "ip6tables-$1" -t "$table" -X "$chain" 2>/dev/null || result=1
+    if ((result)); then break; fi
+  done
   return $result
 }
 

@@ -1,16 +1,28 @@
-# shellcheck shell=bash
-# What the outer network is like: its interface, MTU and resolver. Sourced.
+# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
+# What the outer network is like: its interface, addresses, MTU and resolver. Sourced.
+# From outside: K3S_DISABLE.
 
-# A bridge with 1500 inside a network of 1450 makes large answers vanish: TLS hangs.
+# The bridge that takes the place of a way out, and its address from a range that nobody has (RFC 5737).
+NOWHERE=dind-k3s0
+NOWHERE_ADDRESS=203.0.113.254/31
+NOWHERE_GATEWAY=203.0.113.255
+
+# A bridge with 1500 inside a network of 1450 makes large answers vanish: TLS hangs. flannel reads the MTU of the
+# interface by itself, dockerd is told.
 read_network() {
-  local interface destination _ rest mtu address
-  interface=
-  while read -r interface destination _ rest; do
-    if [[ $destination == 00000000 ]]; then break; fi
-    interface=
-  done <"$R/proc/net/route"
+  local interface mtu address way=
+  interface=$(default_interface)
   if [[ -z $interface ]]; then
-    TOLD='no default route: k3s will not start without one'
+    interface=$(first_interface)
+    way='no default route'
+    if [[ ${K3S_DISABLE-} =~ ^(|0|false|no)$ ]]; then
+      lead_nowhere "$interface"
+      interface=${interface:-$NOWHERE}
+      way+=': k3s needs one and has one now that leads nowhere; images come from /app/images alone'
+    fi
+  fi
+  if [[ -z $interface ]]; then
+    TOLD=$way
     return
   fi
   read -r mtu <"$R/sys/class/net/$interface/mtu"
@@ -18,27 +30,64 @@ read_network() {
   note mtu "$mtu"
   note interface "$interface"
   note address "$address"
-  TOLD="$interface has ${address:-no IPv4 address} and MTU $mtu"
-  plan_dns "$address"
+  note addresses "$(ip -o address show scope global | sed -n 's,.* inet6\? \([^/ ]*\).*,\1,p' | paste -s -d ' ')"
+  TOLD="$interface has ${address:-no IPv4 address} and MTU $mtu${way:+; $way}"
+  plan_dns
+}
+
+# The interface of the default route, if there is one.
+default_interface() {
+  local interface destination _
+  while read -r interface destination _; do
+    if [[ $destination == 00000000 ]]; then
+      echo "$interface"
+      return
+    fi
+  done <"$R/proc/net/route"
+}
+
+# The first one with an address, as in a network that is `internal`.
+first_interface() {
+  ip -o -4 address show scope global | sed -n '1s,^[0-9]*: *\([^ @]*\).*,\1,p'
+}
+
+# k3s does not start without a default route (docs.k3s.io/installation/airgap). On an interface that is there, so that
+# the node has its address; else on a bridge without ports, because dockerd needs bridges anyway and not every kernel has
+# dummy interfaces. What is sent there fails after three seconds instead of hanging.
+lead_nowhere() { # INTERFACE
+  if [[ -n $1 ]]; then
+    ip route add default dev "$1" metric 10000
+  else
+    ip link add "$NOWHERE" type bridge
+    ip address add "$NOWHERE_ADDRESS" dev "$NOWHERE"
+    ip link set "$NOWHERE" up
+    ip route add default via "$NOWHERE_GATEWAY" dev "$NOWHERE" metric 10000
+  fi
 }
 
 # In a user-defined network the resolver is 127.0.0.11, which means something else in every nested network namespace
-# (moby/moby#20037). Then, and only then, a forwarder answers on our own address and asks that resolver.
-plan_dns() { # ADDRESS
-  local key value rest loopback=no
-  while read -r key value rest; do
-    if [[ $key == nameserver && ($value == 127.* || $value == ::1) ]]; then loopback=yes; fi
+# (moby/moby#20037). Then, and only then, a forwarder asks that resolver. It answers on a link-local address of our own
+# on lo: nested containers reach it through their gateway, it stays when the outer network is attached anew with another
+# address, and neighbours in the outer network do not get to it. Not the address of another forwarder further out, which
+# docker notes in a comment of resolv.conf.
+plan_dns() {
+  local key value _ loopback=no number address
+  while read -r key value _; do
+    if [[ $key == nameserver && ($value == 127.* || $value == ::1 || $value == fe80:*) ]]; then loopback=yes; fi
   done <"$R/etc/resolv.conf"
   if [[ $loopback == no ]]; then
     TOLD+='; resolv.conf serves nested containers as it is'
-  elif [[ -z $1 ]]; then
-    TOLD+='; resolv.conf names a loopback address and there is no other to forward from'
-  else
-    note dns "$1"
-    {
-      echo "nameserver $1"
-      grep -E '^(search|options)' "$R/etc/resolv.conf" || true
-    } >"$RUN/resolv.conf"
-    TOLD+="; DNS for nested containers is forwarded from $1"
+    return
   fi
+  for number in {53..99}; do
+    address=169.254.53.$number
+    grep -qF "$address" "$R/etc/resolv.conf" || break
+  done
+  ip address replace "$address/32" dev lo scope host
+  note dns "$address"
+  {
+    echo "nameserver $address"
+    grep -E '^(search|options)' "$R/etc/resolv.conf" || true
+  } >"$RUN/resolv.conf"
+  TOLD+="; DNS for nested containers is forwarded from $address"
 }

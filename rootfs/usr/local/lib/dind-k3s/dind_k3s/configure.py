@@ -15,8 +15,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from dind_k3s import dockerd, forwarder, k3s
+from dind_k3s import authorities, dockerd, forwarder, k3s, proxy, ranges, registries
 from dind_k3s.plan import Mistake, Plan, asked
+from dind_k3s.redact import redacted
 from dind_k3s.root import RUN, at, facts
 
 PROFILES = ("dev", "ci", "edge")
@@ -27,8 +28,8 @@ USER_CONFIG = """\
 """
 
 
-def version_of(component: str) -> tuple[int, int]:
-    """Major and minor, from the image's manifest or from the program itself."""
+def version_of(component: str) -> tuple[int, ...]:
+    """Major, minor and, where it is told, patch; from the image's manifest or from the program itself."""
     manifest = at("/usr/share/dind-k3s/manifest.json")
     found = ""
     if manifest.exists():
@@ -39,10 +40,10 @@ def version_of(component: str) -> tuple[int, int]:
     if not found:
         program = {"docker": "dockerd"}.get(component, component)
         found = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    numbers = re.search(r"(\d+)\.(\d+)", found)
+    numbers = re.search(r"\d+(?:\.\d+){1,2}", found)
     if numbers is None:
         raise Mistake(f"the version of {component} is not known: neither {manifest} nor the program itself tells it")
-    return int(numbers[1]), int(numbers[2])
+    return tuple(int(number) for number in numbers[0].split("."))
 
 
 def write(files: Mapping[str, str]) -> None:
@@ -53,7 +54,19 @@ def write(files: Mapping[str, str]) -> None:
             path.unlink(missing_ok=True)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o644 if name == authorities.BUNDLE else 0o600)
         path.write_text(text)
+
+
+def link(links: Mapping[str, str]) -> None:
+    """Make or renew links; a file in the place of one is the user's and stays."""
+    for name, target in links.items():
+        path = at(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            path.unlink()
+        if not path.exists():
+            path.symlink_to(at(target))
 
 
 def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
@@ -64,13 +77,23 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     mistakes: list[str] = []
     if profile not in PROFILES:
         mistakes.append(f"PROFILE is {profile}, but there are only {', '.join(PROFILES)}")
+    settings: dict[str, object] = {}
     try:
-        plans.append(dockerd.plan(env, extra, found, version_of("docker"), profile))
+        chosen, told = ranges.choose(env, with_k3s=not asked(env, "K3S_DISABLE") and not env.get("K3S_URL"))
+        plans.append(Plan(told=told))
+        found |= chosen
+        plans.append(authorities.plan())
+        made, settings = registries.plan()
+        plans.append(made)
+    except Mistake as mistake:
+        mistakes.append(str(mistake))
+    try:
+        plans.append(dockerd.plan(env, extra, found, version_of("docker"), profile, settings))
     except Mistake as mistake:
         mistakes.append(str(mistake))
     if not asked(env, "K3S_DISABLE"):
         try:
-            plans.append(k3s.plan(env, found, version_of("k3s"), profile))
+            plans.append(k3s.plan(env, found, version_of("k3s"), profile, version_of("docker")))
         except Mistake as mistake:
             mistakes.append(str(mistake))
     if mistakes:
@@ -78,7 +101,12 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     files = {name: text for plan in plans for name, text in plan.files.items()}
     if "dns" in found:
         files[f"{RUN}/dnsmasq.conf"] = forwarder.config(found["dns"])
+    proxies = proxy.environment(env, found)
+    files[f"{RUN}/environment"] = "".join(f"{name}={value}\0" for name, value in proxies.items())
+    if proxies:
+        plans.append(Plan(told=[f"proxies for both daemons; NO_PROXY is {proxies['NO_PROXY']}"]))
     write(files)
+    link({name: target for plan in plans for name, target in plan.links.items()})
     user_config = at("/app/k3s/config.yaml")
     if not user_config.exists():
         user_config.parent.mkdir(parents=True, exist_ok=True)
@@ -89,10 +117,10 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
 
 def main() -> int:
     try:
-        print("\n".join(run(os.environ, sys.argv[1:])))
+        print(redacted("\n".join(run(os.environ, sys.argv[1:]))))
     except Mistake as mistake:
         for line in str(mistake).splitlines():
-            print(f"dind-k3s: error: {line}", file=sys.stderr)
+            print(f"dind-k3s: error: {redacted(line)}", file=sys.stderr)
         return 2
     return 0
 

@@ -12,6 +12,7 @@ from dind_k3s.plan import Mistake, Plan, words
 from dind_k3s.root import RUN, at
 
 SOCKET = "unix:///var/run/docker.sock"
+SPOKEN = (1, 44)  # the API of the client in k3s's cri-dockerd, and the oldest that docker 29 takes by itself
 
 # dockerd's one-letter flags, and the flags whose key in daemon.json is not their name (dockerd's "conflicting
 # options" check goes by these keys).
@@ -72,10 +73,67 @@ def read_daemon_json(file: str) -> dict[str, Any]:
     return value
 
 
+def addresses(args: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Where the API is asked to listen: by -H and --host, and by daemon.json."""
+    found = []
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
+        if arg in ("-H", "--host"):
+            found.append(following)
+        elif given := re.match(r"--host=(.*)|-H=?(.+)", arg):
+            found.append(given[1] or given[2] or "")
+    hosts = config.get("hosts", [])
+    return [*found, *(map(str, hosts) if isinstance(hosts, list) else [])]
+
+
+def api_over_tcp(args: list[str], config: dict[str, Any], given: Mapping[str, str], tls: str) -> list[str]:
+    """The API's addresses beside its socket, in place; lines about them. `tls`: folder of certificates, if asked for.
+
+    As with docker:dind, 2376 with TLS. Without TLS only where the user names an address, and then --tls=false is said,
+    too: dockerd delays its start by a quarter of a minute otherwise.
+    """
+    decided = {"tls", "tlsverify"} & (given.keys() | config.keys())
+    listening = addresses(args, config)
+    told = []
+    if tls and not decided:
+        folder = f"{tls.rstrip('/')}/server"
+        files = {"tlscacert": "ca.pem", "tlscert": "cert.pem", "tlskey": "key.pem"}
+        config["tlsverify"] = True
+        config.update(
+            {key: f"{folder}/{name}" for key, name in files.items() if key not in given.keys() | config.keys()}
+        )
+        if not any(address.endswith(":2376") for address in listening):
+            listening.append("tcp://0.0.0.0:2376")
+            if "hosts" in given:
+                args.append(f"--host={listening[-1]}")
+            else:
+                config["hosts"] = [*config.get("hosts", []), listening[-1]]
+        told.append("the docker API listens on 2376, for clients with a certificate of its authority")
+    elif tcp := [address for address in listening if address.startswith("tcp:")]:
+        if not decided:
+            args.append("--tls=false")
+        if not decided or "false" in given.get("tls", "false"):
+            told.append(f"warning: the docker API listens on {', '.join(tcp)} without TLS: who reaches it is root here")
+    # The socket is what everything in here talks to, so it stays when other addresses are asked for.
+    if not any(address.endswith("/run/docker.sock") for address in listening):
+        if "hosts" in given:
+            args.append(f"--host={SOCKET}")
+        elif "hosts" in config:
+            config["hosts"] = [*config["hosts"], SOCKET]
+    return told
+
+
 def plan(
-    env: Mapping[str, str], extra: Sequence[str], facts: Mapping[str, str], version: tuple[int, int], profile: str
+    env: Mapping[str, str],
+    extra: Sequence[str],
+    facts: Mapping[str, str],
+    version: tuple[int, ...],
+    profile: str,
+    registries: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """daemon.json and dockerd's arguments. `extra`: the container's own arguments, flags of dockerd."""
+    """daemon.json and dockerd's arguments.
+
+    `extra`: the container's own arguments, flags of dockerd. `registries`: keys of daemon.json (registries.py).
+    """
     made = Plan()
     args, file = take_config_file([*words("DOCKER_ARGS", env), *extra])
     given = flags(args)
@@ -91,6 +149,7 @@ def plan(
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
         "features": {"containerd-snapshotter": False},
         "storage-driver": facts["storage"],
+        **(registries or {}),
     }
     if version >= (28, 0):
         ours["ip-forward-no-drop"] = True  # flannel's traffic passes the FORWARD chain, too
@@ -98,6 +157,11 @@ def plan(
         ours["mtu"] = int(mtu)
         if version >= (24, 0):
             ours["default-network-opts"] = {"bridge": {"com.docker.network.driver.mtu": mtu}}
+    if words_of_pools := facts.get("docker-pools", "").split():
+        pools = (word.split(":") for word in words_of_pools)
+        ours["default-address-pools"] = [{"base": base, "size": int(size)} for base, size in pools]
+    if facts.get("ip6tables") == "off":
+        ours["ip6tables"] = False
     if dns := facts.get("dns"):
         ours["dns"] = [dns]
     if profile == "edge":
@@ -112,14 +176,13 @@ def plan(
     if "features" in given and not any("containerd-snapshotter" in arg for arg in args):
         args.append("--feature=containerd-snapshotter=false")
     config = merged(ours, theirs)
-    # The socket is what everything in here talks to, so it stays when other addresses are asked for.
-    if "hosts" in given and not any(SOCKET.removeprefix("unix://").removeprefix("/var") in arg for arg in args):
-        args.append(f"--host={SOCKET}")
-    if "hosts" in config and SOCKET not in config["hosts"]:
-        config["hosts"] = [*config["hosts"], SOCKET]
+    made.told.extend(api_over_tcp(args, config, given, facts.get("tls", "")))
     for key in sorted(ours.keys() & theirs.keys()):
         if ours[key] != theirs[key] and not isinstance(ours[key], dict):
             made.told.append(f"{key} of {file} replaces ours")
+    floor = str(env.get("DOCKER_MIN_API_VERSION") or config.get("min-api-version") or "")
+    if (number := re.fullmatch(r"(\d+)\.(\d+)", floor)) and (int(number[1]), int(number[2])) > SPOKEN:
+        made.told.append(f"warning: dockerd is told to refuse clients older than {floor}, and k3s speaks 1.44: no pods")
     if config.get("log-driver", "json-file") != "json-file" or "log-driver" in given:
         made.told.append("warning: kubectl logs works with the log driver json-file only")
     made.files[f"{RUN}/daemon.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -16,6 +16,7 @@ class Plan:
     """Everything that gets written, and what is said about it."""
 
     files: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)  # a link never takes the place of a file of the user
     told: list[str] = field(default_factory=list)
 
 

@@ -1,0 +1,72 @@
+"""Stage `sbom`: what is in the built image, told in SPDX 2.3 and CycloneDX 1.6, one file each for each platform.
+
+Everything is read out of the image's own bytes, nothing executed; the lock adds where a file came from. The same image
+and lock give the same bytes: dates are the image's, identifiers are made of digests.
+
+    dist/sbom/amd64.spdx.json  dist/sbom/amd64.cdx.json  dist/sbom/arm64.spdx.json …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pipeline import layout
+from pipeline.errors import LockStale
+from pipeline.lock import Lock
+from pipeline.log import Log, size
+from pipeline.oci import Digest
+from pipeline.platforms import Platform
+from pipeline.release import LAYOUT, Image, write_text
+from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
+
+FOLDER = "sbom"
+
+
+class Form(StrEnum):
+    """A format: its value is the middle of a file's name."""
+
+    SPDX = "spdx"
+    CYCLONEDX = "cdx"
+
+    @property
+    def predicate(self) -> str:
+        """The predicate type under which an SBOM of this format is attested (in-toto/attestation, spec/predicates)."""
+        return {Form.SPDX: "https://spdx.dev/Document", Form.CYCLONEDX: "https://cyclonedx.org/bom"}[self]
+
+
+def path(dist: Path, platform: Platform, form: Form) -> Path:
+    """Where a platform's SBOM of that format lies."""
+    return dist / FOLDER / f"{platform.architecture}.{form}.json"
+
+
+def subject(form: Form, document: Mapping[str, Any]) -> Digest | None:
+    """The manifest that an SBOM of ours is about; None when it does not say."""
+    try:
+        if form is Form.SPDX:
+            return Digest.of_hex(str(document["documentNamespace"]).rpartition("/")[2])
+        return Digest.of_hex(document["metadata"]["component"]["hashes"][0]["content"])
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError):
+        return None
+
+
+def run(image: Image, lock: Lock, dist: Path, log: Log) -> Mapping[tuple[Platform, Form], Path]:
+    """Write every SBOM of the image; returns the files.
+
+    Raises LockStale when the image was built from another lock, DigestMismatch when its files have changed or hold
+    something else than the lock says.
+    """
+    if image.lock != lock.digest:
+        raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
+    built = layout.read(dist / LAYOUT, image.digest)
+    built.verify()
+    written = {}
+    for platform in image.platforms:
+        found = inventory.take(platform, image, lock, rootfs.read(built, image.platforms[platform].digest))
+        for form, text in ((Form.SPDX, spdx.render(found)), (Form.CYCLONEDX, cyclonedx.render(found))):
+            written[platform, form] = path(dist, platform, form)
+            write_text(written[platform, form], text)
+            log.say(f"{platform} {form}: {len(found.packages)} packages, {size(len(text))}")
+    return written

@@ -1,0 +1,352 @@
+"""Everything that one platform's image is made of, and what holds what: the content of an SBOM, in no format yet.
+
+Three sources, the nearest first: the image's own files (dpkg's database, the programs themselves), the lock (where a
+file came from), and a table of who makes what. Nothing is guessed: what no source tells stays unsaid.
+purl: https://github.com/package-url/purl-spec (types deb, golang, github, oci, generic).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from debian.deb822 import Packages
+from packageurl import PackageURL
+
+from pipeline.errors import DigestMismatch
+from pipeline.lock import Artifact, Lock
+from pipeline.oci import ImageName
+from pipeline.platforms import Platform
+from pipeline.release import Image
+from pipeline.sbom import licences, rootfs
+from pipeline.sbom.rootfs import Program, Root
+
+_APACHE = "Apache-2.0"
+
+
+class Kind(StrEnum):
+    """What a package is."""
+
+    IMAGE = "image"
+    BASE = "base image"
+    APPLICATION = "application"
+    LIBRARY = "library"  # a Go module that a program was built with
+    SYSTEM = "system package"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One thing in the image."""
+
+    key: str  # unique in the inventory, and the same in the next build of the same things
+    kind: Kind
+    name: str
+    version: str | None
+    purl: str | None = None
+    licence: str | None = None  # SPDX expression; None: not known
+    url: str | None = None  # that it was downloaded from
+    sha256: str | None = None  # hexadecimal, of what lies at `url`, else of the file in the image
+    path: str | None = None  # in the image
+    supplier: str | None = None
+    source: str | None = None  # Debian's source package and its version
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """One platform's image."""
+
+    platform: Platform
+    created: str  # RFC 3339
+    namespace: str  # a URL of this image alone
+    root: Package
+    base: Package
+    packages: tuple[Package, ...]  # all, root and base too, sorted by key
+    contains: tuple[tuple[str, str], ...]  # keys: what holds what
+    uses: tuple[tuple[str, str], ...]  # keys: a program and a library that it was built with
+    texts: Mapping[str, str]  # licences of the name LicenseRef-…
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """Who makes a program, and under which licence it says it is."""
+
+    purl: str  # type/namespace/name; {major} is the module's major version suffix
+    licence: str
+    supplier: str
+    prefix: str = "v"  # of the version in the purl: what the maker's tags begin with
+
+
+_MADE = {
+    "dockerd": _Made(purl="github/moby/moby", licence=_APACHE, supplier="Moby", prefix="docker-v"),
+    "docker-proxy": _Made(purl="github/moby/moby", licence=_APACHE, supplier="Moby", prefix="docker-v"),
+    "docker-cli": _Made(purl="github/docker/cli", licence=_APACHE, supplier="Docker"),
+    "containerd": _Made(purl="golang/github.com/containerd/containerd{major}", licence=_APACHE, supplier="containerd"),
+    "containerd-shim-runc-v2": _Made(
+        purl="golang/github.com/containerd/containerd{major}", licence=_APACHE, supplier="containerd"
+    ),
+    "ctr": _Made(purl="golang/github.com/containerd/containerd{major}", licence=_APACHE, supplier="containerd"),
+    "runc": _Made(purl="golang/github.com/opencontainers/runc", licence=_APACHE, supplier="Open Container Initiative"),
+    "docker-init": _Made(purl="github/krallin/tini", licence="MIT", supplier="tini"),
+    "buildx": _Made(purl="golang/github.com/docker/buildx", licence=_APACHE, supplier="Docker"),
+    "compose": _Made(purl="golang/github.com/docker/compose{major}", licence=_APACHE, supplier="Docker"),
+    "k3s": _Made(purl="golang/github.com/k3s-io/k3s", licence=_APACHE, supplier="k3s"),
+    "kubectl": _Made(purl="golang/k8s.io/kubernetes", licence=_APACHE, supplier="Kubernetes"),
+}
+
+
+def take(platform: Platform, image: Image, lock: Lock, root: Root) -> Inventory:
+    """The inventory of one platform. Raises DigestMismatch when a program is not the file that the lock names."""
+    made = _Making(platform, image, lock, root)
+    made.components()
+    made.debian()
+    return made.done()
+
+
+class _Making:
+    def __init__(self, platform: Platform, image: Image, lock: Lock, root: Root) -> None:
+        self._platform, self._image, self._lock, self._files = platform, image, lock, root
+        self._packages: dict[str, Package] = {}
+        self._contains: list[tuple[str, str]] = []
+        self._uses: set[tuple[str, str]] = set()
+        self._texts: dict[str, str] = {}
+        said = image.annotations
+        manifest = image.platforms[platform].digest
+        title = said.get("org.opencontainers.image.title", "image")
+        self._root = self._add(
+            Package(
+                key="image",
+                kind=Kind.IMAGE,
+                name=title,
+                version=said.get("org.opencontainers.image.version") or manifest.text,
+                purl=_purl("oci", "", title, manifest.text, arch=platform.architecture),
+                licence=said.get("org.opencontainers.image.licenses"),
+                sha256=manifest.hex,
+                note=f"the digest is the manifest's of {platform}, in the index {image.digest}",
+            )
+        )
+        name, tag, _ = ImageName.parse(lock.base.image)
+        self._base = self._add(
+            Package(
+                key="base",
+                kind=Kind.BASE,
+                name=name.repository,
+                version=lock.base.digest.text,
+                purl=_purl(
+                    "oci",
+                    "",
+                    name.repository.rpartition("/")[2],
+                    lock.base.digest.text,
+                    repository_url=str(name),
+                    tag=tag or "",
+                ),
+                sha256=lock.base.digest.hex,
+                note=f"{lock.base.image}; the digest is its index's",
+            )
+        )
+
+    def _add(self, package: Package) -> Package:
+        self._packages[package.key] = package
+        return package
+
+    def components(self) -> None:
+        """What the lock names, the programs that come out of it, and the libraries that those were built with."""
+        for file in sorted(self._lock.artifacts, key=lambda one: one.component):
+            if file.platform != self._platform:
+                continue
+            paths = [path for path, component in rootfs.FILES.items() if component == file.component]
+            for path in paths:
+                self._single(file, path)
+            if not paths:
+                self._archive(file)
+
+    def _single(self, file: Artifact, path: str) -> None:
+        """A component that is one file: the image must hold the locked bytes."""
+        program = self._program(path, file.component)
+        if program.digest != file.digest:
+            raise DigestMismatch(
+                f"{file.component} in the image is not the file that the lock names",
+                expected=file.digest.text,
+                found=program.digest.text,
+                where=f"/{path} for {self._platform}",
+                next_step="nox -s build, then smoke",
+            )
+        known = self._add(self._component(file, path))
+        self._contains.append((self._root.key, known.key))
+        self._libraries(known.key, program)
+        for name, inner in sorted(program.inside.items()):
+            label = name.rpartition("/")[2]
+            if label == file.component:
+                # The outer program is a small one that unpacks this: its libraries are the component's.
+                self._libraries(known.key, inner)
+                continue
+            key = f"{known.key}/{label}"
+            self._add(_made(key, label, inner.version, inner, path=f"{path}!{name}"))
+            self._contains.append((known.key, key))
+            self._libraries(key, inner)
+
+    def _archive(self, file: Artifact) -> None:
+        """docker: an archive whose programs lie in the image one by one."""
+        known = self._add(self._component(file, None))
+        self._contains.append((self._root.key, known.key))
+        inside = self._lock.embedded.get(file.component, {})
+        for path, name in rootfs.DOCKER.items():
+            program = self._program(path, name)
+            # dockerd, its proxy and the command line carry the release's number, the others their own.
+            ours = file.version if name in ("dockerd", "docker-cli", "docker-proxy") else None
+            key = f"{known.key}/{name}"
+            self._add(_made(key, name, program.version or inside.get(name) or ours, program, path=path))
+            self._contains.append((known.key, key))
+            self._libraries(key, program)
+
+    def _program(self, path: str, name: str) -> Program:
+        found = self._files.programs.get(path)
+        if found is None:
+            raise DigestMismatch(
+                f"{name} is missing from the image",
+                expected=f"/{path} for {self._platform}",
+                next_step="nox -s build, then smoke",
+            )
+        return found
+
+    def _component(self, file: Artifact, path: str | None) -> Package:
+        made = _MADE.get(file.component)
+        purl = _by_maker(file.component, file.version)
+        if made is None:  # docker's archive
+            purl = _purl("generic", "docker", file.component, file.version, download_url=file.url)
+        return Package(
+            key=f"component/{file.component}",
+            kind=Kind.APPLICATION,
+            name=file.component,
+            version=file.version,
+            purl=purl,
+            licence=made.licence if made else _APACHE,
+            url=file.url,
+            sha256=file.digest.hex,
+            path=path,
+            supplier=made.supplier if made else "Docker",
+            note=f"its digest is believed because it is {file.grade}",
+        )
+
+    def _libraries(self, user: str, program: Program) -> None:
+        """Go's own version and every module of a program's build information."""
+        if program.build is None:
+            return
+        go = program.build.go.removeprefix("go").partition(" ")[0]
+        modules = {"stdlib": go} if re.match(r"\d", go) else {}
+        for module, version in program.build.dependencies.items():
+            modules[program.build.replaced.get(module, module)] = version
+        for module, version in modules.items():
+            key = f"go/{module}@{version}"
+            namespace, _, name = module.rpartition("/")
+            self._add(
+                Package(
+                    key=key,
+                    kind=Kind.LIBRARY,
+                    name=module,
+                    version=version,
+                    purl=_purl("golang", namespace, name, version),
+                    licence="BSD-3-Clause" if module == "stdlib" else None,
+                )
+            )
+            self._uses.add((user, key))
+
+    def debian(self) -> None:
+        """Every installed package of dpkg's database, those of the base image too."""
+        status = self._files.texts.get(rootfs.STATUS)
+        if status is None:
+            raise DigestMismatch(f"the image of {self._platform} has no {rootfs.STATUS}", next_step="nox -s build")
+        ours = {file.component: file for file in self._lock.packages if file.platform == self._platform}
+        distro = self._distro()
+        for stanza in _stanzas(status):
+            name, version, architecture = stanza["Package"], stanza["Version"], stanza["Architecture"]
+            file = ours.get(name)
+            licence = licences.read(name, self._files.text(f"usr/share/doc/{name}/copyright") or "")
+            if licence is not None:
+                self._texts.update(licence.texts)
+            source = _source(stanza)
+            known = self._add(
+                Package(
+                    key=f"debian/{name}:{architecture}",
+                    kind=Kind.SYSTEM,
+                    name=name,
+                    version=version,
+                    purl=_purl(
+                        "deb", "debian", name, version, arch=architecture, distro=distro, upstream="@".join(source)
+                    ),
+                    licence=licence.expression if licence else None,
+                    url=file.url if file else None,
+                    sha256=file.digest.hex if file else None,
+                    supplier=stanza.get("Maintainer"),
+                    source=" ".join((source[0], source[1] if len(source) > 1 else version)),
+                )
+            )
+            self._contains.append((self._root.key if file else self._base.key, known.key))
+
+    def _distro(self) -> str:
+        text = self._files.text("usr/lib/os-release") or self._files.text("etc/os-release") or ""
+        known = {key: value.strip('"') for key, _, value in (line.partition("=") for line in text.splitlines())}
+        return f"{known['ID']}-{known['VERSION_ID']}" if {"ID", "VERSION_ID"} <= known.keys() else ""
+
+    def done(self) -> Inventory:
+        said = self._image.annotations
+        site = said.get("org.opencontainers.image.source", "https://example.invalid")
+        manifest = self._image.platforms[self._platform].digest
+        return Inventory(
+            platform=self._platform,
+            created=said.get("org.opencontainers.image.created") or f"{self._lock.date}T00:00:00Z",
+            namespace=f"{site}/sbom/{self._platform.architecture}/{manifest.hex}",
+            root=self._root,
+            base=self._base,
+            packages=tuple(self._packages[key] for key in sorted(self._packages)),
+            contains=tuple(sorted(set(self._contains))),
+            uses=tuple(sorted(self._uses)),
+            texts=dict(sorted(self._texts.items())),
+        )
+
+
+def _stanzas(status: str) -> Iterator[Packages]:
+    for stanza in Packages.iter_paragraphs(status, use_apt_pkg=False):
+        if stanza.get("Status", "").endswith(" installed"):
+            yield stanza
+
+
+def _source(stanza: Mapping[str, str]) -> tuple[str, ...]:
+    """A package's source package, and that one's version where it is another one."""
+    found = re.fullmatch(r"(\S+)(?: \((\S+)\))?", stanza.get("Source", "").strip() or stanza["Package"])
+    assert found is not None
+    return tuple(part for part in found.groups() if part)
+
+
+def _made(key: str, name: str, version: str | None, program: Program, *, path: str) -> Package:
+    made = _MADE.get(name)
+    return Package(
+        key=key,
+        kind=Kind.APPLICATION,
+        name=name,
+        version=version,
+        purl=_by_maker(name, version),
+        licence=made.licence if made else None,
+        sha256=program.digest.hex,
+        path=path,
+        supplier=made.supplier if made else None,
+    )
+
+
+def _by_maker(name: str, version: str | None) -> str | None:
+    """A program's purl, by who makes it."""
+    made = _MADE.get(name)
+    if made is None or version is None:
+        return None
+    number = re.match(r"v?(\d+)", version)
+    major = int(number[1]) if number else 0
+    kind, _, rest = made.purl.format(major=f"/v{major}" if major > 1 else "").partition("/")
+    namespace, _, last = rest.rpartition("/")
+    return _purl(kind, namespace, last, made.prefix + version.removeprefix("v"))
+
+
+def _purl(kind: str, namespace: str, name: str, version: str, **qualifiers: str) -> str:
+    given = {key: value for key, value in qualifiers.items() if value}
+    return PackageURL(kind, namespace or None, name, version, given or None).to_string()

@@ -1,0 +1,89 @@
+"""An inventory as SPDX 2.3 in JSON. Source: https://spdx.github.io/spdx-spec/v2.3/ and its JSON schema."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from pipeline.sbom.inventory import Inventory, Kind, Package
+
+_NOTHING = "NOASSERTION"
+_DOCUMENT = "SPDXRef-DOCUMENT"
+_PURPOSE = {
+    Kind.IMAGE: "CONTAINER",
+    Kind.BASE: "CONTAINER",
+    Kind.APPLICATION: "APPLICATION",
+    Kind.LIBRARY: "LIBRARY",
+    Kind.SYSTEM: "APPLICATION",
+}
+
+
+def render(found: Inventory) -> str:
+    """The document; the same inventory gives the same bytes."""
+    relations = [(_DOCUMENT, "DESCRIBES", _id(found.root.key))]
+    relations += [(_id(found.root.key), "DESCENDANT_OF", _id(found.base.key))]
+    relations += [(_id(outer), "CONTAINS", _id(inner)) for outer, inner in found.contains]
+    relations += [(_id(user), "DEPENDS_ON", _id(used)) for user, used in found.uses]
+    document = {
+        "spdxVersion": "SPDX-2.3",
+        "dataLicense": "CC0-1.0",
+        "SPDXID": _DOCUMENT,
+        "name": f"{found.root.name} {found.root.version} {found.platform}",
+        "documentNamespace": found.namespace,
+        "creationInfo": {"created": found.created, "creators": ["Tool: dind-k3s-pipeline"]},
+        "packages": [_package(package) for package in found.packages],
+        "relationships": [
+            {"spdxElementId": one, "relationshipType": kind, "relatedSpdxElement": other}
+            for one, kind, other in relations
+        ],
+        "hasExtractedLicensingInfos": [
+            {"licenseId": name, "name": name.removeprefix("LicenseRef-"), "extractedText": text}
+            for name, text in found.texts.items()
+        ],
+    }
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _package(package: Package) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "SPDXID": _id(package.key),
+        "name": package.name,
+        "downloadLocation": package.url or _NOTHING,
+        "filesAnalyzed": False,
+        "licenseConcluded": _NOTHING,
+        "licenseDeclared": package.licence or _NOTHING,
+        "copyrightText": _NOTHING,
+        "primaryPackagePurpose": _PURPOSE[package.kind],
+        "supplier": _supplier(package.supplier),
+    }
+    if package.version:
+        said["versionInfo"] = package.version
+    if package.sha256:
+        said["checksums"] = [{"algorithm": "SHA256", "checksumValue": package.sha256}]
+    if package.path:
+        said["packageFileName"] = f"/{package.path}"
+    if package.source:
+        said["sourceInfo"] = f"built from: {package.source}"
+    if package.note:
+        said["comment"] = package.note
+    if package.purl:
+        reference = {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl"}
+        said["externalRefs"] = [{**reference, "referenceLocator": package.purl}]
+    return said
+
+
+def _supplier(text: str | None) -> str:
+    """`Organization: NAME (ADDRESS)`."""
+    if not text:
+        return _NOTHING
+    found = re.fullmatch(r"(.*?)\s*<([^>]+)>", text.strip())
+    name, address = (found[1], f" ({found[2]})") if found else (text.strip(), "")
+    return f"Organization: {name}{address}"
+
+
+def _id(key: str) -> str:
+    """Letters, digits, dots and dashes are allowed; a hash keeps apart what these make alike."""
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", key).strip("-")
+    return f"SPDXRef-{words}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

@@ -1,0 +1,78 @@
+"""The variant airgap through the workflow: what a lock without its files means for each stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import lock, versions
+from pipeline.errors import IntentError, LockStale
+from pipeline.release import Variant
+from pipeline.workflow import Run, _meant
+from tests.examples import AIRGAP_LOCK, LOCK
+from tests.images import make, smoked
+from tests.sites import Site
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A checkout whose versions.yaml asks for the variant, and whose lock is from before."""
+    site = Site(tmp_path)
+    made = site.run()
+    asked = replace(versions.read(made.intent_path), variants=(Variant.AIRGAP,))
+    versions.write(made.intent_path, asked)
+    site.close()
+    return made
+
+
+def locked(run: Run) -> None:
+    """The lock, with the system images."""
+    lock.write(run.lock_path, replace(run.lock, airgap=AIRGAP_LOCK.airgap))
+
+
+def test_without_its_files_the_image_alone_is_planned(run: Run) -> None:
+    assert '"airgap"' not in run.plan()
+    locked(run)
+    assert '"target": "airgap"' in run.plan()
+
+
+def test_without_its_files_nothing_is_published(run: Run) -> None:
+    with pytest.raises(LockStale, match=r"versions\.yaml asks for airgap, and the lock lacks its files") as failure:
+        run.publish(dry_run=True)
+    assert failure.value.exit_code == 5
+    assert "nox -s resolve" in str(failure.value)
+
+
+def test_nothing_is_published_before_all_of_it_may_be(run: Run) -> None:
+    """The image is smoked and its variant was never built: the image is not pushed either, nobody is asked."""
+    locked(run)
+    image = make(run.dist, "alone", lock=run.lock)
+    image.write(run.dist)
+    for report in smoked(image):
+        report.write(run.dist)
+    with pytest.raises(IntentError, match="nox -s build"):
+        run.publish(dry_run=False)
+    airgap = make(Variant.AIRGAP.below(run.dist), "alone", Variant.AIRGAP, lock=run.lock)
+    airgap.write(Variant.AIRGAP.below(run.dist))
+    with pytest.raises(IntentError, match="nox -s smoke"):
+        run.publish(dry_run=False)
+    assert not (run.dist / "release.json").exists()
+
+
+def test_only_who_asks_for_it_fetches_it(run: Run) -> None:
+    assert not [file for file in run.lock.all_files if file in AIRGAP_LOCK.airgap]
+    locked(run)
+    assert [file for file in run.lock.all_files if file in AIRGAP_LOCK.airgap] == [*run.lock.airgap]
+    versions.write(run.intent_path, replace(run.intent, variants=()))
+    assert run.lock.airgap == ()
+
+
+def test_a_reference_is_what_its_tag_says(tmp_path: Path) -> None:
+    images = {variant: make(variant.below(tmp_path), "meant", variant, lock=LOCK) for variant in Variant}
+    airgap = images[Variant.AIRGAP].digest
+    for reference in ("a/b:latest-airgap", "localhost:5000/a/b:v1.37-airgap", f"a/b@{airgap}"):
+        assert _meant(reference, images) is Variant.AIRGAP
+    for reference in ("a/b:latest", "a/b-airgap:latest", f"a/b@{images[Variant.IMAGE].digest}", "a/b"):
+        assert _meant(reference, images) is Variant.IMAGE
