@@ -38,6 +38,8 @@ _DOCKERD = "--exec-opt native.cgroupdriver=cgroupfs --feature containerd-snapsho
 _K3S = (
     "--docker --data-dir /app/k3s --write-kubeconfig /app/k3s/k3s.yaml --node-name local-node --flannel-backend host-gw"
 )
+# What kubelet wants from 1.35 on where the host has cgroup v1.
+_KUBELET = '{"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "failCgroupV1": false}'
 _NEST = r"""
 if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
   mkdir -p /sys/fs/cgroup/init
@@ -53,7 +55,10 @@ _BARE = rf"""
 dockerd {_DOCKERD} $DOCKER_ARGS &
 until [[ -S /run/docker.sock ]]; do sleep 0.05; done
 unset K3S_CONFIG_FILE KUBECONFIG
-mkdir -p /app/k3s/.dind-k3s/node # where the image has a link to
+mkdir -p /app/k3s/.dind-k3s/node /app/k3s/agent/etc/kubelet.conf.d # where the image has a link to; kubelet's files
+if [[ ! -e /sys/fs/cgroup/cgroup.controllers ]]; then
+  echo '{_KUBELET}' >/app/k3s/agent/etc/kubelet.conf.d/10-cgroup.conf
+fi
 k3s server {_K3S} $K3S_ARGS &
 wait -n
 """
