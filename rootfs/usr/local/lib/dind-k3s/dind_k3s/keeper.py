@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dind_k3s.entry_points  # noqa: F401 (it has to come before supervisor)
+
+# isort: split
 from supervisor import events, supervisord
 from supervisor.states import SupervisorStates
 
