@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-# Called by the image's own scripts.
+# Called by the image's own scripts, and by its build.
 INTERNAL = (
     "configure",
     "data-root",
@@ -20,11 +20,15 @@ INTERNAL = (
     "keeper",
     "manifests",
     "preload",
+    "record",
     "room",
     "watch",
 )
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",
+    "kubeconfig": "a kubeconfig for use from outside",
+    "collect-logs": "a tarball for a bug report, without secrets",
+    "verify": "whether the programs in here are those that were built into the image",
     "snapshot": "the cluster's state in one file, while k3s runs",
     "restore": "the cluster as it was in a snapshot",
     "reset": "a new cluster, no images, or both, without a new container",

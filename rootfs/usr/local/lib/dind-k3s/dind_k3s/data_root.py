@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from dind_k3s import dockerd
+from dind_k3s import dockerd, user_files
 from dind_k3s.plan import Mistake, words
 
 DEFAULT = "/var/lib/docker"
@@ -21,7 +21,8 @@ FLAGS = ("--data-root", "--graph", "-g")
 def find(env: Mapping[str, str], extra: Sequence[str]) -> str:
     try:
         args, file = dockerd.take_config_file([*words("DOCKER_ARGS", env), *extra])
-        found = dockerd.read_daemon_json(file).get("data-root")
+        settings, _ = user_files.read_object(file)
+        found = settings.get("data-root")
     except Mistake:
         return DEFAULT
     for position, arg in enumerate(args):
@@ -34,7 +35,7 @@ def find(env: Mapping[str, str], extra: Sequence[str]) -> str:
 
 
 def main() -> int:
-    print(find(os.environ, sys.argv[1:]))
+    sys.stdout.buffer.write(os.fsencode(find(os.environ, sys.argv[1:])))  # a path need not be UTF-8
     return 0
 
 

@@ -25,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dind_k3s.entry_points  # noqa: F401 (it has to come before supervisor)
+
+# isort: split
 from supervisor import events, loggers, supervisord
 from supervisor.states import SupervisorStates
 
@@ -152,7 +155,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         name = event.process.config.name
         self.outcome.status = GAVE_UP
         self.outcome.farewell = (
-            f"{name} could not be kept alive, so this container ends; its log is /app/logs/{name}.log"
+            f"{name} could not be kept alive, so this container ends; its log is /app/logs/{name}.log{suspects(name)}"
         )
         say("error", self.outcome.farewell)
         for line in self.last_words[name]:
@@ -219,6 +222,13 @@ def not_ready(program: str) -> None:
     """What depends on it; the watcher would notice in its own time."""
     for stage in STAGES.get(program, ()):
         (READY / stage).unlink(missing_ok=True)
+
+
+def suspects(name: str) -> str:
+    """What the user has set for this program, and nobody but the program itself can check."""
+    sources = {"dockerd": ("DOCKER_ARGS", "DOCKER_DRIVER"), "k3s": ("K3S_ARGS",)}.get(name, ())
+    given = [source for source in sources if os.environ.get(source)]
+    return f"; is it {' or '.join(given)}?" if given else ""
 
 
 def kill_containers() -> int:

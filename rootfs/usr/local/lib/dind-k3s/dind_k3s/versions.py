@@ -5,7 +5,7 @@ Each volume holds `.dind-k3s/versions` with KEY=VALUE lines, written right befor
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 import subprocess
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dind_k3s.manifest import MANIFEST, components
 from dind_k3s.plan import Mistake
-from dind_k3s.root import at
 
 ALLOW = "DIND_K3S_ALLOW_VERSION"
 STAMP = "versions"  # in our own folder of each volume
@@ -43,19 +43,14 @@ class Version:
 
 def installed(component: str) -> str:
     """What the image's manifest says, else the program itself."""
-    manifest = at("/usr/share/dind-k3s/manifest.json")
-    found = ""
-    if manifest.exists():
-        entries = json.loads(manifest.read_text())
-        if isinstance(entries, dict):
-            entries = entries.get("components", [])
-        found = next((str(entry["version"]) for entry in entries if entry.get("component") == component), "")
+    found = next((str(entry.get("version")) for entry in components() if entry.get("component") == component), "")
     if not found:
         program = {"docker": "dockerd"}.get(component, component)
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-        found = next(iter(re.findall(r"v?\d+\.\d+\S*", said)), "")
+        with contextlib.suppress(OSError):
+            said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+            found = next(iter(re.findall(r"v?\d+\.\d+\S*", said)), "")
     if Version.parse(found) is None:
-        raise Mistake(f"the version of {component} is not known: neither {manifest} nor the program itself tells it")
+        raise Mistake(f"the version of {component} is not known: neither {MANIFEST} nor the program itself tells it")
     return found
 
 
