@@ -49,11 +49,10 @@ def test_a_snapshot_of_a_running_cluster_is_restored_elsewhere(cluster: Box, box
     assert other.shell("ls /app/k3s/.dind-k3s/restore 2>/dev/null || echo none") == "none"
     # The one that was there is not lost either.
     (kept,) = other.shell("ls /app/k3s/snapshots/before-restore-*").splitlines()
-    other.do("restore", kept)
+    # A snapshot is a stream, too; what fails at one end of the pipe is told at the other.
+    other.shell(f"cat {kept} | restore -")
     assert has(other, "elsewhere")
-    # And a snapshot is a stream, too.
-    other.shell("snapshot - | restore -")
-    assert has(other, "elsewhere")
+    assert "not a snapshot" in other.fails("bash", "-c", "snapshot /nowhere/x | restore -")
 
 
 def test_what_is_no_whole_snapshot_is_refused_before_anything_is_touched(cluster: Box) -> None:
@@ -133,17 +132,13 @@ def test_reset_begins_anew_and_keeps_a_way_back(boxes: Callable[..., Box]) -> No
     assert made.do("cat", "/app/k3s/server/token") != token
     assert made.do("docker", "ps", "--all", "--quiet") == ""
     assert made.do("docker", "image", "ls", "--quiet", "mine")
-    made.shell("restore /app/k3s/snapshots/before-reset-*")
-    assert has(made, "gone")
     made.do("reset", "images", "--yes")
-    assert made.do("docker", "image", "ls", "--quiet", "mine:1"), "a pod of the restored cluster uses it"
+    assert made.do("docker", "image", "ls", "--quiet", "mine") == ""
     made.do("docker", "volume", "create", "inner")
     assert "both volumes are as new" in made.do("reset", "all", "--yes")
     assert not has(made, "gone")
     assert made.do("docker", "volume", "ls", "--quiet") == ""
     assert made.shell("test -e /app/k3s/snapshots && echo yes || echo no") == "no"
-    made.docker.restart(made.name)
-    made.ready()
 
 
 def with_versions(made: Box, **versions: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -56,15 +57,20 @@ def test_a_new_container_on_the_volumes_in_another_network_is_the_same_machine(b
 
 
 def test_twenty_kills_lose_nothing_that_was_acknowledged(boxes: Callable[..., Box]) -> None:
-    box = boxes().up()
+    box = boxes(environment={"PROFILE": "ci"}).up()
     box.build("base:1")
+    script = """
+wait-ready --for docker --quiet
+docker build -q -t kept:$0 --label number=$0 - <<<'FROM base:1' >/dev/null
+wait-ready --for k8s --quiet
+kubectl create -f - <<<"$1" >/dev/null
+"""
     for number in range(KILLS):
         # Acknowledged by dockerd and by the API server; then the end, in the same moment.
-        box.shell(f"printf 'FROM base:1\\nLABEL number={number}\\n' | docker build -q -t kept:{number} - >/dev/null")
-        create(box, config_map(f"kept-{number}"))
+        box.do("bash", "-euc", script, str(number), json.dumps(config_map(f"kept-{number}")))
         box.docker.kill(box.name)
         box.start()
-        box.until("the API", lambda: box.kubectl("get", "--raw=/readyz") == "ok")
+    box.ready()
     names = box.kubectl("get", "configmaps", "-o", "jsonpath={.items[*].metadata.name}").split()
     assert {f"kept-{number}" for number in range(KILLS)} <= set(names)
     tags = box.do("docker", "image", "ls", "--format", "{{.Tag}}", "kept").split()

@@ -38,6 +38,7 @@ from dind_k3s.root import facts
 CONFIG = "/etc/supervisord.conf"
 LIBRARY = "/usr/local/lib/dind-k3s"
 READY = Path("/run/dind-k3s/ready")
+CONTAINERD = Path("/run/docker/containerd/containerd.pid")  # dockerd's child, which it starts again itself
 GAVE_UP = 3
 
 # More ends than this within this time are not going to stop by themselves.
@@ -90,6 +91,8 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         self.last_words: dict[str, deque[bytes]] = defaultdict(lambda: deque(maxlen=5))
         self.ended: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=ENDS))
         self.waits_for_room = ""
+        self.containerd = 0
+        self.containerd_missed = 0
         self.stop_began = 0.0
         self.took: dict[str, float] = {}
         self.killed: int | None = None
@@ -135,6 +138,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             return
         name = event.process.config.name
         not_ready(name)
+        self.forget_containerd(name)
         ends = self.ended[name]
         why = event.process.spawnerr or "no reason known"
         if full := room.problem():
@@ -148,6 +152,25 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         say(name, f"ended by itself ({why}), is started again")
         if len(ends) == ENDS and ends[-1] - ends[0] < WITHIN:
             self.give_up(event)
+
+    def forget_containerd(self, program: str) -> None:
+        if program == "dockerd":
+            self.containerd = self.containerd_missed = 0
+            CONTAINERD.unlink(missing_ok=True)
+
+    def watch_containerd(self) -> None:
+        """Tell its end, which dockerd gets over by itself within half a minute."""
+        if self.containerd and not Path(f"/proc/{self.containerd}").exists():
+            self.containerd_missed += 1
+            # It ends with dockerd, too; the second look is after the end of that one was noticed.
+            if self.containerd_missed == 2 and not self.stop_began:
+                say("containerd", "ended by itself, dockerd starts it again; until then no container can be started")
+                self.containerd = 0
+        if not self.containerd:
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(CONTAINERD.read_text())
+                self.containerd = pid if Path(f"/proc/{pid}").exists() else 0
+                self.containerd_missed = 0
 
     def give_up(self, event: Any) -> None:
         if self.stop_began or self.outcome.status:
@@ -194,6 +217,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         super().tick(now)
         if self.waits_for_room and not room.problem():
             self.waits_for_room = ""
+        self.watch_containerd()
         if (
             self.stop_began
             and not self.drain
@@ -205,6 +229,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
     def note_stopped(self, event: Any) -> None:
         name = event.process.config.name
         not_ready(name)
+        self.forget_containerd(name)
         if self.stop_began:
             self.took[name] = time.monotonic() - self.stop_began
 
