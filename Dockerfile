@@ -10,10 +10,14 @@
 #   artifacts  <arch>/{docker.tgz,buildx,compose,k3s,kubectl,manifest.json,packages/*.deb}, all verified; <arch> is
 #              TARGETARCH. The folder of BUILDARCH is needed too: its python3 and openssl do the work for the target.
 #              For the target airgap also <arch>/airgap/{k3s-airgap-images-<arch>.tar.zst,manifest.json}
-#   image      for the target airgap: the image as it was built, in place of the stage of that name
+#   built      for the target airgap, with the argument BELOW=built: the image, as it was exported
 #
 # Every RUN runs on the build platform, without network. Nothing of a foreign platform is executed, so that arm64 comes
 # out of an amd64 machine that has no emulator. What maintainer scripts do at installation is done here by name.
+
+# What the target airgap is put on. A stage that is replaced by a context would not do: BuildKit would not know that its
+# layers are a base image's, and give them their dates a second time.
+ARG BELOW=image
 
 # target: the base as it will be in the image; only looked into
 FROM base AS target
@@ -228,7 +232,7 @@ find /out -type d -exec chmod 0755 {} +
 find /out -type f -exec chmod 0644 {} +
 chmod 0755 /out/usr/local/bin/* /out/usr/local/sbin/* /out/usr/local/lib/dind-k3s/run-*
 PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /out /out/usr/local/lib/dind-k3s
-mkdir -p /out/app/{images,k3s,logs} /out/etc/rancher /out/var/lib/{docker,kubelet}
+mkdir -p /out/app/{images,k3s,logs,manifests} /out/etc/rancher /out/var/lib/{docker,kubelet}
 # k3s writes the node's password there whatever its data-dir is; without it a re-created node is refused as a stranger.
 ln -s /app/k3s/.dind-k3s/node /out/etc/rancher/node
 EOF
@@ -283,5 +287,5 @@ mv /parts/k3s-airgap-images /out
 EOF
 
 # airgap: the image, and one layer more
-FROM image AS airgap
+FROM ${BELOW} AS airgap
 COPY --link --from=system-images /out/ /

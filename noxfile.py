@@ -61,7 +61,7 @@ def mirrors(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure the pipeline beside other tools (-- fetch --write)."""
+    """Measure beside what it is held against: -- fetch, -- start, -- size (--write renews the report, --check)."""
     _pipeline(session, "bench", *session.posargs)
 
 

@@ -56,9 +56,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
     command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
     one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
-    one.add_argument("what", choices=("fetch",), help="what to measure")
+    one.add_argument("what", choices=("fetch", "start", "size"), help="what to measure")
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
-    one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json and .md")
+    one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json, .md and .svg")
+    one.add_argument("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
+    one.add_argument("--dist", type=Path, default=argparse.SUPPRESS, help="as before the command: where the image is")
+    one.add_argument("--rootfs", action="store_true", help="start: with this checkout's rootfs/ over a rehearsed image")
     command("plan", "print the bake file that `build` hands to buildx")
     one = command("build", "fetch what is missing, then build all platforms into dist/image/")
     one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
@@ -236,9 +239,7 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
         case "mirrors":
             run.mirrors()
         case "bench":
-            from pipeline.bench import fetching
-
-            fetching.main(run.log, ROOT, runs=parsed.runs, write=parsed.write)
+            _bench(run, parsed)
         case "plan":
             sys.stdout.write(run.plan())
         case "build":
@@ -275,6 +276,24 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
         case other:
             raise AssertionError(other)
     return 0
+
+
+def _bench(run: Run, parsed: argparse.Namespace) -> None:
+    match parsed.what:
+        case "fetch":
+            from pipeline.bench import fetching
+
+            fetching.main(run.log, ROOT, runs=parsed.runs, write=parsed.write, check=parsed.check)
+        case "start":
+            from pipeline.bench import starting
+
+            starting.main(run, runs=parsed.runs, write=parsed.write, check=parsed.check, rootfs=parsed.rootfs)
+        case "size":
+            from pipeline.bench import sizing
+
+            sizing.main(run, write=parsed.write, check=parsed.check)
+        case other:
+            raise AssertionError(other)
 
 
 def _retention(run: Run, parsed: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from pipeline.versions import COMPONENTS, Intent
 KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
 REHEARSAL = f"{KEY}.rehearsal"
 VARIANT = f"{KEY}.variant"
+_BUILT = "built"  # the context that a variant is built on
 BELOW = "DIND_K3S_BELOW"  # the bake file's variable: digest of the image that a variant is built on
 
 
@@ -65,9 +66,9 @@ def render(
 ) -> str:
     """The text of docker-bake.json: a target for each variant, to be built one after the other.
 
-    A variant's is built on the image that was exported before it, whose digest is the bake file's variable, and
-    that takes the place of the Dockerfile's stage `image`. Built together with it, every layer would be rewritten a
-    second time (see below), which takes as long as all the rest; so none is, and they are the same by construction.
+    A variant's is built on the image that was exported before it; the digest of that is the file's variable. Built from
+    the stage `image` in the same call, every layer would be rewritten a second time (see below), half of a build's
+    time; so none is, and they are the same by construction.
 
     `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
     `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
@@ -87,11 +88,9 @@ def render(
             "contexts": {
                 "base": f"oci-layout://{context}/base@{base}",
                 "artifacts": f"{context}/artifacts",
-                **(
-                    {} if variant is Variant.IMAGE else {"image": f"oci-layout://{outputs[Variant.IMAGE]}@${{{BELOW}}}"}
-                ),
+                **({_BUILT: f"oci-layout://{outputs[Variant.IMAGE]}@${{{BELOW}}}"} if variant.suffix else {}),
             },
-            "args": {"SOURCE_DATE_EPOCH": str(epoch)},
+            "args": {"SOURCE_DATE_EPOCH": str(epoch), **({"BELOW": _BUILT} if variant.suffix else {})},
             "labels": dict(sorted(said[variant].items())),
             "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said[variant].items())],
             "attest": ["type=provenance,mode=max"],

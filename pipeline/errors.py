@@ -120,3 +120,10 @@ class EngineError(PipelineError):
 
     exit_code = 11
     kind = "engine or machine"
+
+
+class Slower(PipelineError):
+    """A benchmark's ratio is worse than the committed one beyond its factor."""
+
+    exit_code = 12
+    kind = "benchmark regression"

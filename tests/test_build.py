@@ -44,7 +44,7 @@ name = sys.argv[-1]
 dest = dict(part.split("=") for part in targets[name]["output"][0].split(","))["dest"]
 shutil.copytree(folder / name, dest)
 if name != "image":  # it is built on what was exported before
-    layout, digest = targets[name]["contexts"]["image"].removeprefix("oci-layout://").split("@")
+    layout, digest = targets[name]["contexts"]["built"].removeprefix("oci-layout://").split("@")
     assert digest == "${{DIND_K3S_BELOW}}"
     digest = os.environ["DIND_K3S_BELOW"]
     assert (pathlib.Path(layout) / "blobs" / "sha256" / digest.removeprefix("sha256:")).exists()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from pipeline import published, referrers, sbom, statement
+from pipeline import published, referrers, retention, sbom, statement
 from pipeline.bake import KEY, REHEARSAL
 from pipeline.bundle import Trust
 from pipeline.errors import IntentError, VerificationFailed
@@ -452,6 +453,28 @@ def test_a_second_signature_by_a_stranger_does_no_harm(signed: Signed) -> None:
     entry = _put_bundle(signed, signed.image.digest, raw, statement.SIGNATURE)
     signed.list_claims(signed.image.digest, [entry, *signed.claims(signed.image.digest)])
     signed.verify()
+
+
+def test_what_retention_leaves_is_signed_and_whole(place: Place, tmp_path: Path) -> None:
+    def dated(kind: str, document: dict[str, Any]) -> None:
+        said = {"org.opencontainers.image.created": "2020-01-01T00:00:00Z"}
+        if kind in ("index", "manifest"):
+            document["annotations"] |= said
+        elif kind == "config":
+            document["config"]["Labels"] |= said
+
+    older, newer = (Signed(place, tmp_path / name, place.name("retention")) for name in ("older", "newer"))
+    for release in (older, newer):
+        release.publish(dated)
+        release.sign()
+    older.verify(f"{older.name}@{older.image.digest}")
+    claims = [entry["digest"] for entry in older.claims(older.image.digest)]
+    rule = retention.Rule(newest=1, younger=timedelta(days=1))
+    retention.run(newer.registry(newer.name), rule, Log(quiet=True), delete=True)
+    newer.verify()
+    with pytest.raises(VerificationFailed, match="there is no"):
+        older.verify(f"{older.name}@{older.image.digest}")
+    assert [older.registry(older.name).manifest(digest) for digest in claims] == [None]
 
 
 def test_another_key_is_expected(signed: Signed) -> None:

@@ -20,18 +20,18 @@ from spdx_tools.spdx.model.relationship import RelationshipType
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
-from pipeline import sbom
+from pipeline import sbom, zstd
 from pipeline.errors import DigestMismatch, LockStale
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
-from pipeline.release import Image
+from pipeline.release import Image, Variant
 from pipeline.sbom import Form, licences
 from tests.binaries import binary, go_binary
 from tests.examples import LOCK, artifact
 from tests.images import make
-from tests.test_embedded import k3s
+from tests.test_embedded import k3s, tarred
 
 LOG = Log(quiet=True)
 STATUS = """\
@@ -340,6 +340,48 @@ def test_a_program_that_is_missing(what: str, tmp_path: Path) -> None:
     other.image = make(tmp_path, "missing", lock=other.lock, roots=kept)
     with pytest.raises(DigestMismatch, match=f"{name} is missing from the image"):
         other.run()
+
+
+def airgap(tmp_path: Path, archive: bytes) -> tuple[Image, Lock]:
+    """The variant with that archive of system images, and the lock that names the right ones."""
+    name = "k3s-airgap-images"
+    files = []
+    for platform in Platform:
+        right = artifact(name, platform, ARCHIVE)
+        files.append(replace(right, version="v1.37.1+k3s1", path=f"k3s/{name}-{platform.architecture}.tar.zst"))
+    locked = replace(lock(), airgap=tuple(files))
+    layers = {
+        platform: [
+            *roots(platform),
+            layer({f"usr/share/dind-k3s/images/{name}-{platform.architecture}.tar.zst": archive}),
+        ]
+        for platform in Platform
+    }
+    return replace(make(tmp_path, "airgap", lock=locked, roots=layers), variant=Variant.AIRGAP), locked
+
+
+LISTED = [{"Config": "c", "RepoTags": ["rancher/mirrored-pause:3.6", "docker.io/rancher/mirrored-coredns:1.12"]}]
+ARCHIVE = zstd.compress(tarred({"manifest.json": json.dumps(LISTED).encode()}))
+
+
+def test_the_system_images_of_the_variant_airgap(tmp_path: Path) -> None:
+    image, locked = airgap(tmp_path, ARCHIVE)
+    sbom.run(image, locked, tmp_path, LOG)
+    document = parse_file(str(sbom.path(tmp_path, Platform.ARM64, Form.SPDX)))
+    assert validate_full_spdx_document(document) == []
+    found = {package.name: package for package in document.packages}
+    assert found["k3s-airgap-images"].checksums[0].value == Digest.of(ARCHIVE).hex
+    assert found["rancher/mirrored-pause"].version == "3.6"
+    locators = {package.name: [one.locator for one in package.external_references] for package in document.packages}
+    assert locators["docker.io/rancher/mirrored-coredns"] == ["pkg:docker/rancher/mirrored-coredns@1.12"]
+    text = sbom.path(tmp_path, Platform.ARM64, Form.CYCLONEDX).read_text(encoding="utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+
+
+def test_system_images_that_are_not_the_locked_ones(tmp_path: Path) -> None:
+    image, locked = airgap(tmp_path, b"others")
+    with pytest.raises(DigestMismatch, match="k3s-airgap-images in the image is not the file that the lock names"):
+        sbom.run(image, locked, tmp_path, LOG)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_version(program: Path) -> None:
     [
         (["server", "--no-such-flag"], "no-such-flag"),
         (["kubectl", "get", "pods"], "stand-in"),
+        (["agent", "--docker"], "--server is required"),
+        (["agent", "--server=https://x:1", "--token=t", "--cluster-init"], "k3s agent does not have it"),
         (["server", "--docker", "--config", "/nonexistent.yaml"], "/nonexistent.yaml"),
     ],
 )
@@ -90,7 +92,7 @@ class Cluster:
     def start(self) -> None:
         command = [sys.executable, str(self.program), "server", "--docker", "--node-name=node"]
         command += [f"--data-dir={self.folder}/data", f"--https-listen-port={self.port}", "--bind-address=127.0.0.1"]
-        command += [f"--write-kubeconfig={self.kubeconfig}"]
+        command += [f"--write-kubeconfig={self.kubeconfig}", "--kubelet-arg=fail-cgroupv1=false"]
         # /etc/rancher is the machine's; the stand-in's node password goes beside its other files here.
         own = {"DOCKER_HOST": self.host, "DIND_K3S_STANDIN_ETC": f"{self.folder}/etc"}
         with (self.folder / "log").open("ab") as log:

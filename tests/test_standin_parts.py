@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime, timedelta
+from email.message import Message
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from pipeline.rehearsal.standin import (
     admission,
+    certs,
     config,
     engine,
     miniyaml,
@@ -23,8 +26,10 @@ from pipeline.rehearsal.standin import (
 )
 from pipeline.rehearsal.standin.containers import Container
 from pipeline.rehearsal.standin.failure import Failure
+from pipeline.rehearsal.standin.joining import Joining
 from pipeline.rehearsal.standin.podstatus import View, Waiting
 from pipeline.rehearsal.standin.resources import RESOURCES
+from pipeline.rehearsal.standin.schedule import Scheduler
 from pipeline.rehearsal.standin.selectors import Selector
 from pipeline.rehearsal.standin.status import ApiError
 from pipeline.rehearsal.standin.store import Store
@@ -85,7 +90,7 @@ def test_the_command_line_beats_the_file_which_beats_the_environment(tmp_path: P
     assert load(tmp_path, files=files, K3S_NODE_NAME="env").node_name == "file"
     both = load(tmp_path, "--node-name=line", "--tls-san", "two", "--tls-san=three,four", files=files)
     assert both.node_name == "line"
-    assert both.tls_sans == ("two", "three", "four")
+    assert both.tls_sans == ("one", "two", "three", "four")
 
 
 def test_fragments_replace_and_append_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -246,7 +251,7 @@ def test_patches() -> None:
 
 def test_services_get_addresses_of_their_own_and_bad_objects_a_reason(store: Store) -> None:
     store.create("namespaces", {"metadata": {"name": "default"}})
-    entry = admission.Admission(store, node_name="node", service_cidr=IPv4Network("10.9.0.0/28"))
+    entry = admission.Admission(store, service_cidr=IPv4Network("10.9.0.0/28"))
     services = RESOURCES["services"]
     found = []
     for name in ("a", "b"):
@@ -358,6 +363,50 @@ def test_frames_of_dockerd_may_come_in_any_pieces() -> None:
 
 def test_the_handshake_of_rfc_6455() -> None:
     assert websocket.accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+def node(name: str, *, ready: str = "True", heard: str = "2999-01-01T00:00:00Z", **labels: str) -> dict[str, Any]:
+    condition = {"type": "Ready", "status": ready, "lastHeartbeatTime": heard}
+    return {"metadata": {"name": name, "labels": labels}, "spec": {}, "status": {"conditions": [condition]}}
+
+
+def test_pods_go_to_ready_nodes_with_their_labels_and_silent_nodes_are_not_ready(store: Store) -> None:
+    for one in (node("own"), node("far", disk="fast"), node("down", ready="False", disk="fast")):
+        store.create("nodes", one)
+    store.create("nodes", {"metadata": {"name": "new"}, "spec": {}})  # an agent that has told nothing yet
+    for name, selector in (("a", {}), ("b", {}), ("c", {"disk": "fast"}), ("d", {"disk": "slow"})):
+        spec = {"nodeSelector": selector}
+        store.create("pods", {"metadata": {"name": name, "namespace": "default"}, "spec": spec, "status": {}})
+    scheduler = Scheduler(store, "own")
+    scheduler.look()
+    placed = {pod["metadata"]["name"]: pod["spec"].get("nodeName") for pod in store.find("pods")[0]}
+    assert placed == {"a": "own", "b": "far", "c": "far", "d": None}
+    why = store.get("pods", "default", "d")["status"]["conditions"][0]
+    assert (why["reason"], why["message"][:27]) == ("Unschedulable", "0/4 nodes are available: no")
+    silent = {"type": "Ready", "status": "True", "lastHeartbeatTime": "2000-01-01T00:00:00Z"}
+    store.modify("nodes", "", "far", lambda old: {**old, "status": {"conditions": [silent]}})
+    scheduler.look()
+    assert store.get("nodes", "", "far")["status"]["conditions"][0]["status"] == "Unknown"
+
+
+def test_an_agent_needs_the_token_and_keeps_its_password(store: Store, tmp_path: Path) -> None:
+    store.create("namespaces", {"metadata": {"name": "kube-system"}})
+    certificates = certs.ensure(tmp_path / "tls", ["DNS:localhost"])
+    joining = Joining(store, certificates, "secret")
+
+    def ask(name: str, token: str, password: str = "mine") -> bytes:
+        headers = Message()
+        headers["Authorization"] = "Basic " + base64.b64encode(f"node:{token}".encode()).decode()
+        headers["k3s-Node-Name"] = "far"
+        headers["k3s-Node-Password"] = password
+        return joining.answer(f"/v1-k3s/{name}", headers)
+
+    with pytest.raises(ApiError, match="Unauthorized"):
+        ask("client-ca.crt", "guessed")
+    assert ask("client-ca.crt", "secret") == certificates.client_ca.read_bytes()
+    assert b"PRIVATE KEY" in ask("client-kubelet.crt", "secret")
+    with pytest.raises(ApiError, match="Node password rejected"):
+        ask("client-kubelet.crt", "secret", "another")
 
 
 def test_pods_get_the_resolver_that_k3s_would_give_them(tmp_path: Path) -> None:

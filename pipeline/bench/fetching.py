@@ -22,9 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import machine
-from pipeline.bench import origin
+from pipeline.bench import origin, report
 from pipeline.errors import EngineError
 from pipeline.log import Log, size
 from pipeline.oci import Digest
@@ -59,10 +60,12 @@ class Run:
     memory: int  # bytes, the most that it had
 
 
-def main(log: Log, root: Path, *, runs: int, write: bool, sizes: Sequence[int] = _SIZES) -> dict[str, object]:
-    """Measure, print the tables, and with `write` renew docs/benchmarks/fetch.json and .md. Raises EngineError."""
+def main(
+    log: Log, root: Path, *, runs: int, write: bool, check: bool = False, sizes: Sequence[int] = _SIZES
+) -> dict[str, Any]:
+    """Measure, print the tables, compare with the committed report or renew it. Raises EngineError, Slower."""
     machine.ensure(["aria2c", "curl"], log)
-    with tempfile.TemporaryDirectory(prefix="dind-k3s-bench-", dir=_place()) as name:
+    with tempfile.TemporaryDirectory(prefix="dind-k3s-bench-", dir=disk()) as name:
         folder = Path(name)
         with log.step(f"{len(sizes)} files, {size(sum(sizes))}"):
             files = _make(folder / "origin", sizes)
@@ -73,15 +76,11 @@ def main(log: Log, root: Path, *, runs: int, write: bool, sizes: Sequence[int] =
         with log.step(f"all in the cache, {runs} rounds"):
             found["in the cache"] = _again(folder, root, files, runs)
     document = _document(found, sizes, runs)
-    text = render(document)
-    log.say(text)
-    if write:
-        write_json(root / "docs/benchmarks/fetch.json", document)
-        write_text(root / "docs/benchmarks/fetch.md", text)
+    report.finish("fetch", document, {"md": render(document)}, root, log, write=write, check_=check)
     return document
 
 
-def _place() -> str:
+def disk() -> str:
     """Where both copies go: a disk, as the cache is on one, rather than a /tmp in memory."""
     return os.environ.get("TMPDIR") or "/var/tmp"
 
@@ -221,7 +220,7 @@ def _watched(child: int) -> Iterator[list[int]]:
         watching.join()
 
 
-def _document(found: Mapping[str, Mapping[str, Sequence[Run]]], sizes: Sequence[int], runs: int) -> dict[str, object]:
+def _document(found: Mapping[str, Mapping[str, Sequence[Run]]], sizes: Sequence[int], runs: int) -> dict[str, Any]:
     """Everything that a reader needs to judge or repeat it."""
     total = sum(sizes)
     scenarios = [
@@ -247,50 +246,25 @@ def _document(found: Mapping[str, Mapping[str, Sequence[Run]]], sizes: Sequence[
                 mine.seconds / min(aria2c.seconds, curl.seconds)
                 for mine, aria2c, curl in zip(tools[FETCH], tools[CHECKED], tools[CURL_CHECKED], strict=True)
             ]
-            targets.append(_target(f"{title}: time beside the faster one", ratios, SLOWER, most=True))
+            targets.append(report.target(f"{title}: time beside the faster one", ratios, SLOWER, most=True))
             ratios = [
                 mine.seconds / min(aria2c.seconds, curl.seconds)
                 for mine, aria2c, curl in zip(tools[FETCH], tools[PLAIN], tools[CURL_PLAIN], strict=True)
             ]
-            targets.append(_target(f"{title}: the same, if those check nothing", ratios, SLOWER, most=True))
+            targets.append(report.target(f"{title}: the same, if those check nothing", ratios, SLOWER, most=True))
             memory = [run.memory / MEMORY for run in tools[FETCH]]
-            targets.append(_target(f"{title}: memory, in parts of {size(MEMORY)}", memory, 1.0, most=True))
+            targets.append(report.target(f"{title}: memory, in parts of {size(MEMORY)}", memory, 1.0, most=True))
         else:
             ratios = [other.seconds / mine.seconds for mine, other in zip(tools[AGAIN], tools[HASHING], strict=True)]
-            targets.append(_target("in the cache: speed beside sha256sum", ratios, HASH_SPEED, most=False))
+            targets.append(report.target("in the cache: speed beside sha256sum", ratios, HASH_SPEED, most=False))
     return {
         "files": len(sizes),
         "bytes": total,
         "rounds": runs,
-        "machine": _machine(),
+        "machine": report.machine(),
         "versions": _versions(),
         "scenarios": scenarios,
         "targets": targets,
-    }
-
-
-def _target(name: str, ratios: Sequence[float], limit: float, *, most: bool) -> dict[str, object]:
-    middle = statistics.median(ratios)
-    return {
-        "name": name,
-        "median": round(middle, 3),
-        "from": round(min(ratios), 3),
-        "to": round(max(ratios), 3),
-        "limit": limit,
-        "holds": middle <= limit if most else middle >= limit,
-        "most": most,
-    }
-
-
-def _machine() -> dict[str, object]:
-    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace") if sys.platform == "linux" else ""
-    model = re.search(r"model name\s*: (.*)", cpus)
-    return {
-        "processor": model[1] if model else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "sha256 instructions": bool(re.search(r"\b(sha_ni|sha2)\b", cpus)),
-        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
     }
 
 
@@ -307,13 +281,9 @@ def _versions() -> dict[str, str]:
     }
 
 
-def render(document: Mapping[str, object]) -> str:
+def render(document: Mapping[str, Any]) -> str:
     """docs/benchmarks/fetch.md of a document."""
-    machine_, versions, scenarios, targets = (document[key] for key in ("machine", "versions", "scenarios", "targets"))
-    assert isinstance(machine_, Mapping)
-    assert isinstance(versions, Mapping)
-    assert isinstance(scenarios, Sequence)
-    assert isinstance(targets, Sequence)
+    scenarios = document["scenarios"]
     lines = [
         "# Benchmark: fetch",
         "",
@@ -323,19 +293,10 @@ def render(document: Mapping[str, object]) -> str:
         f"{document['files']} files, {size(int(str(document['bytes'])))}, from an origin on loopback of the same "
         f"machine; {document['rounds']} rounds, all programs in each.",
         "",
-        f"- machine: {machine_['processor']}, {machine_['cores']} cores, {size(int(machine_['memory']))}, "
-        f"{machine_['system']}, sha256 instructions: {'yes' if machine_['sha256 instructions'] else 'no'}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
+        *report.machine_lines(document),
         "",
-        "| ratio | median | from | to | target | |",
-        "|---|---|---|---|---|---|",
+        *report.targets_table(document["targets"]),
     ]
-    for target in targets:
-        sign = "≤" if target["most"] else "≥"
-        lines.append(
-            f"| {target['name']} | {target['median']:.2f} | {target['from']:.2f} | {target['to']:.2f} "
-            f"| {sign} {target['limit']:.2f} | {'holds' if target['holds'] else 'does not hold'} |"
-        )
     for scenario in scenarios:
         lines += [
             "",
@@ -345,9 +306,7 @@ def render(document: Mapping[str, object]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for told in scenario["programs"]:
-            times = " | ".join(
-                f"{value:.2f} s" for value in (told["median"], min(told["seconds"]), max(told["seconds"]))
-            )
+            times = " | ".join(report.spread(told["seconds"]))
             used = f"{told['processor']:.2f} s" if "processor" in told else "-"  # no figure of an older run
             lines.append(f"| {told['name']} | {times} | {used} | {size(told['memory'])} |")
     return "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ _TYPE = {
     Kind.APPLICATION: "application",
     Kind.LIBRARY: "library",
     Kind.SYSTEM: "library",
+    Kind.INNER: "container",
 }
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import PurePosixPath
 
 from debian.deb822 import Packages
 from packageurl import PackageURL
@@ -19,7 +20,7 @@ from pipeline.errors import DigestMismatch
 from pipeline.lock import Artifact, Lock
 from pipeline.oci import ImageName
 from pipeline.platforms import Platform
-from pipeline.release import Image
+from pipeline.release import Image, Variant
 from pipeline.sbom import licences, rootfs
 from pipeline.sbom.rootfs import Program, Root
 
@@ -34,6 +35,7 @@ class Kind(StrEnum):
     APPLICATION = "application"
     LIBRARY = "library"  # a Go module that a program was built with
     SYSTEM = "system package"
+    INNER = "image in an archive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,7 @@ def take(platform: Platform, image: Image, lock: Lock, root: Root) -> Inventory:
     """The inventory of one platform. Raises DigestMismatch when a program is not the file that the lock names."""
     made = _Making(platform, image, lock, root)
     made.components()
+    made.system_images()
     made.debian()
     return made.done()
 
@@ -161,6 +164,38 @@ class _Making:
                 self._single(file, path)
             if not paths:
                 self._archive(file)
+
+    def system_images(self) -> None:
+        """The variant airgap: k3s's archive of its system images, which must be the locked one, and what is in it."""
+        for file in self._lock.airgap:
+            if file.platform != self._platform or self._image.variant is not Variant.AIRGAP:
+                continue
+            path = f"{rootfs.ARCHIVES}/{PurePosixPath(file.path).name}"
+            found = self._files.archives.get(path)
+            if found is None or found.digest != file.digest:
+                raise DigestMismatch(
+                    f"{file.component} in the image is not the file that the lock names",
+                    expected=file.digest.text,
+                    found=found.digest.text if found else "no such file",
+                    where=f"/{path} for {self._platform}",
+                    next_step="nox -s build, then smoke",
+                )
+            purl = _purl("generic", "", file.component, file.version, download_url=file.url)
+            known = self._add(replace(self._component(file, path), purl=purl, supplier="k3s"))
+            self._contains.append((self._root.key, known.key))
+            for name in found.names:
+                repository, _, tag = name.rpartition(":")
+                namespace, _, last = repository.removeprefix("docker.io/").rpartition("/")
+                inner = self._add(
+                    Package(
+                        key=f"{known.key}/{name}",
+                        kind=Kind.INNER,
+                        name=repository,
+                        version=tag,
+                        purl=_purl("docker", namespace, last, tag),
+                    )
+                )
+                self._contains.append((known.key, inner.key))
 
     def _single(self, file: Artifact, path: str) -> None:
         """A component that is one file: the image must hold the locked bytes."""

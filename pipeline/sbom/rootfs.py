@@ -5,6 +5,7 @@ Source: https://github.com/opencontainers/image-spec/blob/main/layer.md (whiteou
 
 from __future__ import annotations
 
+import io
 import json
 import posixpath
 import re
@@ -14,13 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import elf, embedded
+from pipeline import elf, embedded, zstd
 from pipeline.errors import DigestMismatch
 from pipeline.layout import Layout
 from pipeline.oci import Digest
 
 STATUS = "var/lib/dpkg/status"
 _TEXT = re.compile(r"usr/share/doc/[^/]+(/copyright)?|(usr/lib|etc)/os-release|" + re.escape(STATUS))
+ARCHIVES = "usr/share/dind-k3s/images"  # k3s's system images, in the variant airgap
 _PLUGINS = "usr/local/libexec/docker/cli-plugins"
 
 # Path → name. The lock names the archive, these are the programs in it.
@@ -53,11 +55,20 @@ class Program:
     inside: Mapping[str, Program] = field(default_factory=dict)  # k3s: the programs that it unpacks, by name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """An archive of docker images."""
+
+    digest: Digest
+    names: tuple[str, ...]  # of the images in it; none when it cannot be read
+
+
 @dataclass(kw_only=True)
 class Root:
     """The files that matter here, as the topmost layer leaves them; paths without a leading slash."""
 
     programs: dict[str, Program] = field(default_factory=dict)
+    archives: dict[str, Archive] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)  # symlinks among what `texts` may hold
 
@@ -80,9 +91,10 @@ class Root:
 
     def remove(self, path: str, *, itself: bool = True) -> None:
         """What a whiteout hides: a path and everything below it."""
-        for name in [*self.programs, *self.texts, *self.links]:
+        for name in [*self.programs, *self.archives, *self.texts, *self.links]:
             if name.startswith(f"{path}/") or (itself and name == path):
                 self.programs.pop(name, None)
+                self.archives.pop(name, None)
                 self.texts.pop(name, None)
                 self.links.pop(name, None)
 
@@ -99,7 +111,7 @@ def read(built: Layout, manifest: Digest) -> Root:
             raise DigestMismatch(
                 "a layer of the built image cannot be read",
                 expected="tar, plain or compressed with gzip",
-                found=str(error),
+                found=str(error).partition("\n")[0],
                 where=str(path),
                 next_step="nox -s build",
             ) from None
@@ -123,13 +135,18 @@ def _layer(root: Root, path: Path) -> None:
                     stream = archive.extractfile(member)
                     assert stream is not None
                     here.programs[name] = _program(stream.read(), bundle=FILES.get(name) == "k3s")
+                elif folder == ARCHIVES and name.endswith(".tar.zst"):
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    here.archives[name] = _archive(stream.read())
                 elif _TEXT.fullmatch(name):
                     stream = archive.extractfile(member)
                     assert stream is not None
                     here.texts[name] = stream.read().decode("utf-8", "replace")
-    for name in (*here.programs, *here.texts, *here.links):
+    for name in (*here.programs, *here.archives, *here.texts, *here.links):
         root.remove(name)
     root.programs.update(here.programs)
+    root.archives.update(here.archives)
     root.texts.update(here.texts)
     root.links.update(here.links)
 
@@ -141,3 +158,16 @@ def _program(data: bytes, *, bundle: bool = False) -> Program:
         build=elf.go_build(data),
         inside={name: _program(inner) for name, inner in embedded.bundled(data)} if bundle else {},
     )
+
+
+def _archive(data: bytes) -> Archive:
+    """As `docker save` writes it: manifest.json lists the images (moby's image/tarexport)."""
+    names: list[str] = []
+    try:
+        with zstd.open(io.BytesIO(data)) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+            for member in tar:
+                if member.name == "manifest.json" and (stream := tar.extractfile(member)):
+                    names += [str(name) for entry in json.loads(stream.read()) for name in entry["RepoTags"] or ()]
+    except (zstd.ZstdError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError):
+        names = []
+    return Archive(digest=Digest.of(data), names=tuple(sorted(names)))

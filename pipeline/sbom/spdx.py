@@ -17,6 +17,7 @@ _PURPOSE = {
     Kind.APPLICATION: "APPLICATION",
     Kind.LIBRARY: "LIBRARY",
     Kind.SYSTEM: "APPLICATION",
+    Kind.INNER: "CONTAINER",
 }
 
 

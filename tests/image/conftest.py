@@ -18,28 +18,13 @@ from python_on_whales import DockerClient
 from pipeline import layout, lock, release, versions
 from pipeline.log import Log
 from pipeline.platforms import Platform
-from pipeline.rehearsal import standin_build
+from pipeline.rehearsal import overlay
 from pipeline.smoke import load
 from tests.image.box import Box, Image, box
 
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist/rehearsal"
 NAME = "dind-k3s.local/under-test:1"
-
-# As the Dockerfile's stage `own` does it. Byte code in there is never checked, so none of the old one may stay.
-_DOCKERFILE = r"""
-FROM {base}
-RUN --network=none --mount=type=bind,target=/in <<"EOF"
-set -eu
-rm -rf /usr/local/lib/dind-k3s
-cp -R /in/rootfs/. /
-find /usr/local/lib/dind-k3s -type d -exec chmod 0755 {{}} +
-find /usr/local/lib/dind-k3s -type f -exec chmod 0644 {{}} +
-chmod 0755 /usr/local/bin/* /usr/local/sbin/* /usr/local/lib/dind-k3s/run-*
-install -m 0755 /in/k3s /usr/local/bin/k3s
-python3 -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib/dind-k3s
-EOF
-"""
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +39,8 @@ def image(engine: DockerClient) -> Iterator[Image]:
     rehearsed = lock.read(DIST / "versions.lock.yaml", versions.read(DIST / "versions.yaml"))
     folder = Path(tempfile.mkdtemp(prefix="dind-k3s-image-"))
     try:
-        shutil.copytree(ROOT / "rootfs", folder / "rootfs", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "k3s").write_bytes(standin_build.build(rehearsed.versions["k3s"], host.value))
-        (folder / "Dockerfile").write_text(_DOCKERFILE.format(base=loaded.name))
-        engine.buildx.build(folder, tags=[NAME], load=True, progress=False)
+        version = rehearsed.versions["k3s"]
+        overlay.build(engine, loaded.name, NAME, ROOT, folder, k3s=version, platform=host)
         yield Image(name=NAME, engine=engine, folder=folder)
     finally:
         shutil.rmtree(folder)

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from dind_k3s import configure, dockerd, k3s
+from dind_k3s import configure, dockerd
 from dind_k3s.plan import Mistake, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,14 +248,6 @@ def test_the_users_daemon_json_wins_over_ours_and_keeps_our_socket(tmp_path: Pat
     assert config["hosts"] == ["tcp://127.0.0.1:2375", "unix:///var/run/docker.sock"]
 
 
-@pytest.mark.parametrize(("version", "drop_in"), [((1, 37), True), ((1, 35), True), ((1, 34), False), ((1, 22), False)])
-def test_kubelet_is_told_in_the_way_that_its_version_knows(version: tuple[int, int], drop_in: bool) -> None:
-    plan = k3s.plan({}, {**FACTS, "cgroup": "1"}, version, "dev")
-    text = plan.files["/app/k3s/agent/etc/kubelet.conf.d/10-dind-k3s.conf"]
-    assert ("failCgroupV1" in text) == drop_in
-    assert ("kubelet-arg" in plan.files["/run/dind-k3s/k3s/config.yaml"]) != drop_in
-
-
 def test_an_unknown_profile_and_a_bad_variable_are_told_together(tmp_path: Path) -> None:
     (tmp_path / "run/dind-k3s").mkdir(parents=True)
     (tmp_path / "run/dind-k3s/facts").write_text("storage=overlay2\n")
@@ -281,27 +273,3 @@ def test_the_users_k3s_configuration_is_written_once(tmp_path: Path) -> None:
     mine.write_text("node-name: mine\n")
     configure.run({}, [])
     assert mine.read_text() == "node-name: mine\n"
-
-
-def wait_ready(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(ROOTFS / "usr/local/bin/wait-ready"), *arguments],
-        env={"PATH": os.environ["PATH"], "DIND_K3S_TEST_ROOT": str(root), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_wait_ready(tmp_path: Path) -> None:
-    ready = tmp_path / "run/dind-k3s/ready"
-    ready.mkdir(parents=True)
-    (tmp_path / "run/dind-k3s/health").write_text("starting 1 dockerd does not answer yet\n")
-    late = wait_ready(tmp_path, "--for", "docker", "--timeout", "0")
-    assert (late.returncode, "dockerd does not answer yet" in late.stderr) == (1, True)
-    (ready / "docker").touch()
-    assert wait_ready(tmp_path, "--for=docker", "--timeout=5").stdout == "docker is ready\n"
-    assert wait_ready(tmp_path, "--timeout", "0").returncode == 1
-    assert wait_ready(tmp_path, "--timeout", "0", K3S_DISABLE="1").returncode == 0
-    for wrong in (("--for", "nothing"), ("--timeout", "soon"), ("--for",), ("--what",)):
-        assert wait_ready(tmp_path, *wrong).returncode == 2

@@ -15,7 +15,6 @@ from .about import PLATFORM, VERSION
 OTHER_NAMES = ("kubectl", "crictl", "ctr")
 ABSENT = (
     *OTHER_NAMES,
-    "agent",
     "token",
     "etcd-snapshot",
     "secrets-encrypt",
@@ -27,6 +26,7 @@ USAGE = f"""k3s {VERSION}: a stand-in for rehearsals of the dind-k3s release, no
 
 usage: k3s --version
        k3s server --docker [--config FILE] [flags as in k3s]
+       k3s agent --docker --server URL --token TOKEN [flags as in k3s]
 """
 
 
@@ -49,15 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     if command in ("--version", "-v"):
         print(f"k3s version {VERSION} (standin)\ngo version none, this is a stand-in for rehearsals")
         return 0
-    if command == "server":
-        return serve(arguments[1:])
+    if command in ("server", "agent"):
+        return serve(command, arguments[1:])
     if command in ABSENT:
-        return say(f"the stand-in has no {command}; it only has `k3s server` and `k3s --version`")
+        return say(f"the stand-in has no {command}; it only has `k3s server`, `k3s agent` and `k3s --version`")
     return say(f"no such command: {command} (stand-in {VERSION}, {PLATFORM})")
 
 
-def serve(arguments: list[str]) -> int:
-    """Read the configuration and run the server until a signal ends it."""
+def serve(command: str, arguments: list[str]) -> int:
+    """Read the configuration and run the server, or the agent, until a signal ends it."""
     import os
 
     from .config import load
@@ -67,7 +67,11 @@ def serve(arguments: list[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        config = load(arguments, os.environ)
+        config = load(arguments, os.environ, command=command)
+        if command == "agent":
+            from .agent import run as run_agent
+
+            return run_agent(config)
         from .server import run
 
         return run(config)

@@ -13,7 +13,7 @@ from ipaddress import IPv4Network
 
 from .resources import Resource
 from .status import ApiError, Object, invalid
-from .store import Store, timestamp
+from .store import Store
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -24,16 +24,17 @@ _NOT_RUN = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
 class Admission:
     """Checks and completes objects; `warnings` are what clients print."""
 
-    def __init__(self, store: Store, *, node_name: str, service_cidr: IPv4Network) -> None:
+    def __init__(self, store: Store, *, service_cidr: IPv4Network) -> None:
         self._store = store
-        self._node_name = node_name
         self._service_cidr = service_cidr
 
     def create(self, resource: Resource, namespace: str, thing: Object) -> tuple[Object, list[str]]:
         """Complete a new object."""
-        thing = {"apiVersion": "v1", "kind": resource.kind, **thing}
-        if thing["kind"] != resource.kind or thing["apiVersion"] != "v1":
-            raise ApiError(400, f"expected a {resource.kind} of v1, found {thing['kind']} of {thing['apiVersion']}")
+        wanted = resource.api_version
+        thing = {"apiVersion": wanted, "kind": resource.kind, **thing}
+        if thing["kind"] != resource.kind or thing["apiVersion"] != wanted:
+            found = f"{thing['kind']} of {thing['apiVersion']}"
+            raise ApiError(400, f"expected a {resource.kind} of {wanted}, found {found}")
         metadata = thing.setdefault("metadata", {})
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = metadata["generateName"] + "".join(secrets.choice(_GENERATED) for _ in range(5))
@@ -97,9 +98,7 @@ class Admission:
         complete_pod_spec(spec)
         if spec["restartPolicy"] not in ("Always", "OnFailure", "Never"):
             raise invalid("Pod", name, "spec.restartPolicy", f"Unsupported value: {spec['restartPolicy']!r}")
-        spec.setdefault("nodeName", self._node_name)
-        scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": timestamp()}
-        pod["status"] = {"phase": "Pending", "conditions": [scheduled], "qosClass": "BestEffort"}
+        pod["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
         idle = sorted({field for container in everything for field in _NOT_RUN if container.get(field)})
         return [f"the stand-in does not act on {', '.join(idle)}"] if idle else []
 

@@ -15,10 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from . import log, patch, table, watch
+from . import forward, log, patch, table, watch
 from .about import VERSION
 from .certs import Certificates, key_of
 from .failure import Failure
+from .joining import PREFIX, Joining
 from .resources import RESOURCES, Resource, discovery, version_info
 from .rest import Rest
 from .selectors import Selector
@@ -36,7 +37,17 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, address: str, port: int, certificates: Certificates, token: str, rest: Rest) -> None:
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        certificates: Certificates,
+        token: str,
+        rest: Rest,
+        *,
+        node_name: str,
+        kubelet_only: bool = False,
+    ) -> None:
         super().__init__((address, port), Handler, bind_and_activate=False)
         self.socket.close()
         try:
@@ -49,8 +60,13 @@ class Server(ThreadingHTTPServer):
             raise Failure(f"cannot listen on {address} port {port}: {error.strerror or error}") from None
         self.rest = rest
         self.token = token
+        self.node_name = node_name  # whose pods' logs are to be had here
+        self.kubelet_only = kubelet_only  # an agent's listener, which has nothing else
+        self.joining: Joining | None = None
+        self.certificates = certificates
         self.ca = certificates.server_ca.read_bytes()
         self.ready = False
+        self.kubelet: Object = {}  # this node's, in force
         self.pod_handlers: dict[str, PodHandler] = {}
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -124,9 +140,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_bytes(200, b"pong", "text/plain")
         if path == "/cacerts":
             return self.send_bytes(200, self.server.ca, "text/plain")
+        if path.startswith(PREFIX) and self.server.joining:
+            return self.send_bytes(200, self.server.joining.answer(path, self.headers), "text/plain")
         self._authenticate()
         if parts[:2] == ["api", "v1"] and len(parts) > 2:
-            return self._resource(parts[2:], {key: values[-1] for key, values in query.items()}, query, body)
+            return self._resource("", parts[2:], {key: values[-1] for key, values in query.items()}, query, body)
+        if parts[:1] == ["apis"] and parts[2:3] == ["v1"] and len(parts) > 3:
+            return self._resource(parts[1], parts[3:], {key: values[-1] for key, values in query.items()}, query, body)
         if self.command != "GET":
             raise ApiError(
                 405, "the server does not allow this method on the requested resource", reason="MethodNotAllowed"
@@ -142,7 +162,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _authenticate(self) -> None:
         scheme, _, credentials = (self.headers.get("Authorization") or "").partition(" ")
-        by_token = scheme == "Bearer" and credentials.rpartition(":")[2] == self.server.token
+        by_token = (
+            self.server.token != "" and scheme == "Bearer" and credentials.rpartition(":")[2] == self.server.token
+        )
         if not self.connection.getpeercert() and not by_token:
             raise ApiError(401, "Unauthorized")
 
@@ -154,12 +176,23 @@ class Handler(BaseHTTPRequestHandler):
             text += f"{name} check {'passed' if good else 'failed'}\n"
         self.send_bytes(200 if good else 500, text.encode(), "text/plain; charset=utf-8")
 
-    def _resource(self, parts: list[str], query: dict[str, str], full_query: dict[str, list[str]], body: bytes) -> None:
+    def _resource(
+        self, group: str, parts: list[str], query: dict[str, str], full_query: dict[str, list[str]], body: bytes
+    ) -> None:
         namespace: str | None = None
+        if self.server.kubelet_only and parts[4:] not in (["log"], ["exec"], ["attach"]):
+            raise ApiError(404, "this is an agent")
         if parts[0] == "namespaces" and len(parts) > 2 and parts[2] in RESOURCES:
             namespace, parts = parts[1], parts[2:]
         resource = RESOURCES.get(parts[0])
-        if resource is None or len(parts) > 3 or (namespace is not None and not resource.namespaced):
+        if parts[:1] == ["nodes"] and parts[2:] == ["proxy", "configz"]:
+            return self.send_json(200, {"kubeletconfig": self.server.kubelet})
+        if (
+            resource is None
+            or resource.group != group
+            or len(parts) > 3
+            or (namespace is not None and not resource.namespaced)
+        ):
             raise ApiError(404, "the server could not find the requested resource")
         if query.get("dryRun"):
             raise ApiError(501, "the stand-in has no dry run on the server; kubectl has --dry-run=client")
@@ -185,7 +218,8 @@ class Handler(BaseHTTPRequestHandler):
                 metadata = thing["metadata"]
                 rest.delete(resource, metadata.get("namespace", ""), metadata["name"], _object(body) if body else {})
             return self.send_json(
-                200, {"kind": f"{resource.kind}List", "apiVersion": "v1", "metadata": {}, "items": things}
+                200,
+                {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": {}, "items": things},
             )
         if self.command != "GET":
             raise ApiError(405, "the server does not allow this method on the requested resource")
@@ -197,7 +231,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_json(200, table.render(resource.plural, things, version, include))
         metadata = {"resourceVersion": version}
         return self.send_json(
-            200, {"kind": f"{resource.kind}List", "apiVersion": "v1", "metadata": metadata, "items": things}
+            200,
+            {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": metadata, "items": things},
         )
 
     def _object(
@@ -215,6 +250,8 @@ class Handler(BaseHTTPRequestHandler):
             raise ApiError(501, f"the stand-in has no {resource.plural}/{subresource}")
         if subresource in ("log", "exec", "attach"):
             pod = rest.store.get("pods", namespace, name)
+            if pod["spec"].get("nodeName") not in (None, self.server.node_name):
+                return forward.to_node(self, pod, body)
             return self.server.pod_handlers[subresource](self, pod, full_query)
         if self.command == "GET":
             return self._send_things(200, resource, rest.store.get(resource.plural, namespace, name))

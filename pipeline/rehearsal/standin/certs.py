@@ -46,6 +46,18 @@ class Certificates:
         """The administrator's certificate, as in the kubeconfig."""
         return self.folder / "client-admin.crt"
 
+    def for_node(self, node: str, address: str, *, serving: bool) -> bytes:
+        """A new certificate and its key for an agent: to serve at its address, or to be known by its name."""
+        path = self.folder / f"nodes/{'serving' if serving else 'client'}-{node}.crt"
+        path.parent.mkdir(exist_ok=True)
+        subject = f"/O=system:nodes/CN=system:node:{node}"
+        if serving:
+            sans = f"subjectAltName=DNS:{node},IP:{address}"
+            _make(path, f"/CN={node}", [*_leaf("serverAuth"), sans], issuer=self.server_ca)
+        else:
+            _make(path, subject, _leaf("clientAuth"), issuer=self.client_ca)
+        return path.read_bytes() + key_of(path).read_bytes()
+
 
 def names(node_name: str, addresses: list[str], extra: tuple[str, ...]) -> list[str]:
     """All names of the server, sorted, as openssl writes subject alternative names."""

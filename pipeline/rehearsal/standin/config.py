@@ -1,20 +1,23 @@
-"""The configuration of one server: command line, config file and its fragments, environment.
+"""The configuration of one server or agent: command line, config file and its fragments, environment.
 
-As in k3s (docs.k3s.io/installation/configuration, pkg/configfilearg): the command line beats the file, the file beats
-the environment; `config.yaml.d/*.yaml` are read after the file in alphabetical order, a later value replaces an
-earlier one, and `key+:` appends to it; an unknown key in a file is skipped with a warning, an unknown flag is an error.
-K3S_CONFIG_FILE beats --config.
+As in k3s (docs.k3s.io/installation/configuration, pkg/configfilearg): the command line beats the file, or adds to it
+where a flag may come more than once, for the file becomes arguments in front; the file beats the environment;
+`config.yaml.d/*.yaml` are read after the file in alphabetical order, a later value replaces an earlier one, and `key+:`
+appends to it; an unknown key in a server's file is skipped with a warning, an unknown flag is an error. K3S_CONFIG_FILE
+beats --config.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
+from typing import Any
 
-from . import flags, miniyaml
+from . import flags, kubelet, miniyaml
+from .about import VERSION
 from .failure import Failure
 
 DEFAULT_CONFIG = "/etc/rancher/k3s/config.yaml"
@@ -22,7 +25,7 @@ DEFAULT_CONFIG = "/etc/rancher/k3s/config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What the server acts on."""
+    """What the server, or the agent, acts on."""
 
     data_dir: Path
     kubelet_dir: Path
@@ -39,28 +42,45 @@ class Config:
     service_cidr: IPv4Network
     cluster_cidr: IPv4Network
     token: str | None
+    token_hash: str  # of the server's CA, from a full token
     docker_socket: Path
     warnings: tuple[str, ...] = ()
     agent: bool = True  # whether this server is a node too (k3s: --disable-agent)
+    server: str = ""  # whom an agent joins
+    disabled: frozenset[str] = frozenset()
+    kubelet: dict[str, Any] = field(default_factory=dict)
 
 
 Settings = dict[str, list[str]]
 
 
-def load(arguments: list[str], environment: Mapping[str, str]) -> Config:
+def load(
+    arguments: list[str], environment: Mapping[str, str], *, command: str = "server", version: str = VERSION
+) -> Config:
     """Merge all sources into a Config, or tell in one sentence what is wrong."""
     given = parse_arguments(arguments)
     warnings: list[str] = []
     named = environment.get("K3S_CONFIG_FILE") or (given.get("config") or [""])[-1]
     settings = read_files(Path(named or DEFAULT_CONFIG), must_exist=bool(named), warnings=warnings)
-    settings.update(given)
+    for name, values in given.items():
+        settings[name] = [*(settings.get(name, []) if flags.kind_of(name) == "list" else []), *values]
+    check_known(settings, command, version)
     for flag, (_, variable) in flags.ACTED_ON.items():
         if variable and flag not in settings and environment.get(variable):
             settings[flag] = [environment[variable]]
     ignored = sorted(name for name in settings if name in flags.ACCEPTED)
     if ignored:
         warnings.append(f"accepted but not acted on, this is a stand-in: {', '.join(f'--{name}' for name in ignored)}")
-    return build(settings, environment, tuple(warnings))
+    return build(settings, environment, tuple(warnings), command, version)
+
+
+def check_known(settings: Settings, command: str, version: str) -> None:
+    """Refuse what this version or this command does not have."""
+    for name in settings:
+        if not flags.knows(name, flags.numbers(version)):
+            raise Failure(f"flag provided but not defined: -{name}; {version} does not have it")
+        if command == "agent" and name not in flags.AGENT:
+            raise Failure(f"flag provided but not defined: -{name}; k3s agent does not have it")
 
 
 def parse_arguments(arguments: list[str]) -> Settings:
@@ -117,7 +137,9 @@ def merge(settings: Settings, values: Mapping[str, miniyaml.Value], where: str, 
             settings[key] = [*settings.get(key, []), *new] if append else list(new)
 
 
-def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[str, ...]) -> Config:
+def build(
+    settings: Settings, environment: Mapping[str, str], warnings: tuple[str, ...], command: str, version: str
+) -> Config:
     """Check the merged settings and give them their types."""
 
     def one(name: str, default: str = "") -> str:
@@ -133,12 +155,19 @@ def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[st
             raise Failure(f'invalid value "{value}" for flag -{name}: expected true or false')
         return value in ("true", "1", "yes")
 
-    if one("server"):
-        raise Failure("the stand-in is one server by itself and cannot join another one (--server, K3S_URL)")
+    if one("server") and command == "server":
+        raise Failure("the stand-in's server is the only one and cannot join another (--server, K3S_URL)")
+    if command == "agent" and not one("server"):
+        raise Failure("--server is required")
+    if command == "agent" and not one("token") and not one("token-file"):
+        raise Failure("--token is required")
     if not yes("docker") and not yes("disable-agent"):
         raise Failure("the stand-in makes pods only with dockerd: set `docker: true` or give --docker")
-    kubelet = dict(argument.lstrip("-").partition("=")[::2] for argument in settings.get("kubelet-arg", []))
+    kubelet_flags = dict(argument.lstrip("-").partition("=")[::2] for argument in settings.get("kubelet-arg", []))
+    data_dir = Path(one("data-dir", "/var/lib/rancher/k3s")).absolute()
+    runs_pods = not yes("disable-agent")
     etc_dir = Path(environment.get("DIND_K3S_STANDIN_ETC") or "/etc/rancher")
+    shared = token(one("token"), one("token-file"))
     node_ips = many("node-ip") or many("advertise-address")
     for address in node_ips:
         try:
@@ -146,8 +175,8 @@ def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[st
         except ValueError:
             raise Failure(f"not an IP address: {address} (--node-ip or --advertise-address)") from None
     return Config(
-        data_dir=Path(one("data-dir", "/var/lib/rancher/k3s")).absolute(),
-        kubelet_dir=Path(kubelet.get("root-dir") or "/var/lib/kubelet").absolute(),
+        data_dir=data_dir,
+        kubelet_dir=Path(kubelet_flags.get("root-dir") or "/var/lib/kubelet").absolute(),
         resolv_conf=Path(one("resolv-conf")) if one("resolv-conf") else None,
         etc_dir=etc_dir,
         node_name=node_name(one("node-name", socket.gethostname())),
@@ -160,10 +189,16 @@ def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[st
         tls_sans=tuple(many("tls-san")),
         service_cidr=network("service-cidr", [*many("service-cidr"), "10.43.0.0/16"][0]),
         cluster_cidr=network("cluster-cidr", [*many("cluster-cidr"), "10.42.0.0/16"][0]),
-        token=token(one("token"), one("token-file")),
+        token=shared.rpartition(":")[2] or None,
+        token_hash=shared[3:].partition(":")[0] if shared.startswith("K10") else "",
         docker_socket=docker_socket(one("container-runtime-endpoint") or environment.get("DOCKER_HOST", "")),
         warnings=warnings,
-        agent=not yes("disable-agent"),
+        agent=runs_pods,
+        server=one("server"),
+        disabled=frozenset(many("disable")),
+        kubelet=kubelet.effective(settings.get("kubelet-arg", []), data_dir, flags.numbers(version))
+        if runs_pods
+        else {},
     )
 
 
@@ -206,16 +241,14 @@ def network(flag: str, text: str) -> IPv4Network:
         raise Failure(f"not an IPv4 network: {text} (--{flag}): {error}") from None
 
 
-def token(text: str, file: str) -> str | None:
-    """Take the shared secret from the flag or from the file; the part after the CA's hash when it is a full one."""
+def token(text: str, file: str) -> str:
+    """The token from the flag or from the file: a password, or K10HASH::USER:PASSWORD with the hash of the CA."""
     if file and not text:
         try:
             text = Path(file).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise Failure(f"cannot read the token file {file}: {error.strerror}") from None
-    if not text:
-        return None
-    return text.rpartition(":")[2] if text.startswith("K10") else text
+    return text
 
 
 def docker_socket(text: str) -> Path:

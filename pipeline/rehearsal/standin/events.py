@@ -18,7 +18,7 @@ def record(store: Store, thing: Object, kind: str, reason: str, message: str) ->
     namespace = metadata.get("namespace", "default")
     about = {
         "kind": thing.get("kind", "Pod"),
-        "apiVersion": "v1",
+        "apiVersion": thing.get("apiVersion", "v1"),
         "name": metadata["name"],
         "namespace": metadata.get("namespace", ""),
         "uid": metadata["uid"],

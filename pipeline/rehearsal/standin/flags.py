@@ -1,6 +1,8 @@
-"""The flags of `k3s server`, those that the stand-in acts on and those that it only accepts.
+"""The flags of `k3s server` and `k3s agent`, those that the stand-in acts on and those that it only accepts.
 
-Source: k3s's pkg/cli/cmds/server.go and agent.go. A flag that is in neither table is refused as k3s refuses it.
+Source: k3s's pkg/cli/cmds/server.go and agent.go. A flag that is in neither table is refused as k3s refuses it. Those
+whose first version is known are refused by earlier ones, in files too: k3s skips them there with a warning, which would
+hide that a release passes what its k3s does not know.
 """
 
 from __future__ import annotations
@@ -68,6 +70,42 @@ ACCEPTED: dict[str, Kind] = {
 }
 
 
+# First versions of each minor that know a flag. Older minors than the first one lack it, others have it.
+SINCE: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "docker": ((1, 0, 0), (1, 24, 4)),  # lost with dockershim, back with cri-dockerd (k3s-io/k3s#5741)
+    "egress-selector-mode": ((1, 22, 10), (1, 23, 7), (1, 24, 1)),  # k3s-io/k3s#5596
+    "embedded-registry": ((1, 26, 13), (1, 27, 10), (1, 28, 6), (1, 29, 1)),  # docs.k3s.io/installation/registry-mirror
+    "vpn-auth": ((1, 25, 11), (1, 26, 6), (1, 27, 3)),  # docs.k3s.io/networking/distributed-multicloud
+}
+
+_AGENT = """
+config debug v vmodule log alsologtostderr token token-file server data-dir node-name with-node-id node-label
+node-taint image-credential-provider-bin-dir image-credential-provider-config selinux lb-server-port
+protect-kernel-defaults container-runtime-endpoint default-runtime image-service-endpoint pause-image snapshotter
+private-registry airgap-extra-registry node-ip node-external-ip node-internal-dns node-external-dns resolv-conf
+flannel-iface flannel-conf flannel-cni-conf kubelet-arg kube-proxy-arg enable-pprof rootless prefer-bundled-bin
+docker vpn-auth vpn-auth-file disable-default-registry-endpoint nonroot-devices
+"""
+AGENT = frozenset(_AGENT.split())
+
+
 def kind_of(name: str) -> Kind | None:
     """What kind of value a flag takes; None when k3s has no such flag."""
     return ACTED_ON[name][0] if name in ACTED_ON else ACCEPTED.get(name)
+
+
+def knows(name: str, version: tuple[int, ...]) -> bool:
+    """Whether this version has the flag."""
+    return since(SINCE.get(name, ()), version)
+
+
+def since(firsts: tuple[tuple[int, int, int], ...], version: tuple[int, ...]) -> bool:
+    """Whether a version is not older than the first of its minor, or of the last minor before it."""
+    same = [first for first in firsts if first[:2] == version[:2]]
+    return version >= (same or list(firsts) or [(0, 0, 0)])[0]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`v1.37.1+standin` as numbers; a copy that is not packed has no version and counts as the newest."""
+    found = tuple(int(part) for part in version.removeprefix("v").partition("+")[0].split("."))
+    return found if any(found) else (999,)

@@ -72,7 +72,7 @@ def delete_pod(store: Store, pod: Object, *, grace: int | None) -> Object:
     metadata = pod["metadata"]
     key = (metadata.get("namespace", ""), metadata["name"])
     seconds = pod["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
-    if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+    if pod.get("status", {}).get("phase") in ("Succeeded", "Failed") or not pod["spec"].get("nodeName"):
         seconds = 0
     if seconds == 0:
         return store.delete("pods", *key, uid=metadata["uid"])

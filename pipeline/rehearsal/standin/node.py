@@ -14,6 +14,7 @@ from . import events, log
 from .about import VERSION
 from .config import Config
 from .engine import Engine, EngineGone, EngineRefused
+from .kubelet import allocatable
 from .pods import Kubelet
 from .status import ApiError, Object
 from .store import Store, timestamp
@@ -22,6 +23,7 @@ START_SECONDS = 10.0  # k3s gives up on a dockerd that does not answer after abo
 RETRY_SECONDS = 0.25
 PING_SECONDS = 4.0
 HEARTBEAT_SECONDS = 300.0
+AGENT_HEARTBEAT_SECONDS = 10.0  # the server takes one that is silent for 40 s as lost
 
 _EVENTS = {
     "type": ["container", "image"],
@@ -33,11 +35,13 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 class Node:
     """Keeps the Node object true."""
 
-    def __init__(self, config: Config, store: Store, engine: Engine, node_ip: str) -> None:
+    def __init__(self, config: Config, store: Store, engine: Engine, node_ip: str, *, is_agent: bool = False) -> None:
         self._config = config
         self._store = store
         self._engine = engine
         self._ip = node_ip
+        self._is_agent = is_agent
+        self._heartbeat = AGENT_HEARTBEAT_SECONDS if is_agent else HEARTBEAT_SECONDS
         self._lock = threading.Lock()
         self._ready: bool | None = None
         self._told = 0.0
@@ -61,10 +65,12 @@ class Node:
             log.say(f"node {name} is known from an earlier start")
 
         def describe(node: Object) -> Object:
-            labels = {**(node["metadata"].get("labels") or {}), **node_labels(self._config)}
+            labels = {**(node["metadata"].get("labels") or {}), **node_labels(self._config, is_agent=self._is_agent)}
             node["metadata"]["labels"] = labels
-            node["spec"]["podCIDR"] = str(next(self._config.cluster_cidr.subnets(new_prefix=24)))
-            node["status"] = {**node.get("status", {}), **node_status(name, self._ip, str(version))}
+            if not self._is_agent:
+                node["spec"]["podCIDR"] = str(next(self._config.cluster_cidr.subnets(new_prefix=24)))
+            status = node_status(name, self._ip, str(version), self._config.kubelet)
+            node["status"] = {**node.get("status", {}), **status}
             return node
 
         self._store.modify("nodes", "", name, describe)
@@ -73,7 +79,7 @@ class Node:
     def set_ready(self, ready: bool, message: str) -> None:
         """Tell whether pods can run; without a change, only as often as the kubelet does."""
         with self._lock:
-            if ready is self._ready and time.monotonic() - self._told < HEARTBEAT_SECONDS:
+            if ready is self._ready and time.monotonic() - self._told < self._heartbeat:
                 return
             changed, self._ready, self._told = ready is not self._ready, ready, time.monotonic()
             now = timestamp()
@@ -141,8 +147,8 @@ def _condition(kind: str, value: bool, old: Object | None, now: str, message: st
     }
 
 
-def node_labels(config: Config) -> dict[str, str]:
-    """The labels that k3s gives a server's node, the user's, and the one that says what this is."""
+def node_labels(config: Config, *, is_agent: bool) -> dict[str, str]:
+    """The labels that k3s gives a node, the user's, and the one that says what this is."""
     architecture = _architecture()
     return {
         "kubernetes.io/arch": architecture,
@@ -150,21 +156,21 @@ def node_labels(config: Config) -> dict[str, str]:
         "kubernetes.io/os": "linux",
         "beta.kubernetes.io/os": "linux",
         "kubernetes.io/hostname": config.node_name,
-        "node-role.kubernetes.io/control-plane": "true",
+        **({} if is_agent else {"node-role.kubernetes.io/control-plane": "true"}),
         "node.kubernetes.io/instance-type": "k3s",
         **config.node_labels,
         "dind-k3s.io/stand-in": "true",
     }
 
 
-def node_status(name: str, address: str, docker_version: str) -> Object:
+def node_status(name: str, address: str, docker_version: str, settings: Object) -> Object:
     """What the node is: addresses, size, system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     size = {"cpu": str(os.cpu_count() or 1), "memory": f"{memory // 1024}Ki", "pods": "110"}
     return {
         "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}],
         "capacity": size,
-        "allocatable": size,
+        "allocatable": allocatable(size, settings.get("systemReserved", {})),
         "nodeInfo": {
             "architecture": _architecture(),
             "operatingSystem": "linux",

@@ -12,14 +12,20 @@ VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """One kind of the core group."""
+    """One kind."""
 
     plural: str
     kind: str
+    group: str = ""  # the core group has no name
     namespaced: bool = True
     short: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ()
+
+    @property
+    def api_version(self) -> str:
+        """Group and version, as objects and paths have them."""
+        return f"{self.group}/v1" if self.group else "v1"
 
 
 RESOURCES = {
@@ -40,8 +46,13 @@ RESOURCES = {
         Resource(plural="secrets", kind="Secret"),
         Resource(plural="serviceaccounts", kind="ServiceAccount", short=("sa",)),
         Resource(plural="services", kind="Service", short=("svc",), categories=("all",), subresources=("status",)),
+        Resource(plural="addons", kind="Addon", group="k3s.cattle.io"),
+        # Stored, so that manifests with them are taken; nothing is ever installed.
+        Resource(plural="helmcharts", kind="HelmChart", group="helm.cattle.io"),
+        Resource(plural="helmchartconfigs", kind="HelmChartConfig", group="helm.cattle.io"),
     )
 }
+GROUPS = sorted({resource.group for resource in RESOURCES.values() if resource.group})
 
 _SUBRESOURCE_VERBS = {
     "status": ["get", "patch", "update"],
@@ -72,19 +83,32 @@ def discovery(path: str) -> Object | None:
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
     if path == "/apis":
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": []}
-    if path == "/api/v1":
-        return {"kind": "APIResourceList", "groupVersion": "v1", "resources": _listed()}
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(name) for name in GROUPS]}
+    prefixes = {"/api/v1": "", **{f"/apis/{name}/v1": name for name in GROUPS}}
+    if path in prefixes:
+        version = path.removeprefix("/api/").removeprefix("/apis/")
+        return {"kind": "APIResourceList", "groupVersion": version, "resources": _listed(prefixes[path])}
     if path == "/openapi/v3":
-        return {"paths": {"api/v1": {"serverRelativeURL": "/openapi/v3/api/v1?hash=standin"}}}
-    if path == "/openapi/v3/api/v1":
-        return _openapi()
+        return {
+            "paths": {
+                prefix.strip("/"): {"serverRelativeURL": f"/openapi/v3{prefix}?hash=standin"} for prefix in prefixes
+            }
+        }
+    if path.startswith("/openapi/v3/") and (prefix := path.removeprefix("/openapi/v3")) in prefixes:
+        return _openapi(prefix, prefixes[prefix])
     return None
 
 
-def _listed() -> list[Object]:
+def _group(name: str) -> Object:
+    version = {"groupVersion": f"{name}/v1", "version": "v1"}
+    return {"name": name, "versions": [version], "preferredVersion": version}
+
+
+def _listed(group: str) -> list[Object]:
     entries: list[Object] = []
     for resource in RESOURCES.values():
+        if resource.group != group:
+            continue
         entry: Object = {
             "name": resource.plural,
             "singularName": resource.kind.lower(),
@@ -108,18 +132,20 @@ def _listed() -> list[Object]:
     return entries
 
 
-def _openapi() -> Object:
+def _openapi(prefix: str, group: str) -> Object:
     """Name each kind's PATCH with its fieldValidation parameter: this tells kubectl that the server validates."""
     parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
     paths: Object = {}
     for resource in RESOURCES.values():
+        if resource.group != group:
+            continue
         scope = "/namespaces/{namespace}" if resource.namespaced else ""
-        group_version_kind = {"group": "", "version": "v1", "kind": resource.kind}
+        group_version_kind = {"group": group, "version": "v1", "kind": resource.kind}
         operation = {
             "parameters": [parameter],
             "x-kubernetes-action": "patch",
             "x-kubernetes-group-version-kind": group_version_kind,
             "responses": {"200": {"description": "OK"}},
         }
-        paths[f"/api/v1{scope}/{resource.plural}/{{name}}"] = {"patch": operation}
+        paths[f"{prefix}{scope}/{resource.plural}/{{name}}"] = {"patch": operation}
     return {"openapi": "3.0.0", "info": {"title": "stand-in", "version": VERSION}, "paths": paths, "components": {}}

@@ -9,17 +9,20 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from . import certs, credentials, log, namespaces, resolver
+from . import certs, credentials, kubelet, log, namespaces, resolver
 from .about import PLATFORM, VERSION
 from .admission import Admission
 from .api import Server
 from .config import Config
+from .deploy import Deployer
 from .engine import Engine
 from .failure import Failure
+from .joining import Joining
 from .logs import Logs
 from .node import Node, own_address, own_addresses
 from .pods import Kubelet
 from .rest import Rest
+from .schedule import Scheduler
 from .status import ApiError, Object
 from .store import Store
 from .streams import Streams
@@ -34,14 +37,17 @@ def run(config: Config) -> int:
     for warning in config.warnings:
         log.warn(warning)
     log.say("services get an address and are not routed; there is no DNS, ingress, storage class or metrics server")
+    kubelet.check_host(config.kubelet)
     try:
         server, store = prepare(config)
     except (OSError, sqlite3.Error) as error:
         raise Failure(f"cannot prepare {config.data_dir}: {error}") from None
-    _in_background("api", server.serve_forever)
+    in_background("api", server.serve_forever)
+    in_background("scheduler", Scheduler(store, config.node_name if config.agent else "").run)
+    in_background("deploy", Deployer(config, store).run)
     log.say(f"the API listens on {config.bind_address}:{config.port}, the kubeconfig is {config.kubeconfig}")
     if config.agent:
-        _in_background("node", lambda: _start_node(config, server, store))
+        in_background("node", lambda: _start_node(config, server, store))
     else:
         log.say("--disable-agent: a control plane without a node, so pods are stored and never run")
         namespaces.Reaper(store).start()
@@ -49,7 +55,7 @@ def run(config: Config) -> int:
     stop.wait()
     log.say("stopped by a signal; pods stay as they are")
     store.close()
-    _leave()
+    leave()
 
 
 def prepare(config: Config) -> tuple[Server, Store]:
@@ -62,8 +68,10 @@ def prepare(config: Config) -> tuple[Server, Store]:
     credentials.ensure_node_password(config)
     store = Store(config.data_dir / "server/db/state.db")
     ca = certificates.server_ca.read_text(encoding="ascii")
-    rest = Rest(store, Admission(store, node_name=config.node_name, service_cidr=config.service_cidr), ca)
-    server = Server(config.bind_address, config.port, certificates, token, rest)
+    rest = Rest(store, Admission(store, service_cidr=config.service_cidr), ca)
+    server = Server(config.bind_address, config.port, certificates, token, rest, node_name=config.node_name)
+    server.joining = Joining(store, certificates, token)
+    server.kubelet = config.kubelet
     furnish(config, store, ca)
     credentials.write_kubeconfig(config, certificates)
     return server, store
@@ -102,9 +110,9 @@ def _start_node(config: Config, server: Server, store: Store) -> None:
     node = Node(config, store, engine, address)
     if not node.wait_for_engine():
         log.warn(f"dockerd does not answer on {config.docker_socket}; the stand-in makes no pods without it and ends")
-        _leave()
+        leave()
     node.register()
-    kubelet = Kubelet(
+    pods = Kubelet(
         store,
         engine,
         node_name=config.node_name,
@@ -115,17 +123,17 @@ def _start_node(config: Config, server: Server, store: Store) -> None:
     streams = Streams(engine)
     server.pod_handlers.update(log=Logs(engine), exec=streams.exec, attach=streams.attach)
     for name, work in (
-        ("kubelet", kubelet.follow),
-        ("engine", lambda: node.follow(kubelet)),
+        ("kubelet", pods.follow),
+        ("engine", lambda: node.follow(pods)),
         ("pulse", node.watch_pulse),
     ):
-        _in_background(name, work)
+        in_background(name, work)
     namespaces.Reaper(store).start()
     server.ready = True
     log.say(f"node {config.node_name} is registered with {address}")
 
 
-def _in_background(name: str, work: Callable[[], object]) -> None:
+def in_background(name: str, work: Callable[[], object]) -> None:
     """Run work that must not end; when it does by a bug, the process ends with it rather than limp on."""
 
     def guarded() -> None:
@@ -141,6 +149,6 @@ def _in_background(name: str, work: Callable[[], object]) -> None:
     threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
-def _leave() -> NoReturn:
+def leave() -> NoReturn:
     """End without waiting for any thread: what matters is in the store, and dockerd keeps the pods."""
     os._exit(1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-INTERNAL = ("configure", "first-images", "keeper", "record", "watch")  # called by the image's own scripts and its build
+# Called by the image's own scripts, and by its build.
+INTERNAL = ("configure", "first-images", "join", "keeper", "manifests", "preload", "record", "watch")
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",
     "kubeconfig": "a kubeconfig for use from outside",

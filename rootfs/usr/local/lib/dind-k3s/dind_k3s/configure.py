@@ -26,17 +26,17 @@ USER_CONFIG = """\
 """
 
 
-def version_of(component: str) -> tuple[int, int]:
-    """Major and minor, from the image's manifest or from the program itself."""
+def version_of(component: str) -> tuple[int, ...]:
+    """Major, minor and, where it is told, patch; from the image's manifest or from the program itself."""
     found = next((str(entry.get("version")) for entry in components() if entry.get("component") == component), "")
     if not found:
         program = {"docker": "dockerd"}.get(component, component)
         with contextlib.suppress(OSError):
             found = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    numbers = re.search(r"(\d+)\.(\d+)", found)
+    numbers = re.search(r"\d+(?:\.\d+){1,2}", found)
     if numbers is None:
         raise Mistake(f"the version of {component} is not known: neither {MANIFEST} nor the program itself tells it")
-    return int(numbers[1]), int(numbers[2])
+    return tuple(int(number) for number in numbers[0].split("."))
 
 
 def write(files: Mapping[str, str]) -> None:
@@ -99,7 +99,7 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     if not asked(env, "K3S_DISABLE"):
         mistakes += check_k3s_files(env)
         try:
-            plans.append(k3s.plan(env, found, version_of("k3s"), profile))
+            plans.append(k3s.plan(env, found, version_of("k3s"), profile, version_of("docker")))
         except Mistake as mistake:
             mistakes += mistake.sentences
     if mistakes:

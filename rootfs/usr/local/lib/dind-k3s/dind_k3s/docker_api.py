@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 
+from dind_k3s.http_api import Connection
+
 SOCKET = "/run/docker.sock"
+PATIENCE = 5.0  # seconds; a dockerd that takes longer over a ping hangs
+# Only its own events, of which there are next to none: the stream is there to end with dockerd.
+EVENTS = "/events?filters=%7B%22type%22%3A%5B%22daemon%22%5D%7D"
 
 
 class Docker:
     """dockerd, at its socket."""
 
-    def problem(self) -> str:
-        connection = http.client.HTTPConnection("localhost", timeout=3)
+    def connect(self) -> Connection:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(PATIENCE)
         try:
-            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.sock.settimeout(3)
-            connection.sock.connect(SOCKET)
-            connection.request("GET", "/_ping")
-            status = connection.getresponse().status
-            return "" if status == 200 else f"dockerd answers {status}"
+            sock.connect(SOCKET)
+        except OSError:
+            sock.close()
+            raise
+        return Connection(sock, "docker")
+
+    def ask(self, method: str, path: str, *, timeout: float | None = PATIENCE) -> tuple[int, bytes]:
+        """Status and body of one answer. Raises OSError."""
+        with self.connect() as connection:
+            connection.wait(timeout)
+            answer = connection.ask(method, path)
+            return answer.status, answer.read()
+
+    def problem(self) -> str:
+        """Why it is not ready; empty when it is."""
+        try:
+            status, _ = self.ask("GET", "/_ping")
         except OSError as error:
             return f"dockerd does not answer ({error.strerror or error})"
-        finally:
-            connection.close()
+        return "" if status == 200 else f"dockerd answers {status}"
+
+    def until_it_ends(self) -> str:
+        """Wait until dockerd ends, and say how that showed."""
+        try:
+            with self.connect() as connection:
+                answer = connection.ask("GET", EVENTS)
+                connection.wait(None)
+                for _ in answer.pieces():
+                    pass
+        except OSError as error:
+            return f"dockerd does not answer ({error.strerror or error})"
+        return "dockerd ended"

@@ -150,7 +150,7 @@ def plan(
     env: Mapping[str, str],
     extra: Sequence[str],
     facts: Mapping[str, str],
-    version: tuple[int, int],
+    version: tuple[int, ...],
     profile: str,
     registries: Mapping[str, Any] | None = None,
 ) -> Plan:

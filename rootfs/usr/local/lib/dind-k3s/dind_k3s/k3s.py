@@ -1,4 +1,9 @@
-"""k3s's arguments, our fragment of its configuration, and the kubelet's: the user's files are read after ours."""
+"""k3s's arguments, our fragment of its configuration, and the kubelet's: the user's files are read after ours.
+
+Which setting goes to which version: k3s_versions.py. How k3s puts its sources together (pkg/configfilearg/parser.go):
+the files become arguments in front of the real ones, so a flag of K3S_ARGS wins over a file's value, and one that may
+come more than once (tls-san, disable, kubelet-arg …) is added to the file's. Of files, the last one wins; `key+:` adds.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,54 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
-from dind_k3s.plan import Mistake, Plan, words
-from dind_k3s.root import RUN
+from dind_k3s import limits
+from dind_k3s.k3s_versions import Version, knows, refusal, runs_dockershim, too_old_to_talk
+from dind_k3s.plan import Mistake, Plan, asked, shown, words
+from dind_k3s.root import RUN, at
 
-KUBELET_DROP_INS_SINCE = (1, 35)  # the flags that they replace are on their way out
+Role = Literal["server", "agent"]
+
+DATA = "/app/k3s"
+# Between k3s's own (00-k3s-defaults.conf) and the copies of what the user hands to kubelet (10-cli-config.conf).
+DROP_IN = f"{DATA}/agent/etc/kubelet.conf.d/05-dind-k3s.conf"
+TRAEFIK = f"{DATA}/server/manifests/dind-k3s-traefik.yaml"
+NODE_NAME = f"{DATA}/.dind-k3s/node-name"
+
+NAMES = ("localhost", "host.docker.internal", "docker", "k3s", "kubernetes")
+CI_WITHOUT = ("traefik", "servicelb", "metrics-server")
+MANY = ("tls-san", "disable", "kubelet-arg")  # flags that may come more than once
+SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config", "t": "token", "s": "server"}
+BACKENDS = ("host-gw", "vxlan", "wireguard-native", "none")
+
+# Traefik takes ports 80 and 443 of the node itself. k3s's own way to them, servicelb, guesses the iptables backend by
+# loaded modules and is wrong where nf_tables is built in (k3s-io/klipper-lb#99). On the server's node, whose ports are
+# the published ones; and a new pod cannot have the ports while the old one holds them.
+TRAEFIK_CONFIG = """\
+# Generated at each start. K3S_TRAEFIK=0 leaves Traefik out; a HelmChartConfig in /app/manifests replaces this one.
+apiVersion: helm.cattle.io/v1
+kind: HelmChartConfig
+metadata:
+  name: traefik
+  namespace: kube-system
+spec:
+  valuesContent: |-
+    ports:
+      web:
+        hostPort: 80
+      websecure:
+        hostPort: 443
+    service:
+      type: ClusterIP
+    nodeSelector:
+      node-role.kubernetes.io/control-plane: "true"
+    updateStrategy:
+      rollingUpdate:
+        maxUnavailable: 1
+        maxSurge: 0
+"""
 
 
 def yaml(value: object) -> str:
@@ -21,57 +69,224 @@ def yaml(value: object) -> str:
     return f" {json.dumps(value)}"
 
 
-def plan(env: Mapping[str, str], facts: Mapping[str, str], version: tuple[int, int], profile: str) -> Plan:
+def plan(
+    env: Mapping[str, str], facts: Mapping[str, str], version: Version, profile: str, docker: Version = (0,)
+) -> Plan:
     """k3s's arguments, our fragment of its configuration, and the kubelet's."""
     made = Plan()
     args = words("K3S_ARGS", env)
-    if args[:1] == ["server"]:
-        args = args[1:]
-    if args[:1] == ["agent"]:
-        raise Mistake("K3S_ARGS asks for an agent; this image runs a k3s server")
-    for arg in args:
-        if re.match(r"--data-dir\b|-d\b", arg):
-            made.told.append(f"warning: {arg} leads out of the volume at /app/k3s; the cluster's state may be lost")
-    names = ["localhost", "host.docker.internal", "docker", "k3s", "kubernetes", os.uname().nodename]
-    names += re.split(r"[,\s]+", env.get("K3S_TLS_SAN", ""))
-    settings: dict[str, object] = {
-        "docker": True,
-        "data-dir": "/app/k3s",
-        "node-name": env.get("K3S_NODE_NAME")
-        or "local-node",  # a host name would leave a dead node at each re-creation
-        "write-kubeconfig": env.get("K3S_KUBECONFIG_OUTPUT") or "/app/k3s/k3s.yaml",
-        "write-kubeconfig-mode": env.get("K3S_KUBECONFIG_MODE") or "0600",
-        "tls-san": [*dict.fromkeys(name for name in names if name)],
-        "flannel-backend": "host-gw",  # one node: no tunnel, no vxlan module
-    }
-    # Chosen in ranges.py. Without cluster-dns: k3s takes the tenth address of service-cidr, the user's included.
-    settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
+    role = take_role(args, env)
+    config_file = take_config_file(args)
+    check_pair(version, docker, env, made)
+    settings: dict[str, object] = {"docker": True, "data-dir": DATA, "node-name": node_name(role, env, made)}
     # Always said: k3s by itself takes none but global addresses, and asks a public server where there is no such one.
     if not env.get("K3S_RESOLV_CONF"):
         settings["resolv-conf"] = f"{RUN}/resolv.conf" if "dns" in facts else "/etc/resolv.conf"
-    if profile == "ci":
-        settings["disable"] = ["traefik", "servicelb", "metrics-server"]
-    drop_in: dict[str, object] = {}
-    if profile != "edge":
-        # The store is the user's, too: kubelet must not clean away what was just built.
-        if version >= KUBELET_DROP_INS_SINCE:
-            drop_in["imageGCHighThresholdPercent"] = 100
-            drop_in["evictionHard"] = {"memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%"}
-        else:
-            never = "eviction-hard=memory.available<100Mi,nodefs.available<0%,imagefs.available<0%"
-            settings["kubelet-arg"] = ["image-gc-high-threshold=100", never]
-    if facts.get("cgroup") == "1" and version >= KUBELET_DROP_INS_SINCE:
-        drop_in["failCgroupV1"] = False
-        made.told.append("kubelet is told to accept cgroup v1, which Kubernetes is giving up; a host with v2 is better")
-    if drop_in:
-        drop_in = {"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", **drop_in}
-    # An empty file would be an error for kubelet, so none is left from another version either.
-    made.files["/app/k3s/agent/etc/kubelet.conf.d/10-dind-k3s.conf"] = json.dumps(drop_in) + "\n" if drop_in else ""
+    if role == "server":
+        settings |= server_settings(env, version, profile)
+        settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
+    traefik(role, "traefik" not in words_of(settings.get("disable")), made)
+    kubelet(settings, facts, version, profile, made)
+    tell_flags(args, settings, version, made)
+    if env.get("K3S_DATA_DIR"):
+        made.told.append("warning: K3S_DATA_DIR is not used; the cluster's state is in the volume at /app/k3s")
     text = "".join(f"{key}:{yaml(value)}\n" for key, value in settings.items())
     made.files[f"{RUN}/k3s/config.yaml"] = (
         "# Generated at each start; yours is /app/k3s/config.yaml, and it wins.\n" + text
     )
-    made.files[f"{RUN}/k3s.args"] = "".join(f"{arg}\0" for arg in args)
-    if args:
-        made.told.append(f"k3s server {shlex.join(args)}")
+    made.files[f"{RUN}/k3s/also"] = config_file
+    made.files[f"{RUN}/k3s.args"] = "".join(f"{arg}\0" for arg in (role, *args))
+    if args or role == "agent":
+        made.told.append(f"k3s {shlex.join([role, *args])}")
     return made
+
+
+def take_role(args: list[str], env: Mapping[str, str]) -> Role:
+    """Server or agent; takes the word out of K3S_ARGS. Raises Mistake for what an agent lacks."""
+    role: Role = "agent" if env.get("K3S_URL") else "server"
+    if args[:1] in (["server"], ["agent"]):
+        role = "agent" if args.pop(0) == "agent" else "server"
+    if ends := {"--help", "-h", "--version", "-v"} & set(args):
+        raise Mistake(f"{', '.join(sorted(ends))} in K3S_ARGS does not start k3s; leave it out")
+    if args and not args[0].startswith("-"):
+        raise Mistake(f"K3S_ARGS has the word {shown(args[0])} where a flag is expected")
+    if role == "server":
+        return role
+    given = flags(args)
+    url = env.get("K3S_URL", "")
+    if not url and "server" not in given:
+        raise Mistake("an agent needs K3S_URL, the address of the server: https://NAME:6443")
+    if url and not re.fullmatch(r"https://[^/\s]+/?", url):
+        raise Mistake(f"K3S_URL is {shown(url)}, but the address of a k3s server looks like https://NAME:6443")
+    token_file = env.get("K3S_TOKEN_FILE", "")
+    if not env.get("K3S_TOKEN") and not token_file and not given.keys() & {"token", "token-file"}:
+        raise Mistake("an agent needs K3S_TOKEN or K3S_TOKEN_FILE; the server has it in /app/k3s/server/node-token")
+    if token_file and not at(token_file).is_file():
+        raise Mistake(f"K3S_TOKEN_FILE is {shown(token_file)}, but there is no such file in this container")
+    return role
+
+
+def take_config_file(args: list[str]) -> str:
+    """The file of --config, out of K3S_ARGS: k3s would not read it, because K3S_CONFIG_FILE names ours."""
+    for number, arg in enumerate(args):
+        name, has_value, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and SHORT.get(name, name) == "config":
+            value = value if has_value else "".join(args[number + 1 : number + 2])
+            del args[number : number + (1 if has_value else 2)]
+            if not at(value).is_file():
+                raise Mistake(
+                    f"K3S_ARGS names the configuration {shown(value) or 'of no name'}, but there is no such file"
+                )
+            return value
+    return ""
+
+
+def flags(args: list[str]) -> dict[str, str]:
+    """Long name of each flag → how the user wrote it."""
+    found = {}
+    for arg in args:
+        if written := re.match(r"--?([a-z][a-z0-9-]*)", arg):
+            found[SHORT.get(written[1], written[1])] = written[0]
+    return found
+
+
+def words_of(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def check_pair(version: Version, docker: Version, env: Mapping[str, str], made: Plan) -> None:
+    """Refuse what is known to run no pod."""
+    if why := refusal(version, docker):
+        raise Mistake(why)
+    if too_old_to_talk(version, docker):
+        if not env.get("DOCKER_MIN_API_VERSION"):
+            raise Mistake(
+                f"Docker {docker[0]} does not answer k3s {'.'.join(map(str, version))}, whose client is older than API"
+                " 1.44; take a newer k3s, or set DOCKER_MIN_API_VERSION=1.24"
+            )
+        made.told.append("warning: this k3s is older than this docker; it works only by DOCKER_MIN_API_VERSION")
+
+
+def node_name(role: Role, env: Mapping[str, str], made: Plan) -> str:
+    """A server's is fixed: a host name would leave a dead node behind at each re-creation. An agent needs one of its
+    own, which is its first host name, kept in the volume for the same reason.
+    """
+    if name := env.get("K3S_NODE_NAME"):
+        return name
+    if role == "server":
+        return "local-node"
+    kept = at(NODE_NAME)
+    name = kept.read_text().strip() if kept.is_file() else ""
+    if not name:
+        name = re.sub(r"[^a-z0-9.-]+", "-", os.uname().nodename.lower()).strip("-.") or "agent"
+        made.files[NODE_NAME] = f"{name}\n"
+    return name
+
+
+def names(env: Mapping[str, str]) -> list[str]:
+    """What the API server's certificate is for, besides the node's name and addresses."""
+    found = [*NAMES, os.uname().nodename, *re.split(r"[,\s]+", env.get("K3S_TLS_SAN", ""))]
+    return [*dict.fromkeys(filter(None, found))]
+
+
+def server_settings(env: Mapping[str, str], version: Version, profile: str) -> dict[str, object]:
+    """What only a server has."""
+    backend = env.get("K3S_FLANNEL_BACKEND") or "host-gw"
+    if backend not in BACKENDS:
+        raise Mistake(f"K3S_FLANNEL_BACKEND is {shown(backend)}, but there are only {', '.join(BACKENDS)}")
+    settings: dict[str, object] = {
+        "write-kubeconfig": env.get("K3S_KUBECONFIG_OUTPUT") or f"{DATA}/k3s.yaml",
+        "write-kubeconfig-mode": env.get("K3S_KUBECONFIG_MODE") or "0600",
+        "tls-san": names(env),
+        # One node, or some in one network: no tunnel, no vxlan module.
+        "flannel-backend": backend,
+    }
+    if backend == "host-gw" and knows("egress-selector-mode", version):
+        # The API server reaches every kubelet of such a network by itself.
+        settings["egress-selector-mode"] = "disabled"
+    without = list(CI_WITHOUT) if profile == "ci" else []
+    if env.get("K3S_TRAEFIK"):
+        without = [name for name in without if name != "traefik"]
+        if not asked(env, "K3S_TRAEFIK"):
+            without.append("traefik")
+    if without:
+        settings["disable"] = without
+    return settings
+
+
+def traefik(role: Role, wanted: bool, made: Plan) -> None:
+    """Our HelmChartConfig, unless the user has one: two of a name would take turns."""
+    made.files[TRAEFIK] = ""
+    if role != "server" or not wanted:
+        return
+    for folder in (at("/app/manifests"), at(f"{DATA}/server/manifests")):
+        for file in sorted(folder.rglob("*.yaml")):
+            if file != at(TRAEFIK) and is_traefik_config(file):
+                made.told.append(f"Traefik is configured by {file.name}, so ports 80 and 443 are that file's matter")
+                return
+    made.files[TRAEFIK] = TRAEFIK_CONFIG
+
+
+def is_traefik_config(file: Path) -> bool:
+    try:
+        documents = file.read_text(errors="replace").split("\n---")
+    except OSError:
+        return False
+    named = re.compile(r"^\s+name:\s*['\"]?traefik['\"]?\s*$", re.MULTILINE)
+    kind = re.compile(r"^kind:\s*['\"]?HelmChartConfig\b", re.MULTILINE)
+    return any(kind.search(document) and named.search(document) for document in documents)
+
+
+def kubelet(settings: dict[str, object], facts: Mapping[str, str], version: Version, profile: str, made: Plan) -> None:
+    """kubelet's settings: a drop-in file where k3s reads one, else flags. A flag of the user beats the drop-in."""
+    config: dict[str, object] = {}
+    if profile != "edge":
+        # The store is the user's, too: kubelet must not clean away what was just built, nor evict for the host's disk.
+        config["imageGCHighThresholdPercent"] = 100
+        config["evictionHard"] = {"memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%"}
+    if reserved := limits.system_reserved():
+        config["systemReserved"] = reserved
+        offered = " and ".join(f"{amount} of {name}" for name, amount in reserved.items())
+        made.told.append(f"{offered} of the host are not this container's, so the node does not offer them")
+    if facts.get("cgroup") == "1" and knows("failCgroupV1", version):
+        config["failCgroupV1"] = False
+        made.told.append(
+            "warning: kubelet is told to accept cgroup v1, which Kubernetes is giving up; a host with v2 is better"
+        )
+    made.files[DROP_IN] = ""  # an empty file would be an error for kubelet, so none is left from another version
+    if not config:
+        return
+    if knows("kubelet.conf.d", version):
+        kind = {"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration"}
+        made.files[DROP_IN] = json.dumps({**kind, **config}) + "\n"
+    else:
+        settings["kubelet-arg"] = [*kubelet_flags(config)]
+
+
+def kubelet_flags(config: Mapping[str, object]) -> list[str]:
+    """The same as flags, as kubelets before 1.33 want it."""
+    found = []
+    for key, value in config.items():
+        match key, value:
+            case "imageGCHighThresholdPercent", int():
+                found.append(f"image-gc-high-threshold={value}")
+            case "evictionHard", dict():
+                found.append("eviction-hard=" + ",".join(f"{name}<{least}" for name, least in value.items()))
+            case "systemReserved", dict():
+                found.append("system-reserved=" + ",".join(f"{name}={amount}" for name, amount in value.items()))
+    return found
+
+
+def tell_flags(args: list[str], settings: Mapping[str, object], version: Version, made: Plan) -> None:
+    """What a flag in K3S_ARGS does to a setting of ours."""
+    given = flags(args)
+    for name, written in given.items():
+        if name == "data-dir":
+            made.told.append(f"warning: {written} leads out of the volume at /app/k3s; the cluster's state may be lost")
+        elif name == "container-runtime-endpoint":
+            made.told.append(f"warning: {written} replaces dockerd; what docker builds here is then not what pods run")
+        elif name in settings:
+            done = "adds to" if name in MANY else "replaces"
+            made.told.append(f"{written} in K3S_ARGS {done} our {name}")
+    if runs_dockershim(version):
+        made.told.append("k3s before 1.24 runs pods by kubelet's own dockershim")

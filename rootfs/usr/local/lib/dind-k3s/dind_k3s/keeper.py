@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dind_k3s.entry_points  # noqa: F401 (it has to come before supervisor)
+
+# isort: split
 from supervisor import events, supervisord
 from supervisor.states import SupervisorStates
 
@@ -38,7 +41,8 @@ ENDS = 5
 WITHIN = 300.0
 
 HEAD_START = 1.0  # of k3s before dockerd at the stop, so that no pod is started again
-STAGES = {"dockerd": ("docker", "k8s"), "k3s": ("k8s",)}  # what is not ready any more when a program ends
+BOTH = ("k8s", "dns", "addons", "all")
+STAGES = {"dockerd": ("docker", *BOTH), "k3s": BOTH}  # what is not ready any more when a program ends
 LAST = ("dns",)  # others still need it while they end
 
 

@@ -1,87 +1,179 @@
-"""The API server, with the administrator's kubeconfig that k3s writes."""
+"""The API server, asked with the credentials that k3s writes: the administrator's, or an agent's own."""
 
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import re
+import socket
 import ssl
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dind_k3s.http_api import Connection
 from dind_k3s.root import RUN, at
+
+Object = dict[str, Any]
+
+PATIENCE = 5.0
+# A watch with nothing to tell gets a bookmark about every minute; one that gets none is dead.
+SILENCE = 150.0
+AGAIN = 0.3  # seconds before the next try after a failure that is not the server's end
 
 
 class Kubernetes:
-    """k3s, with the administrator's kubeconfig; /readyz wants a certificate."""
+    """k3s's API server. `up` is set while it answers; whoever finds out otherwise says so by `lost`."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
-        self.read_at = 0
-        self.server = ("127.0.0.1", 6443)
-        self.context: ssl.SSLContext | None = None
-        self.complete = False
+        self.up = threading.Event()
+        self.on_loss: Callable[[], None] = lambda: None
+        self.certificate = b""  # the client's, PEM
+        self._read_at = 0
+        self._server = ("127.0.0.1", 6443)
+        self._context: ssl.SSLContext | None = None
+        self._lock = threading.Lock()
+        self._probe: Connection | None = None
 
-    def load(self) -> None:
-        """Read the kubeconfig when it is new. k3s writes it, so lines are enough to find what is needed."""
-        changed = self.kubeconfig.stat().st_mtime_ns
-        if changed == self.read_at:
-            return
-        text = self.kubeconfig.read_text()
-        found = dict(re.findall(r"^\s*([a-z-]+): *(\S+)$", text, re.MULTILINE))
-        context = ssl.create_default_context(cadata=base64.b64decode(found["certificate-authority-data"]).decode())
-        pair = at(f"{RUN}/client.pem")
-        pair.touch(mode=0o600)
-        pair.write_bytes(
-            base64.b64decode(found["client-certificate-data"]) + base64.b64decode(found["client-key-data"])
-        )
-        context.load_cert_chain(pair)
-        pair.unlink()
-        address = re.match(r"https://([^/:]+|\[[^]]+\])(?::(\d+))?", found["server"])
-        if address:
-            self.server = (address[1].strip("[]"), int(address[2] or 443))
-        self.context, self.read_at = context, changed
+    def lost(self) -> None:
+        """It does not answer any more; nobody asks again until a probe says that it does."""
+        if self.up.is_set():
+            self.up.clear()
+            self.on_loss()
 
     def problem(self) -> str:
+        """Why it is not ready; empty when it is. The connection is kept for the next question."""
         try:
-            self.load()
+            if self._probe is None:
+                self._probe = self.connect()
+            answer = self._probe.get("/readyz")
+            answer.read()
+            if not answer.reusable:
+                self._forget()
         except FileNotFoundError:
+            self._forget()
             return "k3s has not written its kubeconfig yet"
         except (OSError, KeyError, ValueError) as error:
-            return f"{self.kubeconfig} cannot be used ({error})"
-        connection = http.client.HTTPSConnection(*self.server, timeout=5, context=self.context)
+            self._forget()
+            self._read_at = 0  # new certificates, perhaps
+            return f"the API server does not answer ({getattr(error, 'strerror', None) or error})"
+        return "" if answer.status == 200 else f"the API server is not ready (readyz answers {answer.status})"
+
+    def connect(self) -> Connection:
+        """A connection of its own. OSError, KeyError or ValueError when there is none to be had."""
+        with self._lock:
+            self._load()
+        assert self._context is not None
+        sock = socket.create_connection(self._server, timeout=PATIENCE)
         try:
-            return self.ask(connection)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self.read_at = 0  # a new certificate, perhaps
-            return f"the API server does not answer ({error})"
+            tls = self._context.wrap_socket(sock, server_hostname=self._server[0])
+        except BaseException:
+            sock.close()
+            raise
+        return Connection(tls, f"{self._server[0]}:{self._server[1]}", "Accept: application/json\r\n")
+
+    def get(self, path: str) -> tuple[int, Object]:
+        """One question and its answer."""
+        with self.connect() as connection:
+            answer = connection.get(path)
+            body = answer.read()
+        return answer.status, json.loads(body) if body.startswith(b"{") else {}
+
+    def _forget(self) -> None:
+        if self._probe:
+            self._probe.close()
+        self._probe = None
+
+    def _load(self) -> None:
+        """Read the kubeconfig when it is new. k3s writes it, so lines are enough to find what is needed."""
+        changed = self.kubeconfig.stat().st_mtime_ns
+        if changed == self._read_at:
+            return
+        found = dict(re.findall(r"^\s*([a-z-]+): *\"?([^\s\"]+)\"?$", self.kubeconfig.read_text(), re.MULTILINE))
+
+        def content(key: str) -> bytes:
+            if data := found.get(f"{key}-data"):
+                return base64.b64decode(data)
+            return Path(found[key]).read_bytes()
+
+        context = ssl.create_default_context(cadata=content("certificate-authority").decode())
+        self.certificate = content("client-certificate")
+        pair = at(f"{RUN}/client.pem")
+        pair.touch(mode=0o600)
+        try:
+            pair.write_bytes(self.certificate + b"\n" + content("client-key"))
+            context.load_cert_chain(pair)
         finally:
-            connection.close()
+            pair.unlink()
+        address = re.match(r"https://([^/:]+|\[[^]]+\])(?::(\d+))?", found["server"])
+        if address:
+            self._server = (address[1].strip("[]"), int(address[2] or 443))
+        self._context, self._read_at = context, changed
 
-    def ask(self, connection: http.client.HTTPSConnection) -> str:
-        status, _ = get(connection, "/readyz")
+
+class Watch(threading.Thread):
+    """Follows the objects at one path of the API, and tells all of them whenever one changes.
+
+    `tell` gets the objects by name; None while the API server has no such path (its CRD is not there yet).
+    """
+
+    def __init__(self, kubernetes: Kubernetes, path: str, tell: Callable[[dict[str, Object] | None], None]) -> None:
+        super().__init__(name=path, daemon=True)
+        self._kubernetes = kubernetes
+        self._path, _, self._query = path.partition("?")
+        self._tell = tell
+        self._objects: dict[str, Object] = {}
+
+    def run(self) -> None:
+        """For ever."""
+        pause = threading.Event()
+        while True:
+            self._kubernetes.up.wait()
+            try:
+                version = self._list()
+                while version:
+                    version = self._follow(version)
+            except (OSError, KeyError, ValueError):
+                self._kubernetes.lost()  # the next probe tells whether it is
+                pause.wait(AGAIN)
+                continue
+            pause.wait(AGAIN)  # it is there, but not this path, or not from that version on
+
+    def _list(self) -> str:
+        status, listed = self._kubernetes.get(f"{self._path}?{self._query}")
         if status != 200:
-            return f"the API server is not ready (readyz answers {status})"
-        status, nodes = get(connection, "/api/v1/nodes")
-        if status != 200:
-            return f"the API server does not list nodes ({status})"
-        if not any(is_ready(node) for node in json.loads(nodes).get("items", [])):
-            return "no node is Ready"
-        if not self.complete:
-            status, _ = get(connection, "/api/v1/namespaces/default/serviceaccounts/default")
-            if status != 200:
-                return "the default service account is not there yet"
-            self.complete = True
-        return ""
+            self._tell(None)
+            return ""
+        self._objects = {item["metadata"]["name"]: item for item in listed.get("items") or []}
+        self._tell(self._objects)
+        return str(listed["metadata"]["resourceVersion"])
+
+    def _follow(self, version: str) -> str:
+        """Watch from a version on until the server ends the watch; the version then, empty when it is too old."""
+        query = f"{self._query}&watch=1&allowWatchBookmarks=true&resourceVersion={version}"
+        with self._kubernetes.connect() as connection:
+            connection.wait(SILENCE)
+            answer = connection.get(f"{self._path}?{query}")
+            if answer.status != 200:
+                return ""
+            for line in answer.lines():
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    return ""
+                thing = event["object"]
+                version = str(thing["metadata"]["resourceVersion"])
+                if event["type"] == "BOOKMARK":
+                    continue
+                if event["type"] == "DELETED":
+                    self._objects.pop(thing["metadata"]["name"], None)
+                else:
+                    self._objects[thing["metadata"]["name"]] = thing
+                self._tell(self._objects)
+        return version
 
 
-def get(connection: http.client.HTTPSConnection, path: str) -> tuple[int, bytes]:
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
-
-
-def is_ready(node: dict[str, Any]) -> bool:
+def is_ready(node: Object) -> bool:
     conditions = node.get("status", {}).get("conditions", [])
     return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)

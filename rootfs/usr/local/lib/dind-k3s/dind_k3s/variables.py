@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from dind_k3s.plan import Mistake, asked, shown, words
+from dind_k3s.plan import shown
 
 PROFILES = ("dev", "ci", "edge")
 DRIVERS = ("overlay2", "fuse-overlayfs", "btrfs", "zfs", "vfs", "overlayfs", "native", "aufs", "devicemapper")
 
 _NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"  # RFC 1123
 _ALTERNATIVE = r"(\*\.)?[A-Za-z0-9:._-]+"  # a host name or an address
-
-_NO_START = {"--help", "-h", "--version", "-v"}  # k3s answers these and ends
 
 # Variable → (what all of it must match, what is expected in words)
 _RULES = {
@@ -30,22 +28,8 @@ _RULES = {
 
 def mistakes(env: Mapping[str, str]) -> list[str]:
     """A sentence for each variable that holds something else; an empty one is as good as none."""
-    told = [
+    return [
         f"{name} is {shown(env[name])}; expected: {expected}"
         for name, (pattern, expected) in _RULES.items()
         if env.get(name) and not re.fullmatch(pattern, env[name], re.ASCII)
     ]
-    return told + ([] if asked(env, "K3S_DISABLE") else _mistakes_in_k3s_args(env))
-
-
-def _mistakes_in_k3s_args(env: Mapping[str, str]) -> list[str]:
-    """What can be known without k3s. Quotes that are not closed are told where the words are needed."""
-    try:
-        args = words("K3S_ARGS", env)
-    except Mistake:
-        return []
-    args = args[1:] if args[:1] in (["server"], ["agent"]) else args
-    if args and not args[0].startswith("-"):
-        return [f"K3S_ARGS has the word {shown(args[0])} where a flag is expected"]
-    ends = sorted(_NO_START & set(args))
-    return [f"{', '.join(ends)} in K3S_ARGS does not start k3s; leave it out"] if ends else []

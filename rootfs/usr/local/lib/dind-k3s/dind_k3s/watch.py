@@ -1,79 +1,256 @@
-"""Asks dockerd and k3s whether they are ready, and writes the answer where anybody can read it for nothing.
+"""Watches dockerd, the cluster, preloaded images and manifests, and keeps the board (board.py) true.
 
-/run/dind-k3s/ready/{docker,k8s}   there while it is ready; holds the seconds it took
-/run/dind-k3s/health               "STATE EPOCH TEXT", STATE is ok, starting or failing; for the HEALTHCHECK
-/run/dind-k3s/state.json           all of it, for programs
-
-docker is ready when it answers; k8s when the API server does, a node is Ready and the default service account is there
-(without it no pod is admitted). Images of /app/images are part of the health, not of k8s.
+Where there is a stream it is followed: dockerd's events end with dockerd, the API server tells of nodes, the default
+service account, DNS and Addons as they change. Only before there is one do we ask again and again. Every ten seconds
+each is asked once whether it hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+from dind_k3s import board, certificates, cluster_dns, manifests, preload
+from dind_k3s.board import Board
 from dind_k3s.docker_api import Docker
-from dind_k3s.kube_api import Kubernetes
+from dind_k3s.kube_api import Kubernetes, Object, Watch, is_ready
 from dind_k3s.root import RUN, at
 
-QUICK, EARLY, STEADY = 0.1, 0.3, 5.0  # seconds between looks: before docker, before k8s, from then on
+QUICK = 0.05  # between two looks for what is not there yet
+PROBE = 0.1  # the API server costs more to ask
+STEADY = 10.0
+RENEW_AGAIN = 20 * 3600.0
+AGENT_KUBECONFIG = "/app/k3s/agent/kubelet.kubeconfig"
+WAKE = f"{RUN}/wake"  # a pipe: whoever writes a byte has us look at once
+
+NODES = "/api/v1/nodes"
+ACCOUNT = "/api/v1/namespaces/default/serviceaccounts?fieldSelector=metadata.name%3Ddefault"
+ADDONS = "/apis/k3s.cattle.io/v1/namespaces/kube-system/addons"
+ADDON_EVENTS = "/api/v1/namespaces/kube-system/events?fieldSelector=type%3DWarning,involvedObject.kind%3DAddon"
 
 
-def uptime() -> float:
-    """Seconds since PID 1 began, which is the container's start."""
-    began = int(Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+def follow_docker(docker: Docker, found: Board) -> None:
+    """Ping until it answers, then wait for its end. For ever."""
+    pause = threading.Event()
+    while True:
+        problem = docker.problem()
+        found.report("docker", problem)
+        if problem:
+            pause.wait(QUICK)
+            continue
+        began = time.monotonic()
+        docker.until_it_ends()
+        if time.monotonic() - began < 1 and not docker.problem():
+            pause.wait(1)  # it lives, but tells no events
 
 
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.rename(path)
+class Wake:
+    """Ends the wait of the main loop, from other threads and from other programs."""
+
+    def __init__(self) -> None:
+        path = at(WAKE)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path, 0o600)
+        self._pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def up(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._pipe, b"\n")
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it was ended so."""
+        woken = bool(select.select([self._pipe], [], [], seconds)[0])
+        if woken:
+            os.read(self._pipe, 4096)
+        return woken
 
 
-def images() -> str:
-    """What run-preload last said; empty when there is nothing to load."""
+class Cluster:
+    """The sources that are k3s's."""
+
+    def __init__(self, role: str, found: Board, wake: Wake) -> None:
+        self._board = found
+        self._wake = wake
+        self._server = role == "server"
+        ours = os.environ.get("K3S_KUBECONFIG_OUTPUT") or os.environ.get("KUBECONFIG") or "/app/k3s/k3s.yaml"
+        self._kubernetes = Kubernetes(Path(ours if self._server else AGENT_KUBECONFIG))
+        self._kubernetes.on_loss = wake.up
+        self._endpoints: dict[str, Object] | None = None
+        self._addons: dict[str, Object] = {}
+        self._expected: dict[str, str] = {}
+        self._dns_asked = -STEADY
+        self._dns_failures = 0
+        self._renewed = -RENEW_AGAIN
+        self._started = False
+        self._told: set[str] = set()
+
+    def probe(self) -> float:
+        """Ask the API server; the seconds until it should be asked again."""
+        problem = self._kubernetes.problem()
+        self._board.report("api", problem)
+        if problem:
+            self._kubernetes.up.clear()
+            return PROBE
+        if not self._kubernetes.up.is_set():
+            self._kubernetes.up.set()
+            self._check_certificates()
+        if not self._started:
+            self._started = True
+            self._start_watches()
+        return self._check_dns() if self._server else STEADY
+
+    def _start_watches(self) -> None:
+        watches = [Watch(self._kubernetes, self._node_path(), self._tell_node)]
+        if self._server:
+            watches.append(Watch(self._kubernetes, ACCOUNT, self._tell_account))
+            watches.append(Watch(self._kubernetes, cluster_dns.ENDPOINTS, self._tell_endpoints))
+            watches.append(Watch(self._kubernetes, ADDONS, self._tell_addons))
+        for one in watches:
+            one.start()
+
+    def _node_path(self) -> str:
+        """All nodes; for an agent its own, for which its credentials are."""
+        if self._server:
+            return NODES
+        return f"{NODES}?fieldSelector=metadata.name%3D{certificates.node_of(self._kubernetes.certificate)}"
+
+    def _tell_node(self, nodes: dict[str, Object] | None) -> None:
+        missing = "no node is Ready" if self._server else "this node is not Ready"
+        self._board.report("node", "" if any(map(is_ready, (nodes or {}).values())) else missing)
+        self._wake.up()
+
+    def _tell_account(self, accounts: dict[str, Object] | None) -> None:
+        self._board.report("account", "" if accounts else "the default service account is not there yet")
+        self._wake.up()
+
+    def _tell_endpoints(self, endpoints: dict[str, Object] | None) -> None:
+        self._endpoints = dict(endpoints or {})
+        self._dns_asked = -STEADY
+        self._dns_failures = 0
+        self._wake.up()
+
+    def _tell_addons(self, addons: dict[str, Object] | None) -> None:
+        self._addons = dict(addons or {})
+        self.check_manifests()
+
+    def _check_dns(self) -> float:
+        """Seconds until the next look at everything here."""
+        if any(self._board.problem(source) for source in board.KUBERNETES):
+            return STEADY  # whoever mends that wakes us
+        if not cluster_dns.enabled():
+            self._board.report("dns", "", disabled=True)
+        elif not cluster_dns.has_addresses(self._endpoints):
+            self._board.report("dns", "CoreDNS is not ready")
+        elif self._board.problem("dns") or time.monotonic() - self._dns_asked > STEADY:
+            self._dns_asked = time.monotonic()
+            problem = cluster_dns.problem(self._kubernetes)
+            self._board.report("dns", problem)
+            self._dns_failures = self._dns_failures + 1 if problem else 0
+            return min(PROBE * 1.2**self._dns_failures, STEADY) if problem else STEADY
+        return STEADY
+
+    def look(self) -> None:
+        """What nobody tells of by itself: edits of manifests, the end of certificates."""
+        if not self._server:
+            return
+        for line in manifests.sync():
+            if line not in self._told:
+                self._told.add(line)
+                print(f"manifests: {line}", flush=True)
+        self.check_manifests()
+        self._check_certificates()
+
+    def check_manifests(self) -> None:
+        """Compare what k3s applied with what there is to apply."""
+        expected = manifests.expected()
+        missing = [
+            name
+            for name, checksum in expected.items()
+            if self._addons.get(name, {}).get("spec", {}).get("checksum") != checksum
+        ]
+        self._board.detail("manifests", {name: "waiting" if name in missing else "applied" for name in expected})
+        reasons = self._reasons() if missing and self._kubernetes.up.is_set() else {}
+        words = [f"{name} ({reasons[name]})" if name in reasons else name for name in missing]
+        self._board.report("manifests", f"not applied yet: {', '.join(words)}" if words else "")
+
+    def _reasons(self) -> dict[str, str]:
+        """Addon → what k3s last complained of."""
+        try:
+            _, listed = self._kubernetes.get(ADDON_EVENTS)
+        except (OSError, KeyError, ValueError):
+            return {}
+        events = sorted(listed.get("items") or [], key=lambda event: str(event.get("lastTimestamp")))
+        return {event["involvedObject"]["name"]: str(event.get("message")) for event in events}
+
+    def _check_certificates(self) -> None:
+        days = certificates.days_left(self._kubernetes.certificate)
+        if days is None:
+            return
+        self._board.detail("certificates", {"days_left": days})
+        self._board.detail("warning", certificates.warning(days))
+        window = os.environ.get("K3S_RENEW_HOURS", "")
+        if not certificates.warning(days) or not certificates.in_window(window, time.localtime().tm_hour):
+            return
+        if time.monotonic() - self._renewed > RENEW_AGAIN:
+            self._renewed = time.monotonic()
+            print(f"certificates end in {days} days: k3s is restarted, as K3S_RENEW_HOURS={window} allows", flush=True)
+            subprocess.run(["supervisorctl", "restart", "k3s"], stdout=subprocess.DEVNULL, check=False)
+
+
+def check_images(found: Board) -> None:
+    """What run-preload says of /app/images."""
     try:
-        return at(f"{RUN}/images").read_text().strip()
+        said = json.loads(at(preload.STATE).read_text())
     except FileNotFoundError:
+        said = {}
+    images: dict[str, dict[str, object]] = said.get("images", {})
+    found.detail("images", images)
+    failed = [f"{name} ({image.get('text')})" for name, image in images.items() if image["state"] == "failed"]
+    waiting = [name for name, image in images.items() if image["state"] in ("waiting", "loading")]
+    if waiting or (not images and preload.files()):
+        found.report("images", f"images are being loaded: {len(waiting) or 'all'} to go")
+    else:
+        found.report(
+            "images", f"images that cannot be loaded: {', '.join(failed)}" if failed else "", failed=bool(failed)
+        )
+
+
+def role() -> str:
+    """What run-k3s makes of this container; empty without k3s."""
+    if os.environ.get("DIND_K3S_START_K3S") != "true":
         return ""
+    return at(f"{RUN}/k3s.args").read_text().partition("\0")[0]
 
 
 def main() -> int:
-    at(f"{RUN}/ready").mkdir(parents=True, exist_ok=True)
-    stages: dict[str, Docker | Kubernetes] = {"docker": Docker()}
-    if os.environ.get("DIND_K3S_START_K3S") == "true":
-        stages["k8s"] = Kubernetes(Path(os.environ.get("KUBECONFIG", "/app/k3s/k3s.yaml")))
-    since: dict[str, float] = {}
-    was_ok = False
+    what = role()
+    found = Board(board.STAGES if what else board.ALONE, what or "none")
+    if what == "agent":
+        for source in ("account", "dns", "manifests"):  # the server's matter
+            found.report(source, "", disabled=True)
+    wake = Wake()
+    docker = Docker()
+    threading.Thread(target=follow_docker, args=(docker, found), daemon=True).start()
+    cluster = Cluster(what, found, wake) if what else None
+    looked = -STEADY
     while True:
-        problems: dict[str, str] = {}
-        for stage, target in stages.items():
-            problem = next(iter(problems.values()), "") or target.problem()
-            flag = at(f"{RUN}/ready/{stage}")
-            if problem:
-                problems[stage] = problem
-                flag.unlink(missing_ok=True)
-                if since.pop(stage, None) is not None:
-                    print(f"{stage} is not ready any more: {problem}", flush=True)
-            elif stage not in since or not flag.exists():  # keeper.py removes it when the program ends
-                since[stage] = round(uptime(), 1)
-                flag.write_text(f"{since[stage]}\n")
-                print(f"{stage} is ready after {since[stage]} s", flush=True)
-        loading = images()
-        problem = next(iter(problems.values()), "") or (f"images: {loading}" if loading.startswith("loading") else "")
-        was_ok = was_ok or not problem
-        health = "ok" if not problem else "failing" if was_ok else "starting"
-        text = problem or ", ".join(f"{stage} ready after {seconds} s" for stage, seconds in since.items())
-        write(at(f"{RUN}/health"), f"{health} {int(time.time())} {text}\n")
-        state = {"health": health, "text": text, "ready_after": since, "problems": problems, "images": loading}
-        write(at(f"{RUN}/state.json"), json.dumps(state) + "\n")
-        time.sleep(QUICK if "docker" in problems else EARLY if problem else STEADY)
+        pause = cluster.probe() if cluster else STEADY
+        check_images(found)
+        if time.monotonic() - looked >= STEADY:
+            looked = time.monotonic()
+            found.report("docker", docker.problem())  # one that hangs keeps its streams open
+            if cluster:
+                cluster.look()
+            found.heartbeat()
+        if wake.wait(pause):
+            looked = -STEADY
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""Two machines: a server, and an agent that joins it with K3S_URL and K3S_TOKEN."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.image.box import Box, Image
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def network(image: Image) -> Iterator[str]:
+    """A network of the outer engine, where boxes know each other by name."""
+    name = f"net-{uuid.uuid4().hex[:8]}"
+    image.engine.network.create(name)
+    yield name
+    image.engine.network.remove(name)
+
+
+def test_a_cluster_of_two_and_its_restarts(network: str, boxes: Callable[..., Box]) -> None:
+    server = boxes(options={"networks": [network]}).up("all")
+    token = server.do("cat", "/app/k3s/server/node-token")
+    joins = {"K3S_URL": f"https://{server.name}:6443", "K3S_TOKEN": token}
+    agent = boxes(environment=joins, options={"networks": [network]})
+    agent.up("all")
+    assert json.loads(agent.do("cat", "/run/dind-k3s/state.json"))["role"] == "agent"
+    nodes = server.kubectl("get", "nodes", "--no-headers").splitlines()
+    assert [line.split()[:3] for line in nodes] == [
+        [agent.name, "Ready", "<none>"],
+        ["local-node", "Ready", "control-plane"],
+    ]
+
+    # A pod of the agent's own image runs on the agent; its log and a command in it go through the server.
+    agent.build("there:1", word="from the agent")
+    overrides = json.dumps({"spec": {"nodeSelector": {"kubernetes.io/hostname": agent.name}}})
+    server.kubectl(
+        "run", "there", "--image=there:1", "--image-pull-policy=Never", f"--overrides={overrides}", "--", "sleep", "600"
+    )
+    server.kubectl("wait", "--for=condition=Ready", "pod/there", "--timeout=30s")
+    assert server.kubectl("exec", "there", "--", "cat", "/word") == "from the agent"
+    assert "there" in agent.do("docker", "ps", "--format", "{{.Names}}")
+
+    # Either one is made anew, under another address and another host name: same cluster, same two nodes.
+    agent.docker.remove(agent.name, force=True)
+    server.recreate()
+    agent.options = {**agent.options, "hostname": "another"}
+    agent.start()
+    server.ready("all")
+    agent.ready("all")
+    server.kubectl("wait", "--for=condition=Ready", f"node/{agent.name}", "--timeout=30s")
+    server.kubectl("wait", "--for=condition=Ready", "pod/there", "--timeout=30s")
+    assert len(server.kubectl("get", "nodes", "--no-headers").splitlines()) == 2
+
+    # One that asks with another token, or under a name that another machine has, is refused with a sentence.
+    refusal = agent.fails("env", "K3S_TOKEN=guessed", "python3", "-I", "-S", "/usr/local/lib/dind-k3s", "join")
+    where = "it is in /app/k3s/server/node-token there"
+    assert refusal == f"dind-k3s: error: the server at {joins['K3S_URL']} refuses the token; {where}"
+    other = token.replace(token[3:10], "0000000")
+    refusal = agent.fails("env", f"K3S_TOKEN={other}", "python3", "-I", "-S", "/usr/local/lib/dind-k3s", "join")
+    assert "the token is not for the server" in refusal
+    stranger = ["env", "DIND_K3S_STANDIN_ETC=/tmp/etc", "K3S_CONFIG_FILE=", "k3s", "agent", "--docker"]
+    stranger += ["--kubelet-arg=fail-cgroupv1=false", "--data-dir=/tmp/data", f"--node-name={agent.name}"]
+    refusal = agent.fails(*stranger)
+    assert "Node password rejected" in refusal

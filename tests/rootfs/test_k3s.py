@@ -1,0 +1,212 @@
+"""What k3s is started with, for every version that can be put into the image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dind_k3s import k3s, k3s_versions, limits
+from dind_k3s.plan import Mistake, Plan
+
+FACTS = {"storage": "overlay2", "cgroup": "2"}
+NEWEST = (1, 37, 1)
+AGENT = {"K3S_URL": "https://server:6443", "K3S_TOKEN": "secret"}
+
+
+@pytest.fixture(autouse=True)
+def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image's Python programs read and write below `tmp_path`."""
+    monkeypatch.setenv("DIND_K3S_TEST_ROOT", str(tmp_path))
+
+
+def config(plan: Plan) -> dict[str, str]:
+    """Key → what stands behind it in our fragment."""
+    blocks = plan.files["/run/dind-k3s/k3s/config.yaml"].replace("\n  - ", " ").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in blocks[1:])}
+
+
+def drop_in(plan: Plan) -> dict[str, object]:
+    return dict(json.loads(plan.files[k3s.DROP_IN] or "{}"))
+
+
+def arguments(plan: Plan) -> list[str]:
+    return plan.files["/run/dind-k3s/k3s.args"].split("\0")[:-1]
+
+
+@pytest.mark.parametrize("version", [(1, 22, 17), (1, 32, 9), (1, 33, 1), (1, 35, 0), NEWEST])
+def test_images_that_a_user_built_are_never_cleaned_away_by_kubelet(version: tuple[int, ...]) -> None:
+    plan = k3s.plan({}, FACTS, version, "dev")
+    if version < (1, 33):
+        assert '"image-gc-high-threshold=100"' in config(plan)["kubelet-arg"]
+        assert "imagefs.available<0%" in config(plan)["kubelet-arg"]
+        assert drop_in(plan) == {}
+    else:
+        assert "kubelet-arg" not in config(plan)
+        assert drop_in(plan)["imageGCHighThresholdPercent"] == 100
+        evict = drop_in(plan)["evictionHard"]
+        assert evict == {"memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%"}
+
+
+def test_an_edge_device_has_kubelet_clean_up() -> None:
+    plan = k3s.plan({}, FACTS, NEWEST, "edge")
+    assert (drop_in(plan), "kubelet-arg" in config(plan)) == ({}, False)
+
+
+@pytest.mark.parametrize(("version", "told"), [((1, 34, 9), False), ((1, 35, 0), True)])
+def test_kubelet_is_told_to_take_cgroup_v1_from_1_35_on(version: tuple[int, ...], told: bool) -> None:
+    plan = k3s.plan({}, {**FACTS, "cgroup": "1"}, version, "dev")
+    assert (drop_in(plan).get("failCgroupV1") is False) == told
+    assert any(line.startswith("warning: kubelet is told to accept cgroup v1") for line in plan.told) == told
+    assert "failCgroupV1" not in drop_in(k3s.plan({}, FACTS, version, "dev"))
+
+
+@pytest.mark.parametrize(("version", "known"), [((1, 22, 9), False), ((1, 23, 6), False), ((1, 24, 4), True)])
+def test_a_setting_goes_only_to_a_version_all_of_whose_patches_know_it(version: tuple[int, ...], known: bool) -> None:
+    assert ("egress-selector-mode" in config(k3s.plan({}, FACTS, version, "dev"))) == known
+
+
+@pytest.mark.parametrize(
+    ("version", "docker", "why"),
+    [
+        ((1, 24, 2), (28, 5, 2), "cannot use docker at all"),
+        ((1, 26, 8), (25, 0, 1), "ImageInspectError"),
+        ((1, 29, 1), (28, 0, 0), "ImageInspectError"),
+        ((1, 25, 16), (29, 0, 0), "DOCKER_MIN_API_VERSION"),
+        ((1, 22, 17), (29, 7, 2), "DOCKER_MIN_API_VERSION"),
+        ((1, 28, 7), (29, 7, 2), ""),
+        ((1, 22, 17), (28, 5, 2), ""),
+        ((1, 26, 8), (24, 0, 7), ""),
+        (NEWEST, (29, 7, 2), ""),
+    ],
+)
+def test_pairs_that_run_no_pod_are_refused(version: tuple[int, ...], docker: tuple[int, ...], why: str) -> None:
+    if why:
+        with pytest.raises(Mistake, match=why):
+            k3s.plan({}, FACTS, version, "dev", docker)
+    else:
+        k3s.plan({}, FACTS, version, "dev", docker)
+
+
+def test_the_door_for_old_clients_is_a_warning() -> None:
+    plan = k3s.plan({"DOCKER_MIN_API_VERSION": "1.24"}, FACTS, (1, 25, 16), "dev", (29, 7, 2))
+    assert any("only by DOCKER_MIN_API_VERSION" in line for line in plan.told)
+    assert not k3s_versions.too_old_to_talk((1, 30, 0), (29, 7, 2))
+
+
+def test_an_agent_has_its_own_settings_and_a_name_that_stays(tmp_path: Path) -> None:
+    plan = k3s.plan(AGENT, FACTS, NEWEST, "dev")
+    assert config(plan).keys() == {"docker", "data-dir", "node-name", "resolv-conf"}
+    assert arguments(plan) == ["agent"]
+    assert plan.files[k3s.TRAEFIK] == ""
+    assert f'"{plan.files[k3s.NODE_NAME].strip()}"' == config(plan)["node-name"]
+    (tmp_path / "app/k3s/.dind-k3s").mkdir(parents=True)
+    (tmp_path / "app/k3s/.dind-k3s/node-name").write_text("first\n")
+    again = k3s.plan(AGENT, FACTS, NEWEST, "dev")
+    assert config(again)["node-name"] == '"first"'
+    assert config(k3s.plan({**AGENT, "K3S_NODE_NAME": "mine"}, FACTS, NEWEST, "dev"))["node-name"] == '"mine"'
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        ({"K3S_URL": "https://server:6443"}, "an agent needs K3S_TOKEN or K3S_TOKEN_FILE"),
+        ({"K3S_URL": "server:6443", "K3S_TOKEN": "x"}, "K3S_URL is server:6443"),
+        ({"K3S_URL": "https://server:6443", "K3S_TOKEN_FILE": "/run/nothing"}, "K3S_TOKEN_FILE is /run/nothing"),
+        ({"K3S_ARGS": "agent"}, "an agent needs K3S_URL"),
+        ({"K3S_FLANNEL_BACKEND": "tunnel"}, "K3S_FLANNEL_BACKEND is tunnel"),
+        ({"K3S_ARGS": "--config /nowhere.yaml"}, "/nowhere.yaml, but there is no such file"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_sentence(env: dict[str, str], why: str) -> None:
+    with pytest.raises(Mistake, match=why):
+        k3s.plan(env, FACTS, NEWEST, "dev")
+
+
+def test_a_configuration_named_in_k3s_args_is_read_after_the_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("debug: true\n")
+    plan = k3s.plan({"K3S_ARGS": "server -c /mine.yaml --debug"}, FACTS, NEWEST, "dev")
+    assert plan.files["/run/dind-k3s/k3s/also"] == "/mine.yaml"
+    assert arguments(plan) == ["server", "--debug"]
+
+
+def test_flags_that_meet_a_setting_of_ours_are_told() -> None:
+    told = k3s.plan({"K3S_ARGS": "--tls-san x -d /else --flannel-backend=vxlan"}, FACTS, NEWEST, "dev").told
+    assert "--tls-san in K3S_ARGS adds to our tls-san" in told
+    assert "--flannel-backend in K3S_ARGS replaces our flannel-backend" in told
+    assert any(line.startswith("warning: -d leads out of the volume") for line in told)
+
+
+def test_names_for_the_certificate_and_a_network_of_more_than_one_segment() -> None:
+    settings = config(k3s.plan({"K3S_TLS_SAN": "a.example, b.example"}, FACTS, NEWEST, "dev"))
+    assert '"host.docker.internal"' in settings["tls-san"]
+    assert '"a.example" "b.example"' in settings["tls-san"]
+    assert settings["egress-selector-mode"] == '"disabled"'
+    wide = config(k3s.plan({"K3S_FLANNEL_BACKEND": "vxlan"}, FACTS, NEWEST, "dev"))
+    assert wide["flannel-backend"] == '"vxlan"'
+    assert "egress-selector-mode" not in wide
+
+
+@pytest.mark.parametrize(
+    ("profile", "switch", "without", "configured"),
+    [
+        ("dev", "", "", True),
+        ("dev", "0", '"traefik"', False),
+        ("ci", "", '"traefik" "servicelb" "metrics-server"', False),
+        ("ci", "1", '"servicelb" "metrics-server"', True),
+        ("edge", "", "", True),
+    ],
+)
+def test_traefik_takes_ports_80_and_443_or_is_left_out(
+    profile: str, switch: str, without: str, configured: bool
+) -> None:
+    plan = k3s.plan({"K3S_TRAEFIK": switch}, FACTS, NEWEST, profile)
+    assert config(plan).get("disable", "") == without
+    assert ("hostPort: 443" in plan.files[k3s.TRAEFIK]) == configured
+
+
+def test_a_traefik_configuration_of_the_users_replaces_ours(tmp_path: Path) -> None:
+    (tmp_path / "app/manifests").mkdir(parents=True)
+    mine = tmp_path / "app/manifests/traefik-config.yaml"
+    mine.write_text(
+        "kind: ConfigMap\nmetadata:\n  name: traefik\n---\nkind: HelmChartConfig\nmetadata:\n  name: other\n"
+    )
+    assert k3s.plan({}, FACTS, NEWEST, "dev").files[k3s.TRAEFIK]
+    mine.write_text("apiVersion: helm.cattle.io/v1\nkind: HelmChartConfig\nmetadata:\n  name: traefik\n")
+    plan = k3s.plan({}, FACTS, NEWEST, "dev")
+    assert plan.files[k3s.TRAEFIK] == ""
+    assert any("traefik-config.yaml" in line for line in plan.told)
+
+
+def test_what_the_container_may_not_use_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "proc/1").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       16777216 kB\n")
+    assert limits.system_reserved() == {}
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "proc/1/cgroup").write_text("0::/init\n")
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{4 << 30}\n")
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("150000 100000\n")
+    assert limits.system_reserved() == {"cpu": "6500m", "memory": "12288Mi"}
+    assert drop_in(k3s.plan({}, FACTS, NEWEST, "edge"))["systemReserved"] == {"cpu": "6500m", "memory": "12288Mi"}
+    old = config(k3s.plan({}, FACTS, (1, 30, 2), "edge"))["kubelet-arg"]
+    assert old == '"system-reserved=cpu=6500m,memory=12288Mi"'
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
+    assert limits.system_reserved() == {}
+
+
+def test_limits_of_cgroup_v1_lie_in_the_groups_of_pid_1(tmp_path: Path) -> None:
+    (tmp_path / "proc/1").mkdir(parents=True)
+    (tmp_path / "proc/1/cgroup").write_text("5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n0::/\n")
+    for controller, name, text in (
+        ("memory", "memory.limit_in_bytes", "1073741824"),
+        ("cpu", "cpu.cfs_quota_us", "-1"),
+        ("cpu", "cpu.cfs_period_us", "100000"),
+    ):
+        folder = tmp_path / f"sys/fs/cgroup/{controller}/docker/x"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{text}\n")
+    assert limits.memory_limit() == 1 << 30
+    assert limits.cpu_limit() == float("inf")
