@@ -237,21 +237,18 @@ mkdir -p /out/app/{images,k3s,logs,manifests} /out/etc/rancher /out/var/lib/{doc
 ln -s /app/k3s/.dind-k3s/node /out/etc/rancher/node
 EOF
 
-# manifest: which version of what is in here, where it came from, and its licence
-FROM worker AS manifest
+# manifest: which version of what is in here, where it came from, its licence, and the digest of each of its files
+FROM tools AS manifest
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/manifest.json,target=/in/manifest.json \
-  install -D -m 0644 /in/manifest.json /out/usr/share/dind-k3s/manifest.json
-
-# system-images: k3s's own archive of them for the target airgap, with the checksum that tells run-preload a new one from
-# an old one, and the manifest with it
-FROM worker AS system-images
-ARG TARGETARCH
-RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/airgap,target=/in <<"EOF"
-install -D -m 0644 -t /out/usr/share/dind-k3s/images /in/*.tar.zst
-cd /out/usr/share/dind-k3s/images || exit
-sha256sum -- *.tar.zst >SHA256SUMS
-install -m 0644 /in/manifest.json /out/usr/share/dind-k3s/manifest.json
+  --mount=type=bind,from=docker,source=/out,target=/parts/docker \
+  --mount=type=bind,from=buildx,source=/out,target=/parts/buildx \
+  --mount=type=bind,from=compose,source=/out,target=/parts/compose \
+  --mount=type=bind,from=k3s,source=/out,target=/parts/k3s \
+  --mount=type=bind,from=kubectl,source=/out,target=/parts/kubectl \
+  --mount=type=bind,from=own,source=/out,target=/parts/dind-k3s <<"EOF"
+mkdir -p /out/usr/share/dind-k3s
+python3 -I -S /parts/dind-k3s/usr/local/lib/dind-k3s record /in/manifest.json /parts >/out/usr/share/dind-k3s/manifest.json
 EOF
 
 # image: one layer for each component, those that change least first, so that a new kubectl ships kubectl alone
@@ -274,6 +271,20 @@ EXPOSE 6443
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --retries=3 --start-period=300s --start-interval=2s CMD ["/usr/local/bin/healthcheck"]
 ENTRYPOINT ["/usr/local/sbin/dind-k3s-entrypoint"]
+
+# system-images: k3s's own archive of them for the target airgap, with the checksum that tells run-preload a new one from
+# an old one, and the manifest with both
+FROM tools AS system-images
+ARG TARGETARCH
+RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/airgap,target=/in \
+  --mount=type=bind,from=image,source=/usr,target=/image <<"EOF"
+install -D -m 0644 -t /parts/k3s-airgap-images/usr/share/dind-k3s/images /in/*.tar.zst
+cd /parts/k3s-airgap-images/usr/share/dind-k3s/images || exit
+sha256sum -- *.tar.zst >SHA256SUMS
+python3 -I -S /image/local/lib/dind-k3s record /in/manifest.json /parts /image/share/dind-k3s/manifest.json >/manifest.json
+mv /manifest.json /parts/k3s-airgap-images/usr/share/dind-k3s/
+mv /parts/k3s-airgap-images /out
+EOF
 
 # airgap: the image, and one layer more
 FROM ${BELOW} AS airgap

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from python_on_whales.exceptions import DockerException
 
-from pipeline import bake, base
+from pipeline import bake, base, embedded
 from pipeline import cache as cached
 from pipeline import layout as layouts
 from pipeline.engine import Engine
@@ -152,9 +152,16 @@ def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) ->
         shutil.rmtree(context, ignore_errors=True)
         for platform in intent.platforms:
             folder = context / "artifacts" / platform.architecture
-            components = _stage_files(lock.files(platform), cache, folder)
+            _stage_files(lock.files(platform), cache, folder)
             if airgap := [file for file in lock.airgap if file.platform == platform]:
-                _stage_files(airgap, cache, folder / Variant.AIRGAP, components)
+                _stage_files(airgap, cache, folder / Variant.AIRGAP)
+        # Read from the very bytes and not from the lock, where it may be missing: it is no part of the lock's digest.
+        inside = embedded.of_lock(lock, cache, log)
+        for platform in intent.platforms:
+            folder = context / "artifacts" / platform.architecture
+            for variant in lock.variants:
+                below = folder if variant is Variant.IMAGE else folder / variant
+                write_json(below / "manifest.json", manifest(intent, lock, platform, variant, inside))
         base.write_layout(lock.base.digest, intent.platforms, cache, context / "base")
     return context
 
@@ -213,33 +220,40 @@ def _bake(
         os.chdir(before)
 
 
-def _stage_files(
-    artifacts: Sequence[Artifact], cache: Path, folder: Path, below: Sequence[Artifact] = ()
-) -> list[Artifact]:
-    """Link one platform's files out of the cache under the names that the Dockerfile expects, with their manifest.
-
-    `below`: what is in the image that these files are put on. Returns what the manifest names.
-    """
-    named = [*below]
+def _stage_files(artifacts: Sequence[Artifact], cache: Path, folder: Path) -> None:
+    """Link one platform's files out of the cache under the names that the Dockerfile expects."""
     for artifact in artifacts:
         file = PurePosixPath(artifact.path).name
         name = _IN_CONTEXT.get(artifact.component, file if artifact.component == AIRGAP else f"packages/{file}")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         cached.link(cached.require(cache, artifact.digest), folder / name)
-        if artifact.component in _LICENSES:
-            named.append(artifact)
-    manifest = [
+
+
+def manifest(
+    intent: Intent, lock: Lock, platform: Platform, variant: Variant, inside: embedded.Embedded
+) -> list[dict[str, object]]:
+    """/usr/share/dind-k3s/manifest.json but for the files' digests, which the Dockerfile adds. Pure."""
+    ours: dict[str, object] = {
+        "component": "dind-k3s",
+        "version": f"{lock.versions['k3s']}-docker-{lock.versions['docker']}",
+        "url": intent.source,
+        "licence": intent.licenses,
+        "built": lock.date,
+    }
+    files = [*lock.files(platform), *(lock.airgap if variant is Variant.AIRGAP else ())]
+    theirs: list[dict[str, object]] = [
         {
             "component": artifact.component,
             "version": artifact.version,
             "sha256": artifact.digest.hex,
             "url": artifact.url,
             "licence": _LICENSES[artifact.component],
+            "embedded": dict(inside.get(artifact.component, {})),
         }
-        for artifact in named
+        for artifact in files
+        if artifact.component in _LICENSES and artifact.platform == platform
     ]
-    write_json(folder / "manifest.json", manifest)
-    return named
+    return [ours, *theirs]
 
 
 def inputs_of(root: Path, bake_text: str) -> Digest:

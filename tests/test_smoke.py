@@ -33,6 +33,7 @@ from tests.examples import AIRGAP_LOCK, LOCK, VERSIONS, digest
 from tests.images import make
 
 AMD64 = Platform.AMD64
+MANIFEST_JSON = "usr/share/dind-k3s/manifest.json"
 
 
 class Image:
@@ -63,24 +64,35 @@ class Image:
             locked = replace(file, digest=Digest.of(data))
             artifacts.append(locked)
             entries.append({"component": file.component, "version": file.version, "sha256": locked.digest.hex})
+        entries.append({"component": "dind-k3s", "version": "1"})
+        for entry in entries:
+            entry |= {"url": "https://example.org", "licence": "Apache-2.0"}
         for name in ("containerd", "runc", "ctr", "containerd-shim-runc-v2"):
             self.files[f"usr/local/bin/{name}"] = go_binary("v1.0.0")
         self.files["usr/bin/python3"] = binary()
         self.files["usr/local/bin/healthcheck"] = binary()
         self.files["usr/local/sbin/dind-k3s-entrypoint"] = b"#!/usr/bin/python3\n"
         self.files["usr/local/bin/doctor"] = b"#!/usr/bin/env python3\n"
-        self.files["usr/share/dind-k3s/manifest.json"] = json.dumps(entries).encode()
+        self.files[MANIFEST_JSON] = json.dumps(entries).encode()
         self.lock: Lock = replace(LOCK, artifacts=tuple(artifacts))
 
     def put(self, data: bytes) -> dict[str, object]:
         (self.blobs / Digest.of(data).hex).write_bytes(data)
         return {"digest": Digest.of(data).text, "size": len(data)}
 
+    def with_digests(self) -> dict[str, bytes]:
+        """The files, with the manifest's digests of them, unless a test has written those itself."""
+        entries = json.loads(self.files[MANIFEST_JSON])
+        ours = {path: data for path, data in self.files.items() if path.startswith("usr/local/")}
+        digests = {f"/{path}": hashlib.sha256(data).hexdigest() for path, data in ours.items()}
+        entries = [{"files": digests, **entry} for entry in entries]
+        return self.files | {MANIFEST_JSON: json.dumps(entries).encode()}
+
     def check(
         self, *later: Mapping[str, bytes | str], rehearsed: bool = False, airgap: Artifact | None = None
     ) -> TierReport:
         """Run the tier; `later`: more layers on top."""
-        archives = [tarred(layer, self.modes) for layer in (self.files, *later)]
+        archives = [tarred(layer, self.modes) for layer in (self.with_digests(), *later)]
         layers = [self.put(self.pack(archive)) | {"mediaType": "layer"} for archive in archives]
         unpacked = {"type": "layers", "diff_ids": [Digest.of(archive).text for archive in archives]}
         self.top = self.blobs / Digest(str(layers[-1]["digest"])).hex
@@ -256,8 +268,33 @@ def test_a_script_without_its_interpreter_is_named(image: Image) -> None:
 
 
 def test_a_manifest_that_differs_from_the_lock_is_named(image: Image) -> None:
-    image.files["usr/share/dind-k3s/manifest.json"] = b"[]"
+    image.files[MANIFEST_JSON] = b"[]"
     assert "manifest.json is missing or empty" in image.check().reason
+
+
+def rewritten(image: Image, change: Callable[[dict[str, dict[str, str]]], object]) -> str:
+    """Why the tier fails once the digests in the manifest were changed."""
+    image.files[MANIFEST_JSON] = image.with_digests()[MANIFEST_JSON]
+    entries = json.loads(image.files[MANIFEST_JSON])
+    change({entry["component"]: entry["files"] for entry in entries})
+    image.files[MANIFEST_JSON] = json.dumps(entries).encode()
+    return image.check().reason
+
+
+def test_a_manifest_that_does_not_tell_the_truth_about_files_is_named(image: Image) -> None:
+    reason = rewritten(image, lambda files: [one.update({"/usr/local/bin/runc": "0" * 64}) for one in files.values()])
+    assert "/usr/local/bin/runc is not what /usr/share/dind-k3s/manifest.json says" in reason
+    reason = rewritten(image, lambda files: [one.update({"/usr/local/bin/gone": "0" * 64}) for one in files.values()])
+    assert "/usr/local/bin/gone is not what" in reason
+
+
+def test_a_file_that_the_manifest_does_not_know_is_named(image: Image) -> None:
+    reason = rewritten(image, lambda files: [one.pop("/usr/local/bin/doctor") for one in files.values()])
+    assert "/usr/local/bin/doctor is not in /usr/share/dind-k3s/manifest.json" in reason
+
+
+def test_a_component_without_files_in_the_manifest_is_named(image: Image) -> None:
+    assert "does not say the files of kubectl" in rewritten(image, lambda files: files["kubectl"].clear())
 
 
 def test_a_config_without_a_health_check_is_named(image: Image) -> None:
@@ -276,11 +313,11 @@ def test_a_stand_in_is_only_for_rehearsals(image: Image) -> None:
             for file in image.lock.artifacts
         ),
     )
-    entries = json.loads(image.files["usr/share/dind-k3s/manifest.json"])
+    entries = json.loads(image.files[MANIFEST_JSON])
     for entry in entries:
         if entry["component"] == "k3s":
             entry |= {"version": "v1.37.1+standin", "sha256": Digest.of(data).hex}
-    image.files["usr/share/dind-k3s/manifest.json"] = json.dumps(entries).encode()
+    image.files[MANIFEST_JSON] = json.dumps(entries).encode()
     assert "not a rehearsal's" in image.check().reason
     ended = image.check(rehearsed=True)
     assert ended.state == State.PASSED, ended.reason
@@ -339,8 +376,9 @@ def _layer(image: Image, data: bytes = SYSTEM_IMAGES) -> tuple[dict[str, bytes |
     """The layer on top, and the lock's entry for an archive of these bytes."""
     locked = replace(AIRGAP_LOCK.airgap[0], digest=Digest.of(data))
     manifest = "usr/share/dind-k3s/manifest.json"
-    entry = {"component": AIRGAP, "version": locked.version, "sha256": locked.digest.hex}
-    return {ARCHIVE: data, manifest: json.dumps([*json.loads(image.files[manifest]), entry]).encode()}, locked
+    entry = {"component": AIRGAP, "version": locked.version, "sha256": locked.digest.hex, "url": "x", "licence": "x"}
+    entries = [*json.loads(image.with_digests()[manifest]), {**entry, "files": {f"/{ARCHIVE}": locked.digest.hex}}]
+    return {ARCHIVE: data, manifest: json.dumps(entries).encode()}, locked
 
 
 def test_system_images_are_the_locked_ones_and_of_the_platform(image: Image) -> None:

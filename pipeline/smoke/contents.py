@@ -46,6 +46,7 @@ class Entry:
     linked: bool = False  # a hard link to a file that is counted elsewhere
     header: elf.Header | None = None
     shebang: str = ""
+    sha256: str = ""  # of files that were read as a whole
     program: Program | None = None
 
 
@@ -91,18 +92,20 @@ def read(
     unpacked: Sequence[str],
     versions: Mapping[str, str],
     texts: Collection[str] = (),
+    hashed: tuple[str, ...] = (),
 ) -> Content:
     """Walk gzip-compressed layers, lowest first, once, and hash them on the way.
 
     `unpacked`: the config's diff_ids. `versions`: the programs to read as a whole, each with the version it should
-    name (may be empty); `texts`: files whose content is wanted. Raises Unreadable.
+    name (may be empty); `texts`: files whose content is wanted; `hashed`: beginnings of the paths whose digest is.
+    Raises Unreadable.
     """
     if len(unpacked) != len(layers):
         raise Unreadable(f"the manifest has {len(layers)} layers, the config {len(unpacked)}")
     content = Content()
     for (digest, path), expected in zip(layers, unpacked, strict=True):
         try:
-            _read_layer(content, digest, path, expected, versions, texts)
+            _read_layer(content, digest, path, expected, versions, texts, hashed)
         except (EOFError, zlib.error, tarfile.TarError) as error:
             raise Unreadable(f"the layer {digest} is broken: {error}") from None
     content.size = sum(entry.size for entry in content.entries.values() if not entry.linked)
@@ -154,6 +157,7 @@ def _read_layer(
     expected: str,
     versions: Mapping[str, str],
     texts: Collection[str],
+    hashed: tuple[str, ...],
 ) -> None:
     below = content.entries
     here: dict[str, Entry] = {}  # a whiteout hides only what lower layers have, wherever it stands in the archive
@@ -161,7 +165,7 @@ def _read_layer(
         layer = _Layer(raw)
         with tarfile.open(fileobj=cast("IO[bytes]", layer), mode="r|", bufsize=_BLOCK) as archive:
             for member in archive:
-                _member(archive, member, below, here, versions, texts)
+                _member(archive, member, below, here, versions, texts, hashed)
         packed, plain = layer.finish()
     if packed != digest.text:
         raise Unreadable(f"the layer {digest} has changed: its file has the digest {packed}")
@@ -190,6 +194,7 @@ def _member(
     here: dict[str, Entry],
     versions: Mapping[str, str],
     texts: Collection[str],
+    hashed: tuple[str, ...],
 ) -> None:
     path = posixpath.normpath(member.name).strip("/")
     folder, name = posixpath.split(path)
@@ -210,7 +215,7 @@ def _member(
     elif member.isfile():
         stream = archive.extractfile(member)
         assert stream is not None
-        here[path] = _look(stream, member, versions.get(path), as_text=path in texts)
+        here[path] = _look(stream, member, versions.get(path), as_text=path in texts, to_hash=path.startswith(hashed))
     else:
         here[path] = Entry(mode=member.mode)
 
@@ -221,17 +226,19 @@ def _remove(entries: dict[str, Entry], path: str, *, itself: bool = True) -> Non
         del entries[gone]
 
 
-def _look(stream: IO[bytes], member: tarfile.TarInfo, version: str | None, *, as_text: bool) -> Entry:
+def _look(stream: IO[bytes], member: tarfile.TarInfo, version: str | None, *, as_text: bool, to_hash: bool) -> Entry:
     whole = as_text or version is not None
-    data = stream.read(-1 if whole else _SHEBANG)
+    data = stream.read(-1 if whole or to_hash else _SHEBANG)
     known: dict[str, Any] = {"size": member.size, "mode": member.mode}
     if (header := elf.header(data[: elf.HEAD])) is not None:
         known["header"] = header
     elif data[:2] == b"#!":
         known["shebang"] = data[2:_SHEBANG].split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+    if whole or to_hash:
+        known["sha256"] = hashlib.sha256(data).hexdigest()
     if whole:
         known["program"] = Program(
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=known["sha256"],
             evidence=elf.version_evidence(data, version) if version else None,
             build=elf.go_build(data) if version is not None else None,
             text=data if as_text or data[:2] == b"#!" else b"",

@@ -43,6 +43,8 @@ _BESIDE = (
 # Components that are one file each: the image must hold the locked bytes.
 _ONE_FILE = ("buildx", "compose", "k3s", "kubectl")
 _MANIFEST = "usr/share/dind-k3s/manifest.json"
+# What lies below these is ours, and `dind-k3s verify` knows it from the manifest.
+_LISTED = ("usr/local/", "etc/supervisord.conf", f"{system_images.FOLDER}/")
 _VOLUMES = ("/app/k3s", "/var/lib/docker")
 
 
@@ -75,7 +77,11 @@ def run(
     with recorder.check("read the layers") as told:
         layers = [Digest(layer["digest"]) for layer in document["layers"]]
         content = contents.read(
-            [(layer, blobs[layer]) for layer in layers], config["rootfs"]["diff_ids"], wanted, (_MANIFEST, archive)
+            [(layer, blobs[layer]) for layer in layers],
+            config["rootfs"]["diff_ids"],
+            wanted,
+            (_MANIFEST, archive),
+            _LISTED,
         )
         packed = sum(layer["size"] for layer in document["layers"])
         told(
@@ -91,11 +97,11 @@ def run(
             told(_component(component, platform, lock, content, rehearsed=rehearsed))
     with recorder.check("containerd and runc") as told:
         told(", ".join(_beside(content)))
-    with recorder.check("manifest.json") as told:
-        told(_manifest([*lock.artifacts, *([airgap] if airgap else [])], platform, content))
     if airgap is not None:
         with recorder.check("system images") as told:
             told(_system_images(archive, airgap, content))
+    with recorder.check("manifest.json") as told:
+        told(_manifest([*lock.artifacts, *([airgap] if airgap else [])], platform, content))
     with recorder.check("scripts") as told:
         told(_scripts(content))
     with recorder.check("set-uid and set-gid files") as told:
@@ -204,7 +210,19 @@ def _manifest(files: Sequence[Artifact], platform: Platform, content: Content) -
                 f"/{_MANIFEST} says {entry.get('version')} {entry.get('sha256')} of {file.component}, "
                 f"the lock {file.version} {file.digest.hex}",
             )
-    return f"{len(listed)} components, as in the lock"
+    digests: dict[str, str] = {}
+    for name, entry in listed.items():
+        missing = [key for key in ("version", "url", "licence", "files") if not entry.get(key)]
+        _need(not missing, f"/{_MANIFEST} does not say the {', '.join(missing)} of {name}")
+        digests |= entry["files"]
+    wrong = [
+        path for path, digest in digests.items() if (found := content.find(path)) is None or found.sha256 != digest
+    ]
+    _need(not wrong, _some([f"{path} is not what /{_MANIFEST} says" for path in wrong]))
+    ours = [f"/{path}" for path, entry in content.entries.items() if entry.sha256 and path.startswith(_LISTED)]
+    strange = [f"{path} is not in /{_MANIFEST}" for path in ours if path not in digests]
+    _need(not strange, _some(strange))
+    return f"{len(listed)} components as in the lock, {len(digests)} files as in the image"
 
 
 def _scripts(content: Content) -> str:

@@ -163,7 +163,7 @@ class Box:
 
     def build(self, tag: str, word: str = "hello") -> None:
         """`docker build` inside, of a small image made of the container's own files: no network, no registry."""
-        self.do("bash", "-c", _CONTEXT, "build", word)
+        self.do("bash", "-c", CONTEXT, "build", word)
         self.do("docker", "build", "-t", tag, "/tmp/probe")
 
     def remove(self) -> None:
@@ -175,7 +175,7 @@ class Box:
                 self.docker.volume.remove(volume)
 
 
-_CONTEXT = r"""
+CONTEXT = r"""
 set -e
 rm -rf /tmp/probe && mkdir -p /tmp/probe/root/tmp && cd /tmp/probe
 programs="/bin/sh /bin/cat /bin/sleep /bin/ls /usr/bin/socat /usr/bin/getent"

@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib
 import sys
 
-# Called by the image's own scripts.
-INTERNAL = ("configure", "first-images", "join", "keeper", "manifests", "preload", "watch")
+# Called by the image's own scripts, and by its build.
+INTERNAL = ("configure", "first-images", "join", "keeper", "manifests", "preload", "record", "watch")
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",
+    "kubeconfig": "a kubeconfig for use from outside",
+    "collect-logs": "a tarball for a bug report, without secrets",
+    "verify": "whether the programs in here are those that were built into the image",
 }
 
 

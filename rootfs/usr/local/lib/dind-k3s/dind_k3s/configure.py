@@ -2,25 +2,23 @@
 
 Ours always gives way: a daemon.json of the user is merged over ours, a flag in DOCKER_ARGS takes our key of the same
 meaning out, and k3s reads /app/k3s/config.yaml after ours. What only dies later is told now: a flag that the user's own
-daemon.json has too, quotes that are not closed. Prints a line for each thing worth telling; exits 2 with a line for
-each mistake.
+daemon.json has too, quotes that are not closed, a folder in a file's place. Prints a line for each thing worth telling;
+exits 2 with a line for each mistake.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from dind_k3s import authorities, dockerd, forwarder, k3s, proxy, ranges, registries
-from dind_k3s.plan import Mistake, Plan, asked
-from dind_k3s.redact import redacted
+from dind_k3s import authorities, dockerd, forwarder, k3s, proxy, ranges, registries, user_files, variables
+from dind_k3s.manifest import MANIFEST, components
+from dind_k3s.plan import Mistake, Plan, asked, shown
 from dind_k3s.root import RUN, at, facts
-
-PROFILES = ("dev", "ci", "edge")
 
 USER_CONFIG = """\
 # Settings of k3s (https://docs.k3s.io/installation/configuration). Written once and yours from then on: what is said
@@ -30,24 +28,19 @@ USER_CONFIG = """\
 
 def version_of(component: str) -> tuple[int, ...]:
     """Major, minor and, where it is told, patch; from the image's manifest or from the program itself."""
-    manifest = at("/usr/share/dind-k3s/manifest.json")
-    found = ""
-    if manifest.exists():
-        entries = json.loads(manifest.read_text())
-        if isinstance(entries, dict):
-            entries = entries.get("components", [])
-        found = next((str(entry["version"]) for entry in entries if entry.get("component") == component), "")
+    found = next((str(entry.get("version")) for entry in components() if entry.get("component") == component), "")
     if not found:
         program = {"docker": "dockerd"}.get(component, component)
-        found = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        with contextlib.suppress(OSError):
+            found = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     numbers = re.search(r"\d+(?:\.\d+){1,2}", found)
     if numbers is None:
-        raise Mistake(f"the version of {component} is not known: neither {manifest} nor the program itself tells it")
+        raise Mistake(f"the version of {component} is not known: neither {MANIFEST} nor the program itself tells it")
     return tuple(int(number) for number in numbers[0].split("."))
 
 
 def write(files: Mapping[str, str]) -> None:
-    """Write what changed, with owner-only rights; an empty text stands for no file."""
+    """Write what changed, with owner-only rights; an empty text stands for no file. Raises OSError."""
     for name, text in files.items():
         path = at(name)
         if not text and not name.endswith(".args"):
@@ -55,7 +48,21 @@ def write(files: Mapping[str, str]) -> None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o644 if name == authorities.BUNDLE else 0o600)
-        path.write_text(text)
+        # A variable need not be UTF-8, and its bytes are handed on as they are.
+        path.write_bytes(text.encode(errors="surrogateescape"))
+
+
+def check_k3s_files(env: Mapping[str, str]) -> list[str]:
+    """What is wrong with the files that k3s reads at each start, and with the one that it writes."""
+    files: list[str] = []
+    for folder in ("/etc/rancher/k3s", "/app/k3s"):
+        more = at(f"{folder}/config.yaml.d").glob("*.yaml")
+        files += [f"{folder}/config.yaml", *sorted(f"{folder}/config.yaml.d/{path.name}" for path in more)]
+    mistakes = user_files.not_yaml(files)
+    output = env.get("K3S_KUBECONFIG_OUTPUT", "")
+    if output.startswith("/") and "\0" not in output and at(output).is_dir():
+        mistakes.append(f"K3S_KUBECONFIG_OUTPUT is {shown(output)}, which is a folder; a file is expected")
+    return mistakes
 
 
 def link(links: Mapping[str, str]) -> None:
@@ -70,13 +77,11 @@ def link(links: Mapping[str, str]) -> None:
 
 
 def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
-    """Plan, then write; nothing is written when there is a mistake. Raises Mistake with all of them."""
+    """Plan, then write; nothing is written when there is a mistake. Raises Mistake with all of them, OSError."""
     found = facts()
     profile = env.get("PROFILE") or "dev"
     plans: list[Plan] = []
-    mistakes: list[str] = []
-    if profile not in PROFILES:
-        mistakes.append(f"PROFILE is {profile}, but there are only {', '.join(PROFILES)}")
+    mistakes = variables.mistakes(env)
     settings: dict[str, object] = {}
     try:
         chosen, told = ranges.choose(env, with_k3s=not asked(env, "K3S_DISABLE") and not env.get("K3S_URL"))
@@ -86,18 +91,19 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
         made, settings = registries.plan()
         plans.append(made)
     except Mistake as mistake:
-        mistakes.append(str(mistake))
+        mistakes += mistake.sentences
     try:
         plans.append(dockerd.plan(env, extra, found, version_of("docker"), profile, settings))
     except Mistake as mistake:
-        mistakes.append(str(mistake))
+        mistakes += mistake.sentences
     if not asked(env, "K3S_DISABLE"):
+        mistakes += check_k3s_files(env)
         try:
             plans.append(k3s.plan(env, found, version_of("k3s"), profile, version_of("docker")))
         except Mistake as mistake:
-            mistakes.append(str(mistake))
+            mistakes += mistake.sentences
     if mistakes:
-        raise Mistake("\n".join(mistakes))
+        raise Mistake(*mistakes)
     files = {name: text for plan in plans for name, text in plan.files.items()}
     if "dns" in found:
         files[f"{RUN}/dnsmasq.conf"] = forwarder.config(found["dns"])
@@ -109,19 +115,22 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     link({name: target for plan in plans for name, target in plan.links.items()})
     user_config = at("/app/k3s/config.yaml")
     if not user_config.exists():
-        user_config.parent.mkdir(parents=True, exist_ok=True)
-        user_config.write_text(USER_CONFIG)
+        write({"/app/k3s/config.yaml": USER_CONFIG})
     told = [line for plan in plans for line in plan.told]
-    return [f"profile {profile}, storage driver {found['storage']}", *told]
+    return [f"profile {profile}, storage driver {found.get('storage', 'not known')}", *told]
 
 
 def main() -> int:
     try:
-        print(redacted("\n".join(run(os.environ, sys.argv[1:]))))
+        told = run(os.environ, sys.argv[1:])
     except Mistake as mistake:
-        for line in str(mistake).splitlines():
-            print(f"dind-k3s: error: {redacted(line)}", file=sys.stderr)
+        for sentence in mistake.sentences:
+            print(f"dind-k3s: error: {sentence}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"dind-k3s: error: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
+    print("\n".join(shown(line, 1000) for line in told))
     return 0
 
 

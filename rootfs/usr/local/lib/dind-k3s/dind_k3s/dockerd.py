@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dind_k3s.plan import Mistake, Plan, words
-from dind_k3s.root import RUN, at
+from dind_k3s import user_files
+from dind_k3s.plan import Mistake, Plan, shown, words
+from dind_k3s.root import RUN
 
 SOCKET = "unix:///var/run/docker.sock"
+DAEMON_JSON = "/etc/docker/daemon.json"
+# dockerd answers these and ends.
+NO_START = {"--help", "-h", "--version", "-v", "--validate"}
 SPOKEN = (1, 44)  # the API of the client in k3s's cri-dockerd, and the oldest that docker 29 takes by itself
 
 # dockerd's one-letter flags, and the flags whose key in daemon.json is not their name (dockerd's "conflicting
@@ -48,29 +53,48 @@ def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
 
 def take_config_file(args: list[str]) -> tuple[list[str], str]:
     """DOCKER_ARGS without --config-file, and the file that it names."""
-    rest, file = [], "/etc/docker/daemon.json"
-    at = iter(args)
-    for arg in at:
+    rest, file = [], DAEMON_JSON
+    rest_of = iter(args)
+    for arg in rest_of:
         if arg == "--config-file":
-            file = next(at, file)
+            file = next(rest_of, "")
         elif arg.startswith("--config-file="):
             file = arg.partition("=")[2]
         else:
             rest.append(arg)
+            continue
+        if not file.startswith("/"):
+            raise Mistake(f"--config-file in DOCKER_ARGS needs an absolute path, not {shown(file) or 'nothing'}")
+        if user_files.read_text(file) is None:
+            raise Mistake(f"--config-file in DOCKER_ARGS names {shown(file)}, which is not there")
     return rest, file
 
 
-def read_daemon_json(file: str) -> dict[str, Any]:
-    path = at(file)
-    if not path.exists():
-        return {}
+def check_types(ours: Mapping[str, Any], theirs: Mapping[str, Any], file: str) -> None:
+    """What is merged must be of one kind. dockerd itself checks everything else."""
+    for key, mine in {**ours, "hosts": []}.items():
+        kind = "an object" if isinstance(mine, dict) else "a list" if isinstance(mine, list) else ""
+        if kind and not isinstance(theirs.get(key, mine), type(mine)):
+            raise Mistake(f"{key} in {file} must be {kind}, it is {shown(json.dumps(theirs[key]))}")
+
+
+def refusal(plan: Plan) -> str:
+    """What dockerd itself says against its configuration; empty when it takes it. It costs some 60 ms."""
+    args = plan.files[f"{RUN}/dockerd.args"].split("\0")[:-1]
     try:
-        value = json.loads(path.read_text() or "{}")
-    except ValueError as error:
-        raise Mistake(f"{file} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise Mistake(f"{file} must hold a JSON object, it holds a {type(value).__name__}")
-    return value
+        done = subprocess.run(
+            ["dockerd", "--validate", "--config-file", "/dev/stdin", *args],
+            input=plan.files[f"{RUN}/daemon.json"].encode(),
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # it will tell when it starts
+    said = done.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("Status: ")
+    if not said or said.startswith("Usage:"):
+        said = "it takes no arguments but flags"
+    return shown(said.replace("file /dev/stdin", "these settings"), 400) if done.returncode else ""
 
 
 def addresses(args: Sequence[str], config: Mapping[str, Any]) -> list[str]:
@@ -137,7 +161,11 @@ def plan(
     made = Plan()
     args, file = take_config_file([*words("DOCKER_ARGS", env), *extra])
     given = flags(args)
-    theirs = read_daemon_json(file)
+    theirs, twice = user_files.read_object(file)
+    if twice:
+        made.told.append(f"warning: {shown(', '.join(twice))} stands twice in {file}; the last one counts")
+    if ends := NO_START & set(args):
+        raise Mistake(f"{', '.join(sorted(ends))} in DOCKER_ARGS does not start dockerd; leave it out")
     clashes = [f"{flag} ({key})" for key, flag in given.items() if key in theirs]
     if clashes:
         raise Mistake(
@@ -148,7 +176,7 @@ def plan(
     ours: dict[str, Any] = {
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
         "features": {"containerd-snapshotter": False},
-        "storage-driver": facts["storage"],
+        "storage-driver": facts.get("storage", "overlay2"),
         **(registries or {}),
     }
     if version >= (28, 0):
@@ -166,6 +194,7 @@ def plan(
         ours["dns"] = [dns]
     if profile == "edge":
         ours["log-opts"] = {"max-size": "10m", "max-file": "3"}
+    check_types(ours, theirs, file)
     if theirs.get("features", {}).get("containerd-snapshotter") is True:
         del ours["storage-driver"]
         made.told.append("the containerd image store is on: kubelet will report no statistics of pods")
@@ -188,5 +217,9 @@ def plan(
     made.files[f"{RUN}/daemon.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
     made.files[f"{RUN}/dockerd.args"] = "".join(f"{arg}\0" for arg in args)
     if args:
-        made.told.append(f"dockerd {shlex.join(args)}")
+        made.told.append(f"dockerd {shown(shlex.join(args), 400)}")
+    if (theirs or args) and (refused := refusal(made)):
+        asking = {"DOCKER_ARGS": env.get("DOCKER_ARGS"), "the container's command": extra, file: theirs}
+        sources = ", ".join(source for source, given in asking.items() if given)
+        raise Mistake(f"dockerd does not take what {sources} asks for: {refused}")
     return made

@@ -17,7 +17,7 @@ from typing import Literal
 
 from dind_k3s import limits
 from dind_k3s.k3s_versions import Version, knows, refusal, runs_dockershim, too_old_to_talk
-from dind_k3s.plan import Mistake, Plan, asked, words
+from dind_k3s.plan import Mistake, Plan, asked, shown, words
 from dind_k3s.root import RUN, at
 
 Role = Literal["server", "agent"]
@@ -109,7 +109,7 @@ def take_role(args: list[str], env: Mapping[str, str]) -> Role:
     if ends := {"--help", "-h", "--version", "-v"} & set(args):
         raise Mistake(f"{', '.join(sorted(ends))} in K3S_ARGS does not start k3s; leave it out")
     if args and not args[0].startswith("-"):
-        raise Mistake(f"K3S_ARGS has the word {args[0]} where a flag is expected")
+        raise Mistake(f"K3S_ARGS has the word {shown(args[0])} where a flag is expected")
     if role == "server":
         return role
     given = flags(args)
@@ -117,12 +117,12 @@ def take_role(args: list[str], env: Mapping[str, str]) -> Role:
     if not url and "server" not in given:
         raise Mistake("an agent needs K3S_URL, the address of the server: https://NAME:6443")
     if url and not re.fullmatch(r"https://[^/\s]+/?", url):
-        raise Mistake(f"K3S_URL is {url}, but the address of a k3s server looks like https://NAME:6443")
+        raise Mistake(f"K3S_URL is {shown(url)}, but the address of a k3s server looks like https://NAME:6443")
     token_file = env.get("K3S_TOKEN_FILE", "")
     if not env.get("K3S_TOKEN") and not token_file and not given.keys() & {"token", "token-file"}:
         raise Mistake("an agent needs K3S_TOKEN or K3S_TOKEN_FILE; the server has it in /app/k3s/server/node-token")
     if token_file and not at(token_file).is_file():
-        raise Mistake(f"K3S_TOKEN_FILE is {token_file}, but there is no such file in this container")
+        raise Mistake(f"K3S_TOKEN_FILE is {shown(token_file)}, but there is no such file in this container")
     return role
 
 
@@ -134,7 +134,9 @@ def take_config_file(args: list[str]) -> str:
             value = value if has_value else "".join(args[number + 1 : number + 2])
             del args[number : number + (1 if has_value else 2)]
             if not at(value).is_file():
-                raise Mistake(f"K3S_ARGS names the configuration {value or 'of no name'}, but there is no such file")
+                raise Mistake(
+                    f"K3S_ARGS names the configuration {shown(value) or 'of no name'}, but there is no such file"
+                )
             return value
     return ""
 
@@ -191,7 +193,7 @@ def server_settings(env: Mapping[str, str], version: Version, profile: str) -> d
     """What only a server has."""
     backend = env.get("K3S_FLANNEL_BACKEND") or "host-gw"
     if backend not in BACKENDS:
-        raise Mistake(f"K3S_FLANNEL_BACKEND is {backend}, but there are only {', '.join(BACKENDS)}")
+        raise Mistake(f"K3S_FLANNEL_BACKEND is {shown(backend)}, but there are only {', '.join(BACKENDS)}")
     settings: dict[str, object] = {
         "write-kubeconfig": env.get("K3S_KUBECONFIG_OUTPUT") or f"{DATA}/k3s.yaml",
         "write-kubeconfig-mode": env.get("K3S_KUBECONFIG_MODE") or "0600",

@@ -134,7 +134,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         name = event.process.config.name
         self.outcome.status = GAVE_UP
         self.outcome.farewell = (
-            f"{name} could not be kept alive, so this container ends; its log is /app/logs/{name}.log"
+            f"{name} could not be kept alive, so this container ends; its log is /app/logs/{name}.log{suspects(name)}"
         )
         say("error", self.outcome.farewell)
         for line in self.last_words[name]:
@@ -166,6 +166,13 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
     def tell_stopped(self, event: Any) -> None:
         if self.stop_began:
             say("stop", f"{event.process.config.name} ended after {time.monotonic() - self.stop_began:.1f} s")
+
+
+def suspects(name: str) -> str:
+    """What the user has set for this program, and nobody but the program itself can check."""
+    sources = {"dockerd": ("DOCKER_ARGS", "DOCKER_DRIVER"), "k3s": ("K3S_ARGS",)}.get(name, ())
+    given = [source for source in sources if os.environ.get(source)]
+    return f"; is it {' or '.join(given)}?" if given else ""
 
 
 def kill_containers() -> int:

@@ -6,9 +6,15 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dind_k3s.redact import redacted
+
 
 class Mistake(Exception):
-    """Something that the user has to change. The text is a sentence."""
+    """Something that the user has to change: a sentence for each thing, which names the variable or the file."""
+
+    def __init__(self, *sentences: str) -> None:
+        self.sentences = tuple(shown(sentence, 1000) for sentence in sentences)
+        super().__init__("\n".join(self.sentences))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +26,20 @@ class Plan:
     told: list[str] = field(default_factory=list)
 
 
+def shown(value: str, limit: int = 80) -> str:
+    """A value as part of a sentence: on one line, whatever is in it, not longer than one reads, without passwords."""
+    value = redacted(value)  # before it is cut, and what tells a password with it
+    if len(value) > limit:
+        value = f"{value[:limit]}… ({len(value)} characters)"
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)
+
+
 def words(name: str, env: Mapping[str, str]) -> list[str]:
     """The variable's words, with quotes and backslashes as in a shell, but nothing in it is executed."""
     try:
         return shlex.split(env.get(name, ""))
     except ValueError as error:
-        raise Mistake(f"{name} cannot be split into words ({error}): {env[name]}") from None
+        raise Mistake(f"{name} cannot be split into words ({error}): {shown(env[name])}") from None
 
 
 def asked(env: Mapping[str, str], name: str) -> bool:

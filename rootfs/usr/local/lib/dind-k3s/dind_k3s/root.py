@@ -16,6 +16,7 @@ def at(path: str) -> Path:
 def facts() -> dict[str, str]:
     """What the start steps noted (`note` in say.sh); empty before there are any."""
     try:
-        return dict(line.split("=", 1) for line in at(f"{RUN}/facts").read_text().splitlines())
-    except FileNotFoundError:
+        lines = at(f"{RUN}/facts").read_text(errors="replace").splitlines()
+    except OSError:
         return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line)
