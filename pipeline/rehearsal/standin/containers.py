@@ -17,6 +17,7 @@ from .status import Object
 POD_NAME, POD_NAMESPACE, POD_UID = (f"io.kubernetes.pod.{word}" for word in ("name", "namespace", "uid"))
 CONTAINER_NAME = "io.kubernetes.container.name"
 ATTEMPT = "annotation.io.kubernetes.container.restartCount"
+GRACE = "annotation.io.kubernetes.pod.terminationGracePeriod"
 TYPE = {"io.kubernetes.docker.type": "container"}
 
 
@@ -91,6 +92,7 @@ def labels_of(pod: Object, name: str, attempt: int) -> dict[str, str]:
         POD_UID: metadata["uid"],
         CONTAINER_NAME: name,
         ATTEMPT: str(attempt),
+        GRACE: str(pod["spec"].get("terminationGracePeriodSeconds", 30)),
     }
 
 

@@ -1,23 +1,69 @@
 # shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
-# The two volumes: held by one container at a time, and what must survive beside the data itself. Sourced.
+# The two volumes: held by one container at a time, of versions that fit, and what must survive beside the data itself.
+# Sourced.
 
-# Our own folder in each volume.
-DOCKER_OURS=$R/var/lib/docker/.dind-k3s
+# dockerd's data root, and our own folder in each volume. DOCKER_ARGS or a daemon.json may move the first.
+DATA=$R/var/lib/docker
+DOCKER_OURS=$DATA/.dind-k3s
 K3S_OURS=$R/app/k3s/.dind-k3s
+
+find_data_root() { # DOCKERD-ARGUMENT...
+  local words="${DOCKER_ARGS-} $* " file=$R/etc/docker/daemon.json path
+  if [[ -r $file ]]; then words+=$(<"$file"); fi
+  # Asked only when there may be something to find: it takes 25 ms.
+  if [[ $words == *data-root* || $words == *graph* || $words == *-g* || $words == *config-file* ]]; then
+    path=$(python3 -I -S "$LIB" data-root "$@")
+    DATA=$R$path
+    DOCKER_OURS=$DATA/.dind-k3s
+  fi
+  note data "${DATA#"$R"}"
+}
 
 # Two dockerds, or two k3s, on one folder destroy it. The locks are on descriptors 3 and 4, which live as long as this
 # process, the supervisor after exec included; it hands them to none of its children (moby/moby#31600).
-lock_volumes() {
-  mkdir -p "$DOCKER_OURS" "$K3S_OURS"
-  exec 3>>"$DOCKER_OURS/lock" 4>>"$K3S_OURS/lock"
-  local fd folder
-  for fd in 3 4; do
-    folder=/var/lib/docker
-    if ((fd == 4)); then folder=/app/k3s; fi
-    flock --nonblock "$fd" ||
-      die lock "the volume at $folder is in use by another container; stop that one, or give this one a volume of its own"
-  done
+lock_volumes() { # DOCKERD-ARGUMENT...
   TOLD='both volumes are ours alone'
+  find_data_root "$@"
+  make_ours "$DOCKER_OURS"
+  exec 3>>"$DOCKER_OURS/lock"
+  hold 3 "${DATA#"$R"}"
+  make_ours "$K3S_OURS"
+  exec 4>>"$K3S_OURS/lock"
+  hold 4 /app/k3s
+}
+
+make_ours() { # FOLDER
+  local words volume=${1%/.dind-k3s}
+  volume=${volume#"$R"}
+  if words=$(mkdir -p "$1" 2>&1 && { : >>"$1/lock"; } 2>&1); then return; fi
+  words=${words##*: }
+  case $words in
+    'No space left'* | 'Disk quota'*) die lock "the volume at $volume is full ($words); make room in it, or give another" ;;
+    *) die lock "the volume at $volume cannot be written ($words); mount it without :ro, from a place that takes writes" ;;
+  esac
+}
+
+hold() { # DESCRIPTOR VOLUME
+  local status=0
+  flock --nonblock --conflict-exit-code 75 "$1" 2>/dev/null || status=$?
+  if ((status == 75)); then
+    die lock "the volume at $2 is in use by another container; stop that one, or give this one a volume of its own"
+  elif ((status != 0)); then
+    TOLD="warning: the file system at $2 knows no locks: nothing keeps a second container from it"
+  fi
+}
+
+# guard.py says which versions may follow one another. Before anything else in the volumes is touched.
+check_versions() {
+  TOLD=$(python3 -I -S "$LIB" guard check) || exit
+}
+
+# The last thing before the daemons start: a snapshot if a new k3s takes over, and who uses the volumes from now on.
+commit_versions() {
+  local told
+  if [[ ! -e $RUN/takes-over ]]; then return; fi
+  told=$(python3 -I -S "$LIB" guard commit) || exit
+  if [[ -n $told ]]; then say versions "$told"; fi
 }
 
 # kubelet's folder holds the volumes of pods, whose containers live on in /var/lib/docker. A bind mount and not a link,
@@ -28,6 +74,8 @@ keep_state() {
   if ! mountpoint -q "$R/var/lib/kubelet"; then
     mount --bind "$K3S_OURS/kubelet" "$R/var/lib/kubelet"
   fi
+  # k3s would send an empty password, and be refused, for ever; without a file it makes a new one.
+  if [[ -e $K3S_OURS/node/password && ! -s $K3S_OURS/node/password ]]; then rm -f "$K3S_OURS/node/password"; fi
   # The same machine id for the same volume: equal ids of two containers confuse cadvisor and CNI plugins.
   if [[ ! -s $K3S_OURS/machine-id ]]; then
     local uuid

@@ -8,17 +8,14 @@ exits 2 with a line for each mistake.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
 from dind_k3s import authorities, dockerd, forwarder, k3s, proxy, ranges, registries, user_files, variables
-from dind_k3s.manifest import MANIFEST, components
 from dind_k3s.plan import Mistake, Plan, asked, shown
 from dind_k3s.root import RUN, at, facts
+from dind_k3s.versions import Version, installed
 
 USER_CONFIG = """\
 # Settings of k3s (https://docs.k3s.io/installation/configuration). Written once and yours from then on: what is said
@@ -27,29 +24,24 @@ USER_CONFIG = """\
 
 
 def version_of(component: str) -> tuple[int, ...]:
-    """Major, minor and, where it is told, patch; from the image's manifest or from the program itself."""
-    found = next((str(entry.get("version")) for entry in components() if entry.get("component") == component), "")
-    if not found:
-        program = {"docker": "dockerd"}.get(component, component)
-        with contextlib.suppress(OSError):
-            found = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    numbers = re.search(r"\d+(?:\.\d+){1,2}", found)
-    if numbers is None:
-        raise Mistake(f"the version of {component} is not known: neither {MANIFEST} nor the program itself tells it")
-    return tuple(int(number) for number in numbers[0].split("."))
+    """Major, minor, patch; from the image's manifest or from the program itself."""
+    version = Version.parse(installed(component))
+    assert version is not None  # installed() refuses what cannot be read
+    return version.major, version.minor, version.patch
 
 
 def write(files: Mapping[str, str]) -> None:
     """Write what changed, with owner-only rights; an empty text stands for no file. Raises OSError."""
     for name, text in files.items():
         path = at(name)
+        # A variable need not be UTF-8, and its bytes are handed on as they are.
+        data = text.encode(errors="surrogateescape")
         if not text and not name.endswith(".args"):
             path.unlink(missing_ok=True)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o644 if name == authorities.BUNDLE else 0o600)
-        # A variable need not be UTF-8, and its bytes are handed on as they are.
-        path.write_bytes(text.encode(errors="surrogateescape"))
+        elif not path.is_file() or path.read_bytes() != data:  # a full disk takes nothing, not even the same again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o644 if name == authorities.BUNDLE else 0o600)
+            path.write_bytes(data)
 
 
 def check_k3s_files(env: Mapping[str, str]) -> list[str]:

@@ -1,11 +1,12 @@
-"""PID 1: supervisord, with the five things that it has no option for.
+"""PID 1: supervisord, with the things that it has no option for.
 
 - Programs start at once, not after the first second of its loop; signals end its waiting, too.
 - Every line of every program also goes to the container's log, with the program's name in front.
 - A program that cannot be kept alive ends the container, with a sentence and a status that is not 0
-  (Supervisor/supervisor#733, #712).
+  (Supervisor/supervisor#733, #712). On a full volume nothing can live: there it waits for room (room.py).
 - The stop fits into the ten seconds of `docker stop`: k3s first, dockerd a second later at the latest, and containers
-  that ignore their signal are killed when their grace is over, so that dockerd itself can always end in peace.
+  that ignore their signal are killed when their grace is over, so that dockerd itself can always end in peace. With
+  DIND_K3S_STOP=drain containers get the time that they asked for instead, as long as `docker stop --timeout` allows.
 - What supervisord reaps as PID 1 is not worth a line.
 
 Built on supervisor 4.2's own classes and events; `supervisorctl` works as ever.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import defaultdict, deque
@@ -26,13 +28,15 @@ from typing import Any
 import dind_k3s.entry_points  # noqa: F401 (it has to come before supervisor)
 
 # isort: split
-from supervisor import events, supervisord
+from supervisor import events, loggers, supervisord
 from supervisor.states import SupervisorStates
 
+from dind_k3s import room
 from dind_k3s.plan import asked
 from dind_k3s.root import facts
 
 CONFIG = "/etc/supervisord.conf"
+LIBRARY = "/usr/local/lib/dind-k3s"
 READY = Path("/run/dind-k3s/ready")
 GAVE_UP = 3
 
@@ -44,6 +48,8 @@ HEAD_START = 1.0  # of k3s before dockerd at the stop, so that no pod is started
 BOTH = ("k8s", "dns", "addons", "all")
 STAGES = {"dockerd": ("docker", *BOTH), "k3s": BOTH}  # what is not ready any more when a program ends
 LAST = ("dns",)  # others still need it while they end
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # the entrypoint blocks them until we can take them
+TOLD_FROM = 1.0  # seconds that a program's end has to take for the report of the stop
 
 
 class Waker:
@@ -84,8 +90,12 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         self.partial: dict[str, bytes] = defaultdict(bytes)
         self.last_words: dict[str, deque[bytes]] = defaultdict(lambda: deque(maxlen=5))
         self.ended: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=ENDS))
+        self.waits_for_room = ""
         self.stop_began = 0.0
+        self.took: dict[str, float] = {}
         self.killed: int | None = None
+        self.drain = os.environ.get("DIND_K3S_STOP") == "drain"
+        self.draining: subprocess.Popen[bytes] | None = None
         self.grace = number("DIND_K3S_STOP_GRACE", 5.0)
 
     def runforever(self) -> None:
@@ -93,13 +103,18 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         events.subscribe(events.ProcessStateExitedEvent, self.count_end)
         events.subscribe(events.ProcessStateBackoffEvent, self.count_end)
         events.subscribe(events.ProcessStateFatalEvent, self.give_up)
-        events.subscribe(events.ProcessStateStoppedEvent, self.tell_stopped)
+        events.subscribe(events.ProcessStateStoppedEvent, self.note_stopped)
         events.subscribe(events.SupervisorStoppingEvent, self.begin_stop)
         waker = Waker()
         self.options.get_socket_map()[waker.reader] = waker
+        signal.setitimer(signal.ITIMER_REAL, 0)  # of the stop before a reload
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for group in sorted(self.process_groups.values()):
             group.transition()
-        super().runforever()
+        try:
+            super().runforever()
+        finally:
+            self.tell_stop()
 
     # Logs
 
@@ -120,11 +135,18 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         if self.stop_began or (isinstance(event, events.ProcessStateExitedEvent) and event.expected):
             return
         name = event.process.config.name
-        for stage in STAGES.get(name, ()):
-            (READY / stage).unlink(missing_ok=True)  # the watcher would notice in its own time
+        not_ready(name)
         ends = self.ended[name]
+        why = event.process.spawnerr or "no reason known"
+        if full := room.problem():
+            if self.waits_for_room != full.split(" ")[0]:
+                say(name, f"ended by itself ({why}): {full}; it is started again when there is room")
+            self.waits_for_room = full.split(" ")[0]
+            ends.clear()
+            return
+        self.waits_for_room = ""
         ends.append(time.monotonic())
-        say(name, f"ended by itself ({event.process.spawnerr or 'no reason known'}), is started again")
+        say(name, f"ended by itself ({why}), is started again")
         if len(ends) == ENDS and ends[-1] - ends[0] < WITHIN:
             self.give_up(event)
 
@@ -145,27 +167,62 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
 
     def begin_stop(self, _event: Any) -> None:
         self.stop_began = time.monotonic()
-        say("stop", f"k3s, then containers (they get {self.grace:g} s), then dockerd")
+        budget = "all the time that they asked for" if self.drain else f"{self.grace:g} s"
+        say("stop", f"k3s, then containers (they get {budget}), then dockerd")
         signal.signal(signal.SIGALRM, lambda *_: None)
         signal.setitimer(signal.ITIMER_REAL, HEAD_START, 0.5)
 
     def ordered_stop_groups_phase_1(self) -> None:
+        if self.drain and not self.drained():
+            return
         super().ordered_stop_groups_phase_1()
         if time.monotonic() - self.stop_began >= HEAD_START:
             for group in self.stop_groups:
                 if group.config.name not in LAST:
                     group.stop_all()
 
+    def drained(self) -> bool:
+        """Whether k3s has ended, and then the containers, each in its own time (drain.py)."""
+        k3s = self.process_groups.get("k3s")
+        if k3s is not None and k3s.get_unstopped_processes():
+            k3s.stop_all()
+            return False
+        if self.draining is None:
+            self.draining = subprocess.Popen([sys.executable, "-I", "-S", LIBRARY, "drain"])
+        return self.draining.poll() is not None
+
     def tick(self, now: float | None = None) -> None:
         super().tick(now)
-        if self.stop_began and self.killed is None and time.monotonic() - self.stop_began >= self.grace:
+        if self.waits_for_room and not room.problem():
+            self.waits_for_room = ""
+        if (
+            self.stop_began
+            and not self.drain
+            and self.killed is None
+            and time.monotonic() - self.stop_began >= self.grace
+        ):
             self.killed = kill_containers()
-            if self.killed:
-                say("stop", f"{self.killed} containers did not end in {self.grace:g} s and were killed")
 
-    def tell_stopped(self, event: Any) -> None:
+    def note_stopped(self, event: Any) -> None:
+        name = event.process.config.name
+        not_ready(name)
         if self.stop_began:
-            say("stop", f"{event.process.config.name} ended after {time.monotonic() - self.stop_began:.1f} s")
+            self.took[name] = time.monotonic() - self.stop_began
+
+    def tell_stop(self) -> None:
+        if not self.stop_began:
+            return
+        signal.setitimer(signal.ITIMER_REAL, 0)  # python ends without its handler, and under --init it would be fatal
+        told = [f"{name} {took:.1f} s" for name, took in self.took.items() if name in STAGES or took >= TOLD_FROM]
+        if self.killed:
+            told.append(f"{self.killed} containers did not end in {self.grace:g} s and were killed")
+        say("stop", f"done after {time.monotonic() - self.stop_began:.1f} s ({', '.join(told)})")
+
+
+def not_ready(program: str) -> None:
+    """What depends on it; the watcher would notice in its own time."""
+    for stage in STAGES.get(program, ()):
+        (READY / stage).unlink(missing_ok=True)
 
 
 def suspects(name: str) -> str:
@@ -215,6 +272,18 @@ def write(data: bytes) -> None:
         pass  # nobody listens any more; the files have it all
 
 
+def quiet_logs() -> None:
+    """A disk without room for a log file is no reason for tracebacks, nor to stop listening to a program."""
+    roll_over = loggers.RotatingFileHandler.doRollover
+
+    def guarded(handler: Any) -> None:
+        with contextlib.suppress(OSError):
+            roll_over(handler)
+
+    loggers.RotatingFileHandler.doRollover = guarded
+    loggers.Handler.handleError = lambda _handler: None
+
+
 def export_switches() -> None:
     """What supervisord.conf asks for: which programs start by themselves."""
     os.environ["DIND_K3S_START_DNS"] = str("dns" in facts()).lower()
@@ -223,6 +292,7 @@ def export_switches() -> None:
 
 def main() -> int:
     export_switches()
+    quiet_logs()
     supervisord.Supervisor = Keeper  # go() makes one of these at each (re)load
     supervisord.main(["--nodaemon", "--configuration", CONFIG])
     if Keeper.outcome.status:

@@ -1,0 +1,62 @@
+"""The programs under supervisor, for commands that have to stop and start them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from dind_k3s.kube_api import Kubernetes
+from dind_k3s.plan import Mistake, asked
+from dind_k3s.volume import K3S
+
+CONTROL = "/run/supervisor.sock"
+
+
+def running() -> bool:
+    """Whether this is a started container, and not one that runs a single command on a volume."""
+    if not Path(CONTROL).is_socket():
+        return False
+    return subprocess.run(["supervisorctl", "pid"], capture_output=True, check=False).returncode == 0
+
+
+def refuse_without_server() -> None:
+    """Where this container has no cluster of its own."""
+    if asked(os.environ, "K3S_DISABLE"):
+        raise Mistake("k3s is switched off here (K3S_DISABLE), so there is no cluster")
+    if server := os.environ.get("K3S_URL"):
+        raise Mistake(f"this is an agent; its cluster is at {server}")
+
+
+def _control(action: str, name: str) -> str:
+    done = subprocess.run(["supervisorctl", action, name], capture_output=True, text=True, check=False)
+    return (done.stdout + done.stderr).strip()
+
+
+def stop(name: str) -> None:
+    said = _control("stop", name)
+    if "stopped" not in said and "not running" not in said:
+        raise Mistake(f"{name} could not be stopped: {said}")
+
+
+def start(name: str) -> None:
+    said = _control("start", name)
+    if "started" not in said and "already started" not in said:
+        raise Mistake(f"{name} could not be started: {said}")
+
+
+def cluster_ready(limit: float) -> str:
+    """Wait until the cluster takes pods; empty, or what it still lacks when the time is over."""
+    # The API itself first: what the watcher says may still be about the k3s before.
+    cluster = Kubernetes(Path(os.environ.get("K3S_KUBECONFIG_OUTPUT") or f"{K3S}/k3s.yaml"))
+    end = time.monotonic() + limit
+    while problem := cluster.problem():
+        if time.monotonic() >= end:
+            return problem
+        time.sleep(0.2)
+    rest = max(0, round(end - time.monotonic()))
+    done = subprocess.run(
+        ["wait-ready", "--for", "k8s", "--timeout", f"{rest}"], capture_output=True, text=True, check=False
+    )
+    return done.stderr.strip().removeprefix("wait-ready: ")

@@ -1,0 +1,137 @@
+"""restore FILE|- [--timeout SECONDS]: the cluster as it was in a snapshot.
+
+The file is read and checked as a whole before anything is touched. k3s is stopped, the state swapped, k3s started
+again; when the cluster is not ready in time (120 s), the state before is put back. That one is also kept as a snapshot.
+Without a running container, on its volume alone, the state is swapped and the next start uses it:
+
+    docker run --rm -v k3s:/app/k3s IMAGE restore /app/k3s/snapshots/…
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from dind_k3s import archive, programs, snapshot, versions, volume
+from dind_k3s.plan import Mistake
+
+USAGE = "usage: restore FILE|- [--timeout SECONDS]"
+TIMEOUT = 120.0
+
+
+def forget_agent_certificates() -> None:
+    """Those of another cluster; k3s fetches its agent's from its server at each start."""
+    for pattern in ("*.crt", "*.key", "*.kubeconfig"):
+        for path in (volume.k3s_folder() / "agent").glob(pattern):
+            path.unlink()
+
+
+def refuse_other_ranges(unpacked: Path, name: str) -> None:
+    """Both daemons were started with those of the cluster that is here; only a start changes that."""
+    theirs, ours = (folder / volume.RANGES for folder in (unpacked, volume.k3s_folder()))
+    has, here = (file.read_text().strip() if file.exists() else "" for file in (theirs, ours))
+    if has and here and has != here:
+        raise Mistake(
+            f"{name} has other address ranges ({has}) than this cluster ({here}): restore it while no container runs,"
+            " docker run --rm -v k3s:/app/k3s IMAGE restore FILE"
+        )
+
+
+def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
+    """What to tell."""
+    inside = programs.running()
+    if inside:
+        programs.refuse_without_server()
+    with volume.temporary() as unpacked:
+        # Read to its end before the lock: a `snapshot -` at the other end of a pipe wants it, too.
+        contents = archive.unpack(source, name, unpacked)
+        if (database := unpacked / volume.DATABASE).exists():
+            snapshot.check_database(database, f"the datastore in {name}")
+        with volume.only_one(inside=inside):
+            return replace(contents, unpacked, name, timeout, inside=inside)
+
+
+def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: float, *, inside: bool) -> list[str]:
+    """Swap the states. What to tell."""
+    told: list[str] = []
+    swap = volume.Swap()
+    if swap.undo():
+        told.append("a restore that was interrupted is undone first")
+    was, now = contents.versions.get("k3s", ""), versions.installed("k3s")
+    # On the volume alone no k3s will run now; the next start asks the same question with its own version.
+    why = versions.refusal("k3s", was, now) if inside else ""
+    if why and now not in versions.allowed(os.environ):
+        raise Mistake(f"{name}: {why}. {versions.ALLOW}={now} restores it nevertheless")
+    if inside:
+        refuse_other_ranges(unpacked, name)
+    swap.prepare(unpacked)
+    versions.write_stamp(swap.new / ".dind-k3s", {"k3s": now if inside else was})
+    if inside:
+        programs.stop("k3s")
+    told.append(snapshot.keep_before_loss("restore"))
+    try:
+        swap.do()
+        forget_agent_certificates()
+        if inside:
+            programs.start("k3s")
+            if problem := programs.cluster_ready(timeout):
+                raise Mistake(f"{name}: not ready after {timeout:g} s ({problem}); the cluster before it is put back")
+    except BaseException:
+        with ExitStack() as finally_start:
+            if inside:
+                programs.stop("k3s")
+                finally_start.callback(programs.start, "k3s")
+            swap.undo()
+        raise
+    swap.keep()
+    after = "is ready" if inside else "is what the next start finds"
+    return [*told, f"the cluster of {contents.created} (k3s {was or 'unknown'}) {after}"]
+
+
+def parse(arguments: list[str]) -> tuple[str, float]:
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    timeout = TIMEOUT
+    if "--timeout" in words:
+        position = words.index("--timeout")
+        try:
+            timeout = float(words[position + 1])
+        except (IndexError, ValueError):
+            raise Mistake(f"--timeout needs a number of seconds; {USAGE}") from None
+        del words[position : position + 2]
+    if len(words) != 1 or (words[0].startswith("-") and words[0] != "-"):
+        raise Mistake(USAGE)
+    return words[0], timeout
+
+
+def main() -> int:
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(__doc__)
+        return 0
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal of a `docker exec -it` went away
+        signal.signal(number, signal.default_int_handler)
+    try:
+        name, timeout = parse(sys.argv[1:])
+        if name == "-":
+            lines = run(sys.stdin.buffer, "stdin", timeout)
+        else:
+            with Path(name).open("rb") as source:
+                lines = run(source, name, timeout)
+    except Mistake as mistake:
+        print(f"dind-k3s: error: {mistake}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"dind-k3s: error: {error.filename or 'restore'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dind-k3s: error: interrupted; the cluster is the one before", file=sys.stderr)
+        return 130
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What dies or hangs comes back by itself, and is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.image.box import Box, Image, box
+from tests.image.objects import create, pod, wait_for_pods
+
+pytestmark = pytest.mark.engine
+
+SAY = Path(__file__).resolve().parents[2] / "rootfs/usr/local/lib/dind-k3s/say.sh"
+
+
+@pytest.fixture(scope="module")
+def victim(image: Image) -> Iterator[Box]:
+    """A box with a pod that is meant to live for ever, and one object in its cluster."""
+    with box(image) as made:
+        made.up()
+        made.build("mine:1")
+        create(made, pod("lives", "/bin/sleep", "3600"))
+        wait_for_pods(made)
+        yield made
+
+
+def ours(made: Box) -> list[str]:
+    """Lines of the image's own programs about something that went wrong."""
+    return [line for line in made.log().splitlines() if line.startswith("[dind-k3s]")]
+
+
+def alive(made: Box) -> None:
+    """Everything works, the pod included."""
+    made.ready()
+    wait_for_pods(made)
+    made.until("the pod", lambda: made.kubectl("exec", "lives", "--", "/bin/cat", "/word") == "hello")
+
+
+KILLS = {
+    "k3s": (["supervisorctl pid k3s"], {"k3s"}),
+    "dockerd": (["supervisorctl pid dockerd"], {"dockerd"}),
+    "containerd": (["pgrep -x containerd"], set()),
+    "all": (["supervisorctl pid k3s", "supervisorctl pid dockerd", "pgrep -x containerd"], {"k3s", "dockerd"}),
+}
+
+
+@pytest.mark.parametrize("fault", KILLS)
+def test_what_is_killed_comes_back_and_the_pod_with_it(victim: Box, fault: str) -> None:
+    victim.shell("rm -f /run/docker.pid && echo 1 >/run/docker.pid")  # of a process that lives
+    before = len(ours(victim))
+    commands, told = KILLS[fault]
+    victim.shell("kill -9 " + " ".join(f"$({command})" for command in commands))
+    victim.until("what it says", lambda: len(ours(victim)) - before == len(told))
+    alive(victim)
+    said = ours(victim)[before:]
+    assert {line.split()[1].rstrip(":") for line in said} == told, said
+    assert len(said) == len(told)
+
+
+def test_a_watcher_that_hangs_is_unhealthy(victim: Box) -> None:
+    assert victim.do("healthcheck")
+    victim.do("kill", "-STOP", str(victim.pid("watch")))
+    # Two minutes later, as the file tells it.
+    victim.shell("read -r state at text </run/dind-k3s/health; echo $state $((at - 120)) $text >/run/dind-k3s/health")
+    assert "the readiness watcher has said nothing for 12" in victim.fails("healthcheck")
+    victim.do("kill", "-CONT", str(victim.pid("watch")))
+    victim.until("health", lambda: "ready" in victim.do("healthcheck"), 20)
+
+
+def test_stopping_a_program_by_hand_counts_at_once(victim: Box) -> None:
+    victim.do("supervisorctl", "stop", "k3s")
+    assert "not ready" in victim.fails("wait-ready", "--timeout", "0")
+    victim.do("supervisorctl", "start", "k3s")
+    alive(victim)
+
+
+def test_what_cannot_be_kept_alive_ends_the_container_with_a_sentence(boxes: Callable[..., Box]) -> None:
+    made = boxes(files={"/usr/local/bin/k3s": "#!/bin/sh\necho 'no luck today'\nsleep 1.2\nexit 7\n"})
+    made.start()
+    code, log = made.ends(90)
+    assert code == 3
+    assert log.splitlines()[-1].endswith(
+        "k3s could not be kept alive, so this container ends; its log is /app/logs/k3s.log"
+    )
+    assert "no luck today" in log
+
+
+def test_a_start_that_is_killed_at_any_step_leaves_nothing_that_the_next_one_minds(boxes: Callable[..., Box]) -> None:
+    # The image's own say.sh, but the step that the file names never ends: before its line, so in the middle of it.
+    hang = 'say() { if [[ -e /hang && $1 == "$(cat /hang)" ]]; then echo "hangs in $1"; sleep 600; fi; told "$@"; }\n'
+    text = SAY.read_text().replace("say() {", "told() {", 1) + hang
+    made = boxes(files={"/usr/local/lib/dind-k3s/say.sh": text})
+    made.create()
+    steps = "privileges lock versions cgroup state mounts leftovers sysctl iptables storage network configure start"
+    for step in steps.split():
+        file = made.image.folder / f"{made.name}.step"
+        file.write_text(step)
+        made.docker.copy(file, (made.name, "/hang"))
+        made.start()
+        made.until(step, lambda step=step: f"hangs in {step}" in made.log())  # type: ignore[misc]
+        made.docker.kill(made.name)
+    file.write_text("none")
+    made.docker.copy(file, (made.name, "/hang"))
+    made.start()
+    made.ready()
+    assert not made.errors()

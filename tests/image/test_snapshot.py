@@ -1,0 +1,198 @@
+"""snapshot, restore, reset, and the guard over versions, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.image.box import Box, Image, box
+from tests.image.objects import config_map, create, pod, wait_for_pods
+
+pytestmark = pytest.mark.engine
+
+MANIFEST = "/usr/share/dind-k3s/manifest.json"
+
+
+def has(made: Box, name: str) -> bool:
+    return name in made.kubectl("get", "configmaps", "-o", "name")
+
+
+@pytest.fixture(scope="module")
+def cluster(image: Image) -> Iterator[Box]:
+    """A box whose cluster these tests snapshot, lose and get back."""
+    with box(image) as made:
+        yield made.up()
+
+
+def test_a_snapshot_of_a_running_cluster_is_restored_elsewhere(cluster: Box, boxes: Callable[..., Box]) -> None:
+    create(cluster, config_map("one"))
+    written = cluster.do("snapshot", "/tmp/cluster.tar.gz")
+    assert written.startswith("/tmp/cluster.tar.gz (")
+    assert cluster.do("stat", "-c", "%a", "/tmp/cluster.tar.gz") == "600"
+    create(cluster, config_map("two"))
+    # On another machine: nothing but the file gets there.
+    other = boxes()
+    other.create()
+    cluster.docker.copy((cluster.name, "/tmp/cluster.tar.gz"), other.image.folder)
+    other.docker.copy(other.image.folder / "cluster.tar.gz", (other.name, "/tmp/cluster.tar.gz"))
+    other.up()
+    create(other, config_map("elsewhere"))
+    said = other.do("restore", "/tmp/cluster.tar.gz")
+    assert "is ready" in said
+    assert has(other, "one")
+    assert not has(other, "two")
+    assert not has(other, "elsewhere")
+    for path in ("/app/k3s/server/token", "/app/k3s/server/tls/server-ca.crt", "/etc/rancher/node/password"):
+        assert other.do("cat", path) == cluster.do("cat", path), path
+    assert other.shell("ls /app/k3s/.dind-k3s/restore 2>/dev/null || echo none") == "none"
+    # The one that was there is not lost either.
+    (kept,) = other.shell("ls /app/k3s/snapshots/before-restore-*").splitlines()
+    other.do("restore", kept)
+    assert has(other, "elsewhere")
+    # And a snapshot is a stream, too.
+    other.shell("snapshot - | restore -")
+    assert has(other, "elsewhere")
+
+
+def test_what_is_no_whole_snapshot_is_refused_before_anything_is_touched(cluster: Box) -> None:
+    before = cluster.pid("k3s")
+    cluster.shell(
+        "snapshot /tmp/whole.tar.gz; cd /tmp; head -c 3000 whole.tar.gz >part; tar -czf other /etc/hostname; >empty"
+    )
+    for name, said in (
+        ("part", "part of"),
+        ("other", "something else"),
+        ("empty", "not a snapshot"),
+        ("gone", "No such"),
+    ):
+        assert said in cluster.fails("restore", f"/tmp/{name}")
+    cluster.shell(
+        """python3 - <<'END'
+import gzip
+data = bytearray(gzip.open("/tmp/whole.tar.gz").read())
+data[data.index(b'BEGIN CERTIFICATE') + 60] ^= 1
+gzip.open("/tmp/changed", "wb").write(data)
+END"""
+    )
+    assert "is not what it was" in cluster.fails("restore", "/tmp/changed")
+    assert cluster.pid("k3s") == before
+    cluster.ready()
+
+
+def test_a_cluster_that_does_not_come_up_is_put_back(cluster: Box) -> None:
+    create(cluster, config_map("stays"))
+    # Whole, and a database, but none that this k3s can work with.
+    cluster.shell(
+        """mkdir -p /tmp/bad/server/db; cd /usr/local/lib/dind-k3s; python3 - <<'END'
+import sqlite3
+from pathlib import Path
+from dind_k3s import archive
+sqlite3.connect("/tmp/bad/server/db/state.db").execute("CREATE TABLE version (other)")
+with open("/tmp/bad.tar.gz", "wb") as file:
+    archive.write(Path("/tmp/bad"), file, created="once", reason="test", versions={})
+END"""
+    )
+    said = cluster.fails("restore", "/tmp/bad.tar.gz", "--timeout", "3")
+    assert "the cluster before it is put back" in said
+    cluster.until("the cluster", lambda: has(cluster, "stays"))
+    cluster.ready()
+
+
+def test_a_restore_that_was_killed_is_undone_by_the_next_start(boxes: Callable[..., Box]) -> None:
+    made = boxes().up()
+    create(made, config_map("stays"))
+    # The new state is in place, its proof is not there yet.
+    made.shell(
+        """supervisorctl stop k3s >/dev/null; cd /app/k3s; mkdir -p .dind-k3s/restore/old/server
+echo '["server/db", "server/token"]' >.dind-k3s/restore/had
+mv server/db .dind-k3s/restore/old/server/db; mkdir server/db; echo new >server/db/state.db; mkdir -p server/cred"""
+    )
+    made.docker.kill(made.name)
+    made.up()
+    assert "a restore was interrupted before its cluster was ready" in made.log()
+    assert has(made, "stays")
+    assert made.shell("ls server/cred 2>/dev/null || echo none") == "none"
+
+
+def test_reset_begins_anew_and_keeps_a_way_back(boxes: Callable[..., Box]) -> None:
+    made = boxes().up()
+    create(made, config_map("gone"))
+    made.build("mine:1")
+    create(made, pod("pod", "/bin/sleep", "600"))
+    wait_for_pods(made)
+    token = made.do("cat", "/app/k3s/server/token")
+    for wrong in ([], ["what"], ["cluster", "images"]):
+        assert "usage: reset" in made.fails("reset", *wrong)
+    assert "say --yes" in made.fails("reset", "cluster")
+    assert has(made, "gone")
+    assert "the cluster is new and ready" in made.do("reset", "cluster", "--yes")
+    assert not has(made, "gone")
+    assert made.kubectl("get", "pods", "-o", "name") == ""
+    assert made.do("cat", "/app/k3s/server/token") != token
+    assert made.do("docker", "ps", "--all", "--quiet") == ""
+    assert made.do("docker", "image", "ls", "--quiet", "mine")
+    made.shell("restore /app/k3s/snapshots/before-reset-*")
+    assert has(made, "gone")
+    made.do("reset", "images", "--yes")
+    assert made.do("docker", "image", "ls", "--quiet", "mine:1"), "a pod of the restored cluster uses it"
+    made.do("docker", "volume", "create", "inner")
+    assert "both volumes are as new" in made.do("reset", "all", "--yes")
+    assert not has(made, "gone")
+    assert made.do("docker", "volume", "ls", "--quiet") == ""
+    assert made.shell("test -e /app/k3s/snapshots && echo yes || echo no") == "no"
+    made.docker.restart(made.name)
+    made.ready()
+
+
+def with_versions(made: Box, **versions: str) -> None:
+    """Another image as far as its manifest goes; the container is not started yet."""
+    entries = [{"component": name, "version": version} for name, version in versions.items()]
+    file = made.image.folder / f"{made.name}.json"
+    file.write_text(json.dumps(entries))
+    made.docker.copy(file, (made.name, MANIFEST))
+
+
+def test_versions_may_go_up_one_minor_with_a_snapshot_and_not_down(boxes: Callable[..., Box]) -> None:
+    made = boxes().up()
+    create(made, config_map("kept"))
+
+    def again(environment: dict[str, str], **versions: str) -> None:
+        made.docker.remove(made.name, force=True)
+        made.environment = environment
+        made.create()
+        with_versions(made, **versions)
+        made.start()
+
+    again({}, k3s="v1.39.0+k3s1", docker="20.10.0")
+    code, _ = made.ends()
+    assert code == 2
+    older, skipped = made.errors()
+    assert older.startswith("docker 20.10.0 is older than 28.5.2, which wrote this volume")
+    assert skipped.startswith("k3s v1.39.0+k3s1 skips a minor version: v1.37.1+standin wrote this volume")
+    assert "take the risk with DIND_K3S_ALLOW_VERSION=v1.39.0+k3s1" in skipped
+
+    again({}, k3s="v1.38.0+k3s1", docker="29.0.0")
+    made.ready()
+    assert has(made, "kept")
+    assert "k3s v1.38.0+k3s1 after v1.37.1+standin" in made.log()
+    (kept,) = made.shell("ls /app/k3s/snapshots/before-upgrade-*").splitlines()
+    assert f"the cluster of k3s v1.37.1+standin is kept in {kept}" in made.log()
+    create(made, config_map("newer"))
+
+    again({}, k3s="v1.37.1+k3s1", docker="28.5.2")
+    code, _ = made.ends()
+    assert code == 2
+    assert "k3s v1.37.1+k3s1 is older than v1.38.0+k3s1" in made.errors()[1]
+    assert f"restore {kept}" in made.errors()[1]
+
+    # The way back that the sentence names.
+    made.docker.remove(made.name, force=True)
+    said = made.docker.run(made.image.name, ["restore", kept], volumes=[(f"{made.name}-k3s", "/app/k3s")], remove=True)
+    assert "is what the next start finds" in str(said)
+    again({"DIND_K3S_ALLOW_VERSION": "28.5.2"}, k3s="v1.37.1+k3s1", docker="28.5.2")
+    made.ready()
+    assert "warning: docker 28.5.2 is older than 29.0.0" in made.log()
+    assert has(made, "kept")
+    assert not has(made, "newer")

@@ -1,0 +1,89 @@
+"""The stop, within what `docker stop` allows; and what PID 1 owes to everybody else."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.image.box import Box
+from tests.image.objects import create, pod, wait_for_pods
+
+pytestmark = pytest.mark.engine
+
+STUBBORN = "trap : TERM; while :; do sleep 1; done"
+
+
+def stop(box: Box, seconds: int = 10) -> tuple[float, object]:
+    """How long `docker stop` took, and the exit code."""
+    began = time.monotonic()
+    box.docker.stop(box.name, time=seconds)
+    return time.monotonic() - began, box.state()["exit_code"]
+
+
+def test_ten_pods_that_ignore_sigterm_are_stopped_within_ten_seconds(boxes: Callable[..., Box]) -> None:
+    box = boxes().up()
+    box.build("mine:1")
+    create(box, *(pod(f"pod-{number}", "/bin/sh", "-c", STUBBORN) for number in range(10)))
+    wait_for_pods(box)
+    took, code = stop(box)
+    assert code == 0
+    assert took < 10
+    report = next(line for line in reversed(box.log().splitlines()) if "stop: done" in line)
+    found = re.search(r"done after ([\d.]+) s \(k3s [\d.]+ s, dockerd [\d.]+ s, 10 containers did not end", report)
+    assert found, report
+    # The same pods are taken up again.
+    box.start()
+    box.ready()
+    wait_for_pods(box)
+
+
+def test_drain_gives_a_database_the_time_that_it_asks_for(boxes: Callable[..., Box]) -> None:
+    box = boxes(environment={"DIND_K3S_STOP": "drain"}).up()
+    box.build("mine:1")
+    # Longer than the default grace of five seconds, shorter than the pod's own.
+    slow = "trap 'sleep 7; echo flushed >>/data/file; exit' TERM; while :; do sleep 0.1; done"
+    box.do("mkdir", "/app/k3s/database")
+    host = {"hostPath": {"path": "/app/k3s/database"}}
+    create(box, pod("database", "/bin/sh", "-c", slow, volume=host, grace=20))
+    wait_for_pods(box)
+    _, code = stop(box, 60)
+    assert code == 0
+    assert "all the time that they asked for" in box.log()
+    box.start()
+    assert box.do("cat", "/app/k3s/database/file") == "flushed"
+
+
+def test_a_stop_during_the_start_is_quick_and_clean(boxes: Callable[..., Box]) -> None:
+    box = boxes(environment={"K3S_DISABLE": "1"})
+    box.create()
+    for step in ("privileges", "storage", "start"):
+        box.start()
+        box.until(step, lambda step=step: f" {step} " in box.log().split("=====")[-1], 20)  # type: ignore[misc]
+        took, code = stop(box)
+        assert code == 0, box.log()
+        assert took < 8
+        box.docker.remove(box.name, force=True)
+        box.create()
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_orphans_are_reaped_and_init_does_no_harm(boxes: Callable[..., Box], init: bool) -> None:
+    box = boxes(environment={"K3S_DISABLE": "1"}, options={"init": init}).up("docker")
+    box.shell("for i in $(seq 50); do (sleep 0.2 &) ; done")
+    zombies = "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l"
+    box.until("no zombies", lambda: box.do("bash", "-c", f"pgrep -c sleep || {zombies}") == "0\n0")
+    took, code = stop(box)
+    assert (code, took < 5) == (0, True)
+
+
+def test_signals_do_what_they_mean(boxes: Callable[..., Box]) -> None:
+    box = boxes(environment={"K3S_DISABLE": "1"}).up("docker")
+    box.docker.execute(box.name, ["kill", "-USR2", "1"])  # logs are opened anew, for logrotate
+    before = box.pid("dockerd")
+    assert box.pid("dockerd") == before
+    box.docker.execute(box.name, ["kill", "-INT", "1"])
+    code, _ = box.ends()
+    assert code == 0
