@@ -7,14 +7,16 @@ import io
 import json
 import os
 import random
+import socketserver
 import sqlite3
 import subprocess
+import threading
 import time
 import zlib
 from pathlib import Path
 
 import pytest
-from dind_k3s import archive, data_root, guard, reset, restore, snapshot, versions, volume
+from dind_k3s import archive, data_root, docker_api, drain, guard, reset, restore, snapshot, versions, volume
 from dind_k3s.plan import Mistake
 from dind_k3s.versions import Version, refusal
 
@@ -308,3 +310,34 @@ def test_the_health_check_goes_by_a_clock_that_nobody_sets(root: Path, silent: i
     )
     assert done.returncode == status, done.stdout + done.stderr
     assert ("has said nothing for 6" in done.stdout) == bool(status)
+
+
+def test_drain_gives_each_container_its_own_time_and_the_pods_networks_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [
+        {"Id": "database", "Labels": {drain.GRACE: "60"}},
+        {"Id": "plain", "Labels": {}},
+        {"Id": "pause", "Labels": dict([drain.SANDBOX])},
+    ]
+    asked: list[str] = []
+
+    class Dockerd(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while line := self.rfile.readline().decode().strip():  # the connection stays open after an answer
+                while self.rfile.readline().strip():
+                    pass
+                asked.append(line.rpartition(" ")[0])
+                body = json.dumps(listed).encode() if line.startswith("GET") else b""
+                status = f"200 OK\r\nContent-Length: {len(body)}" if body else "204 No Content"
+                self.wfile.write(f"HTTP/1.1 {status}\r\n\r\n".encode() + body)
+
+    path = str(tmp_path / "s")
+    monkeypatch.setattr(docker_api, "SOCKET", path)
+    with socketserver.ThreadingUnixStreamServer(path, Dockerd) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        assert drain.main() == 0
+        server.shutdown()
+    stops = ["POST /containers/database/stop?t=60", "POST /containers/plain/stop"]
+    assert sorted(asked) == ["GET /containers/json", *stops]

@@ -9,7 +9,7 @@ K3S_OURS=$R/app/k3s/.dind-k3s
 
 find_data_root() { # DOCKERD-ARGUMENT...
   local words="${DOCKER_ARGS-} $* " file=$R/etc/docker/daemon.json path
-  if [[ -r $file ]]; then words+=$(<"$file"); fi
+  if [[ -f $file ]]; then words+=$(tr -d '\0' <"$file" 2>/dev/null); fi
   # Asked only when there may be something to find: it takes 25 ms.
   if [[ $words == *data-root* || $words == *graph* || $words == *-g* || $words == *config-file* ]]; then
     path=$(python3 -I -S "$LIB" data-root "$@")

@@ -34,7 +34,7 @@ def find(env: Mapping[str, str], extra: Sequence[str]) -> str:
 
 
 def main() -> int:
-    print(find(os.environ, sys.argv[1:]))
+    sys.stdout.buffer.write(os.fsencode(find(os.environ, sys.argv[1:])))  # a path need not be UTF-8
     return 0
 
 

@@ -23,7 +23,7 @@ class Answer:
         if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
             raise BadAnswer("it hung up" if not words else "it does not speak HTTP")
         self.status = int(words[1])
-        self._length: int | None = None
+        self._length: int | None = 0 if self.status in (204, 304) else None  # these have no body, and say so by it
         self._chunked = self._closes = False
         while line := stream.readline(65536).strip():
             name, _, value = line.partition(b":")

@@ -49,7 +49,6 @@ BOTH = ("k8s", "dns", "addons", "all")
 STAGES = {"dockerd": ("docker", *BOTH), "k3s": BOTH}  # what is not ready any more when a program ends
 LAST = ("dns",)  # others still need it while they end
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # the entrypoint blocks them until we can take them
-TOLD_FROM = 1.0  # seconds that a program's end has to take for the report of the stop
 
 
 class Waker:
@@ -213,7 +212,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         if not self.stop_began:
             return
         signal.setitimer(signal.ITIMER_REAL, 0)  # python ends without its handler, and under --init it would be fatal
-        told = [f"{name} {took:.1f} s" for name, took in self.took.items() if name in STAGES or took >= TOLD_FROM]
+        told = [f"{name} {took:.1f} s" for name, took in self.took.items() if name in STAGES]
         if self.killed:
             told.append(f"{self.killed} containers did not end in {self.grace:g} s and were killed")
         say("stop", f"done after {time.monotonic() - self.stop_began:.1f} s ({', '.join(told)})")

@@ -42,8 +42,15 @@ def stop(name: str) -> None:
 
 def start(name: str) -> None:
     said = _control("start", name)
-    if "started" not in said and "already started" not in said:
+    # A spawn error: it ended within a second, and supervisor tries again.
+    if not any(word in said for word in ("started", "already started", "spawn error")):
         raise Mistake(f"{name} could not be started: {said}")
+
+
+def _pid(name: str) -> int:
+    """0 while it does not run."""
+    said = _control("pid", name)
+    return int(said) if said.isdigit() else 0
 
 
 def cluster_ready(limit: float) -> str:
@@ -51,7 +58,13 @@ def cluster_ready(limit: float) -> str:
     # The API itself first: what the watcher says may still be about the k3s before.
     cluster = Kubernetes(Path(os.environ.get("K3S_KUBECONFIG_OUTPUT") or f"{K3S}/k3s.yaml"))
     end = time.monotonic() + limit
+    pid = _pid("k3s")
+    again = False
     while problem := cluster.problem():
+        if not Path(f"/proc/{pid}").exists():
+            if again:  # not as often as makes keeper.py give up the whole container
+                return f"k3s ends by itself: see /app/logs/k3s.log; {problem}"
+            pid, again = _pid("k3s"), True
         if time.monotonic() >= end:
             return problem
         time.sleep(0.2)

@@ -92,7 +92,7 @@ def start_k3s() -> None:
     versions.write_stamp(volume.ours(), {"k3s": versions.installed("k3s")})
     programs.start("k3s")
     if problem := programs.cluster_ready(LIMIT):
-        raise Mistake(f"the new cluster is not ready after {LIMIT:g} s: {problem}")
+        raise Mistake(f"the new cluster is not ready: {problem}")
 
 
 def load_again() -> None:

@@ -79,7 +79,7 @@ def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: floa
         if inside:
             programs.start("k3s")
             if problem := programs.cluster_ready(timeout):
-                raise Mistake(f"{name}: not ready after {timeout:g} s ({problem}); the cluster before it is put back")
+                raise Mistake(f"{name}: {problem}; the cluster before it is put back")
     except BaseException:
         with ExitStack() as finally_start:
             if inside:

@@ -22,6 +22,8 @@ _RULES = {
     "K3S_KUBECONFIG_OUTPUT": (r"/[^\x00-\x1f\x7f]*[^/\x00-\x1f\x7f]", "the absolute path of a file"),
     "K3S_TLS_SAN": (rf"{_ALTERNATIVE}([, ]+{_ALTERNATIVE})*", "host names and addresses with commas between them"),
     "DIND_K3S_STOP_GRACE": (r"\d{1,4}(\.\d+)?", "a number of seconds, at most 9999"),
+    "DIND_K3S_STOP": ("drain", "drain, or nothing"),
+    "DIND_K3S_ALLOW_VERSION": (r"[0-9A-Za-z.+-]+([, ]+[0-9A-Za-z.+-]+)*", "versions with commas between them"),
     "DIND_K3S_HOST_SYSCTL": (r"[01]", "0 or 1"),
 }
 
