@@ -302,7 +302,11 @@ def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = T
 
 
 def _seen(made: Box, what: str, is_it: Callable[[processes.Process], bool]) -> float:
-    """When a child of the first process became that program; its start, if it was there before the first look."""
+    """When a child of the first process became that program.
+
+    By hand it may be there before the first look, and then its start counts. Ours are scripts before, which start long
+    before they become the program, so there it is the look: never too early.
+    """
     looks = 0
     found: list[processes.Process] = []
 
@@ -316,7 +320,7 @@ def _seen(made: Box, what: str, is_it: Callable[[processes.Process], bool]) -> f
         return bool(found)
 
     when = made.until(what, look, every=LOOK)
-    return processes.began(found[0].pid) if looks == 1 else when
+    return processes.began(found[0].pid) if looks == 1 and made.kind is not Kind.OURS else when
 
 
 def _is_dockerd(process: processes.Process) -> bool:

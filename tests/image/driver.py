@@ -98,9 +98,8 @@ def k3s(root: Path, case: dict[str, Any]) -> str:
     config = importlib.import_module("standin.config")
     failure = importlib.import_module("standin.failure")
     try:
-        config.load(
-            [os.fsdecode(word) for word in arguments(root, "k3s")], {**case["env"], "K3S_CONFIG_FILE": str(ours)}
-        )
+        _role, *words = map(os.fsdecode, arguments(root, "k3s"))
+        config.load(words, {**case["env"], "K3S_CONFIG_FILE": str(ours)})
     except failure.Failure as error:
         return f"k3s: {error}"
     return ""

@@ -225,7 +225,7 @@ done
 for name in buildx compose; do part "$name" "/usr/local/libexec/docker/cli-plugins/docker-$name"; done
 for name in k3s kubectl; do part "$name" "/usr/local/bin/$name"; done
 cd /usr/local
-for file in bin/{dind-k3s,doctor,kubeconfig,collect-logs,healthcheck,wait-ready} sbin/* $(find lib/dind-k3s -type f); do
+for file in bin/{dind-k3s,healthcheck,wait-ready} $(find bin -lname dind-k3s) sbin/* $(find lib/dind-k3s -type f); do
   part dind-k3s "/usr/local/$file"
 done
 python3 -I -S /usr/local/lib/dind-k3s record /tmp/manifest.json /tmp/parts >/usr/share/dind-k3s/manifest.json

@@ -62,6 +62,7 @@ def test_a_stage_is_ready_when_all_of_its_sources_are(tmp_path: Path, capsys: py
         "k8s is ready",
         "dns is ready",
         "addons is ready",
+        "everything is ready",
         "k8s, dns, addons are not ready any more: the API server does not answer",
         "k8s, dns, addons are ready again",
     ]

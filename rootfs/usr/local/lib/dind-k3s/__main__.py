@@ -11,27 +11,17 @@ import sys
 
 # Called by the image's own scripts, and by its build.
 INTERNAL = (
-    "configure",
-    "data-root",
-    "drain",
-    "first-images",
-    "guard",
-    "join",
-    "keeper",
-    "manifests",
-    "preload",
-    "record",
-    "room",
-    "watch",
+    *("configure", "data-root", "drain", "first-images", "guard", "join", "keeper", "manifests"),
+    *("preload", "record", "room", "watch"),
 )
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",
     "kubeconfig": "a kubeconfig for use from outside",
-    "collect-logs": "a tarball for a bug report, without secrets",
-    "verify": "whether the programs in here are those that were built into the image",
     "snapshot": "the cluster's state in one file, while k3s runs",
     "restore": "the cluster as it was in a snapshot",
     "reset": "a new cluster, no images, or both, without a new container",
+    "collect-logs": "a tarball for a bug report, without secrets",
+    "verify": "whether the programs in here are those that were built into the image",
 }
 
 

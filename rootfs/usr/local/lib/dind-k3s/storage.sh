@@ -70,7 +70,7 @@ has_room() {
 # an image build does, and where file systems differ that all mount (devcontainers/features#1653).
 # Volatile first: without it the unmount waits until the host has written everything that is dirty on that disk.
 try_overlay2() {
-  case $TYPE in
+  case ${TYPE-} in # doctor asks for the trial alone
     # The kernel may well do it; dockerd refuses these by name.
     zfs | nfs | ecryptfs | aufs) WHY="dockerd refuses overlay2 on $TYPE" && return 1 ;;
   esac

@@ -132,11 +132,12 @@ class Board:
     def _tell(self, lost: list[str], back: list[str], reason: str) -> None:
         if lost:
             print(f"{_list(lost)} not ready any more: {reason}", flush=True)
-        for again in (False, True):
-            stages = [stage for stage in back if bool(self._losses[stage]) is again]
-            if stages:
-                seconds = self._since[stages[-1]]
-                print(f"{_list(stages)} ready {'again ' * again}after {seconds} s", flush=True)
+        for stage in back:
+            if not self._losses[stage]:  # a line for each: there are clients that wait for «k8s is ready» in the log
+                print(f"{_list([stage])} ready after {self._since[stage]} s", flush=True)
+        again = [stage for stage in back if self._losses[stage]]
+        if again:
+            print(f"{_list(again)} ready again after {self._since[again[-1]]} s", flush=True)
 
     def _write(self) -> None:
         state = {

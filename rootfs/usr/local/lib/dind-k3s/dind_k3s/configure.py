@@ -34,16 +34,14 @@ def write(files: Mapping[str, str]) -> None:
     """Write what changed, with owner-only rights; an empty text stands for no file. Raises OSError."""
     for name, text in files.items():
         path = at(name)
-        if not text and not name.endswith(".args"):
-            path.unlink(missing_ok=True)
-            continue
         # A variable need not be UTF-8, and its bytes are handed on as they are.
         data = text.encode(errors="surrogateescape")
-        if path.is_file() and path.read_bytes() == data:
-            continue  # a full disk takes nothing, not even the same again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o644 if name == authorities.BUNDLE else 0o600)
-        path.write_bytes(data)
+        if not text and not name.endswith(".args"):
+            path.unlink(missing_ok=True)
+        elif not path.is_file() or path.read_bytes() != data:  # a full disk takes nothing, not even the same again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o644 if name == authorities.BUNDLE else 0o600)
+            path.write_bytes(data)
 
 
 def check_k3s_files(env: Mapping[str, str]) -> list[str]:

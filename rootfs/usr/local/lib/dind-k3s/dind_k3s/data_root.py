@@ -21,8 +21,7 @@ FLAGS = ("--data-root", "--graph", "-g")
 def find(env: Mapping[str, str], extra: Sequence[str]) -> str:
     try:
         args, file = dockerd.take_config_file([*words("DOCKER_ARGS", env), *extra])
-        settings, _ = user_files.read_object(file)
-        found = settings.get("data-root")
+        found = user_files.read_object(file)[0].get("data-root")
     except Mistake:
         return DEFAULT
     for position, arg in enumerate(args):

@@ -105,8 +105,8 @@ def main() -> int:
     try:
         told = check(os.environ) if sys.argv[1:] == ["check"] else commit(os.environ)
     except Mistake as mistake:
-        for sentence in mistake.sentences:
-            print(f"dind-k3s: error: {sentence}", file=sys.stderr)
+        for line in mistake.sentences:
+            print(f"dind-k3s: error: {line}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"dind-k3s: error: {error.filename or 'a volume'} cannot be written: {error.strerror}", file=sys.stderr)

@@ -77,7 +77,7 @@ def load(file: Path) -> str:
         ["docker", "image", "load", "--quiet", "--input", str(file)], capture_output=True, text=True, check=False
     )
     if done.returncode == 0:
-        print("\n".join(done.stdout.split("\n")).strip(), flush=True)
+        print(done.stdout.strip(), flush=True)
         return ""
     return " ".join(done.stderr.split())[-300:] or f"docker image load ended with {done.returncode}"
 

@@ -110,8 +110,8 @@ def cluster(env: Mapping[str, str], outside: list[IPv4Network]) -> tuple[dict[st
     default = {name: str(network) for name, network in zip((PODS, SERVICES), next(pairs()), strict=True)}
     if at(CLUSTER).exists():
         try:
-            kept = json.loads(at(CHOICE).read_text())
-        except (OSError, ValueError):
+            kept = dict(json.loads(at(CHOICE).read_text()))
+        except (OSError, ValueError, TypeError):
             kept = {}  # a cluster from before there was a choice
         chosen, why = {**default, **kept, **asked}, "as before"
     else:
