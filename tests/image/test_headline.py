@@ -28,6 +28,25 @@ def test_each_step_of_the_start_is_one_line_with_its_time(running: Box) -> None:
     assert all(re.fullmatch(r"\d+\.\d{3}s", line[1]) for line in lines)
 
 
+def test_k3s_begins_when_dockerd_answers_and_both_reach_the_log_and_their_files(running: Box) -> None:
+    lines = running.log().splitlines()
+
+    def first(beginning: str) -> int:
+        return next(number for number, line in enumerate(lines) if line.startswith(beginning))
+
+    assert first("[dockerd]") < first("[watch] docker is ready") < first("[k3s]")
+    files = running.do("ls", "/app/logs").split()
+    assert {"dockerd.log", "k3s.log", "watch.log"} <= set(files)
+    assert running.do("head", "-n", "1", "/app/logs/k3s.log") == lines[first("[k3s]")].removeprefix("[k3s] ")
+
+
+def test_mounts_propagate_both_ways(running: Box) -> None:
+    (root,) = (
+        line.split() for line in running.do("cat", "/proc/self/mountinfo").splitlines() if line.split()[4] == "/"
+    )
+    assert any(word.startswith("shared:") for word in root)
+
+
 def test_a_second_container_on_the_same_volumes_is_refused_with_a_sentence(
     running: Box, boxes: Callable[..., Box]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import subprocess
@@ -273,3 +274,15 @@ def test_the_users_k3s_configuration_is_written_once(tmp_path: Path) -> None:
     mine.write_text("node-name: mine\n")
     configure.run({}, [])
     assert mine.read_text() == "node-name: mine\n"
+
+
+def test_every_programs_log_rotates() -> None:
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOTFS / "etc/supervisord.conf")
+    programs = [section for section in settings.sections() if section.startswith("program:")]
+    assert len(programs) > 5
+    for program in programs:
+        assert settings[program]["stdout_logfile"].startswith("/app/logs/")
+        assert settings[program]["stdout_logfile_maxbytes"] in ("1MB", "10MB")
+        assert settings[program]["stdout_logfile_backups"] == "2"
+        assert settings[program]["stdout_events_enabled"] == "true"
