@@ -80,12 +80,10 @@ def sweep_cgroups(name: str) -> int:
     gone = 0
     top = Path("/sys/fs/cgroup")
     for root in (top / name, *(path / name for path in top.glob("*"))):
-        if not root.is_dir():
-            continue
-        folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
-        for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        # os.walk minds nothing that another engine removes at the same moment; rglob does.
+        for folder, _, _ in os.walk(root, topdown=False):
             try:
-                folder.rmdir()
+                Path(folder).rmdir()
                 gone += 1
             except OSError:
                 continue
