@@ -308,7 +308,10 @@ _BROKEN: Mapping[str, tuple[Mapping[str, bytes | None], Mapping[Tier, str]]] = {
     ),
     "an entrypoint that ends": (
         {"usr/local/sbin/dind-k3s-entrypoint": b"#!/bin/sh\necho 'no reason to stay' >&2\nexit 7\n"},
-        {Tier.BOOT: r"the container has ended: .*no reason to stay"},
+        {
+            Tier.FILES: r"dind-k3s-entrypoint is not what /usr/share/dind-k3s/manifest.json says",
+            Tier.BOOT: r"the container has ended: .*no reason to stay",
+        },
     ),
 }
 
