@@ -42,8 +42,9 @@ def stop(name: str) -> None:
 
 def start(name: str) -> None:
     said = _control("start", name)
-    # A spawn error: it ended within a second, and supervisor tries again.
-    if not any(word in said for word in ("started", "already started", "spawn error")):
+    # A spawn error: it ended within a second, and supervisor tries again. An abnormal termination: a program that does
+    # its work once, as preload, had done it before supervisor looked.
+    if not any(word in said for word in ("started", "already started", "spawn error", "abnormal termination")):
         raise Mistake(f"{name} could not be started: {said}")
 
 
