@@ -13,23 +13,19 @@ import time
 from pathlib import Path
 from typing import cast
 
-from . import credentials, files, kubelet, log, resolver
+from . import credentials, files, kubelet, log
 from .about import PLATFORM, VERSION
 from .admission import Admission
 from .api import Server
 from .certs import Certificates, key_of
 from .config import Config
-from .engine import Engine
 from .failure import Failure
 from .joining import PREFIX
-from .logs import Logs
-from .node import Node, own_address
-from .pods import Kubelet
+from .node import own_address
 from .remote import RemoteStore
 from .rest import Rest
-from .server import in_background, leave
+from .server import in_background, leave, register_node, start_pods
 from .store import Store
-from .streams import Streams
 
 KUBELET_PORT = 10250
 RETRY_SECONDS = 1.0
@@ -96,35 +92,15 @@ def join(config: Config, host: str, port: int, address: str) -> AgentCertificate
 
 
 def _work(config: Config, host: str, port: int, address: str, certificates: AgentCertificates) -> None:
-    engine = Engine(config.docker_socket)
     context = _context(certificates.server_ca)
     context.load_cert_chain(certificates.kubelet, key_of(certificates.kubelet))
     # It has the methods of Store that a kubelet uses.
     store = cast(Store, RemoteStore(host, port, context, config.node_name))
-    node = Node(config, store, engine, address, is_agent=True)
-    if not node.wait_for_engine():
-        log.warn(f"dockerd does not answer on {config.docker_socket}; the stand-in makes no pods without it and ends")
-        leave()
-    node.register()
-    pods = Kubelet(
-        store,
-        engine,
-        node_name=config.node_name,
-        node_ip=address,
-        kubelet_dir=config.kubelet_dir,
-        resolver=resolver.read(config.resolv_conf),
-    )
-    streams = Streams(engine)
+    node = register_node(config, store, address, is_agent=True)
     rest = Rest(store, Admission(store, service_cidr=config.service_cidr), "")
     listener = Server("0.0.0.0", KUBELET_PORT, certificates, "", rest, node_name=config.node_name, kubelet_only=True)
-    listener.pod_handlers.update(log=Logs(engine), exec=streams.exec, attach=streams.attach)
-    for name, work in (
-        ("listener", listener.serve_forever),
-        ("kubelet", pods.follow),
-        ("engine", lambda: node.follow(pods)),
-        ("pulse", node.watch_pulse),
-    ):
-        in_background(name, work)
+    start_pods(node, config, store, address, listener)
+    in_background("listener", listener.serve_forever)
     log.say(f"node {config.node_name} is registered with {address} at {config.server}")
 
 

@@ -38,7 +38,7 @@ class Node:
     def __init__(self, config: Config, store: Store, engine: Engine, node_ip: str, *, is_agent: bool = False) -> None:
         self._config = config
         self._store = store
-        self._engine = engine
+        self.engine = engine
         self._ip = node_ip
         self._is_agent = is_agent
         self._heartbeat = AGENT_HEARTBEAT_SECONDS if is_agent else HEARTBEAT_SECONDS
@@ -49,7 +49,7 @@ class Node:
     def wait_for_engine(self) -> bool:
         """Wait for dockerd as long as k3s would."""
         until = time.monotonic() + START_SECONDS
-        while not self._engine.ping():
+        while not self.engine.ping():
             if time.monotonic() > until:
                 return False
             threading.Event().wait(RETRY_SECONDS)
@@ -57,7 +57,7 @@ class Node:
 
     def register(self) -> None:
         """Make the Node, or bring the one of an earlier start up to date."""
-        version = self._engine.version()["Version"]
+        version = self.engine.version()["Version"]
         name = self._config.node_name
         try:
             self._store.create("nodes", {"kind": "Node", "apiVersion": "v1", "metadata": {"name": name}, "spec": {}})
@@ -104,16 +104,16 @@ class Node:
         while True:
             try:
                 since = int(time.time()) - 1  # events between the look at all pods and the stream are not lost
-                version = self._engine.version()["Version"]
+                version = self.engine.version()["Version"]
                 self._tell_version(str(version))
                 self.set_ready(True, "dockerd answers")
                 kubelet.resume()
-                for event in self._engine.events("GET", "/events", filters=_EVENTS, since=since):
+                for event in self.engine.events("GET", "/events", filters=_EVENTS, since=since):
                     kubelet.on_event(event)
                 problem = "its event stream ended"
             except (EngineGone, EngineRefused) as error:
                 problem = str(error)
-            if not self._engine.ping():
+            if not self.engine.ping():
                 self.set_ready(False, f"dockerd does not answer: {problem}")
             threading.Event().wait(RETRY_SECONDS)
 
@@ -121,7 +121,7 @@ class Node:
         """See a dockerd that hangs with its connections open. Runs for ever."""
         while True:
             threading.Event().wait(PING_SECONDS)
-            if self._engine.ping():
+            if self.engine.ping():
                 self.set_ready(True, "dockerd answers")
             else:
                 self.set_ready(False, "dockerd does not answer")

@@ -104,14 +104,26 @@ def _create(store: Store, plural: str, thing: Object) -> None:
 
 
 def _start_node(config: Config, server: Server, store: Store) -> None:
-    """Wait for dockerd, then let pods run; without dockerd, end the whole process."""
-    engine = Engine(config.docker_socket)
     address = config.node_ip or own_address()
-    node = Node(config, store, engine, address)
+    start_pods(register_node(config, store, address), config, store, address, server)
+    namespaces.Reaper(store).start()
+    server.ready = True
+    log.say(f"node {config.node_name} is registered with {address}")
+
+
+def register_node(config: Config, store: Store, address: str, *, is_agent: bool = False) -> Node:
+    """Wait for dockerd, then tell the cluster of this node; without dockerd, end the whole process."""
+    node = Node(config, store, Engine(config.docker_socket), address, is_agent=is_agent)
     if not node.wait_for_engine():
         log.warn(f"dockerd does not answer on {config.docker_socket}; the stand-in makes no pods without it and ends")
         leave()
     node.register()
+    return node
+
+
+def start_pods(node: Node, config: Config, store: Store, address: str, listener: Server) -> None:
+    """Let pods run on a registered node; `listener` is asked for their logs and streams."""
+    engine = node.engine
     pods = Kubelet(
         store,
         engine,
@@ -121,16 +133,13 @@ def _start_node(config: Config, server: Server, store: Store) -> None:
         resolver=resolver.read(config.resolv_conf),
     )
     streams = Streams(engine)
-    server.pod_handlers.update(log=Logs(engine), exec=streams.exec, attach=streams.attach)
+    listener.pod_handlers.update(log=Logs(engine), exec=streams.exec, attach=streams.attach)
     for name, work in (
         ("kubelet", pods.follow),
         ("engine", lambda: node.follow(pods)),
         ("pulse", node.watch_pulse),
     ):
         in_background(name, work)
-    namespaces.Reaper(store).start()
-    server.ready = True
-    log.say(f"node {config.node_name} is registered with {address}")
 
 
 def in_background(name: str, work: Callable[[], object]) -> None:
