@@ -41,15 +41,15 @@ def sign(
         [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "tests"), x509.NameAttribute(NameOID.COMMON_NAME, "ca")]
     )
     authority = (
-        _begin(name, name, root_key.public_key(), _START, timedelta(days=3650))
+        begin(name, name, root_key.public_key(), _START, timedelta(days=3650))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(sign=False), critical=True)
+        .add_extension(key_usage(sign=False), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(root_key.public_key()), critical=False)
         .sign(root_key, hashes.SHA384())
     )
     leaf = (
-        _begin(x509.Name([]), name, key.public_key(), starts, timedelta(minutes=10))
-        .add_extension(_usage(sign=True), critical=True)
+        begin(x509.Name([]), name, key.public_key(), starts, timedelta(minutes=10))
+        .add_extension(key_usage(sign=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
         .add_extension(x509.SubjectAlternativeName([x509.RFC822Name(identity)]), critical=True)
@@ -64,21 +64,28 @@ def sign(
     )
 
 
-def _begin(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, starts: datetime, length: timedelta
+def begin(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    starts: datetime,
+    length: timedelta,
+    serial: int | None = None,
 ) -> x509.CertificateBuilder:
+    """A certificate without extensions, not signed yet."""
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial or x509.random_serial_number())
         .not_valid_before(starts)
         .not_valid_after(starts + length)
     )
 
 
-def _usage(*, sign: bool) -> x509.KeyUsage:
+def key_usage(*, sign: bool) -> x509.KeyUsage:
+    """Of a key that signs data, or of an authority's."""
     return x509.KeyUsage(
         digital_signature=sign,
         key_cert_sign=not sign,

@@ -26,6 +26,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from sigstore.models import ClientTrustConfig, TrustedRoot
 
+from tests.signing import begin, key_usage
+
 IDENTITY = "https://github.com/dind-k3s/dind-k3s/.github/workflows/release.yml@refs/tags/v7"
 ISSUER = "https://token.actions.githubusercontent.com"
 _SCTS = x509.ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
@@ -50,9 +52,9 @@ class Sigstore:
         )
         public = self._authority.public_key()
         self._root = (
-            _begin(name, name, public, datetime.now(UTC) - timedelta(days=1), timedelta(days=30))
+            begin(name, name, public, datetime.now(UTC) - timedelta(days=1), timedelta(days=30))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(sign=False), critical=True)
+            .add_extension(key_usage(sign=False), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .sign(self._authority, hashes.SHA384())
         )
@@ -124,8 +126,8 @@ class Sigstore:
         def leaf(word: bytes) -> x509.Certificate:
             text = self.issuer.encode()
             return (
-                _begin(x509.Name([]), self._root.subject, public, starts, timedelta(minutes=10), serial)
-                .add_extension(_usage(sign=True), critical=True)
+                begin(x509.Name([]), self._root.subject, public, starts, timedelta(minutes=10), serial)
+                .add_extension(key_usage(sign=True), critical=True)
                 .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
                 .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
                 .add_extension(
@@ -220,39 +222,6 @@ def running() -> Iterator[Sigstore]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def _begin(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
-    starts: datetime,
-    length: timedelta,
-    serial: int | None = None,
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(serial or x509.random_serial_number())
-        .not_valid_before(starts)
-        .not_valid_after(starts + length)
-    )
-
-
-def _usage(*, sign: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=sign,
-        key_cert_sign=not sign,
-        crl_sign=not sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _der(key: ec.EllipticCurvePrivateKey) -> bytes:
