@@ -307,6 +307,5 @@ def render(document: Mapping[str, Any]) -> str:
         ]
         for told in scenario["programs"]:
             times = " | ".join(report.spread(told["seconds"]))
-            used = f"{told['processor']:.2f} s" if "processor" in told else "-"  # no figure of an older run
-            lines.append(f"| {told['name']} | {times} | {used} | {size(told['memory'])} |")
+            lines.append(f"| {told['name']} | {times} | {told['processor']:.2f} s | {size(told['memory'])} |")
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from dind_k3s import authorities, dockerd, forwarder, k3s, proxy, ranges, registries, user_files, variables
-from dind_k3s.plan import Mistake, Plan, asked, shown
+from dind_k3s.plan import Mistake, Plan, asked, refuse, shown
 from dind_k3s.root import RUN, at, facts
 from dind_k3s.versions import Version, installed
 
@@ -46,11 +46,7 @@ def write(files: Mapping[str, str]) -> None:
 
 def check_k3s_files(env: Mapping[str, str]) -> list[str]:
     """What is wrong with the files that k3s reads at each start, and with the one that it writes."""
-    files: list[str] = []
-    for folder in ("/etc/rancher/k3s", "/app/k3s"):
-        more = at(f"{folder}/config.yaml.d").glob("*.yaml")
-        files += [f"{folder}/config.yaml", *sorted(f"{folder}/config.yaml.d/{path.name}" for path in more)]
-    mistakes = user_files.not_yaml(files)
+    mistakes = user_files.not_yaml(user_files.of_k3s())
     output = env.get("K3S_KUBECONFIG_OUTPUT", "")
     if output.startswith("/") and "\0" not in output and at(output).is_dir():
         mistakes.append(f"K3S_KUBECONFIG_OUTPUT is {shown(output)}, which is a folder; a file is expected")
@@ -116,9 +112,7 @@ def main() -> int:
     try:
         told = run(os.environ, sys.argv[1:])
     except Mistake as mistake:
-        for sentence in mistake.sentences:
-            print(f"dind-k3s: error: {sentence}", file=sys.stderr)
-        return 2
+        return refuse(mistake)
     except OSError as error:
         print(f"dind-k3s: error: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dind_k3s import versions, volume
-from dind_k3s.plan import Mistake, asked
+from dind_k3s.plan import Mistake, asked, refuse
 from dind_k3s.root import RUN, at, facts
 
 # There when `commit` will have something to do.
@@ -105,9 +105,7 @@ def main() -> int:
     try:
         told = check(os.environ) if sys.argv[1:] == ["check"] else commit(os.environ)
     except Mistake as mistake:
-        for line in mistake.sentences:
-            print(f"dind-k3s: error: {line}", file=sys.stderr)
-        return 2
+        return refuse(mistake)
     except OSError as error:
         print(f"dind-k3s: error: {error.filename or 'a volume'} cannot be written: {error.strerror}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,13 @@ class Mistake(Exception):
     def __init__(self, *sentences: str) -> None:
         self.sentences = tuple(shown(sentence, 1000) for sentence in sentences)
         super().__init__("\n".join(self.sentences))
+
+
+def refuse(mistake: Mistake) -> int:
+    """Tell each sentence of it; the exit code."""
+    for sentence in mistake.sentences:
+        print(f"dind-k3s: error: {sentence}", file=sys.stderr)
+    return 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
-from dind_k3s import plain_yaml
+from dind_k3s import plain_yaml, user_files
 from dind_k3s.plan import Mistake, words
 from dind_k3s.root import at
 
@@ -75,16 +75,15 @@ def pairs() -> Iterator[tuple[IPv4Network, IPv4Network]]:
 def asked_of_k3s(env: Mapping[str, str]) -> dict[str, str]:
     """The user's own ranges, from k3s's files and then its arguments, as k3s reads them."""
     found: dict[str, str] = {}
-    for folder in ("/etc/rancher/k3s", "/app/k3s"):
-        for file in (at(f"{folder}/config.yaml"), *sorted(at(f"{folder}/config.yaml.d").glob("*.yaml"))):
-            try:
-                values = plain_yaml.parse(file.read_text(), str(file))
-            except (OSError, ValueError, Mistake):
-                continue  # k3s itself tells what is wrong with it
-            for name in (PODS, SERVICES):
-                if isinstance(values, dict) and values.get(name):
-                    value = values[name]
-                    found[name] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    for file in user_files.of_k3s():
+        try:
+            values = plain_yaml.parse(at(file).read_text(), file)
+        except (OSError, ValueError, Mistake):
+            continue  # k3s itself tells what is wrong with it
+        for name in (PODS, SERVICES):
+            if isinstance(values, dict) and values.get(name):
+                value = values[name]
+                found[name] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     args = iter(words("K3S_ARGS", env))
     for arg in args:
         flag, has_value, value = arg.lstrip("-").partition("=")

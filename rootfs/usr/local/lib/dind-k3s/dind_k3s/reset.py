@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from dind_k3s import programs, snapshot, versions, volume
-from dind_k3s.plan import Mistake, asked
+from dind_k3s.plan import Mistake, asked, refuse
 from dind_k3s.root import at, facts
 
 USAGE = "usage: reset cluster|images|all [--yes]"
@@ -167,8 +167,7 @@ def main() -> int:
     try:
         print("\n".join(run(words[0], sure=len(words) != len(arguments))))
     except Mistake as mistake:
-        print(f"dind-k3s: error: {mistake}", file=sys.stderr)
-        return 2
+        return refuse(mistake)
     except OSError as error:
         print(f"dind-k3s: error: {error.filename or 'reset'}: {error.strerror}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from dind_k3s import archive, programs, snapshot, versions, volume
-from dind_k3s.plan import Mistake
+from dind_k3s.plan import Mistake, refuse
 
 USAGE = "usage: restore FILE|- [--timeout SECONDS]"
 TIMEOUT = 120.0
@@ -121,8 +121,7 @@ def main() -> int:
             with Path(name).open("rb") as source:
                 lines = run(source, name, timeout)
     except Mistake as mistake:
-        print(f"dind-k3s: error: {mistake}", file=sys.stderr)
-        return 2
+        return refuse(mistake)
     except OSError as error:
         print(f"dind-k3s: error: {error.filename or 'restore'}: {error.strerror}", file=sys.stderr)
         return 2

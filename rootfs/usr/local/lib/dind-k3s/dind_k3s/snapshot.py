@@ -18,7 +18,7 @@ from typing import IO
 
 from dind_k3s import archive, programs, versions, volume
 from dind_k3s.archive import Contents
-from dind_k3s.plan import Mistake
+from dind_k3s.plan import Mistake, refuse
 from dind_k3s.root import at
 
 USAGE = "usage: snapshot [FILE|-]"
@@ -143,8 +143,7 @@ def main() -> int:
             path = Path(arguments[0]) if arguments else default_name("cluster")
             contents = write_file(path, reason="snapshot", of=of, live=live)
     except Mistake as mistake:
-        print(f"dind-k3s: error: {mistake}", file=sys.stderr)
-        return 2
+        return refuse(mistake)
     except OSError as error:
         print(f"dind-k3s: error: {error.filename or 'the snapshot'}: {error.strerror}", file=sys.stderr)
         return 2
