@@ -30,6 +30,12 @@ def rehearse(session: nox.Session) -> None:
 
 
 @nox.session
+def release(session: nox.Session) -> None:
+    """Build, smoke, scan, push, sign, tag and verify, going on from where it stopped (-- --dry-run tells the plan)."""
+    _pipeline(session, "release", *session.posargs)
+
+
+@nox.session
 def resolve(session: nox.Session) -> None:
     """Ask upstream what versions.yaml means today; writes versions.lock.yaml (-- --check only tells)."""
     _pipeline(session, "resolve", *session.posargs)
@@ -90,9 +96,15 @@ def sbom(session: nox.Session) -> None:
 
 
 @nox.session
-def publish(session: nox.Session) -> None:
-    """Push the smoked digest, then tag it (-- --dry-run)."""
-    _pipeline(session, "publish", *session.posargs)
+def scan(session: nox.Session) -> None:
+    """Scan what was built with grype, and refuse a known vulnerability that has a fix (-- --scanner PROGRAM)."""
+    _pipeline(session, "scan", *session.posargs)
+
+
+@nox.session
+def push(session: nox.Session) -> None:
+    """Bring the smoked and scanned digest to every repository, without a tag."""
+    _pipeline(session, "push", *session.posargs)
 
 
 @nox.session
@@ -102,15 +114,15 @@ def sign(session: nox.Session) -> None:
 
 
 @nox.session
-def verify(session: nox.Session) -> None:
-    """Read back what was published, without credentials; -- IMAGE: check any published image and its signatures."""
-    _pipeline(session, "verify", *session.posargs)
+def tag(session: nox.Session) -> None:
+    """Give the pushed and signed digest its tags."""
+    _pipeline(session, "tag", *session.posargs)
 
 
 @nox.session
-def scan(session: nox.Session) -> None:
-    """Refuse an image with a known vulnerability that has a fix (-- GRYPE-REPORT…)."""
-    _pipeline(session, "scan", *session.posargs)
+def verify(session: nox.Session) -> None:
+    """Read back what was published, without credentials; -- IMAGE: check any published image and its signatures."""
+    _pipeline(session, "verify", *session.posargs)
 
 
 @nox.session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import functools
 import json
 import os
 import signal
@@ -75,11 +76,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--engine", action="append", default=[], metavar="URL", help="a docker host of another platform")
     one.add_argument("--keep", action="store_true", help="leave what was booted running, and say how to reach it")
     command("sbom", "write dist/sbom/: what is in the built image, as SPDX and CycloneDX for each platform")
-    one = command("publish", "push the smoked digest by digest, then tag it")
-    one.add_argument("--dry-run", action="store_true", help="print what would be pushed and tagged")
-    one = command("scan", "refuse an image with a known vulnerability that has a fix, by grype's reports")
-    one.add_argument("report", nargs="+", type=Path, help="output of grype -o json, one for each platform")
-    one.add_argument("--least", default="high", help="the least severity that stops a release (high)")
+    one = command("scan", "scan what was built, and refuse an image with a known vulnerability that has a fix")
+    _scanner(one)
+    command("push", "bring the smoked and scanned digest to every repository, without a tag")
+    command("tag", "give the pushed and signed digest its tags")
+    one = command("release", "all of it, from where it stopped: build, smoke, sbom, scan, push, sign, tag, verify")
+    one.add_argument("--dry-run", action="store_true", help="only tell what is left to do")
+    one.add_argument("--key", type=Path, metavar="FILE", help="sign with it (default: this workflow's identity)")
+    _scanner(one)
     one = command("rollback", "point the moving tags back at an older release")
     one.add_argument("release", metavar="RELEASE", help="a tag that never moves (k3s-…-r1), or sha256:…")
     one.add_argument("--dry-run", action="store_true", help="only tell which tags would be moved")
@@ -108,6 +112,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
     command("errors", "list the exit codes")
     return top
+
+
+def _scanner(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--scanner", default="grype", metavar="PROGRAM", help="grype, or what reports as it does (grype)")
+    one.add_argument("--least", default="high", help="the least severity that stops a release (high)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,10 +259,14 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
             _smoke(run, parsed)
         case "sbom":
             run.sbom()
-        case "publish":
-            run.publish(dry_run=parsed.dry_run)
         case "scan":
-            run.scan(parsed.report, least=parsed.least)
+            run.scan([parsed.scanner], least=parsed.least)
+        case "push":
+            run.push()
+        case "tag":
+            run.tag()
+        case "release":
+            _release(run, parsed)
         case "rollback":
             run.rollback(parsed.release, dry_run=parsed.dry_run)
         case "retention":
@@ -338,6 +351,28 @@ def _engine(run: Run, stack: ExitStack) -> Engine:
     from pipeline import engine
 
     return stack.enter_context(engine.choose(run.lock, run.cache, run.log))
+
+
+def _release(run: Run, parsed: argparse.Namespace) -> None:
+    from pipeline import emulation, engines, steps
+    from pipeline.smoke.booted import BootOptions
+
+    with ExitStack() as stack:
+
+        @functools.cache
+        def engine() -> Engine:
+            """One for build and smoke, started when the first of them needs it."""
+            return _engine(run, stack)
+
+        def smoke() -> None:
+            if os.geteuid() == 0:
+                for platform in run.intent.platforms:
+                    stack.enter_context(emulation.registered(platform, run.log))
+            chosen = engines.Engines(lock=run.lock, cache=run.cache, log=run.log, start=engine)
+            run.smoke(chosen, options=lambda _engine: BootOptions())
+
+        made = steps.of(run, engine=engine, smoke=smoke, scanner=[parsed.scanner], least=parsed.least, key=parsed.key)
+        steps.go(made, run.log, dry_run=parsed.dry_run)
 
 
 def _smoke(run: Run, parsed: argparse.Namespace) -> None:

@@ -78,7 +78,7 @@ def run(
 ) -> Mapping[Variant, Image]:
     """Build all platforms in one call of buildx, each variant in another, unless dist/ holds what these inputs give.
 
-    A variant that the lock has no files for is left out with a warning; `publish` does not. `root`: the repository,
+    A variant that the lock has no files for is left out with a warning; `push` does not. `root`: the repository,
     buildx's build context. `cache`: what `fetch` filled. `cold`: take nothing from the builder's cache. Raises
     BuildFailed with the failing step and its last lines; DigestMismatch and IntentError when the cache is not complete.
     """
@@ -86,7 +86,7 @@ def run(
         log.warn(f"without {variant}: the lock lacks its files for {', '.join(intent.platforms)}; {RENEW}")
     text, said = plan(intent, lock, root=root, dist=dist, rehearsed=rehearsed)
     inputs = inputs_of(root, text)
-    known = {variant: _already_built(variant.below(dist), inputs) for variant in said}
+    known = {variant: already_built(variant.below(dist), inputs) for variant in said}
     images = {variant: image for variant, image in known.items() if image is not None}
     if len(images) == len(said):
         log.say(f"nothing to build: {_names(images)} was built from exactly these inputs")
@@ -270,7 +270,7 @@ def inputs_of(root: Path, bake_text: str) -> Digest:
     return Digest(f"sha256:{state.hexdigest()}")
 
 
-def _already_built(dist: Path, inputs: Digest) -> Image | None:
+def already_built(dist: Path, inputs: Digest) -> Image | None:
     """A folder's image if it was made from these inputs and its layout is whole (sizes, not bytes: smoke hashes)."""
     if not (dist / IMAGE).exists():
         return None

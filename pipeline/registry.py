@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from pipeline.credentials import Challenge, Credentials
 from pipeline.errors import RegistryError
 from pipeline.log import Log, Transfers
 from pipeline.oci import ANY_MANIFEST, INDEX, Digest, ImageName
+from pipeline.transport import registry_origin
 
 __all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
 
@@ -69,7 +71,7 @@ class _Again(Exception):
 
 
 class Registry:
-    """One repository. Plain HTTP on loopback, HTTPS everywhere else.
+    """One repository. HTTPS; on loopback plain HTTP where the registry speaks nothing else.
 
     Every method raises RegistryError when the registry refuses, contradicts itself or stays unreachable: broken
     connections, timeouts, 429 and 5xx are tried again with growing pauses; everything else is final, a connection that
@@ -88,11 +90,16 @@ class Registry:
         self._client = client
         self._credentials = credentials
         self._sleep = sleep
-        host = "registry-1.docker.io" if name.registry == "docker.io" else name.registry
-        self._origin = httpx.URL(f"{'http' if name.is_loopback else 'https'}://{host}")
-        self._base = self._origin.join(f"/v2/{name.repository}/")
         self._authorization: dict[str, str] = {}  # actions → value of the header
         self._authorizing = threading.Lock()
+
+    @cached_property
+    def _origin(self) -> httpx.URL:
+        return httpx.URL(registry_origin(self.name))
+
+    @property
+    def _base(self) -> httpx.URL:
+        return self._origin.join(f"/v2/{self.name.repository}/")
 
     def manifest(self, reference: str) -> Manifest | None:
         """The manifest or index behind a tag or a digest; None when there is none."""

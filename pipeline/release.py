@@ -1,8 +1,9 @@
-"""The files in dist/ that pass from one stage to the next, and the rule that only smoked digests are published.
+"""The files in dist/ that pass from one stage to the next, and the rules of what a digest must have behind it.
 
 dist/image/         the built image as an OCI layout; the bytes that are smoked, pushed and verified
 dist/image.json     Image: what was built, from which inputs
 dist/smoke/*.json   SmokeReport: one for each platform
+dist/scan/*.json    ScanReport: one for each platform
 dist/release.json   Release: what happened to each digest, so that a rerun goes on where it stopped
 dist/airgap/        the same files of the variant airgap
 """
@@ -13,18 +14,22 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import BuildFailed, IntentError, SmokeFailed
-from pipeline.oci import Digest
+from pipeline.errors import BuildFailed, IntentError, RegistryError, SmokeFailed, VerificationFailed
+from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
 
 LAYOUT = "image"
 IMAGE = "image.json"
 SMOKE = "smoke"
+SCAN = "scan"
 RELEASE = "release.json"
+
+OLDEST_DATABASE = timedelta(days=5)  # of known vulnerabilities; grype itself refuses an older one by default
 
 
 class Variant(StrEnum):
@@ -247,14 +252,119 @@ def require_smoked(image: Image, reports: Sequence[SmokeReport]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScanReport:
+    """dist/scan/<architecture>.json: what a scanner found on one platform, held against the list of what is allowed."""
+
+    platform: Platform
+    index: Digest  # the image that was scanned
+    digest: Digest  # its manifest of this platform
+    by: str  # the scanner and its version: grype 0.104.0
+    database: datetime  # when its database of known vulnerabilities was made
+    findings: int
+    refused: tuple[str, ...]  # grave, with a fix, and not on the list
+    allowed: tuple[str, ...]  # grave, and on the list
+    unfixed: tuple[str, ...]  # grave, and nothing can be done about it yet
+
+    def write(self, dist: Path) -> None:
+        """Write it below dist/scan/, in one step."""
+        write_json(dist / SCAN / f"{self.platform.architecture}.json", self)
+
+    @classmethod
+    def read(cls, dist: Path, platform: Platform) -> Self:
+        """Read one platform's report. Raises IntentError when that platform was not scanned yet."""
+        path = dist / SCAN / f"{platform.architecture}.json"
+        data = read_json(path, next_step="scan it first: nox -s scan")
+        try:
+            return cls(
+                platform=Platform(data["platform"]),
+                index=Digest(data["index"]),
+                digest=Digest(data["digest"]),
+                by=data["by"],
+                database=datetime.fromisoformat(data["database"]),
+                findings=data["findings"],
+                refused=tuple(data["refused"]),
+                allowed=tuple(data["allowed"]),
+                unfixed=tuple(data["unfixed"]),
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise IntentError(
+                f"{path} is no report of ours", found=f"{type(error).__name__}: {error}", next_step="nox -s scan"
+            ) from None
+
+
+def require_scanned(image: Image, reports: Sequence[ScanReport]) -> None:
+    """Refuse to go on unless every platform of exactly this image was scanned, lately, and nothing was refused.
+
+    Raises VerificationFailed that says what is missing.
+    """
+    seen = {report.platform: report for report in reports}
+    for platform, built in image.platforms.items():
+        report = seen.get(platform)
+        if report is None or report.index != image.digest or report.digest != built.digest:
+            raise VerificationFailed(
+                f"{platform} of this image was not scanned for vulnerabilities",
+                expected=f"a report about {built.digest} in {image.digest}",
+                found="none" if report is None else f"a report about {report.digest} in {report.index}",
+                next_step="nox -s scan",
+            )
+        if report.refused:
+            raise VerificationFailed(
+                f"{platform} has vulnerabilities that are fixed elsewhere",
+                found="\n    ".join(report.refused),
+                next_step="nox -s update, or .github/allowed-vulnerabilities.yaml; then nox -s scan",
+            )
+        if datetime.now(UTC) - report.database > OLDEST_DATABASE:
+            raise VerificationFailed(
+                f"{platform} was scanned with a database that is too old by now",
+                expected=f"one younger than {OLDEST_DATABASE.days} days",
+                found=f"made on {report.database:%Y-%m-%d}",
+                next_step="nox -s scan",
+            )
+
+
+def require_at_home(names: Sequence[ImageName], *, rehearsed: bool) -> None:
+    """Refuse to take a rehearsed image to where others could pull it. Raises RegistryError."""
+    for name in names:
+        if rehearsed and not name.is_loopback:
+            raise RegistryError(
+                "a rehearsed image is made of stand-ins and never leaves this machine",
+                expected="a registry on 127.0.0.1 or localhost",
+                found=str(name),
+                next_step="build the real one: nox -s build, smoke, or all of it: nox -s release",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Release:
-    """dist/release.json: what happened to one digest in each repository."""
+    """dist/release.json: how far one digest has come, in this order.
+
+    Each stage takes only a digest that has the state before its own: push asks for the reports of smoke and scan, sign
+    for `pushed`, tag for `signed`, verify for `tagged`.
+    """
 
     digest: Digest
+    smoked: tuple[str, ...] = ()  # platform and tier, with its state: what `push` went by
+    scanned: tuple[str, ...] = ()  # platform and scanner: what `push` went by
     pushed: tuple[str, ...] = ()  # repositories that hold the digest
+    signed: tuple[str, ...] = ()  # repositories that hold every signature and attestation of the digest
     tagged: tuple[str, ...] = ()  # full references, repository:tag
     verified: tuple[str, ...] = ()  # full references that were read back
-    signed: tuple[str, ...] = ()  # repositories that hold every signature and attestation of the digest
+
+    def having(self, **done: str) -> Self:
+        """With one entry more in the named fields, each once."""
+        states: dict[str, Any] = {name: tuple(dict.fromkeys((*getattr(self, name), one))) for name, one in done.items()}
+        return replace(self, **states)
+
+    def require(self, state: str, names: Sequence[ImageName]) -> None:
+        """Refuse a digest that has not come as far as `pushed` or `signed` in every repository. Raises IntentError."""
+        done = getattr(self, state)
+        if missing := [name for name in names if str(name) not in done]:
+            raise IntentError(
+                f"{self.digest} is not {state} in {missing[0]}",
+                expected=f"{', '.join(map(str, names))} in `{state}` of {RELEASE}",
+                found=", ".join(done) or "none",
+                next_step={"pushed": "nox -s push", "signed": "nox -s sign"}[state],
+            )
 
     def write(self, dist: Path) -> None:
         """Write it as dist/release.json, in one step."""
@@ -267,13 +377,9 @@ class Release:
             data = json.loads((dist / RELEASE).read_text(encoding="utf-8"))
             if data["digest"] != digest.text:
                 return cls(digest=digest)
-            return cls(
-                digest=digest,
-                pushed=tuple(data["pushed"]),
-                tagged=tuple(data["tagged"]),
-                verified=tuple(data["verified"]),
-                signed=tuple(data.get("signed", ())),  # younger than the rest
-            )
+            # A state that an older record lacks was not reached; what is signed or scanned is found again by the stage.
+            states = {one.name: tuple(data.get(one.name, ())) for one in fields(cls) if one.name != "digest"}
+            return cls(digest=digest, **states)
         except (OSError, ValueError, KeyError, TypeError):
             return cls(digest=digest)
 
@@ -310,6 +416,8 @@ def read_json(path: Path, *, next_step: str) -> dict[str, Any]:
 def _plain(value: object) -> object:
     if isinstance(value, Digest):
         return value.text
+    if isinstance(value, datetime):
+        return value.isoformat()
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

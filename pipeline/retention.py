@@ -21,10 +21,10 @@ from pipeline.compat import number
 from pipeline.errors import RegistryError
 from pipeline.log import Log
 from pipeline.oci import INDEX, Digest
-from pipeline.publish import age
 from pipeline.registry import Manifest, Registry
+from pipeline.tag import age
 
-FIXED = re.compile(r"k3s-.+-docker-.+-r([1-9]\d*)(-[a-z]+)?")  # tags that never move, see publish.py
+FIXED = re.compile(r"k3s-.+-docker-.+-r([1-9]\d*)(-[a-z]+)?")  # tags that never move, see tag.py
 _REFERRERS = re.compile(r"sha256-([0-9a-f]{64})(\.\w+)?")  # the tag schema of registries without a referrers API
 
 
@@ -149,6 +149,6 @@ def _children(registry: Registry, index: Manifest) -> Iterable[Manifest]:
                 expected=entry["digest"],
                 found="none",
                 where=f"{registry.name}@{index.digest}",
-                next_step="nox -s verify tells which release is broken; nox -s publish sends what is missing",
+                next_step="nox -s verify tells which release is broken; nox -s push sends what is missing",
             )
         yield child

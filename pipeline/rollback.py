@@ -1,7 +1,7 @@
 """Stage `rollback`: point the moving tags back at an older release. Nothing is deleted, nothing is built.
 
 A tag that never moves stays where it is, so the release that is taken back can still be had by its own name. The next
-release moves the moving tags on, as ever: publish.py.
+release moves the moving tags on, as ever: tag.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pipeline.bake import KEY, variant_of
 from pipeline.errors import IntentError, RegistryError
 from pipeline.log import Log
 from pipeline.oci import INDEX, Digest, ImageName
-from pipeline.publish import moving_tags
 from pipeline.registry import Manifest, Registry
+from pipeline.tag import moving_tags
 
 
 @dataclass(frozen=True, kw_only=True)

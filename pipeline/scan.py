@@ -1,29 +1,41 @@
 """Stage `scan`: is there a known vulnerability with a fix in the image, which nobody has looked at yet?
 
-The scanner is grype, which reads the built layout itself (a release installs it; it is no part of this project).
-Here its report is held against the list of allowed findings, and against the age of its database: an old one finds
-nothing new.
+The scanner is grype, which reads the built bytes (a release installs it; it is no part of this project). Its report
+is held against the list of allowed findings, and against the age of its database: an old one finds nothing new.
 Format: https://github.com/anchore/grype/blob/main/grype/presenter/models/document.go
+
+    dist/scan/amd64.json         ScanReport: what push goes by
+    dist/scan/amd64.grype.json   the scanner's own report
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
+from pipeline import layout
 from pipeline.errors import IntentError, VerificationFailed
 from pipeline.log import Log
+from pipeline.oci import MANIFEST, Digest
+from pipeline.platforms import Platform
+from pipeline.release import LAYOUT, OLDEST_DATABASE, SCAN, Image, ScanReport, require_scanned, write_text
 
 ALLOWED = ".github/allowed-vulnerabilities.yaml"
+SCANNER = ("grype",)
+STAND_IN = "stand-in"  # how a scanner names itself that knows nothing; only a rehearsed image may go by it
 _SEVERITIES = ("unknown", "negligible", "low", "medium", "high", "critical")
-_OLDEST_DATABASE = timedelta(days=5)  # as grype itself refuses by default
 _LONGEST = timedelta(days=90)  # that a finding may be allowed for, so that somebody looks again
+_PATIENCE = 900.0  # seconds for one platform; the first run downloads the database, some hundred megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,30 +119,48 @@ def _entry(entry: object, today: date) -> Allowed:
     return Allowed(id=entry["id"], package=entry.get("package", ""), expires=expires, reason=entry["reason"])
 
 
-def read_report(path: Path, now: datetime) -> tuple[Found, ...]:
-    """What grype found. Raises VerificationFailed for a report that is broken or of an old database."""
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What is read of grype's report."""
+
+    manifest: Digest  # what it is about
+    scanner: str
+    version: str
+    database: datetime
+    findings: tuple[Found, ...]
+
+
+def read_report(path: Path, now: datetime) -> Report:
+    """What the scanner found. Raises VerificationFailed for a report that is broken or of an old database."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        status = data["descriptor"]["db"]["status"]
-        built = datetime.fromisoformat(status["built"])
-        found = tuple(_found(match) for match in data["matches"])
+        by = data["descriptor"]
+        status = by["db"]["status"]
+        report = Report(
+            manifest=Digest(data["source"]["target"]["manifestDigest"]),
+            scanner=by["name"],
+            version=by["version"],
+            database=datetime.fromisoformat(status["built"]),
+            findings=tuple(_found(match) for match in data["matches"]),
+        )
+        old = now - report.database > OLDEST_DATABASE
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VerificationFailed(
-            "there is no report of the scanner to go by",
-            expected="the output of grype -o json",
+            "the scanner's report cannot be read",
+            expected="the output of grype --output json",
             found=f"{type(error).__name__}: {error}",
             where=str(path),
-            next_step="grype oci-dir:dist/image --platform linux/amd64 -o json --file FILE, then: nox -s scan -- FILE",
+            next_step="another version of grype may write it otherwise: look at the file",
         ) from None
-    if status.get("valid") is False or now - built > _OLDEST_DATABASE:
+    if status.get("valid") is False or old:
         raise VerificationFailed(
             "the scanner's database is too old to say anything",
-            expected=f"one that is valid and younger than {_OLDEST_DATABASE.days} days",
-            found=f"built {built:%Y-%m-%d}, valid: {status.get('valid')}",
+            expected=f"one that is valid and younger than {OLDEST_DATABASE.days} days",
+            found=f"built {report.database:%Y-%m-%d}, valid: {status.get('valid')}",
             where=str(path),
             next_step="grype db update, then scan again",
         )
-    return found
+    return report
 
 
 def _found(match: Mapping[str, Any]) -> Found:
@@ -147,44 +177,148 @@ def _found(match: Mapping[str, Any]) -> Found:
     )
 
 
-def run(reports: Sequence[Path], allowed_path: Path, log: Log, *, least: str = "high") -> None:
-    """Refuse an image with a finding of that severity or above that has a fix and is not on the list.
+def run(
+    image: Image,
+    dist: Path,
+    scanner: Sequence[str],
+    allowed_path: Path,
+    log: Log,
+    *,
+    least: str = "high",
+) -> tuple[ScanReport, ...]:
+    """Scan every platform and write dist/scan/; refuse an image with a grave finding that has a fix.
 
-    What has no fix is told and does not stop a release: nothing could be done about it but to stop releasing.
-    Raises VerificationFailed with every such finding; IntentError for a list that needs a look.
+    `scanner`: the command that takes `oci-dir:FOLDER --output json --file FILE`. `least`: the severity from which on a
+    finding is grave. One that is on the list does not stop a release, nor one that has no fix yet: nothing could be
+    done about it but to stop releasing. Raises VerificationFailed with every finding that does, or when there is no
+    scan to go by; IntentError for a list that needs a look and a scanner that is not there; DigestMismatch when the
+    layout has changed.
     """
     if least not in _SEVERITIES:
         raise IntentError(f"{least} is not a severity", expected=", ".join(_SEVERITIES))
-    now = datetime.now(UTC)
-    allowed = read_allowed(allowed_path, now.date())
-    found = {str(one): one for report in reports for one in read_report(report, now)}
-    grave = [one for one in found.values() if _SEVERITIES.index(_known(one.severity)) >= _SEVERITIES.index(least)]
-    log.say(f"{len(found)} findings, {len(grave)} of them {least} or above")
-    refused = [*_refused(grave, allowed, log)]
+    allowed = read_allowed(allowed_path, datetime.now(UTC).date())
+    built = layout.read(dist / LAYOUT, image.digest)
+    reports: list[ScanReport] = []
+    everything: list[Found] = []
+    for platform, one in image.platforms.items():
+        raw = dist / SCAN / f"{platform.architecture}.grype.json"
+        with _alone(built, one.digest, dist) as folder:
+            _scan(scanner, folder, raw)
+        found = read_report(raw, datetime.now(UTC))
+        _require_about(found, image, platform, raw)
+        grave = [
+            each for each in found.findings if _SEVERITIES.index(_known(each.severity)) >= _SEVERITIES.index(least)
+        ]
+        covered = {each: entry for each in grave for entry in allowed if entry.covers(each)}
+        report = ScanReport(
+            platform=platform,
+            index=image.digest,
+            digest=one.digest,
+            by=f"{found.scanner} {found.version}",
+            database=found.database,
+            findings=len(found.findings),
+            refused=_sorted(each for each in grave if each not in covered and each.fixed_in),
+            allowed=_sorted(covered),
+            unfixed=_sorted(each for each in grave if each not in covered and not each.fixed_in),
+        )
+        report.write(dist)
+        reports.append(report)
+        everything += found.findings
+        log.say(f"{platform}: {report.findings} findings of {report.by}, database of {report.database:%Y-%m-%d}")
+        for each, entry in covered.items():
+            log.say(f"{each.id} in {each.package} is allowed until {entry.expires}: {entry.reason}")
+        for text in report.unfixed:
+            log.say(text)
     for entry in allowed:
-        if not any(entry.covers(one) for one in found.values()):
+        if not any(entry.covers(each) for each in everything):
             log.warn(f"{entry.id} is on the list of {allowed_path.name} and in no report: delete the entry")
-    if refused:
+    _refuse(reports, least)
+    require_scanned(image, reports)
+    return tuple(reports)
+
+
+@contextmanager
+def _alone(built: layout.Layout, manifest: Digest, dist: Path) -> Iterator[Path]:
+    """A layout of one platform with the same blobs.
+
+    Of a layout with an index, releases of grype scan nothing or what they take for the first platform
+    (anchore/stereoscope, pkg/image/oci/directory_provider.go); of this one all of them scan that manifest.
+    """
+    (part,) = [one for one in built.manifests if one.digest == manifest]
+    with TemporaryDirectory(dir=dist, prefix="scan-") as name:
+        folder = Path(name)
+        (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+        (folder / "blobs").symlink_to(os.path.relpath(dist / LAYOUT / "blobs", folder))
+        described = {"mediaType": MANIFEST, "digest": manifest.text, "size": part.size}
+        (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
+        yield folder
+
+
+def _scan(scanner: Sequence[str], folder: Path, report: Path) -> None:
+    """Run the scanner; its report is there when it is whole. Raises IntentError, VerificationFailed."""
+    report.parent.mkdir(parents=True, exist_ok=True)
+    made = folder / "report.json"
+    command = [*scanner, f"oci-dir:{folder}", "--output", "json", "--file", str(made)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_PATIENCE
+        )
+    except FileNotFoundError:
+        raise IntentError(
+            f"there is no {scanner[0]}",
+            expected="grype, or a scanner that writes its report as grype does",
+            next_step="install it (https://github.com/anchore/grype#installation), or name it: --scanner PROGRAM",
+        ) from None
+    except OSError as error:
+        raise IntentError(f"{scanner[0]} cannot be run", found=str(error), next_step="--scanner PROGRAM") from None
+    except subprocess.TimeoutExpired:
+        raise VerificationFailed(
+            f"{scanner[0]} has come to no end", expected=f"within {_PATIENCE:.0f} s", next_step="nox -s scan"
+        ) from None
+    if done.returncode != 0 or not made.exists():
+        raise VerificationFailed(
+            f"{scanner[0]} could not scan the image",
+            expected="exit code 0 and a report",
+            found=f"exit code {done.returncode}: " + "\n    ".join(done.stderr.strip().splitlines()[-5:]),
+            next_step="it needs its database of vulnerabilities, from the network: run it again, nox -s scan",
+        )
+    write_text(report, made.read_text(encoding="utf-8"))
+
+
+def _require_about(found: Report, image: Image, platform: Platform, path: Path) -> None:
+    """Refuse a report about something else, or of a scanner that knows nothing."""
+    expected = image.platforms[platform].digest
+    if found.manifest != expected:
+        raise VerificationFailed(
+            "the scanner reports about another image",
+            expected=expected.text,
+            found=found.manifest.text,
+            where=str(path),
+        )
+    if found.scanner == STAND_IN and not image.rehearsed:
+        raise VerificationFailed(
+            "a stand-in scanned the image, which knows no vulnerability",
+            expected="grype",
+            where=str(path),
+            next_step="nox -s scan -- --scanner PROGRAM",
+        )
+
+
+def _refuse(reports: Sequence[ScanReport], least: str) -> None:
+    if refused := _sorted({text for report in reports for text in report.refused}):
         raise VerificationFailed(
             "the image has vulnerabilities that are fixed elsewhere",
             expected=f"none of severity {least} or above that has a fix",
-            found="\n    ".join(map(str, sorted(refused, key=str))),
+            found="\n    ".join(refused),
             next_step="nox -s update brings newer versions; what cannot be reached is allowed for a while, "
             f"with the reason, in {ALLOWED}",
         )
 
 
+def _sorted(found: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({str(each) for each in found}))
+
+
 def _known(severity: str) -> str:
     """A severity that a newer grype may have invented counts as the gravest."""
     return severity if severity in _SEVERITIES else _SEVERITIES[-1]
-
-
-def _refused(grave: Sequence[Found], allowed: Sequence[Allowed], log: Log) -> Iterator[Found]:
-    for one in grave:
-        entry = next((entry for entry in allowed if entry.covers(one)), None)
-        if entry is not None:
-            log.say(f"{one.id} in {one.package} is allowed until {entry.expires}: {entry.reason}")
-        elif one.fixed_in:
-            yield one
-        else:
-            log.say(f"{one}")

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import bundle, layout, referrers, sbom, statement
 from pipeline.bundle import Trust
-from pipeline.errors import IntentError, RegistryError, VerificationFailed
+from pipeline.errors import IntentError, VerificationFailed
 from pipeline.layout import Part
 from pipeline.log import Log
 from pipeline.oci import Digest, ImageName
 from pipeline.referrers import Artifact
 from pipeline.registry import Registry
-from pipeline.release import LAYOUT, Image, Release, read_json, write_text
+from pipeline.release import LAYOUT, Image, Release, read_json, require_at_home, write_text
 from pipeline.sbom import Form
 from pipeline.signer import BUNDLE, Signer
 from pipeline.versions import Intent
@@ -100,26 +100,21 @@ def run(
 ) -> Release:
     """Sign what is not signed yet, and have every claim in every repository of the intent; recorded in release.json.
 
-    `signer` is called only when there is something to sign. `trust`: whose earlier signatures count as ours; what is
-    signed now must hold against it too. Raises IntentError, RegistryError, UpstreamError, VerificationFailed.
+    Only a digest that is recorded as pushed is signed. `signer` is called only when there is something to sign.
+    `trust`: whose earlier signatures count as ours; what is signed now must hold against it too. Raises IntentError,
+    RegistryError, UpstreamError, VerificationFailed.
     """
-    for name in intent.names:
-        if image.rehearsed and not name.is_loopback:
-            raise RegistryError(
-                "a rehearsed image is made of stand-ins and never leaves this machine",
-                expected="a registry on 127.0.0.1 or localhost",
-                found=str(name),
-                next_step="build the real one: nox -s build, smoke, publish",
-            )
+    require_at_home(intent.names, rehearsed=image.rehearsed)
+    release = Release.read(dist, image.digest)
+    release.require("pushed", intent.names)
     everything = claims(image, dist)
     registries = [registry_for(name) for name in intent.names]
     for registry in registries:
         if not registry.has("manifests", image.digest):
             raise IntentError(
-                f"{registry.name} does not have this image", expected=image.digest.text, next_step="nox -s publish"
+                f"{registry.name} does not have this image", expected=image.digest.text, next_step="nox -s push"
             )
     _have(everything, dist, registries, signer, trust, log)
-    release = Release.read(dist, image.digest)
     for registry in registries:
         sent = 0
         for claim in everything:
@@ -128,7 +123,7 @@ def run(
             )
             sent += referrers.push(registry, artifact, dist / FOLDER, log)
         log.say(f"{registry.name}: " + (f"{sent} of {len(everything)} claims pushed" if sent else "nothing to push"))
-        release = replace(release, signed=tuple(dict.fromkeys((*release.signed, str(registry.name)))))
+        release = release.having(signed=str(registry.name))
         release.write(dist)
     return release
 

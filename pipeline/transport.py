@@ -24,6 +24,7 @@ from h2.exceptions import H2Error
 
 from pipeline.errors import UpstreamError
 from pipeline.folders import Folders
+from pipeline.oci import ImageName
 
 Sleep = Callable[[float], None]
 
@@ -37,6 +38,8 @@ NEXT_STEP = (
     "see whether the network is up, or name another server in versions.yaml (docs/versions.md): `mirrors` for what is "
     "fetched, `upstream` for what is resolved; a rehearsal needs no vendor: nox -s rehearse"
 )
+
+_GREETING = 2.0  # seconds for a registry on loopback to answer
 
 _READ = 256 << 10  # bytes at a time; httpcore's own 64 KiB take twice the processor time on loopback
 _LONG = 1 << 20  # bytes from which on a body is worth a connection of its own
@@ -64,6 +67,33 @@ def make_client(
         timeout=httpx.Timeout(read, connect=min(read, 5.0)),
         headers={"User-Agent": "dind-k3s-pipeline", "Accept-Encoding": "identity"},
     )
+
+
+def registry_origin(name: ImageName) -> str:
+    """`https://host[:port]` of the registry that holds a repository.
+
+    As docker has it, a registry on loopback may speak plain HTTP: whether it does is found by asking. Nothing is
+    trusted here: the client that uses the address checks the certificate.
+    """
+    host = "registry-1.docker.io" if name.registry == "docker.io" else name.registry
+    return f"{'http' if name.is_loopback and not _speaks_tls(host) else 'https'}://{host}"
+
+
+def _speaks_tls(host: str) -> bool:
+    """Whether what listens at `host[:port]` answers a TLS greeting."""
+    url = urlsplit(f"//{host}")
+    name = url.hostname or host
+    asking = ssl.create_default_context()
+    asking.check_hostname = False
+    asking.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((name, url.port or 443), timeout=_GREETING) as plain,
+            asking.wrap_socket(plain, server_hostname=name),
+        ):
+            return True
+    except OSError:
+        return False
 
 
 def _stay_outside(response: httpx.Response) -> None:

@@ -85,7 +85,7 @@ def markdown(old: Lock | None, new: Lock, said: Sequence[str], weak: Sequence[st
         _evidence(old, new),
         _replaced(old, new),
         _sentences("Compatibility", said),
-        _sentences("Publish will refuse this lock", weak),
+        _sentences("Push will refuse this lock", weak),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

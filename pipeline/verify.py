@@ -23,9 +23,10 @@ from pipeline.lock import Lock
 from pipeline.log import Log, seconds, size
 from pipeline.oci import INDEX, MANIFEST, REFERENCE_TYPE, ImageName
 from pipeline.release import Image, Release
-from pipeline.transport import shown
+from pipeline.transport import registry_origin, shown
 
 _PAUSES = (1.0, 3.0)  # seconds before the second and third try: a registry may take a moment to show what it was given
+_AGAIN = (404, 429, 500, 502, 503, 504)  # statuses that may be others in a moment
 _PROVENANCE = "https://slsa.dev/provenance/"
 
 _T = TypeVar("_T")
@@ -57,7 +58,7 @@ def run(
         reference = digest.text if digest else tag or "latest"
         repositories.setdefault(name, []).append(reference)
     if not repositories:
-        raise IntentError("nothing was published yet", next_step="nox -s publish")
+        raise IntentError("nothing was published yet", next_step="nox -s tag")
     for name, wanted in repositories.items():
         reader = Reader(name, client, sleep)
         started = time.monotonic()
@@ -138,9 +139,8 @@ class Reader:
     """Anonymous reading of one repository."""
 
     def __init__(self, name: ImageName, client: httpx.Client, sleep: Callable[[float], None]) -> None:
-        host = "registry-1.docker.io" if name.registry == "docker.io" else name.registry
         self._name = name
-        self._base = f"{'http' if name.is_loopback else 'https'}://{host}/v2/{name.repository}"
+        self._base = f"{registry_origin(name)}/v2/{name.repository}"
         self._client = client
         self._sleep = sleep
         self._token = ""
@@ -208,10 +208,12 @@ class Reader:
                     if answer.status_code in absent:
                         raise _Absent
                     challenge = answer.headers.get("WWW-Authenticate", "")
-                    found, again = f"status {answer.status_code}", answer.status_code in (404, 429, 500, 502, 503, 504)
-                if answer.status_code == 401 and not asked and self._ask_token(challenge):
-                    asked = True
-                    continue
+                    found, again = f"status {answer.status_code}", answer.status_code in _AGAIN
+                if answer.status_code == 401 and not asked and (status := self._ask_token(challenge)):
+                    asked = status == 200
+                    if asked:
+                        continue
+                    found, again = f"status {status} of its token server", status in _AGAIN
             except httpx.HTTPError as error:
                 found, again = str(error) or type(error).__name__, not isinstance(error, httpx.ConnectError)
             pause = next(pauses, None)
@@ -225,18 +227,17 @@ class Reader:
                 )
             self._sleep(pause)
 
-    def _ask_token(self, challenge: str) -> bool:
-        """Ask the token server of the challenge for what anyone may do; False without such a server."""
+    def _ask_token(self, challenge: str) -> int:
+        """Ask the token server of the challenge for what anyone may do; its status, 0 without such a server."""
         words = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
         if not challenge.lower().startswith("bearer") or "realm" not in words:
-            return False
+            return 0
         scope = {"service": words.get("service", ""), "scope": f"repository:{self._name.repository}:pull"}
         answer = self._client.get(httpx.URL(words["realm"]).copy_merge_params(scope))
-        if answer.status_code != 200:
-            return False
-        said = answer.json()
-        self._token = said.get("token") or said.get("access_token") or ""
-        return bool(self._token)
+        if answer.status_code == 200:
+            said = answer.json()
+            self._token = said.get("token") or said.get("access_token") or ""
+        return answer.status_code
 
 
 def _platform(entry: Mapping[str, Any]) -> str:
@@ -259,7 +260,7 @@ def _same(what: str, expected: object, found: object) -> None:
             f"{what} is not what was released",
             expected=str(expected),
             found=str(found),
-            next_step="do not announce this release; publish again, and find out who changed the registry",
+            next_step="do not announce this release; run `nox -s tag` again, and find out who changed the registry",
         )
 
 

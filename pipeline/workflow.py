@@ -25,8 +25,8 @@ from pipeline import (
     fetch,
     lock,
     mirrors,
-    publish,
     published,
+    push,
     reproduce,
     resolve,
     retention,
@@ -36,6 +36,7 @@ from pipeline import (
     sign,
     signature,
     smoke,
+    tag,
     transport,
     update,
     vendor,
@@ -51,7 +52,7 @@ from pipeline.log import Log, size
 from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Credentials, Registry
-from pipeline.release import Image, Release, SmokeReport, Tier, Variant, require_smoked
+from pipeline.release import Image, Release, ScanReport, SmokeReport, Tier, Variant, require_smoked
 from pipeline.signer import KeySigner, keyless
 from pipeline.versions import Intent
 
@@ -242,34 +243,47 @@ class Run:
         """What `build` made of the lock; the image first. Raises IntentError when it did not."""
         return {variant: Image.read(variant.below(self.dist)) for variant in self.lock.variants}
 
-    def publish(self, *, dry_run: bool) -> None:
-        """Push the smoked digests and tag them; nothing is pushed before all of them may be."""
-        with self.log.step("publish"):
+    def scan(self, scanner: Sequence[str], *, least: str) -> None:
+        """Scan what was built for known vulnerabilities, and hold them against the list of allowed findings."""
+        with self.log.step("scan"):
+            for image in self.built().values():
+                folder = image.variant.below(self.dist)
+                scan.run(image, folder, scanner, self.root / scan.ALLOWED, self.log, least=least)
+
+    def push(self) -> None:
+        """Bring the smoked and scanned digests to every repository; nothing is pushed before all of them may be."""
+        with self.log.step("push"):
             if missing := sorted({*self.intent.variants} - {*self.lock.variants}):
                 raise LockStale(
                     f"versions.yaml asks for {missing[0]}, and the lock lacks its files",
                     where=str(self.lock_path),
                     next_step=f"{lock.RENEW}; or take it out of `variants`",
                 )
-            images = self.built()
-            reports = {
-                variant: [SmokeReport.read(variant.below(self.dist), platform) for platform in image.platforms]
-                for variant, image in images.items()
-            }
+            intent, locked, images = self.intent, self.lock, self.built()
+            on = images[Variant.IMAGE]
+            reports = {}
             for variant, image in images.items():
-                require_smoked(image, reports[variant])
+                folder = variant.below(self.dist)
+                smoked = [SmokeReport.read(folder, platform) for platform in image.platforms]
+                # Said in the order of the stages: what was not smoked need not be scanned.
+                require_smoked(image, smoked)
+                scanned = [ScanReport.read(folder, platform) for platform in image.platforms]
+                push.require(intent, locked, image, smoked, scanned, folder, on=on)
+                reports[variant] = smoked, scanned
             for variant, image in images.items():
-                publish.run(
-                    self.intent,
-                    self.lock,
-                    image,
-                    reports[variant],
-                    variant.below(self.dist),
-                    self.registry,
-                    self.log,
-                    on=images[Variant.IMAGE],
-                    dry_run=dry_run,
-                )
+                folder = variant.below(self.dist)
+                push.run(intent, locked, image, *reports[variant], folder, self.registry, self.log, on=on)
+
+    def tag(self) -> None:
+        """Give the signed digests their tags; no tag is made before all of them are signed."""
+        with self.log.step("tag"):
+            intent, images = self.intent, self.built()
+            for variant, image in images.items():
+                Release.read(variant.below(self.dist), image.digest).require("signed", intent.names)
+            for variant, image in images.items():
+                folder = variant.below(self.dist)
+                on = images[Variant.IMAGE]
+                tag.run(intent, self.lock, image, folder, self.registry, self.log, on=on)
 
     def verify(self, references: Sequence[str]) -> None:
         """Read back what was published, by other code and without credentials; each reference as what its tag says."""
@@ -281,11 +295,6 @@ class Run:
                 if asked or not references:
                     folder = variant.below(self.dist)
                     verify.run(image, self.lock, folder, asked, self.client, self.log, hashed=hashed)
-
-    def scan(self, reports: Sequence[Path], *, least: str) -> None:
-        """Hold the scanner's reports against the list of allowed findings."""
-        with self.log.step("scan"):
-            scan.run(reports, self.root / scan.ALLOWED, self.log, least=least)
 
     def rollback(self, target: str, *, dry_run: bool) -> None:
         """Point the moving tags back at an older release, in every repository of versions.yaml."""
@@ -335,14 +344,18 @@ class Run:
             issuer=issuer or signature.GITHUB_ACTIONS,
         )
 
+    def signed_by(self, key: Path | None) -> Trust:
+        """Whose signatures `sign` makes with that private key; None: the release workflow's."""
+        return Trust(key=KeySigner(key).public) if key else self.trust()
+
     def sign(self, key: Path | None) -> None:
         """Sign indexes and manifests and attest the SBOMs: with a key, else as the workflow that this is."""
         with self.log.step("sign"):
-            holder = KeySigner(key) if key else None
-            trust = Trust(key=holder.public) if holder else self.trust()
+            trust = self.signed_by(key)
             for image in self.built().values():
                 folder = image.variant.below(self.dist)
-                sign.run(self.intent, image, folder, self.registry, lambda: holder or keyless(), trust, self.log)
+                signer = (lambda: KeySigner(key)) if key else keyless
+                sign.run(self.intent, image, folder, self.registry, signer, trust, self.log)
 
     def verify_published(self, references: Sequence[str], trust: Trust) -> None:
         """Check published images as a stranger does, who has nothing but their names."""

@@ -8,21 +8,35 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from pipeline import transport
+from pipeline import push, tag, transport
 from pipeline.bake import KEY
 from pipeline.credentials import Credentials
 from pipeline.lock import Lock
+from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, REFERENCE_TYPE, Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
 from pipeline.rehearsal.registry import Served, serve
-from pipeline.release import BuiltPlatform, Check, Image, SmokeReport, State, Tier, TierReport, Variant
+from pipeline.release import (
+    BuiltPlatform,
+    Check,
+    Image,
+    Release,
+    ScanReport,
+    SmokeReport,
+    State,
+    Tier,
+    TierReport,
+    Variant,
+)
+from pipeline.versions import Intent
 from tests.examples import LOCK, digest
 
 Change = Callable[[str, dict[str, Any]], object]  # what is written ("index", "manifest", …) and its document
@@ -136,6 +150,38 @@ def smoked(image: Image) -> list[SmokeReport]:
         SmokeReport(platform=platform, index=image.digest, digest=built.digest, tiers=tiers[platform])
         for platform, built in image.platforms.items()
     ]
+
+
+def scanned(image: Image, **changes: Any) -> list[ScanReport]:
+    """What scan writes when there is nothing to be found."""
+    return [
+        ScanReport(
+            **{
+                **{"platform": platform, "index": image.digest, "digest": built.digest, "by": "grype 0.104.0"},
+                **{"database": datetime.now(UTC), "findings": 0, "refused": (), "allowed": (), "unfixed": ()},
+                **changes,
+            }
+        )
+        for platform, built in image.platforms.items()
+    ]
+
+
+def publish(
+    intent: Intent,
+    lock: Lock,
+    image: Image,
+    dist: Path,
+    registry_for: Callable[[ImageName], Registry],
+    log: Log,
+    *,
+    on: Image | None = None,
+) -> Release:
+    """Push and tag an image that was smoked and scanned, and that is recorded as signed without being so."""
+    release = push.run(intent, lock, image, smoked(image), scanned(image), dist, registry_for, log, on=on)
+    for name in intent.names:
+        release = release.having(signed=str(name))
+    release.write(dist)
+    return tag.run(intent, lock, image, dist, registry_for, log, on=on)
 
 
 class Line(httpx.BaseTransport):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import publish, published, referrers, sbom, sign
+from pipeline import published, referrers, sbom, sign
 from pipeline.bundle import Trust
 from pipeline.log import Log
 from pipeline.oci import INDEX, Digest, ImageName
@@ -17,7 +17,7 @@ from pipeline.registry import Registry
 from pipeline.release import Image, Release
 from pipeline.signer import KeySigner, Signer, make_key
 from tests.examples import INTENT
-from tests.images import Change, Line, Place, make, smoked
+from tests.images import Change, Line, Place, make, publish
 from tests.test_sbom import layer, lock, roots
 
 LOG = Log(quiet=True)
@@ -61,7 +61,8 @@ class Signed:
         self.image = make(self.dist, seed, lock=self.lock, roots=made, change=change)
         sbom.run(self.image, self.lock, self.dist, LOG)
         intent = replace(INTENT, names=self.names)
-        publish.run(intent, self.lock, self.image, smoked(self.image), self.dist, self.registry, LOG)
+        release = publish(intent, self.lock, self.image, self.dist, self.registry, LOG)
+        replace(release, signed=()).write(self.dist)
         return self.image
 
     def sign(self, signer: Signer | None = None, trust: Trust | None = None) -> Release:

@@ -12,7 +12,7 @@ from pipeline.errors import IntentError, LockStale
 from pipeline.release import Variant
 from pipeline.workflow import Run, _meant
 from tests.examples import AIRGAP_LOCK, LOCK
-from tests.images import make, smoked
+from tests.images import make, scanned, smoked
 from tests.sites import Site
 
 
@@ -38,14 +38,14 @@ def test_without_its_files_the_image_alone_is_planned(run: Run) -> None:
     assert '"target": "airgap"' in run.plan()
 
 
-def test_without_its_files_nothing_is_published(run: Run) -> None:
+def test_without_its_files_nothing_is_pushed(run: Run) -> None:
     with pytest.raises(LockStale, match=r"versions\.yaml asks for airgap, and the lock lacks its files") as failure:
-        run.publish(dry_run=True)
+        run.push()
     assert failure.value.exit_code == 5
     assert "nox -s resolve" in str(failure.value)
 
 
-def test_nothing_is_published_before_all_of_it_may_be(run: Run) -> None:
+def test_nothing_is_pushed_before_all_of_it_may_be(run: Run) -> None:
     """The image is smoked and its variant was never built: the image is not pushed either, nobody is asked."""
     locked(run)
     image = make(run.dist, "alone", lock=run.lock)
@@ -53,11 +53,15 @@ def test_nothing_is_published_before_all_of_it_may_be(run: Run) -> None:
     for report in smoked(image):
         report.write(run.dist)
     with pytest.raises(IntentError, match="nox -s build"):
-        run.publish(dry_run=False)
+        run.push()
     airgap = make(Variant.AIRGAP.below(run.dist), "alone", Variant.AIRGAP, lock=run.lock)
     airgap.write(Variant.AIRGAP.below(run.dist))
+    with pytest.raises(IntentError, match="nox -s scan"):
+        run.push()
+    for one in scanned(image):
+        one.write(run.dist)
     with pytest.raises(IntentError, match="nox -s smoke"):
-        run.publish(dry_run=False)
+        run.push()
     assert not (run.dist / "release.json").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import publish, retention, rollback
+from pipeline import retention, rollback
 from pipeline.errors import IntentError, RegistryError
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
@@ -19,7 +19,7 @@ from pipeline.registry import Registry
 from pipeline.release import Image, Variant
 from pipeline.retention import Rule
 from tests.examples import INTENT, LOCK
-from tests.images import Line, Place, make, running, smoked
+from tests.images import Line, Place, make, publish, running
 
 LOG = Log(quiet=True)
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -57,7 +57,7 @@ class Shelf:
         dist = variant.below(self.dist)
         image = make(dist, f"{self.names[0]} {k3s} {seed}", variant, lock=lock, change=dated)
         intent = replace(INTENT, names=self.names[:names], policy={})
-        publish.run(intent, lock, image, smoked(image), dist, self.registry, LOG, on=on)
+        publish(intent, lock, image, dist, self.registry, LOG, on=on)
         return image
 
     def sign(self, about: Digest) -> Digest:

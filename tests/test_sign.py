@@ -158,6 +158,10 @@ def test_an_sbom_of_another_image_is_not_signed(signed: Signed) -> None:
 
 def test_an_image_that_was_not_pushed(place: Place, signed: Signed) -> None:
     signed.names = (place.name("elsewhere"),)
+    with pytest.raises(IntentError, match="is not pushed in"):
+        signed.sign()
+    # nor one that was there once, whatever the record says
+    Release.read(signed.dist, signed.image.digest).having(pushed=str(signed.name)).write(signed.dist)
     with pytest.raises(IntentError, match="does not have this image"):
         signed.sign()
 

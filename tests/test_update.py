@@ -100,9 +100,9 @@ def test_nothing_changed_is_said() -> None:
 def test_what_the_policy_does_not_believe_is_told() -> None:
     weak = renewed().weak({"docker": Grade.CORROBORATED})
     text = update.markdown(OLD, renewed(), [], weak)
-    told = text.partition("### Publish will refuse this lock\n")[2].split("\n### ")[0]
+    told = text.partition("### Push will refuse this lock\n")[2].split("\n### ")[0]
     assert told.count("is first use, and the policy asks for corroborated or better") == len(Platform)
-    assert "Publish will refuse" not in update.markdown(OLD, renewed(), [])
+    assert "Push will refuse" not in update.markdown(OLD, renewed(), [])
 
 
 def test_bytes_replaced_under_the_same_version_stand_out() -> None:

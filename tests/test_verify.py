@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import publish, transport, verify
+from pipeline import transport, verify
 from pipeline.bake import KEY
 from pipeline.errors import IntentError, VerificationFailed
 from pipeline.log import Log
@@ -19,7 +19,7 @@ from pipeline.oci import INDEX, REFERENCE_TYPE, Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.release import Image, Release, Variant
 from tests.examples import INTENT, LOCK
-from tests.images import Change, Line, Place, make, running, smoked, spoil
+from tests.images import Change, Line, Place, make, publish, running, spoil
 
 LOG = Log(quiet=True)
 
@@ -41,7 +41,7 @@ class Published:
         self.image = make(self.dist, f"{self.name} {seed}", change=change)
         intent = replace(INTENT, names=(self.name,))
         registry = self.place.registry(self.name, Line())
-        publish.run(intent, LOCK, self.image, smoked(self.image), self.dist, lambda name: registry, LOG)
+        publish(intent, LOCK, self.image, self.dist, lambda name: registry, LOG)
         return self.image
 
     def verify(self, *references: str, log: Log = LOG, line: httpx.BaseTransport | None = None) -> list[float]:
@@ -78,7 +78,7 @@ def test_a_variant_is_read_back_and_what_it_shares_is_read_once(published: Publi
     image = published.publish()
     airgap = make(published.dist / "airgap", f"{published.name} ", Variant.AIRGAP)
     intent, registry = replace(INTENT, names=(published.name,)), published.place.registry(published.name, Line())
-    publish.run(intent, LOCK, airgap, smoked(airgap), published.dist / "airgap", lambda _: registry, LOG, on=image)
+    publish(intent, LOCK, airgap, published.dist / "airgap", lambda _: registry, LOG, on=image)
     hashed: dict[ImageName, dict[str, int]] = {}
     blobs = []
     for one in (image, airgap):
@@ -119,7 +119,7 @@ def test_one_tag_alone(published: Published) -> None:
 
 def test_nothing_was_published(published: Published) -> None:
     published.image = make(published.dist, "never")
-    with pytest.raises(IntentError, match="nox -s publish"):
+    with pytest.raises(IntentError, match="nox -s tag"):
         published.verify()
     with pytest.raises(IntentError, match="registry/repository:tag"):
         published.verify("UPPER CASE")

@@ -89,7 +89,7 @@ def test_what_the_policy_will_refuse_is_told_at_once(vendors: Vendors, capsys: p
     vendors.intent = replace(vendors.intent, policy=policy)
     made = vendors.resolve()
     assert (
-        "publish will refuse this lock: docker 29.7.2 for linux/amd64 is first use, and the policy asks"
+        "push will refuse this lock: docker 29.7.2 for linux/amd64 is first use, and the policy asks"
         in capsys.readouterr().err
     )
     with pytest.raises(VerificationFailed):
@@ -162,7 +162,7 @@ def test_a_release_is_refused_when_no_witness_answers_and_resolve_is_not(
     told = capsys.readouterr().err
     for base in WITNESSES:
         assert httpx.URL(base).host in told
-    assert "publish will refuse this lock: docker 29.7.2 for linux/amd64 is first use" in told
+    assert "push will refuse this lock: docker 29.7.2 for linux/amd64 is first use" in told
     with pytest.raises(VerificationFailed, match="docker") as refused:
         made.require({"docker": vendors.intent.policy["docker"]})
     assert refused.value.exit_code == 10

@@ -1,7 +1,7 @@
 """A real registry on loopback with token authentication as Docker Hub and ghcr.io have it, and a base image in it.
 
-Anyone may pull, the user of this run may push: so `publish` needs credentials and `verify` does without. The registry
-is Debian's docker-registry; the token server is ours. Source: distribution's docs/spec/auth/jwt.md and token.md.
+Anyone may pull, the user of this run may push: so `push` needs credentials and `verify` does without. The registry is
+Debian's docker-registry; the token server is ours. Source: distribution's docs/spec/auth/jwt.md and token.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import http.server
 import json
 import secrets
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -21,10 +22,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from http import HTTPStatus
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
-
-import httpx
 
 from pipeline.credentials import Credentials
 from pipeline.errors import EngineError
@@ -46,45 +46,61 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 class Served:
     """A running registry."""
 
-    host: str  # 127.0.0.1:<port>
+    host: str  # 127.0.0.1:<port>, with TLS localhost:<port>
     credentials: Credentials  # of the user that may push; new in every run
+    authority: Path | None  # with TLS: the certificate (PEM) to trust; new in every run
 
 
 @contextmanager
-def serve(program: str, folder: Path, port: int) -> Iterator[Served]:
+def serve(program: str, folder: Path, port: int, *, tls: bool = False) -> Iterator[Served]:
     """Run the registry and its token server for the length of the block; images stay in `folder` between runs.
 
-    The token server listens on the next port. Raises EngineError when either port is taken.
+    The token server listens on the next port. `tls`: both speak TLS. Raises EngineError when either port is taken.
     """
     folder.mkdir(parents=True, exist_ok=True)
     credentials = Credentials(username="rehearsal", password=secrets.token_urlsafe(24))
     key, certificate = _key_and_certificate()
-    (folder / "token.crt").write_bytes(certificate)
-    host, token_port = f"127.0.0.1:{port}", port + 1
+    # One certificate for both ends of trust: the registry believes tokens that it signed, clients the registry.
+    authority, private = folder / "token.crt", folder / "token.key"
+    authority.write_bytes(certificate)
+    name, token_port = "localhost" if tls else "127.0.0.1", port + 1
+    host = f"{name}:{port}"
     _require_free(port)
+    context: ssl.SSLContext | None = None
+    if tls:
+        private.touch(mode=0o600)
+        private.write_bytes(_pem(key))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(authority, private)
     # The configuration is YAML, and JSON is YAML.
     configuration = {
         "version": 0.1,
         "log": {"level": "warn", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}, "delete": {"enabled": True}},
-        "http": {"addr": host},
+        "http": {
+            "addr": f"127.0.0.1:{port}",
+            **({"tls": {"certificate": str(authority), "key": str(private)}} if tls else {}),
+        },
         "auth": {
             "token": {
-                "realm": f"http://127.0.0.1:{token_port}/token",
+                "realm": f"{'https' if tls else 'http'}://{name}:{token_port}/token",
                 "service": _SERVICE,
                 "issuer": _ISSUER,
-                "rootcertbundle": str(folder / "token.crt"),
+                "rootcertbundle": str(authority),
             }
         },
     }
     write_json(folder / "config.yml", configuration)
-    with _token_server(token_port, key, certificate, credentials), (folder / "registry.log").open("wb") as output:
+    with (
+        _token_server(token_port, key, certificate, credentials, context),
+        (folder / "registry.log").open("wb") as output,
+    ):
         # The kernel ends it with us, should we be killed.
         command = [find("setpriv") or "setpriv", "--pdeathsig", "KILL", program, "serve", str(folder / "config.yml")]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
-            _wait(process, host, folder / "registry.log")
-            yield Served(host=host, credentials=credentials)
+            _wait(process, port, folder / "registry.log")
+            yield Served(host=host, credentials=credentials, authority=authority if tls else None)
         finally:
             process.terminate()
             try:
@@ -109,18 +125,17 @@ def _require_free(port: int) -> None:
             ) from None
 
 
-def _wait(process: subprocess.Popen[bytes], host: str, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until it listens: it does so when it can answer, and nothing else listened there a moment ago."""
     deadline = time.monotonic() + _START
     while True:
-        try:
-            if httpx.get(f"http://{host}/v2/", timeout=1).status_code == HTTPStatus.UNAUTHORIZED:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
-        except httpx.TransportError:
-            pass
         if process.poll() is not None or time.monotonic() > deadline:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
             raise EngineError(
-                f"the registry does not answer on {host}",
+                f"the registry does not answer on 127.0.0.1:{port}",
                 expected=f"an answer within {_START:.0f} s",
                 found="; ".join(last) or "no output",
                 where=str(log),
@@ -130,8 +145,10 @@ def _wait(process: subprocess.Popen[bytes], host: str, log: Path) -> None:
 
 
 @contextmanager
-def _token_server(port: int, key: _Key, certificate: bytes, user: Credentials) -> Iterator[None]:
-    """Give tokens: `pull` to anyone, `push` to the user."""
+def _token_server(
+    port: int, key: _Key, certificate: bytes, user: Credentials, context: ssl.SSLContext | None
+) -> Iterator[None]:
+    """Give tokens: `pull` to anyone, `push` to the user; `context`: over TLS."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -170,6 +187,8 @@ def _token_server(port: int, key: _Key, certificate: bytes, user: Credentials) -
             next_step=f"stop what listens there: ss -ltnp 'sport = {port}'",
         ) from None
     server.daemon_threads = True
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     try:
         yield
@@ -251,14 +270,22 @@ _Key = object
 
 
 def _key_and_certificate() -> tuple[_Key, bytes]:
-    """A fresh EC key and a self-signed certificate (PEM) that the registry trusts."""
+    """A fresh EC key and its self-signed certificate (PEM), which the registry and its clients trust."""
     from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding
     from cryptography.x509.oid import NameOID
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _ISSUER)])
+    usage = dict.fromkeys(
+        (
+            *("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+            *("crl_sign", "encipher_only", "decipher_only"),
+        ),
+        False,
+    )
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -269,9 +296,25 @@ def _key_and_certificate() -> tuple[_Key, bytes]:
         .not_valid_before(now - timedelta(minutes=5))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        # What a strict verifier asks of an authority (RFC 5280 §4.2.1, Python's VERIFY_X509_STRICT).
+        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, **usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]),
+            critical=False,
+        )
         .sign(key, hashes.SHA256())
     )
-    return key, certificate.public_bytes(serialization.Encoding.PEM)
+    return key, certificate.public_bytes(Encoding.PEM)
+
+
+def _pem(key: _Key) -> bytes:
+    """A private key as the registry reads it."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _token(key: _Key, certificate: bytes, access: list[dict[str, object]]) -> str:

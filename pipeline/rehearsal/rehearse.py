@@ -11,9 +11,11 @@ removes theirs with every mount, bridge and container, and the next rehearsal go
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -23,10 +25,10 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from pipeline import emulation, engine, lock, machine, sandbox, signer, versions, virtual
+from pipeline import emulation, engine, lock, machine, sandbox, signer, steps, transport, versions, virtual
 from pipeline.daemon import CGROUP
 from pipeline.engines import Engines
-from pipeline.errors import DigestMismatch, EngineError, IntentError
+from pipeline.errors import DigestMismatch, EngineError, IntentError, VerificationFailed
 from pipeline.log import Log, seconds
 from pipeline.oci import ImageName
 from pipeline.platforms import Platform
@@ -38,7 +40,8 @@ from pipeline.workflow import Run
 
 TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
 _ORIGIN_PORT = 8080  # inside the sandbox every port is free
-_REGISTRY_PORT = 5000
+_REGISTRY_PORT = 5000  # and 5001, its token server's
+_SECURE_PORT = 5443  # and 5444
 _BASE = "library/debian"
 
 
@@ -135,7 +138,6 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
     emulation.sweep(log)
     brought = supplies.bring(run.intent, run.lock, folder, log, k3s=k3s, refresh=False)
     dist = run.dist / "rehearsal"
-    registry_name = f"127.0.0.1:{_REGISTRY_PORT}"
     real = run.lock
     # Other supplies under the same versions (a new stand-in, a rebuilt package) would rightly be refused by `resolve`
     # as bytes that were replaced; here they are expected, so the rehearsal's own lock begins anew.
@@ -145,25 +147,32 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
         write_text(mark, brought.mark)
     with ExitStack() as stack:
         stack.enter_context(origin.serve(brought.root, _ORIGIN_PORT))
-        served = stack.enter_context(
-            rehearsed_registry.serve(machine.find("docker-registry") or "", folder / "registry", _REGISTRY_PORT)
+        program = machine.find("docker-registry") or ""
+        plain, secure = (
+            stack.enter_context(rehearsed_registry.serve(program, folder / name, port, tls=tls))
+            for name, port, tls in (("registry", _REGISTRY_PORT, False), ("registry-tls", _SECURE_PORT, True))
         )
-        log.say(f"origin on 127.0.0.1:{_ORIGIN_PORT}, registry on {registry_name}: seen only inside this rehearsal")
+        log.say(f"origin on 127.0.0.1:{_ORIGIN_PORT}, registries on {plain.host} and {secure.host} (TLS)")
+        log.say("they are seen only inside this rehearsal")
+        credentials = {served.host: served.credentials for served in (plain, secure)}
+        client = transport.make_client(verify=ssl.create_default_context(cafile=str(secure.authority)))
+        stack.callback(client.close)
         rehearsed = replace(
             run,
             intent_path=dist / "versions.yaml",
             lock_path=dist / "versions.lock.yaml",
             dist=dist,
-            credentials=lambda _registry: served.credentials,
+            client=client,
+            credentials=credentials.get,
             rehearsed=True,
         )
         tag = run.intent.base.rpartition(":")[2]
-        base_name = ImageName(registry=registry_name, repository=_BASE)
+        base_name = ImageName(registry=plain.host, repository=_BASE)
         with log.step("the base image, into the registry"):
             rehearsed_registry.push_base(rehearsed.registry(base_name), tag, brought.bases, folder / "base-image", log)
         intent = replace(
             run.intent,
-            names=(ImageName(registry=registry_name, repository="dind-k3s"),),
+            names=tuple(ImageName(registry=served.host, repository="dind-k3s") for served in (plain, secure)),
             components=brought.versions,
             upstream=origin.upstream(_ORIGIN_PORT),
             mirrors={},
@@ -174,12 +183,6 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
         versions.write(rehearsed.intent_path, intent)
         rehearsed.resolve(check=False)
         _same_kubectl(real, rehearsed.lock, log)
-        rehearsed.fetch(offline=False)
-        made = stack.enter_context(engine.private(rehearsed.lock, run.cache, log, sandboxed=False))
-        rehearsed.build(made)
-        if emulate:
-            for platform in intent.platforms:
-                stack.enter_context(emulation.registered(platform, log))
         if k3s:
             log.say(
                 f"real k3s: {', '.join(pause.TAGS)} made of a static binary, add-ons off: nothing can be pulled here"
@@ -189,16 +192,27 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
             wanted = _for_real_k3s(chosen, folder) if k3s else BootOptions()
             return wanted if chosen.virtual else clamp.apply(wanted, folder, log)
 
-        engines = Engines(lock=rehearsed.lock, cache=run.cache, log=log, start=lambda: made)
-        rehearsed.smoke(engines, options=options)
-        rehearsed.sbom()
-        rehearsed.publish(dry_run=False)
+        @functools.cache
+        def start() -> engine.Engine:
+            """One for build and smoke."""
+            return stack.enter_context(engine.private(rehearsed.lock, run.cache, log, sandboxed=False))
+
+        def smoke() -> None:
+            # After the build, which needs no handler and shall show it.
+            if emulate:
+                for platform in intent.platforms:
+                    stack.enter_context(emulation.registered(platform, log))
+            rehearsed.smoke(Engines(lock=rehearsed.lock, cache=run.cache, log=log, start=start), options=options)
+
         # One key for all rehearsals of this machine, so that a second one finds everything signed.
         key = folder / "signing.key"
-        public = signer.make_key(key)
-        rehearsed.sign(key)
-        rehearsed.verify(())
-        rehearsed.verify_published([f"{name}:latest" for name in intent.names], rehearsed.trust(key=public))
+        signer.make_key(key)
+        scanner = [sys.executable, "-m", "pipeline.rehearsal.scanner"]
+        made = steps.of(rehearsed, engine=start, smoke=smoke, scanner=scanner, least="high", key=key, afresh=True)
+        steps.go(made, log, dry_run=False)
+        left = [f"{step.name}: {text}" for step in made for text in step.left() if step.name != "smoke"]
+        if left:
+            raise VerificationFailed("a release that ended well has something left to do", found="\n    ".join(left))
         rehearsed.summary()
 
 

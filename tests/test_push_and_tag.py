@@ -1,25 +1,36 @@
-"""Publishing, for real against a registry with token authentication."""
+"""Pushing and tagging, for real against a registry with token authentication."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline import publish
+from pipeline import push, tag
 from pipeline.bake import REHEARSAL
 from pipeline.credentials import Credentials
-from pipeline.errors import BuildFailed, DigestMismatch, LockStale, RegistryError, SmokeFailed, VerificationFailed
+from pipeline.errors import (
+    BuildFailed,
+    DigestMismatch,
+    IntentError,
+    LockStale,
+    RegistryError,
+    SmokeFailed,
+    VerificationFailed,
+)
 from pipeline.evidence import Grade
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import Digest, ImageName
 from pipeline.registry import Registry
 from pipeline.release import Image, Release, Variant
+from pipeline.versions import Intent
 from tests.examples import INTENT, LOCK, digest
-from tests.images import Line, Place, make, running, smoked
+from tests.images import Line, Place, make, publish, running, scanned, smoked
 
 LOG = Log(quiet=True)
 FIXED = "k3s-v1.37.1-k3s1-docker-29.7.2-r"
@@ -49,10 +60,13 @@ class Publisher:
         self.image = make(folder, f"{self.names[0]} {seed}", variant, lock=self.lock, rehearsed=rehearsed)
         return self.image
 
-    def publish(self, *, on: Image | None = None, dry_run: bool = False) -> Release:
-        intent = replace(INTENT, names=self.names, policy=self.policy)
-        reports, folder = smoked(self.image), self.image.variant.below(self.dist)
-        return publish.run(intent, self.lock, self.image, reports, folder, self._registry, LOG, on=on, dry_run=dry_run)
+    @property
+    def intent(self) -> Intent:
+        return replace(INTENT, names=self.names, policy=self.policy)
+
+    def publish(self, *, on: Image | None = None) -> Release:
+        folder = self.image.variant.below(self.dist)
+        return publish(self.intent, self.lock, self.image, folder, self._registry, LOG, on=on)
 
     def _registry(self, name: ImageName) -> Registry:
         return self.place.registry(name, self.line, self.credentials)
@@ -73,16 +87,15 @@ def _lock(**versions: str) -> Lock:
     return replace(LOCK, versions={**LOCK.versions, **versions})
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
-def test_digests_that_the_policy_does_not_believe_are_not_published(publisher: Publisher, *, dry_run: bool) -> None:
+def test_digests_that_the_policy_does_not_believe_are_not_published(publisher: Publisher) -> None:
     publisher.build("weak")
     publisher.policy = {"default": Grade.PUBLISHED, "k3s": Grade.SIGNED}
     sentence = r"k3s v1\.37\.1\+k3s1 for linux/amd64 is published, and the policy asks for signed or better"
     with pytest.raises(VerificationFailed, match=sentence):
-        publisher.publish(dry_run=dry_run)
+        publisher.publish()
     assert publisher.tags() == {}
     publisher.policy = {"default": Grade.PUBLISHED}
-    assert publisher.publish(dry_run=dry_run).digest == publisher.image.digest
+    assert publisher.publish().digest == publisher.image.digest
 
 
 # Names
@@ -98,8 +111,8 @@ def test_digests_that_the_policy_does_not_believe_are_not_published(publisher: P
 )
 def test_the_tags_of_a_lock(k3s: str, docker: str, fixed: str, moving: tuple[str, ...]) -> None:
     lock = _lock(k3s=k3s, docker=docker)
-    assert publish.fixed_prefix(lock) == fixed
-    assert publish.moving(lock) == moving
+    assert tag.fixed_prefix(lock) == fixed
+    assert tag.moving(lock) == moving
     assert len(fixed) < 120  # a registry takes 128
 
 
@@ -146,7 +159,13 @@ def test_an_image_is_pushed_and_tagged(publisher: Publisher) -> None:
     name = publisher.names[0]
     assert release == Release(
         digest=image.digest,
+        smoked=(
+            *(f"linux/amd64 {tier}: passed" for tier in ("files", "commands", "boot")),
+            *(f"linux/arm64 {tier}" for tier in ("files: passed", "commands: not run", "boot: passed")),
+        ),
+        scanned=("linux/amd64: grype 0.104.0", "linux/arm64: grype 0.104.0"),
         pushed=(str(name),),
+        signed=(str(name),),
         tagged=tuple(f"{name}:{tag}" for tag in (f"{FIXED}1", *MOVING)),
     )
     assert Release.read(publisher.dist, image.digest) == release
@@ -206,7 +225,9 @@ def test_a_tag_that_never_moves_is_never_overwritten(publisher: Publisher) -> No
     assert theirs.digest.text in str(failure.value)
     assert ours.digest.text in str(failure.value)
     assert f"{other}:{FIXED}1" in str(failure.value)
-    assert publisher.line.written == []
+    assert publisher.tags(other)[f"{FIXED}1"] == theirs.digest
+    paths = [request.url.path for request in publisher.line.written if "/manifests/" in request.url.path]
+    assert [path for path in paths if "/manifests/sha256:" not in path] == []  # no tag was written anywhere
 
 
 def test_a_tag_taken_in_the_last_moment_is_not_overwritten(
@@ -244,9 +265,9 @@ def test_a_tag_moves_forward_only(later: dict[str, str], stay: set[str], publish
     second = publisher.build("second")
     release = publisher.publish()
     found = publisher.tags()
-    for tag in publish.moving(publisher.lock):
-        assert found[tag] == (first.digest if tag in stay else second.digest)
-        assert (f"{publisher.names[0]}:{tag}" in release.tagged) == (tag not in stay)
+    for one in tag.moving(publisher.lock):
+        assert found[one] == (first.digest if one in stay else second.digest)
+        assert (f"{publisher.names[0]}:{one}" in release.tagged) == (one not in stay)
 
 
 def test_a_revision_of_k3s_counts(publisher: Publisher) -> None:
@@ -285,35 +306,78 @@ def test_an_interrupted_release_goes_on(dies_after: int, publisher: Publisher) -
     assert len(release.tagged) == 4
 
 
-def test_a_dry_run_writes_nothing(publisher: Publisher, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_is_told_and_nothing_is_written(publisher: Publisher) -> None:
     image = publisher.build("1")
-    intent = replace(INTENT, names=publisher.names)
-    registry = publisher.place.stranger(publisher.names[0])
-    release = publish.run(
-        intent, LOCK, image, smoked(image), publisher.dist, lambda name: registry, Log(), dry_run=True
-    )
-    assert release == Release(digest=image.digest)
+
+    def stranger(name: ImageName) -> Registry:
+        return publisher.place.stranger(name)
+
+    def left() -> tuple[list[str], list[str]]:
+        return (
+            push.left(publisher.intent, image, publisher.dist, stranger),
+            tag.left(publisher.intent, LOCK, image, stranger),
+        )
+
+    name = publisher.names[0]
+    pushing = [f"push {image.digest} to {name}"]
+    assert left() == (pushing, [f"{name}:{tag}: make it" for tag in (f"{FIXED}1", *MOVING)])
     assert not (publisher.dist / "release.json").exists()
     assert publisher.tags() == {}
-    told = capfd.readouterr().err
-    assert f"would push {image.digest}" in told
-    for tag in (f"{FIXED}1", *MOVING):
-        assert f"{publisher.names[0]}:{tag}: would be made" in told
+    publisher.publish()
+    assert left() == ([], [])
+    # what is recorded is not believed when it is gone
+    publisher.place.forget_manifest(name, image.digest)
+    assert left()[0] == pushing
+
+
+def test_a_newer_release_keeps_its_tags(publisher: Publisher) -> None:
+    publisher.lock = _lock(k3s="v1.37.9+k3s1")
+    publisher.build("newer")
+    publisher.publish()
+    publisher.lock = LOCK
+    image = publisher.build("older")
+    found = tag.left(publisher.intent, LOCK, image, publisher._registry)
+    assert found == [f"{publisher.names[0]}:{FIXED}1: make it"]
+
+
+def test_a_tag_that_somebody_moved_comes_back(publisher: Publisher) -> None:
+    older = _lock(k3s="v1.37.0+k3s1")
+    publisher.lock = older
+    theirs = publisher.build("theirs")
+    publisher.publish()
+    publisher.lock = LOCK
+    image = publisher.build("ours")
+    publisher.publish()
+    registry = publisher._registry(publisher.names[0])
+    found = registry.manifest(theirs.digest.text)
+    assert found is not None
+    registry.tag("latest", found.raw, found.media_type)
+    left = tag.left(publisher.intent, LOCK, image, publisher._registry)
+    assert left == [f"{publisher.names[0]}:latest: move it from {theirs.digest}"]
+    publisher.publish()
+    assert publisher.tags()["latest"] == image.digest
 
 
 # Refusing; none of these may write to a registry
 
 
-def _refused(publisher: Publisher, kind: type[Exception], match: str, **changes: object) -> None:
-    arguments: dict[str, object] = {"lock": publisher.lock, "image": publisher.image, "names": publisher.names}
-    arguments |= {"reports": smoked(publisher.image), **changes}
-    intent = replace(INTENT, names=arguments["names"])  # type: ignore[arg-type]
+def _refused(publisher: Publisher, kind: type[Exception], match: str, **changes: Any) -> None:
+    image = publisher.image
+    given: dict[str, Any] = {
+        "lock": publisher.lock,
+        "names": publisher.names,
+        "smoked": smoked(image),
+        "scanned": scanned(image),
+    }
+    given |= changes
+    intent = replace(INTENT, names=given["names"])
     with pytest.raises(kind, match=match):
-        publish.run(
+        push.run(
             intent,
-            arguments["lock"],  # type: ignore[arg-type]
-            arguments["image"],  # type: ignore[arg-type]
-            arguments["reports"],  # type: ignore[arg-type]
+            given["lock"],
+            image,
+            given["smoked"],
+            given["scanned"],
             publisher.dist,
             publisher._registry,
             LOG,
@@ -324,8 +388,41 @@ def _refused(publisher: Publisher, kind: type[Exception], match: str, **changes:
 def test_an_unsmoked_image_is_refused(publisher: Publisher) -> None:
     reports = smoked(publisher.build("smoked"))
     publisher.build("not smoked")
-    _refused(publisher, SmokeFailed, "was not smoked", reports=reports)
-    _refused(publisher, SmokeFailed, "was not smoked", reports=[])
+    _refused(publisher, SmokeFailed, "was not smoked", smoked=reports)
+    _refused(publisher, SmokeFailed, "was not smoked", smoked=[])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"index": digest("another index")}, "was not scanned for vulnerabilities"),
+        ({"digest": digest("another manifest")}, "was not scanned for vulnerabilities"),
+        ({"refused": ("CVE-2026-1 (high) in x 1, fixed in 2: …",)}, "CVE-2026-1"),
+        ({"database": datetime.now(UTC) - timedelta(days=6)}, "too old by now"),
+    ],
+)
+def test_an_image_that_was_not_scanned_is_refused(publisher: Publisher, changes: Any, sentence: str) -> None:
+    image = publisher.build("scanned")
+    _refused(publisher, VerificationFailed, sentence, scanned=scanned(image, **changes))
+    _refused(publisher, VerificationFailed, "was not scanned for vulnerabilities", scanned=scanned(image)[:1])
+
+
+def test_what_is_not_signed_everywhere_gets_no_tag(publisher: Publisher) -> None:
+    one, other = publisher.names[0], publisher.place.name(f"{publisher.names[0].repository}-other")
+    publisher.names = (one, other)
+    image = publisher.build("1")
+    arguments = publisher.intent, LOCK, image, publisher.dist, publisher._registry, LOG
+    with pytest.raises(IntentError, match=f"is not signed in {one}"):
+        tag.run(*arguments)
+    release = push.run(
+        *(publisher.intent, LOCK, image, smoked(image), scanned(image)),
+        *(publisher.dist, publisher._registry, LOG),
+    )
+    release.having(signed=str(one)).write(publisher.dist)
+    with pytest.raises(IntentError, match=f"is not signed in {other}") as failure:
+        tag.run(*arguments)
+    assert "nox -s sign" in str(failure.value)
+    assert publisher.tags() == {}
 
 
 def test_an_image_of_another_lock_is_refused(publisher: Publisher) -> None:

@@ -1,4 +1,4 @@
-"""Stage `publish`: push the smoked digest, untagged, then give it its tags. The same input twice does nothing.
+"""Stage `tag`: give the pushed and signed digest its tags. The same input twice does nothing.
 
 Tags of an image that bundles versions:
 
@@ -13,18 +13,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline import layout
-from pipeline.bake import KEY, REHEARSAL
+from pipeline.bake import KEY
 from pipeline.compat import Version, number
 from pipeline.errors import LockStale, RegistryError
 from pipeline.lock import Lock
-from pipeline.log import Log, size
+from pipeline.log import Log
 from pipeline.oci import INDEX, Digest, ImageName
 from pipeline.registry import Manifest, Registry
-from pipeline.release import LAYOUT, Image, Release, SmokeReport, require_smoked
+from pipeline.release import LAYOUT, Image, Release
 from pipeline.versions import Intent
 
 
@@ -45,61 +44,65 @@ def moving_tags(versions: Mapping[str, str]) -> tuple[str, ...]:
     return (f"{line}-docker{number(versions['docker'])[0]}", line, "latest")
 
 
+def left(
+    intent: Intent,
+    lock: Lock,
+    image: Image,
+    registry_for: Callable[[ImageName], Registry],
+    *,
+    on: Image | None = None,
+) -> list[str]:
+    """What tagging would do, a sentence for each tag that it would make or move; empty when there is nothing.
+
+    `on`: the image that a variant is made on. Raises RegistryError.
+    """
+    registries = [registry_for(name) for name in intent.names]
+    found = []
+    for registry in registries:
+        for tag in tags(lock, image, registries, on=on):
+            before = registry.manifest(tag)
+            if before is not None and (before.digest == image.digest or _newer(before, lock.versions)):
+                continue
+            found.append(f"{registry.name}:{tag}: " + (f"move it from {before.digest}" if before else "make it"))
+    return found
+
+
 def run(
     intent: Intent,
     lock: Lock,
     image: Image,
-    reports: Sequence[SmokeReport],
     dist: Path,
     registry_for: Callable[[ImageName], Registry],
     log: Log,
     *,
     on: Image | None = None,
-    dry_run: bool = False,
 ) -> Release:
-    """Publish under every name of the intent and record it in dist/release.json as it goes.
+    """Give the pushed and signed digest its tags in every repository; recorded in dist/release.json as it goes.
 
-    `on`: the image that a variant is made on. `dry_run` reads the registries, writes nothing and tells the plan. Raises
-    SmokeFailed for a digest that was not smoked, LockStale for one that was built from another lock, BuildFailed for a
-    variant of another image, VerificationFailed for one of files that the policy does not believe, DigestMismatch when
-    the built bytes changed, RegistryError.
+    `on`: the image that a variant is made on. Raises IntentError for a digest that is not recorded as signed
+    everywhere, LockStale for one that was built from another lock, BuildFailed for a variant of another image,
+    DigestMismatch when the built index changed, RegistryError for a tag that never moves and is another image's.
     """
-    require_smoked(image, reports)
     image.require_layers_of(on or image)
     if image.lock != lock.digest:
         raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
-    lock.require(intent.policy)
-    built = layout.read(dist / LAYOUT, image.digest)
-    index = built.index.path.read_bytes()
-    rehearsed = image.rehearsed or REHEARSAL in json.loads(index).get("annotations", {})
-    for name in intent.names:
-        if rehearsed and not name.is_loopback:
-            raise RegistryError(
-                "a rehearsed image is made of stand-ins and never leaves this machine",
-                expected="a registry on 127.0.0.1 or localhost",
-                found=str(name),
-                next_step="build the real one: nox -s build, smoke, publish",
-            )
-    built.verify()
     release = Release.read(dist, image.digest)
+    release.require("signed", intent.names)
+    index = layout.read(dist / LAYOUT, image.digest).index.path.read_bytes()
     registries = [registry_for(name) for name in intent.names]
-    fixed = _fixed_tag(fixed_prefix(lock), (on or image).digest, registries) + image.variant.suffix
-    tags = [fixed, *(f"{tag}{image.variant.suffix}" for tag in moving(lock))]
+    fixed, *others = tags(lock, image, registries, on=on)
     for registry in registries:
-        if dry_run:
-            _tell(registry, image.digest, tags, lock, log)
-            continue
-        pushed = registry.push_layout(dist / LAYOUT, image.digest, log)
-        kept = f", {size(pushed.bytes_skipped)} were there" if pushed.skipped else ""
-        what = f"{size(pushed.bytes_sent)} pushed{kept}" if pushed.sent else "nothing to push, all of it is there"
-        log.say(f"{registry.name}@{image.digest}: {what}")
-        release = replace(release, pushed=_with(release.pushed, str(registry.name)))
-        release.write(dist)
-        for tag in tags:
+        for tag in (fixed, *others):
             if _tag(registry, tag, index, lock, log, may_move=tag != fixed):
-                release = replace(release, tagged=_with(release.tagged, f"{registry.name}:{tag}"))
+                release = release.having(tagged=f"{registry.name}:{tag}")
                 release.write(dist)
     return release
+
+
+def tags(lock: Lock, image: Image, registries: Sequence[Registry], *, on: Image | None = None) -> tuple[str, ...]:
+    """The tags of an image, the one that never moves first. Raises RegistryError when that is another image's."""
+    fixed = _fixed_tag(fixed_prefix(lock), (on or image).digest, registries)
+    return tuple(f"{tag}{image.variant.suffix}" for tag in (fixed, *moving(lock)))
 
 
 def _tag(registry: Registry, tag: str, index: bytes, lock: Lock, log: Log, *, may_move: bool) -> bool:
@@ -117,20 +120,6 @@ def _tag(registry: Registry, tag: str, index: bytes, lock: Lock, log: Log, *, ma
     registry.tag(tag, index, INDEX)
     log.say(reference + (f" (was {before.digest.short}…)" if before else ""))
     return True
-
-
-def _tell(registry: Registry, digest: Digest, tags: Sequence[str], lock: Lock, log: Log) -> None:
-    """What would happen in one repository."""
-    there = registry.manifest(digest.text) is not None
-    log.say(f"{registry.name}: " + (f"{digest} is there" if there else f"would push {digest}"))
-    for tag in tags:
-        before = registry.manifest(tag)
-        if before is not None and before.digest == digest:
-            log.say(f"{registry.name}:{tag}: nothing to do")
-        elif before is not None and (newer := _newer(before, lock.versions)):
-            log.say(f"{registry.name}:{tag} would stay: it is {newer}")
-        else:
-            log.say(f"{registry.name}:{tag}: would be " + (f"moved from {before.digest.short}…" if before else "made"))
 
 
 def _fixed_tag(prefix: str, digest: Digest, registries: Sequence[Registry]) -> str:
@@ -180,7 +169,3 @@ def age(versions: Mapping[str, str]) -> tuple[Version, int, Version]:
     """Orders releases: k3s, its revision (`+k3s2`), docker."""
     revision = re.search(r"\+k3s(\d+)", versions["k3s"])
     return number(versions["k3s"]), int(revision[1]) if revision else 0, number(versions["docker"])
-
-
-def _with(done: tuple[str, ...], entry: str) -> tuple[str, ...]:
-    return done if entry in done else (*done, entry)

@@ -1,0 +1,46 @@
+"""The rehearsal's scanner: a stand-in that reads the image as grype is asked to, and knows no vulnerability.
+
+No package registry has a database of vulnerabilities. Its report says that it is a stand-in, and `scan` takes it for
+nothing but a rehearsed image.
+
+    python -m pipeline.rehearsal.scanner oci-dir:FOLDER --output json --file FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.scan import STAND_IN
+
+
+def main() -> None:
+    """Write a report without findings about the one manifest of a layout."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("source")
+    parser.add_argument("--output", choices=["json"], required=True)
+    parser.add_argument("--file", type=Path, required=True)
+    parsed = parser.parse_args()
+    folder = Path(parsed.source.removeprefix("oci-dir:"))
+    (described,) = json.loads((folder / "index.json").read_text(encoding="utf-8"))["manifests"]
+    algorithm, _, digest = described["digest"].partition(":")
+    manifest = json.loads((folder / "blobs" / algorithm / digest).read_text(encoding="utf-8"))
+    report = {
+        "matches": [],
+        "source": {
+            "type": "image",
+            "target": {"imageID": manifest["config"]["digest"], "manifestDigest": described["digest"]},
+        },
+        "descriptor": {
+            "name": STAND_IN,
+            "version": "0",
+            "db": {"status": {"built": datetime.now(UTC).isoformat(timespec="seconds"), "valid": True}},
+        },
+    }
+    parsed.file.write_text(json.dumps(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

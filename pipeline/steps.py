@@ -1,0 +1,174 @@
+"""A release as a row of steps that know what is left of them: it begins anywhere, and goes on where it stopped.
+
+The state is in dist/ (release.py) and in the registries, never in memory: a step looks at what is there, does the
+rest, and records it. So the same input twice does nothing, a killed run is run again, and another machine goes on from
+the files that were carried there. A stage refuses a digest that has not come through the stages before it, whoever
+calls it; the order here is only the one in which nothing is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import build, push, sbom, tag
+from pipeline.engine import Engine
+from pipeline.errors import IntentError, PipelineError, SmokeFailed, VerificationFailed
+from pipeline.log import Log
+from pipeline.release import (
+    Image,
+    Release,
+    ScanReport,
+    SmokeReport,
+    Variant,
+    read_json,
+    require_scanned,
+    require_smoked,
+)
+from pipeline.sbom import Form
+from pipeline.workflow import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage of a release."""
+
+    name: str
+    left: Callable[[], Sequence[str]]  # what it would do, in sentences; empty when there is nothing
+    run: Callable[[], object]
+
+
+def of(
+    run: Run,
+    *,
+    engine: Callable[[], Engine],
+    smoke: Callable[[], object],
+    scanner: Sequence[str],
+    least: str,
+    key: Path | None,
+    afresh: bool = False,
+) -> tuple[Step, ...]:
+    """The steps of a release, in their order.
+
+    `engine` is asked for when there is something to build, `smoke` checks what was built. `key`: what to sign with;
+    None: as the workflow that this is. `afresh`: smoke again what was smoked.
+    """
+
+    def made() -> None:
+        run.fetch(offline=False)
+        run.build(engine())
+
+    def verified() -> None:
+        """Signatures first: what is read back after them is recorded as verified."""
+        indexes = [f"{name}@{image.digest}" for image, _ in _images(run) for name in run.intent.names]
+        run.verify_published(indexes, run.signed_by(key))
+        run.verify(())
+
+    return (
+        Step(name="build", left=lambda: _to_build(run), run=made),
+        Step(name="smoke", left=lambda: ["smoke it again"] if afresh else _to_smoke(run), run=smoke),
+        Step(name="sbom", left=lambda: _to_describe(run), run=run.sbom),
+        Step(name="scan", left=lambda: _to_scan(run), run=lambda: run.scan(scanner, least=least)),
+        Step(name="push", left=lambda: _to_push(run), run=run.push),
+        Step(name="sign", left=lambda: _to_sign(run), run=lambda: run.sign(key)),
+        Step(name="tag", left=lambda: _to_tag(run), run=run.tag),
+        Step(name="verify", left=lambda: _to_verify(run), run=verified),
+    )
+
+
+def go(steps: Sequence[Step], log: Log, *, dry_run: bool) -> None:
+    """Do what is left of each step; `dry_run` only tells it. Raises whatever the first step raises that fails."""
+    waiting = ""  # the first step that a dry run has not done
+    for step in steps:
+        try:
+            left = step.left()
+        except PipelineError as error:
+            if not (dry_run and waiting):
+                raise
+            log.say(f"{step.name}: after {waiting} ({error.text})")
+            continue
+        if not left:
+            log.say(f"{step.name}: nothing to do")
+        elif dry_run:
+            for text in left:
+                log.say(f"{step.name}: {text}")
+            waiting = waiting or step.name
+        else:
+            step.run()
+
+
+def _images(run: Run) -> list[tuple[Image, Path]]:
+    """What was built, each with the folder of its files. Raises IntentError."""
+    return [(image, variant.below(run.dist)) for variant, image in run.built().items()]
+
+
+def _to_build(run: Run) -> list[str]:
+    inputs = build.inputs_of(run.root, run.plan())
+    return [
+        f"fetch what is missing, and build {', '.join(run.intent.platforms)}{variant.suffix}"
+        for variant in run.lock.variants
+        if build.already_built(variant.below(run.dist), inputs) is None
+    ]
+
+
+def _to_smoke(run: Run) -> list[str]:
+    left = []
+    for image, folder in _images(run):
+        try:
+            require_smoked(image, [SmokeReport.read(folder, platform) for platform in image.platforms])
+        except (IntentError, SmokeFailed) as error:
+            left.append(f"smoke {image.digest}{image.variant.suffix}: {error.text}")
+    return left
+
+
+def _to_describe(run: Run) -> list[str]:
+    left = []
+    for image, folder in _images(run):
+        for platform, one in image.platforms.items():
+            for form in Form:
+                try:
+                    document = read_json(sbom.path(folder, platform, form), next_step="nox -s sbom")
+                except IntentError:
+                    document = {}
+                if sbom.subject(form, document) != one.digest:
+                    left.append(f"write the {form} of {platform}{image.variant.suffix}")
+    return left
+
+
+def _to_scan(run: Run) -> list[str]:
+    left = []
+    for image, folder in _images(run):
+        try:
+            require_scanned(image, [ScanReport.read(folder, platform) for platform in image.platforms])
+        except (IntentError, VerificationFailed) as error:
+            left.append(f"scan {image.digest}{image.variant.suffix}: {error.text}")
+    return left
+
+
+def _to_push(run: Run) -> list[str]:
+    return [text for image, folder in _images(run) for text in push.left(run.intent, image, folder, run.registry)]
+
+
+def _to_sign(run: Run) -> list[str]:
+    return [
+        f"sign {image.digest} in {name}"
+        for image, folder in _images(run)
+        for name in run.intent.names
+        if str(name) not in Release.read(folder, image.digest).signed
+    ]
+
+
+def _to_tag(run: Run) -> list[str]:
+    on = run.built()[Variant.IMAGE]
+    return [text for image, _ in _images(run) for text in tag.left(run.intent, run.lock, image, run.registry, on=on)]
+
+
+def _to_verify(run: Run) -> list[str]:
+    left = []
+    for image, folder in _images(run):
+        release = Release.read(folder, image.digest)
+        if not release.tagged:
+            raise IntentError("it has no tag yet", next_step="nox -s tag")
+        left += [f"read back {one}" for one in release.tagged if one not in release.verified]
+    return left

@@ -1,0 +1,486 @@
+"""A release from any point to its end: two real registries, one with TLS, both with tokens; a real key; real kills.
+
+The images are tiny, so nothing is built and nothing boots here: image.json and smoke's reports are there when a test
+begins, as on the machine that publishes. The rehearsal runs the same steps with a real image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipeline import build, lock, published, registry, steps, transport, versions
+from pipeline.bundle import Trust
+from pipeline.errors import RegistryError, SmokeFailed
+from pipeline.log import Log
+from pipeline.oci import Digest, ImageName
+from pipeline.platforms import Platform
+from pipeline.registry import Registry
+from pipeline.rehearsal.registry import Served, serve
+from pipeline.release import Release, SmokeReport, State, Tier
+from pipeline.workflow import Run
+from tests import test_sbom
+from tests.examples import INTENT
+from tests.images import free_ports, make, program, smoked, tier
+from tests.signed import new_key
+from tests.test_scan import SCANNER, grype, match
+
+ROOT = Path(__file__).resolve().parent.parent
+LOG = Log(quiet=True)
+STEPS = ["build", "smoke", "sbom", "scan", "push", "sign", "tag", "verify"]
+
+
+class Network(httpx.BaseTransport):
+    """The way to the registries, with what went over it; `fault` may answer in their place, or raise."""
+
+    def __init__(self, verify: ssl.SSLContext, fault: Callable[[int, httpx.Request], httpx.Response | None]) -> None:
+        self._through = httpx.HTTPTransport(verify=verify)
+        self._fault = fault
+        self.requests: list[httpx.Request] = []
+        self.asked = 0  # with those that did not arrive
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        number, self.asked = self.asked, self.asked + 1
+        instead = self._fault(number, request)
+        if instead is not None:
+            return instead
+        self.requests.append(request)
+        return self._through.handle_request(request)
+
+    def close(self) -> None:
+        self._through.close()
+
+
+def no_fault(_number: int, _request: httpx.Request) -> None:
+    """Everything arrives."""
+
+
+class Once:
+    """Chooses every so-manieth thing that is asked for, when it is asked for the first time."""
+
+    def __init__(self, every: int) -> None:
+        self._every, self._seen, self.chosen = every, set[tuple[str, str]](), 0
+
+    def __call__(self, request: httpx.Request) -> bool:
+        this = (request.method, request.url.params.get("digest", request.url.path))
+        if this in self._seen:
+            return False
+        self._seen.add(this)
+        if len(self._seen) % self._every != 1:
+            return False
+        self.chosen += 1
+        return True
+
+
+class Registries:
+    """Both registries, and what every test needs to reach them."""
+
+    def __init__(self, plain: Served, secure: Served, folder: Path) -> None:
+        self.served = {served.host: served for served in (plain, secure)}
+        assert secure.authority is not None
+        self.authority = secure.authority
+        self.verify = ssl.create_default_context(cafile=str(secure.authority))
+        self.docker_config = folder / "docker"  # as `docker login` leaves it
+        self.docker_config.mkdir()
+        logins = {
+            host: {"auth": b64encode(f"{who.credentials.username}:{who.credentials.password}".encode()).decode()}
+            for host, who in self.served.items()
+        }
+        (self.docker_config / "config.json").write_text(json.dumps({"auths": logins}))
+
+
+@pytest.fixture(scope="module")
+def registries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registries]:
+    folder = tmp_path_factory.mktemp("registries")
+    with ExitStack() as stack:
+        plain, secure = (
+            stack.enter_context(serve(program(), folder / name, free_ports(), tls=name == "secure"))
+            for name in ("plain", "secure")
+        )
+        yield Registries(plain, secure, folder)
+
+
+class Scene:
+    """A checkout whose image was built and smoked, and that releases to a repository of its own in both registries."""
+
+    def __init__(self, registries: Registries, folder: Path, repository: str, seed: str = "") -> None:
+        folder.mkdir(exist_ok=True)
+        self.registries, self.folder, self.dist = registries, folder, folder / "dist"
+        self.names = tuple(ImageName(registry=host, repository=repository) for host in registries.served)
+        self.requests: list[httpx.Request] = []  # that arrived, of all runs
+        self.asked = 0  # by the last run
+        self.key = folder / "key"
+        self.trust = Trust(key=new_key(self.key).public)
+        self.scanner = folder / "scanner"
+        self.scanner.write_text(f"#!{sys.executable}\n{SCANNER}")
+        self.scanner.chmod(0o755)
+        (folder / "report.json").write_text(grype())
+        intent = replace(INTENT, names=self.names)
+        versions.write(folder / "versions.yaml", intent)
+        read = versions.read(folder / "versions.yaml")
+        lock.write(folder / "versions.lock.yaml", replace(test_sbom.lock(), intent=read.checksum))
+        run = self.run()
+        marks = [test_sbom.layer({f"seed{number}": f"{repository} {seed} {number}".encode()}) for number in range(2)]
+        roots = {platform: [*marks, *test_sbom.roots(platform)] for platform in Platform}
+        made = make(self.dist, repository, lock=run.lock, roots=roots)
+        self.image = replace(made, inputs=build.inputs_of(ROOT, run.plan()))
+        self.image.write(self.dist)
+        for report in smoked(self.image):
+            report.write(self.dist)
+
+    def run(self, client: httpx.Client | None = None) -> Run:
+        return Run(
+            root=ROOT,
+            intent_path=self.folder / "versions.yaml",
+            lock_path=self.folder / "versions.lock.yaml",
+            dist=self.dist,
+            cache=self.folder / "cache",
+            log=LOG,
+            client=client or httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(599))),
+            credentials=lambda host: self.registries.served[host].credentials,
+        )
+
+    def release(
+        self,
+        fault: Callable[[int, httpx.Request], httpx.Response | None] = no_fault,
+        smoke: Callable[[], object] | None = None,
+        *,
+        log: Log = LOG,
+        dry_run: bool = False,
+    ) -> None:
+        """What `nox -s release` does, over a network with a fault."""
+
+        def unexpected() -> object:
+            raise AssertionError("there is nothing to build or smoke")
+
+        network = Network(self.registries.verify, fault)
+        with transport.make_client(network) as client:
+            made = steps.of(
+                self.run(client),
+                engine=unexpected,  # type: ignore[arg-type]
+                smoke=smoke or unexpected,
+                scanner=[str(self.scanner)],
+                least="high",
+                key=self.key,
+            )
+            assert [step.name for step in made] == STEPS
+            try:
+                steps.go(made, log, dry_run=dry_run)
+            finally:
+                self.requests += network.requests
+                self.asked = network.asked
+
+    @property
+    def record(self) -> Release:
+        return Release.read(self.dist, self.image.digest)
+
+    def tags(self, name: ImageName) -> dict[str, Digest]:
+        """What a stranger sees, without the lists of signatures that are kept under tags."""
+        with transport.make_client(verify=self.registries.verify) as client:
+            stranger = Registry(client, name)
+            found = {tag: stranger.manifest(tag) for tag in stranger.tags() if not tag.startswith("sha256-")}
+            return {tag: manifest.digest for tag, manifest in found.items() if manifest is not None}
+
+    def require_sound(self) -> None:
+        """Whatever has a tag is whole, signed and has its SBOMs; nothing was sent twice."""
+        with transport.make_client(verify=self.registries.verify) as client:
+            for name in self.names:
+                for one in set(self.tags(name).values()):
+                    published.run([f"{name}@{one}"], self.trust, tuple(Platform), client, LOG, sleep=lambda _: None)
+        sent = [
+            (request.url.host, request.url.port, request.url.path.partition("/blobs/")[0], request.url.params["digest"])
+            for request in self.requests
+            if request.method == "PUT" and "digest" in request.url.params
+        ] + [
+            (request.url.host, request.url.port, request.url.path, "")
+            for request in self.requests
+            if request.method == "PUT" and "/manifests/sha256:" in request.url.path
+        ]
+        assert len(sent) == len(set(sent))
+
+    def require_released(self) -> None:
+        """Both registries have the image under all its tags, and the record says so."""
+        self.require_sound()
+        for name in self.names:
+            assert set(self.tags(name).values()) == {self.image.digest}
+            assert len(self.tags(name)) == 4
+        record = self.record
+        assert record.pushed == record.signed == tuple(map(str, self.names))
+        assert len(record.tagged) == 8
+        assert set(record.verified) == set(record.tagged)
+        written = len(self.written)
+        self.release()
+        assert len(self.written) == written
+
+    @property
+    def written(self) -> list[httpx.Request]:
+        return [request for request in self.requests if request.method not in ("GET", "HEAD")]
+
+
+@pytest.fixture
+def scene(registries: Registries, tmp_path: Path, request: pytest.FixtureRequest) -> Scene:
+    name = "".join(letter if letter.isalnum() else " " for letter in request.node.name.lower())
+    return Scene(registries, tmp_path, "-".join(name.split()))
+
+
+def test_a_release_from_what_was_smoked_to_its_end(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    scene.release(dry_run=True, log=Log())
+    plan = capfd.readouterr().err
+    assert scene.written == []
+    for text in (
+        "build: nothing to do",
+        "smoke: nothing to do",
+        "sbom: write the spdx of linux/amd64",
+        f"scan: scan {scene.image.digest}",
+        *(f"push: push {scene.image.digest} to {name}" for name in scene.names),
+        *(f"sign: sign {scene.image.digest} in {name}" for name in scene.names),
+        *(f"tag: {name}:latest: make it" for name in scene.names),
+        "verify: after sbom",
+    ):
+        assert text in plan
+    scene.release()
+    scene.require_released()
+    capfd.readouterr()
+    scene.release(dry_run=True, log=Log())
+    assert capfd.readouterr().err.split("\n")[:-1] == [f"{name}: nothing to do" for name in STEPS]
+
+
+def test_one_that_was_not_built_begins_there(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    (scene.dist / "image.json").unlink()
+    scene.release(dry_run=True, log=Log())
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == "build: fetch what is missing, and build linux/amd64, linux/arm64"
+    assert [line.partition(": ")[2][:11] for line in told[1:]] == ["after build"] * 7
+    assert scene.requests == []
+
+
+# The network
+
+
+@pytest.fixture(scope="module")
+def length(registries: Registries, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """How many requests a whole release makes."""
+    scene = Scene(registries, tmp_path_factory.mktemp("length"), "length")
+    scene.release()
+    return scene.asked
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_a_registry_that_goes_away_in_the_middle(scene: Scene, part: int, length: int) -> None:
+    """After each twelfth of the requests; the next run does the rest and sends nothing twice."""
+    last = length * part // 12
+
+    def down(number: int, request: httpx.Request) -> httpx.Response | None:
+        if number >= last:
+            raise httpx.ConnectError("Connection refused", request=request)
+        return None
+
+    with pytest.raises(Exception, match="Connection refused") as failure:
+        scene.release(down)
+    assert getattr(failure.value, "exit_code", None) in (9, 10)  # told, whoever was asking
+    scene.require_sound()
+    scene.release()
+    scene.require_released()
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "HEAD", "GET"])
+def test_answers_500_are_asked_again(scene: Scene, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third thing that is asked for fails at first, and the release comes to its end in one run."""
+    monkeypatch.setattr(registry, "PAUSES", (0.01,) * 4)
+    monkeypatch.setattr("pipeline.verify._PAUSES", (0.01,) * 2)
+    once = Once(3)
+
+    def ailing(number: int, request: httpx.Request) -> httpx.Response | None:
+        if request.method == method and once(request):
+            return httpx.Response(500 + number % 4, request=request, text="out of order")
+        return None
+
+    scene.release(ailing)
+    assert once.chosen > 0
+    scene.require_released()
+
+
+@pytest.mark.parametrize("word", ["/blobs/uploads/", "/manifests/sha256:", "/manifests/latest"])
+def test_a_registry_that_stays_out_of_order(scene: Scene, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "PAUSES", (0.01,) * 4)
+
+    def broken(_number: int, request: httpx.Request) -> httpx.Response | None:
+        if request.method in ("POST", "PUT") and word in request.url.path and request.url.port == port:
+            return httpx.Response(503, request=request)
+        return None
+
+    port = int(scene.names[1].registry.rpartition(":")[2])  # the second one: the first has got its part
+    with pytest.raises(RegistryError, match="is not available") as failure:
+        scene.release(broken)
+    assert "status 503" in str(failure.value)
+    scene.require_sound()
+    scene.release()
+    scene.require_released()
+
+
+def test_a_token_that_expires_is_renewed(scene: Scene) -> None:
+    """Every third request comes at first without the token that it was given, as if that was not known any more."""
+    once = Once(3)
+    used: set[str] = set()  # tokens; one that is refused when it is new is no token that has expired
+
+    def forgetful(_number: int, request: httpx.Request) -> None:
+        token = request.headers.get("Authorization", "")
+        if token.startswith("Bearer ") and token in used and once(request):
+            del request.headers["Authorization"]
+        used.add(token)
+
+    scene.release(forgetful)
+    assert once.chosen > 10
+    scene.require_released()
+
+
+def test_a_login_that_is_not_accepted_any_more(scene: Scene) -> None:
+    """After the image is pushed: nothing is tagged, and with a new login it goes on."""
+
+    def revoked(_number: int, request: httpx.Request) -> httpx.Response | None:
+        if request.url.path == "/token" and "push" in str(request.url) and scene.record.pushed:
+            return httpx.Response(401, request=request)
+        return None
+
+    with pytest.raises(RegistryError, match="did not accept the credentials"):
+        scene.release(revoked)
+    assert [scene.tags(name) for name in scene.names] == [{}, {}]
+    scene.release()
+    scene.require_released()
+
+
+# Other people
+
+
+def test_somebody_takes_our_number_before_we_tag(scene: Scene) -> None:
+    """Their release of the same versions ends while ours is signed: ours takes the next number everywhere."""
+    other = Scene(scene.registries, scene.folder / "other", scene.names[0].repository, "theirs")
+    done = False
+
+    def between(_number: int, request: httpx.Request) -> None:
+        nonlocal done
+        if not done and scene.record.signed and "/tags/list" in request.url.path:
+            done = True
+            other.release()
+
+    scene.release(between)
+    assert done
+    for name in scene.names:
+        tags = scene.tags(name)
+        assert sorted(tag[-2:] for tag in tags if tag.startswith("k3s-")) == ["r1", "r2"]
+        assert tags["latest"] == scene.image.digest
+        assert {tag: one for tag, one in tags.items() if tag.endswith("-r1")}.popitem()[1] == other.image.digest
+
+
+def test_a_tag_that_was_moved_after_the_release_comes_back(scene: Scene) -> None:
+    scene.release()
+    with transport.make_client(verify=scene.registries.verify) as client:
+        name = scene.names[1]
+        theirs = Registry(client, name, scene.registries.served[name.registry].credentials)
+        digest = scene.image.platforms[Platform.AMD64].digest.text
+        found = theirs.manifest(digest)
+        assert found is not None
+        theirs.tag("latest", found.raw, found.media_type)
+    scene.release()
+    scene.require_released()
+
+
+# Red
+
+
+def test_one_platform_that_fails_its_smoke_stops_everything(scene: Scene) -> None:
+    """No registry is asked for anything; when it is green, the release goes on."""
+    green = SmokeReport.read(scene.dist, Platform.ARM64)
+    failed = tier(Tier.BOOT, State.FAILED, "dockerd could not be kept alive")
+    replace(green, tiers=(*green.tiers[:2], failed)).write(scene.dist)
+    again = 0
+
+    def smoke() -> None:
+        nonlocal again
+        again += 1
+        raise SmokeFailed("linux/arm64, tier boot: dockerd could not be kept alive")
+
+    for _ in range(2):
+        with pytest.raises(SmokeFailed, match="dockerd could not be kept alive"):
+            scene.release(smoke=smoke)
+    assert again == 2
+    assert scene.requests == []
+    # Whoever calls the stages one by one comes no further.
+    run = scene.run()
+    for stage in (run.push, run.tag):
+        with pytest.raises(Exception, match=r"failed tier boot|is not signed"):
+            stage()
+    scene.release(smoke=lambda: green.write(scene.dist))
+    scene.require_released()
+
+
+def test_a_vulnerability_stops_it_before_anything_leaves(scene: Scene) -> None:
+    (scene.folder / "report.json").write_text(grype(match()))
+    with pytest.raises(Exception, match="vulnerabilities that are fixed elsewhere"):
+        scene.release()
+    assert scene.requests == []
+    (scene.folder / "report.json").write_text(grype())
+    scene.release()
+    scene.require_released()
+
+
+# Kills
+
+
+def command(scene: Scene, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m pipeline … release`, as nox starts it."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pipeline"),
+            *("--versions", str(scene.folder / "versions.yaml"), "--lock", str(scene.folder / "versions.lock.yaml")),
+            *("--dist", str(scene.dist), "--cache", str(scene.folder / "cache")),
+            *("release", "--key", str(scene.key), "--scanner", str(scene.scanner), *arguments),
+        ],
+        cwd=ROOT,
+        env={
+            **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
+            "DOCKER_CONFIG": str(scene.registries.docker_config),
+            "SSL_CERT_FILE": str(scene.registries.authority),
+        },
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *(f"▶ {name}" for name in STEPS[2:]),
+        *("linux/amd64 cdx", "linux/amd64: 0 findings", "pushed", "index.signature: signed", "claims pushed"),
+        *(":v1.37", ":latest", "latest is sha256"),
+    ],
+)
+def test_a_runner_that_is_killed(scene: Scene, mark: str) -> None:
+    """SIGKILL when it says so; the same command once more comes to the end."""
+    with command(scene) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if mark in line:
+                process.send_signal(signal.SIGKILL)
+                break
+        else:
+            pytest.fail(f"it never said {mark!r}")
+    assert process.returncode == -signal.SIGKILL
+    scene.require_sound()
+    with command(scene) as process:
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    scene.require_released()
