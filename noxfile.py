@@ -126,6 +126,18 @@ def verify(session: nox.Session) -> None:
 
 
 @nox.session
+def pull(session: nox.Session) -> None:
+    """Bring a published image back into dist/pulled/, without credentials, so that it can be smoked (-- IMAGE)."""
+    _pipeline(session, "pull", *session.posargs)
+
+
+@nox.session
+def notes(session: nox.Session) -> None:
+    """Tell a release: what is in it, how big, how it booted, what changed (-- --previous LOCK, -- --output FILE)."""
+    _pipeline(session, "notes", *session.posargs)
+
+
+@nox.session
 def rollback(session: nox.Session) -> None:
     """Point the moving tags back at an older release (-- RELEASE, -- RELEASE --dry-run)."""
     _pipeline(session, "rollback", *session.posargs)

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
     one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json, .md and .svg")
     one.add_argument("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
-    one.add_argument("--dist", type=Path, default=argparse.SUPPRESS, help="as before the command: where the image is")
+    _dist(one, "as before the command: where the image is")
     one.add_argument("--rootfs", action="store_true", help="start: with this checkout's rootfs/ over a rehearsed image")
     command("plan", "print the bake file that `build` hands to buildx")
     one = command("build", "fetch what is missing, then build all platforms into dist/image/")
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--guest", default="default", help="which virtual engine: default, cgroup-v1 … (docs/smoke.md)")
     one.add_argument("--engine", action="append", default=[], metavar="URL", help="a docker host of another platform")
+    _dist(one, "as before the command: where the image is")
     one.add_argument("--keep", action="store_true", help="leave what was booted running, and say how to reach it")
     command("sbom", "write dist/sbom/: what is in the built image, as SPDX and CycloneDX for each platform")
     one = command("scan", "scan what was built, and refuse an image with a known vulnerability that has a fix")
@@ -102,6 +103,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--key", type=Path, metavar="FILE", help="signed with the key that belongs to this public one")
     one.add_argument("--identity", help="signed by this identity; * stands for anything (default: our release.yml)")
     one.add_argument("--issuer", help="who vouches for that identity (default: GitHub Actions)")
+    one = command("pull", "bring a published image back, without credentials, as build would have left it")
+    one.add_argument("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
+    _dist(one, "where it goes (dist/pulled)")
+    one = command("notes", "tell a release: what is in it, how big, how it booted, how to check it, what changed")
+    one.add_argument(
+        "--previous", type=Path, metavar="LOCK", help="versions.lock.yaml of the release before; empty: there was none"
+    )
+    one.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
     one = command("rehearse", "the whole release on this machine, reaching only package registries")
     one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
     one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
@@ -112,6 +121,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
     command("errors", "list the exit codes")
     return top
+
+
+def _dist(one: argparse.ArgumentParser, text: str) -> None:
+    """The option that nox can pass on, which puts everything behind the command."""
+    one.add_argument("--dist", type=Path, default=argparse.SUPPRESS, help=text)
 
 
 def _scanner(one: argparse.ArgumentParser) -> None:
@@ -153,6 +167,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.console.print("interrupted; nothing is left running", markup=False)
         return 130
+    finally:
+        _summarize(parsed.command, log)
+
+
+def _summarize(command: str, log: Log) -> None:
+    """On GitHub: a timeline of this run's steps on the page of the workflow's run."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    shown = sorted((one for one in log.done if one.depth <= 1), key=lambda one: (one.start, one.depth))
+    if not path or not shown:
+        return
+    from pipeline.log import seconds
+    from pipeline.markdown import gantt
+
+    bars, section = [], ""
+    for one in shown:
+        section = one.name if one.depth == 0 else section
+        bars.append((section, f"{one.mark} {one.name}", round(one.start * 1000), round(one.end * 1000)))
+    with Path(path).open("a", encoding="utf-8") as stream:
+        stream.write(f"### {command}\n\n{gantt(f'{command}, {seconds(log.elapsed)}', bars)}\n\n")
 
 
 def _lacks(error: ModuleNotFoundError) -> int:
@@ -282,6 +315,11 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
                 run.verify(())
         case "sign":
             run.sign(parsed.key)
+        case "pull":
+            given = parsed.dist != ROOT / "dist"
+            run.pull(parsed.reference, run.dist if given else run.dist / "pulled")
+        case "notes":
+            _print(run.notes(_text(parsed.previous) if parsed.previous else None), parsed.output)
         case "rehearse":
             from pipeline.rehearsal import rehearse
 
@@ -323,7 +361,6 @@ def _retention(run: Run, parsed: argparse.Namespace) -> None:
 
 def _update(run: Run, parsed: argparse.Namespace) -> None:
     from pipeline import lock, update
-    from pipeline.release import write_text
 
     refused: PipelineError | None = None
     if parsed.diff:
@@ -332,12 +369,19 @@ def _update(run: Run, parsed: argparse.Namespace) -> None:
         text = update.markdown(old, new, said)
     else:
         text = run.update()
-    if parsed.output:
-        write_text(parsed.output, text)
-    else:
-        sys.stdout.write(text)
+    _print(text, parsed.output)
     if refused is not None:
         raise refused
+
+
+def _print(text: str, output: Path | None) -> None:
+    """To a file, or to standard output."""
+    from pipeline.release import write_text
+
+    if output:
+        write_text(output, text)
+    else:
+        sys.stdout.write(text)
 
 
 def _text(path: Path) -> str:

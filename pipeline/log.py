@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -66,6 +67,17 @@ class Step:
     mark = "✓"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A step that has ended."""
+
+    name: str
+    depth: int  # 0: it stood in no other
+    start: float  # seconds since the log began
+    end: float
+    mark: str
+
+
 class Log:
     """The one place that prints. `stream` is for tests; None means standard error.
 
@@ -81,6 +93,7 @@ class Log:
         self._open: list[tuple[str, float]] = []  # running steps: name, start; the innermost last
         self._said = time.monotonic()
         self._heart: threading.Thread | None = None
+        self.done: list[Done] = []  # in the order of their ends
 
     @property
     def _depth(self) -> int:
@@ -142,7 +155,17 @@ class Log:
         finally:
             self._open.remove((name, started))
             self._depth -= 1
-            self.say(f"{step.mark} {name} · {seconds(time.monotonic() - started)}")
+            ended = time.monotonic()
+            self.say(f"{step.mark} {name} · {seconds(ended - started)}")
+            self.done.append(
+                Done(
+                    name=redact(name),
+                    depth=self._depth,
+                    start=started - self._started,
+                    end=ended - self._started,
+                    mark=step.mark,
+                )
+            )
             if top and self._github:
                 print("::endgroup::", file=sys.stderr, flush=True)
 

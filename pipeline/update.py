@@ -16,6 +16,7 @@ from pipeline import compat
 from pipeline.errors import Incompatible
 from pipeline.lock import Artifact, Base, Lock, render
 from pipeline.log import size
+from pipeline.markdown import folded, table
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
@@ -108,7 +109,7 @@ def _components(old: Lock | None, new: Lock) -> str:
         [name, before.get(name, "—"), version, _links(name, before.get(name), version)]
         for name, version in sorted(new.versions.items())
     ]
-    return _table(["component", "old", "new", "upstream"], rows)
+    return table(["component", "old", "new", "upstream"], rows)
 
 
 def _embedded(old: Lock | None, new: Lock) -> str:
@@ -155,8 +156,7 @@ def _packages(title: str, older: Iterable[Artifact], newer: Iterable[Artifact]) 
     }
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     rows = [[name, ", ".join(platforms), first, last] for (name, first, last), platforms in changes.items()]
-    table = _table(["package", "platforms", "old", "new"], rows)
-    return f"<details>\n<summary>{title}: {told}</summary>\n\n{table}\n\n</details>"
+    return folded(f"{title}: {told}", table(["package", "platforms", "old", "new"], rows))
 
 
 def _sizes(old: Lock | None, new: Lock) -> str:
@@ -255,10 +255,4 @@ def _sentences(title: str, sentences: Sequence[str]) -> str:
 
 
 def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return f"### {title}\n\n{_table(columns, rows)}" if rows else ""
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of GitHub's Markdown; a bar in a cell would begin another one."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"### {title}\n\n{table(columns, rows)}" if rows else ""

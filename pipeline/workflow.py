@@ -25,7 +25,9 @@ from pipeline import (
     fetch,
     lock,
     mirrors,
+    notes,
     published,
+    pull,
     push,
     reproduce,
     resolve,
@@ -52,7 +54,7 @@ from pipeline.log import Log, size
 from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Credentials, Registry
-from pipeline.release import Image, Release, ScanReport, SmokeReport, Tier, Variant, require_smoked
+from pipeline.release import IMAGE, Image, Release, ScanReport, SmokeReport, Tier, Variant, require_smoked
 from pipeline.signer import KeySigner, keyless
 from pipeline.versions import Intent
 
@@ -218,7 +220,11 @@ class Run:
     ) -> tuple[SmokeReport, ...]:
         """Check what was built, tier by tier, on each platform; the image first, then what is made on it."""
         reports: list[SmokeReport] = []
-        for image in self.built().values():
+        for variant in self.lock.variants:
+            if variant is not Variant.IMAGE and not (variant.below(self.dist) / IMAGE).exists():
+                self.log.say(f"without {variant}, which is not in {self.dist}")
+                continue
+            image = Image.read(variant.below(self.dist))
             with self.log.step(f"smoke{image.variant.suffix}"):
                 reports += smoke.run(
                     image,
@@ -361,6 +367,24 @@ class Run:
         """Check published images as a stranger does, who has nothing but their names."""
         with self.log.step("verify"):
             published.run(references, trust, self.intent.platforms, self.client, self.log)
+
+    def pull(self, text: str, dist: Path) -> Image:
+        """Bring a published image back into a folder, a variant into its own below, as a stranger can."""
+        with self.log.step("pull"):
+            try:
+                name, tagged, digest = ImageName.parse(text)
+            except ValueError as error:
+                raise IntentError(str(error), expected="registry/repository:tag or …@sha256:…") from None
+            return pull.run(Registry(self.client, name), digest.text if digest else tagged or "latest", dist, self.log)
+
+    def notes(self, previous: str | None) -> str:
+        """The release's notes as Markdown; `previous`: the text of the lock of the release before."""
+        try:
+            old = lock.parse(previous, "the lock of the release before") if previous else None
+        except LockStale as error:
+            self.log.warn(f"what changed is left out: {error}")
+            old = None
+        return notes.markdown(self.built(), self.dist, old, self.lock)
 
     def summary(self) -> None:
         """The tables that a release ends with."""

@@ -28,9 +28,9 @@ class Cosign:
     program: Path
     home: Path
 
-    def run(self, *arguments: str) -> tuple[int, str]:
-        """Exit code, and all that it said. It has no credentials."""
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "DOCKER_CONFIG": str(self.home)}
+    def run(self, *arguments: str, **more: str) -> tuple[int, str]:
+        """Exit code, and all that it said; `more`: of its environment. It has no credentials."""
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "DOCKER_CONFIG": str(self.home), **more}
         done = subprocess.run(
             [self.program, *arguments],
             env=environment,

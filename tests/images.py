@@ -61,7 +61,7 @@ def make(
     blobs = dist / "image" / "blobs" / "sha256"
     shutil.rmtree(dist / "image", ignore_errors=True)
     blobs.mkdir(parents=True)
-    said = {"org.opencontainers.image.title": "dind-k3s", f"{KEY}.seed": seed}
+    said = {"org.opencontainers.image.title": "dind-k3s", f"{KEY}.seed": seed, f"{KEY}.lock": lock.digest.text}
     said |= {f"{KEY}.{component}": version for component, version in lock.versions.items()}
     if variant is not Variant.IMAGE:
         said[f"{KEY}.variant"] = variant.value

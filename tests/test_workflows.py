@@ -26,7 +26,17 @@ from pipeline import layout, machine
 from pipeline.__main__ import parser
 from pipeline.log import Log
 from pipeline.platforms import Platform
-from pipeline.release import LAYOUT, SMOKE, Image, Release, SmokeReport, Variant, require_smoked
+from pipeline.release import (
+    LAYOUT,
+    SMOKE,
+    Image,
+    Release,
+    ScanReport,
+    SmokeReport,
+    Variant,
+    require_scanned,
+    require_smoked,
+)
 from tests import images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -240,7 +250,21 @@ def test_every_nox_call_names_a_session_and_arguments_that_it_takes() -> None:
                 parser().parse_args(arguments)
             except SystemExit:
                 pytest.fail(f"{one.file}, {one.job}: the pipeline does not take {shlex.join(arguments)}")
-    assert {"lint", "tests", "rehearse", "build", "fetch", "smoke", "publish", "verify", "update"} <= seen
+    assert {
+        "lint",
+        "tests",
+        "rehearse",
+        "build",
+        "smoke",
+        "scan",
+        "push",
+        "sign",
+        "tag",
+        "verify",
+        "pull",
+        "notes",
+        "update",
+    } <= seen
 
 
 def test_ci_runs_what_the_script_runs() -> None:
@@ -385,7 +409,7 @@ def _without_variant(built: Path) -> None:
 def test_jobs_tell_each_other_the_digest_and_the_names(built: Path) -> None:
     image = Image.read(built / "dist")
     assert _output(step(".image.yml", "build", "digest=").run, built) == f"digest={image.digest}\n"
-    script = step("release.yml", "publish", "subjects=").run
+    script = step("release.yml", "push", "subjects=").run
     digests = [image.digest, Image.read(built / "dist/airgap").digest]
     for expected in (digests, digests[:1]):
         subjects = json.loads(_output(script, built).removeprefix("subjects="))
@@ -399,7 +423,7 @@ def test_jobs_tell_each_other_the_digest_and_the_names(built: Path) -> None:
 @pytest.mark.usefixtures("_jq")
 @pytest.mark.parametrize(
     ("file", "job", "word", "broken"),
-    [(".image.yml", "build", "digest=", "image.json"), ("release.yml", "publish", "subjects=", "release.json")],
+    [(".image.yml", "build", "digest=", "image.json"), ("release.yml", "push", "subjects=", "release.json")],
 )
 def test_a_record_without_its_value_ends_the_job(file: str, job: str, word: str, broken: str, built: Path) -> None:
     (built / "dist" / broken).write_text("{}")
@@ -411,21 +435,20 @@ def test_a_record_without_its_value_ends_the_job(file: str, job: str, word: str,
 @pytest.mark.usefixtures("_jq")
 def test_a_release_is_told_once_and_renewed_after(built: Path, programs: Path) -> None:
     script = step("release.yml", "release", "gh release create").run
-    variant = Image.read(built / "dist/airgap")
     calls = _program(programs, "gh", "[[ $2 != view || -e ready ]]")
     assert bash(script, cwd=built, path=programs, TAG="v3").returncode == 0
     view, create = calls.read_text().split("\n", 1)
     assert view == "release|view|v3"
     files = "dist/image.json|dist/release.json|dist/airgap-image.json|dist/airgap-release.json"
-    assert create.startswith(f"release|create|v3|{files}|--verify-tag|--generate-notes|--notes|")
-    assert f"`{variant.digest}`" in create
-    assert "- `docker.io/a/b:v1.37-airgap`\n" in create
-    assert f"`{Image.read(built / 'dist').digest}`" in create
-    assert "- `ghcr.io/a/b:v1.37`\n- `docker.io/a/b:v1.37`\n" in create
+    assert create == f"release|create|v3|{files}|--verify-tag|--notes-file|dist/notes.md\n"
     (built / "ready").touch()
     calls.unlink()
     assert bash(script, cwd=built, path=programs, TAG="v3").returncode == 0
-    assert calls.read_text() == f"release|view|v3\nrelease|upload|v3|{files}|--clobber\n"
+    assert calls.read_text().splitlines() == [
+        "release|view|v3",
+        f"release|upload|v3|{files}|--clobber",
+        "release|edit|v3|--notes-file|dist/notes.md",
+    ]
     # and as it was without a variant
     _without_variant(built)
     (built / "ready").unlink()
@@ -514,12 +537,14 @@ def test_a_job_is_root_for_all_its_sessions_or_for_none() -> None:
 # The way of the artifacts
 
 
-def _upload(data: dict[str, Any], folder: Path, store: Path) -> None:
-    """What upload-artifact does: files below the paths, named from the folder that all paths have in common."""
+def upload(data: dict[str, Any], folder: Path, store: Path) -> None:
+    """What upload-artifact does: files below the paths, named from the folder that all paths have in common.
+
+    A path with nothing counts for that folder too; only when there is nothing at all it fails.
+    """
     paths = [folder / line for line in str(data["path"]).split()]
-    for path in paths:
-        assert path.exists(), f"nothing at {path} to upload"
-    common = Path(os.path.commonpath([path if len(paths) == 1 and path.is_dir() else path.parent for path in paths]))
+    assert any(path.exists() for path in paths), f"nothing of {paths} is there to upload"
+    common = Path(os.path.commonpath([path if path.is_dir() and len(paths) == 1 else path.parent for path in paths]))
     for path in paths:
         for file in [path] if path.is_file() else path.rglob("*"):
             if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
@@ -528,7 +553,7 @@ def _upload(data: dict[str, Any], folder: Path, store: Path) -> None:
                 shutil.copyfile(file, target)
 
 
-def _download(data: dict[str, Any], folder: Path, store: Path) -> None:
+def download(data: dict[str, Any], folder: Path, store: Path) -> None:
     """What download-artifact does: one artifact by its name, or all of a pattern into one folder."""
     assert ("name" in data) != (data.get("merge-multiple") == "true")
     chosen = [store / data["name"]] if "name" in data else sorted(store.glob(data["pattern"]))
@@ -537,54 +562,80 @@ def _download(data: dict[str, Any], folder: Path, store: Path) -> None:
         shutil.copytree(artifact, folder / data.get("path", ""), dirs_exist_ok=True)
 
 
-def _artifacts(file: str, job: str, kind: str) -> list[dict[str, Any]]:
+def artifacts(file: str, job: str, kind: str) -> list[dict[str, Any]]:
     return [one.data["with"] for one in steps() if (one.file, one.job, one.uses) == (file, job, f"actions/{kind}")]
 
 
 def test_what_jobs_leave_is_what_later_jobs_need(built: Path, tmp_path: Path) -> None:
-    """From build over smoke to publish, verify and the GitHub release, each job in a folder of its own."""
+    """From build over smoke and scan to push, tag, verify and the GitHub release, each job in a folder of its own."""
     store, dist = tmp_path / "artifacts", built / "dist"
     made = {variant: Image.read(variant.below(dist)) for variant in Variant}
-    for data in _artifacts(".image.yml", "build", "upload-artifact"):
-        _upload(data, built, store)
+    for data in artifacts(".image.yml", "build", "upload-artifact"):
+        upload(data, built, store)
 
     for platform in Platform:
         job = tmp_path / platform.architecture
-        for data in _artifacts(".image.yml", "smoke", "download-artifact"):
-            _download(data, job, store)
+        for data in artifacts(".image.yml", "smoke", "download-artifact"):
+            download(data, job, store)
         for variant, image in made.items():
             at = variant.below(job / "dist")
             assert Image.read(at) == image
             layout.read(at / LAYOUT, image.digest).verify()
             SmokeReport.read(variant.below(dist), platform).write(at)
             (at / SMOKE / "junit.xml").write_text(platform.architecture)
-        for data in _artifacts(".image.yml", "smoke", "upload-artifact"):
+        for data in artifacts(".image.yml", "smoke", "upload-artifact"):
             one = {
                 key: value.replace("${{ matrix.architecture }}", platform.architecture) for key, value in data.items()
             }
-            _upload(one, job, store)
+            upload(one, job, store)
 
-    for name in ("publish", "dry-run"):
+    job = tmp_path / "scan"
+    for data in artifacts("release.yml", "scan", "download-artifact"):
+        download(data, job, store)
+    for variant, image in made.items():
+        layout.read(variant.below(job / "dist") / LAYOUT, image.digest).verify()
+        for report in images.scanned(image):
+            report.write(variant.below(job / "dist"))
+    for data in artifacts("release.yml", "scan", "upload-artifact"):
+        upload(data, job, store)
+
+    for name in ("push", "dry-run"):
         job = tmp_path / name
-        for data in _artifacts("release.yml", name, "download-artifact"):
-            _download(data, job, store)
+        for data in artifacts("release.yml", name, "download-artifact"):
+            download(data, job, store)
         for variant, image in made.items():
             at = variant.below(job / "dist")
             layout.read(at / LAYOUT, image.digest).verify()
             require_smoked(image, [SmokeReport.read(at, platform) for platform in Platform])
+            require_scanned(image, [ScanReport.read(at, platform) for platform in Platform])
             assert sorted(path.name for path in (at / SMOKE).iterdir()) == ["amd64.json", "arm64.json"]
-    for variant, image in made.items():
-        Release.read(variant.below(dist), image.digest).write(variant.below(tmp_path / "publish" / "dist"))
-    for data in _artifacts("release.yml", "publish", "upload-artifact"):
-        _upload(data, tmp_path / "publish", store)
 
-    for name in ("verify", "release"):
+    for name in ("push", "sign", "tag"):
         job = tmp_path / name
-        for data in _artifacts("release.yml", name, "download-artifact"):
-            _download(data, job, store)
+        for data in artifacts("release.yml", name, "download-artifact") if name != "push" else ():
+            download(data, job, store)
+        for variant, image in made.items():
+            at = variant.below(job / "dist")
+            assert Image.read(at) == image
+            Release.read(variant.below(dist), image.digest).write(at)
+        for data in artifacts("release.yml", name, "upload-artifact"):
+            upload(data, job, store)
+
+    for name in ("verify", "notes"):
+        job = tmp_path / name
+        for data in artifacts("release.yml", name, "download-artifact"):
+            download(data, job, store)
         for variant, image in made.items():
             assert Image.read(variant.below(job / "dist")) == image
             assert Release.read(variant.below(job / "dist"), image.digest).tagged
+    (job / "dist" / "notes.md").write_text("notes")
+    for data in artifacts("release.yml", "notes", "upload-artifact"):
+        upload(data, job, store)
+    job = tmp_path / "release"
+    for data in artifacts("release.yml", "release", "download-artifact"):
+        download(data, job, store)
+    for name in ("image.json", "release.json", "airgap/image.json", "airgap/release.json", "notes.md"):
+        assert (job / "dist" / name).exists(), name
 
 
 def test_a_job_that_is_run_again_replaces_what_it_left() -> None:

@@ -34,7 +34,7 @@ from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.rehearsal import clamp, origin, pause, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
-from pipeline.release import write_text
+from pipeline.release import Tier, write_text
 from pipeline.smoke.booted import BootOptions
 from pipeline.workflow import Run
 
@@ -197,12 +197,15 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
             """One for build and smoke."""
             return stack.enter_context(engine.private(rehearsed.lock, run.cache, log, sandboxed=False))
 
+        def engines() -> Engines:
+            return Engines(lock=rehearsed.lock, cache=run.cache, log=log, start=start)
+
         def smoke() -> None:
             # After the build, which needs no handler and shall show it.
             if emulate:
                 for platform in intent.platforms:
                     stack.enter_context(emulation.registered(platform, log))
-            rehearsed.smoke(Engines(lock=rehearsed.lock, cache=run.cache, log=log, start=start), options=options)
+            rehearsed.smoke(engines(), options=options)
 
         # One key for all rehearsals of this machine, so that a second one finds everything signed.
         key = folder / "signing.key"
@@ -213,6 +216,14 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
         left = [f"{step.name}: {text}" for step in made for text in step.left() if step.name != "smoke"]
         if left:
             raise VerificationFailed("a release that ended well has something left to do", found="\n    ".join(left))
+        # What was published is pulled by a stranger, and boots.
+        pulled = replace(rehearsed, dist=dist / "pulled")
+        host = Platform.host()
+        assert host is not None
+        pulled.pull(f"{intent.names[-1]}:latest", pulled.dist)
+        pulled.smoke(engines(), platforms=[host], tiers=[Tier.BOOT], options=options)
+        shutil.rmtree(pulled.dist)
+        write_text(dist / "notes.md", rehearsed.notes(None))
         rehearsed.summary()
 
 
