@@ -168,7 +168,8 @@ class Registry:
     def delete(self, digest: Digest) -> None:
         """Remove a manifest or index, and every tag that points at it; nothing happens when it is gone already.
 
-        ghcr.io and Docker Hub do not offer this (distribution-spec, «Content Management», is optional).
+        Docker Hub and ghcr.io do not offer this (distribution-spec, «Content Management», is optional); the latter has
+        an API of its own: packages.py.
         """
         answer = self._ask("DELETE", f"manifests/{digest}", expect=(202, 200, 404, 405), write=True)
         if answer.status_code == 405:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -49,11 +49,11 @@ def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
     """Decide, from what the registry says alone. Raises RegistryError."""
     tags = {tag: found for tag in registry.tags() if (found := registry.manifest(tag)) is not None}
     releases = {tag: found for tag, found in tags.items() if FIXED.fullmatch(tag)}
-    attached: dict[Digest, list[Manifest]] = {}  # what it is about → signatures, SBOMs
+    attached = _Attached(registry)
     others: list[str] = []
     for tag, found in tags.items():
         if about := _REFERRERS.fullmatch(tag):
-            attached.setdefault(Digest(f"sha256:{about[1]}"), []).append(found)
+            attached.add(Digest(f"sha256:{about[1]}"), found)
         elif tag not in releases:
             others.append(tag)
     kept = dict.fromkeys(others, "it moves, or is not one of ours")
@@ -73,19 +73,41 @@ def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
     return Plan(kept=kept, tags=tuple(going), digests=tuple(doomed))
 
 
-def run(registry: Registry, rule: Rule, log: Log, *, delete: bool) -> Plan:
-    """Tell what goes and what stays, and why; remove it when `delete`. Raises RegistryError."""
+def run(registry: Registry, rule: Rule, log: Log, delete: Callable[[Digest], None] | None) -> Plan:
+    """Tell what goes and what stays, and why; remove it with `delete`, if that is given. Raises RegistryError."""
     decided = plan(registry, rule, datetime.now(UTC))
     for tag, why in sorted(decided.kept.items()):
         log.say(f"{registry.name}:{tag} stays: {why}")
     for tag in decided.tags:
         log.say(f"{registry.name}:{tag} {'goes' if delete else 'would go'}")
-    if delete:
+    if delete is not None:
         for digest in decided.digests:
-            registry.delete(digest)
+            delete(digest)
     count = f"{len(decided.digests)} manifests of {len(decided.tags)} releases"
     log.say(f"{registry.name}: {count} {'are gone' if delete else 'would go; for real: -- --delete'}")
     return decided
+
+
+class _Attached:
+    """What refers to a manifest (signatures, SBOMs): under tags, and in the list of a registry that keeps one."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._tagged: dict[Digest, list[Manifest]] = {}
+        self._lists = True  # until it says that it keeps none
+
+    def add(self, about: Digest, found: Manifest) -> None:
+        """Something that a tag `sha256-…` says to be about a manifest."""
+        self._tagged.setdefault(about, []).append(found)
+
+    def to(self, about: Digest) -> Iterable[Manifest]:
+        """Everything that refers to a manifest."""
+        yield from self._tagged.get(about, ())
+        listed = self._registry.referrers(about) if self._lists else None
+        self._lists = listed is not None
+        for entry in listed or ():
+            if (found := self._registry.manifest(entry["digest"])) is not None:
+                yield found
 
 
 def _by_rule(releases: Mapping[str, Manifest], rule: Rule, now: datetime) -> dict[str, str]:
@@ -122,14 +144,14 @@ def _said(manifest: Manifest) -> dict[str, Any]:
         return {}
 
 
-def _closure(registry: Registry, top: Manifest, attached: Mapping[Digest, list[Manifest]]) -> list[Digest]:
+def _closure(registry: Registry, top: Manifest, attached: _Attached) -> list[Digest]:
     """The digests that `top` reaches, in the order of their removal; blobs are the registry's own to clean up."""
     found: dict[Digest, None] = {}
 
     def visit(manifest: Manifest) -> None:
         if manifest.digest in found:
             return
-        for other in attached.get(manifest.digest, ()):
+        for other in attached.to(manifest.digest):
             visit(other)
         found[manifest.digest] = None
         if manifest.media_type == INDEX:

@@ -26,6 +26,7 @@ from pipeline import (
     lock,
     mirrors,
     notes,
+    packages,
     published,
     pull,
     push,
@@ -311,7 +312,10 @@ class Run:
         """Tell which releases go and which stay, in every repository of versions.yaml; remove them when `delete`."""
         with self.log.step("retention"):
             for name in self.intent.names:
-                retention.run(self.registry(name), rule, self.log, delete=delete)
+                registry = self.registry(name)
+                github = name.registry == packages.HOST
+                remove = packages.Packages(self.client, name, self.token).delete if github else registry.delete
+                retention.run(registry, rule, self.log, remove if delete else None)
 
     def reproduce(self, text: str, engine: Callable[[], Engine]) -> None:
         """Build a published image once more, cold, and hold both together; nothing of it is kept when they agree."""

@@ -470,7 +470,8 @@ def test_what_retention_leaves_is_signed_and_whole(place: Place, tmp_path: Path)
     older.verify(f"{older.name}@{older.image.digest}")
     claims = [entry["digest"] for entry in older.claims(older.image.digest)]
     rule = retention.Rule(newest=1, younger=timedelta(days=1))
-    retention.run(newer.registry(newer.name), rule, Log(quiet=True), delete=True)
+    registry = newer.registry(newer.name)
+    retention.run(registry, rule, Log(quiet=True), registry.delete)
     newer.verify()
     with pytest.raises(VerificationFailed, match="there is no"):
         older.verify(f"{older.name}@{older.image.digest}")

@@ -9,16 +9,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pipeline import retention, rollback
 from pipeline.errors import IntentError, RegistryError
 from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
+from pipeline.packages import Packages
 from pipeline.registry import Registry
 from pipeline.release import Image, Variant
 from pipeline.retention import Rule
 from tests.examples import INTENT, LOCK
+from tests.examples import digest as made_up
 from tests.images import Line, Place, make, publish, running
 
 LOG = Log(quiet=True)
@@ -105,7 +108,7 @@ def test_what_goes_is_gone_with_all_its_parts_and_what_stays_is_whole(shelf: She
     stays = shelf.release("v1.37.2+k3s1")
     kept_signature = shelf.sign(stays.digest)
     registry = shelf.registry(shelf.names[0])
-    plan = retention.run(registry, Rule(newest=1, younger=timedelta(days=30)), LOG, delete=True)
+    plan = retention.run(registry, Rule(newest=1, younger=timedelta(days=30)), LOG, registry.delete)
     assert plan.digests[:2] == (signature, gone.digest)  # what can still be pulled is whole at every moment
     for digest in (gone.digest, signature, *(built.digest for built in gone.platforms.values())):
         assert registry.manifest(digest.text) is None
@@ -137,12 +140,83 @@ def test_nothing_is_deleted_unless_asked_and_a_broken_index_stops_it(shelf: Shel
     broken = shelf.release("v1.37.1+k3s1")
     shelf.release("v1.37.2+k3s1")
     shelf.line.requests.clear()
-    retention.run(shelf.registry(shelf.names[0]), Rule(newest=1, younger=timedelta()), LOG, delete=False)
+    retention.run(shelf.registry(shelf.names[0]), Rule(newest=1, younger=timedelta()), LOG, None)
     assert shelf.line.written == []
     shelf.place.forget_manifest(shelf.names[0], next(iter(broken.platforms.values())).digest)
+    registry = shelf.registry(shelf.names[0])
     with pytest.raises(RegistryError, match="lacks one of its manifests, so nothing is removed"):
-        retention.run(shelf.registry(shelf.names[0]), Rule(newest=1, younger=timedelta()), LOG, delete=True)
+        retention.run(registry, Rule(newest=1, younger=timedelta()), LOG, registry.delete)
     assert shelf.line.written == []
+
+
+def test_what_a_registry_lists_as_attached_goes_too(shelf: Shelf) -> None:
+    """The registry of the tests keeps no such list, so its answers are completed on their way."""
+    gone = shelf.release("v1.37.1+k3s1", names=1)
+    stays = shelf.release("v1.37.2+k3s1", names=1)
+    registry = shelf.registry(shelf.names[0])
+    signatures = {}
+    for image in (gone, stays):
+        raw = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "about": image.digest.text}).encode()
+        signatures[image.digest] = Digest.of(raw)
+        registry.tag(Digest.of(raw).text, raw, INDEX)
+
+    def listed(subject: Digest) -> list[dict[str, Any]]:
+        return [{"digest": signatures[subject].text}] if subject in signatures else []
+
+    registry.referrers = listed  # type: ignore[method-assign]
+    plan = retention.run(registry, Rule(newest=1, younger=timedelta()), LOG, registry.delete)
+    assert plan.digests[:2] == (signatures[gone.digest], gone.digest)
+    assert registry.manifest(signatures[gone.digest].text) is None
+    assert registry.manifest(signatures[stays.digest].text) is not None
+
+
+# GitHub's packages
+
+
+class GitHub:
+    """The part of its API that removes versions of a package, as documented, two a page."""
+
+    def __init__(self, *digests: Digest, kind: str = "users") -> None:
+        self.path = f"/{kind}/somebody/packages/container/tools%2Fdind-k3s"
+        self.versions = dict(enumerate(digests, 1))
+        self.refused = False
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path, _, query = request.url.raw_path.decode().partition("?")
+        if self.refused or request.headers.get("Authorization") != "Bearer secret":
+            return httpx.Response(401)
+        if path == self.path:
+            return httpx.Response(200, json={"name": "tools/dind-k3s"})
+        if path == f"{self.path}/versions":
+            first = int(httpx.QueryParams(query).get("after", "0"))
+            page = [{"id": number, "name": one.text} for number, one in self.versions.items() if number > first][:2]
+            more = len(page) == 2
+            link = f'<https://api.github.com{path}?per_page=100&after={page[-1]["id"]}>; rel="next"' if more else ""
+            return httpx.Response(200, json=page, headers={"Link": link} if link else {})
+        number = int(path.rpartition("/")[2]) if path.startswith(f"{self.path}/versions/") else 0
+        if request.method == "DELETE" and number in self.versions:
+            del self.versions[number]
+            return httpx.Response(204)
+        return httpx.Response(404)
+
+
+@pytest.mark.parametrize("kind", ["orgs", "users"])
+def test_versions_of_a_package_are_removed_by_their_digest(kind: str) -> None:
+    digests = [made_up(f"version {number}") for number in range(5)]
+    github = GitHub(*digests, kind=kind)
+    name = ImageName(registry="ghcr.io", repository="somebody/tools/dind-k3s")
+    with httpx.Client(transport=httpx.MockTransport(github)) as client:
+        packages = Packages(client, name, "secret")
+        packages.delete(digests[4])
+        packages.delete(digests[0])
+        packages.delete(made_up("never there"))
+        assert [*github.versions.values()] == digests[1:4]
+        github.refused = True
+        with pytest.raises(RegistryError, match="GitHub refuses DELETE") as failure:
+            packages.delete(digests[1])
+        assert "secret" not in str(failure.value)
+        with pytest.raises(RegistryError, match="GitHub refuses GET"):
+            Packages(client, name, None).delete(digests[1])
 
 
 # Rollback
