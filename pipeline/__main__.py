@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
     one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
     one.add_argument("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
+    one.add_argument("--again", action="store_true", help="smoke again what was smoked")
     one.add_argument("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
     one.add_argument("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
     one = command("platforms", "list the platforms of versions.yaml")
