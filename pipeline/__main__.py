@@ -104,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
     one.add_argument("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
     one.add_argument("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
+    command("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz")
     one = command("platforms", "list the platforms of versions.yaml")
     one.add_argument("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
     command("errors", "list the exit codes")
@@ -269,6 +270,10 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
                 run.verify(())
         case "sign":
             run.sign(parsed.key)
+        case "pictures":
+            from pipeline import pictures
+
+            pictures.run(ROOT, run.log)
         case "rehearse":
             from pipeline.rehearsal import rehearse
 
