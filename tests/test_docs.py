@@ -122,6 +122,13 @@ def test_every_session_that_a_page_names_is_there(page: Path) -> None:
     assert named(page.read_text(encoding="utf-8")) <= sessions()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_docker_takes_the_names_of_containers(page: Path) -> None:
+    """It takes none of a single letter (moby/moby daemon/names/names.go)."""
+    names = re.findall(r"--name[ =](\S+)", page.read_text(encoding="utf-8"))
+    assert [one for one in names if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", one)] == []
+
+
 # Variables and packages of the image
 
 # Read in rootfs/, and nobody's to set from outside.

@@ -221,9 +221,9 @@ def test_quickstart(tidy: Host) -> None:
     here = "cd quickstart\n"
     assert re.search(r"^local-node +Ready", tidy.run(here + run), re.MULTILINE)
     context(tidy, "busybox")
-    tidy.run("tar --create --directory busybox . | docker exec --interactive k docker build --quiet --tag busybox -")
+    tidy.run("tar --create --directory busybox . | docker exec --interactive dev docker build --quiet --tag busybox -")
     assert tidy.run(here + build).endswith("built inside")
     assert re.search(r"^hello +1/1 +Running", tidy.run(here + kubeconfig), re.MULTILINE)
     assert tidy.run(here + stop).endswith("pod/hello condition met")
     tidy.run(here + away)
-    assert tidy.run("docker ps --all --quiet --filter name=^k$; docker volume ls --quiet --filter name=^k3s$") == ""
+    assert tidy.run("docker ps --all --quiet --filter name=^dev$; docker volume ls --quiet --filter name=^k3s$") == ""
