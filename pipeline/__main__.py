@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, metavar="FOLDER")
     one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
     command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
+    command("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz")
     one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
     one.add_argument("what", choices=("fetch", "start", "size"), help="what to measure")
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
@@ -104,7 +105,6 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
     one.add_argument("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
     one.add_argument("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
-    command("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz")
     one = command("platforms", "list the platforms of versions.yaml")
     one.add_argument("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
     command("errors", "list the exit codes")
@@ -239,6 +239,10 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
             run.fetch(offline=parsed.offline)
         case "mirrors":
             run.mirrors()
+        case "pictures":
+            from pipeline import pictures
+
+            pictures.run(ROOT, run.log)
         case "bench":
             _bench(run, parsed)
         case "plan":
@@ -270,10 +274,6 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
                 run.verify(())
         case "sign":
             run.sign(parsed.key)
-        case "pictures":
-            from pipeline import pictures
-
-            pictures.run(ROOT, run.log)
         case "rehearse":
             from pipeline.rehearsal import rehearse
 
