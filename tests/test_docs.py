@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from pipeline import pictures
-from pipeline.errors import IntentError
+from pipeline.errors import EngineError, IntentError
+from pipeline.log import Log
 from tests.shell_files import shell_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -312,6 +313,22 @@ def test_graphvizs_own_names_do_not_reach_the_drawing() -> None:
     root = ElementTree.fromstring(made)
     assert root.findtext(f"{SPACE}title") == "A & B"
     assert made == pictures.finished(svg, source, "x.dot")
+
+
+def test_what_graphviz_says_against_a_source_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning, too: it draws on, and the drawing is not what was meant."""
+    source = tmp_path / pictures.FOLDER / "x.dot"
+    source.parent.mkdir(parents=True)
+    source.write_text("// title: x\n// alt: x\ndigraph { a [no] }\n", encoding="utf-8")
+    program = tmp_path / "dot"
+    program.write_text("#!/bin/sh\ncat >/dev/null\necho 'Error: syntax error near no' >&2\n", encoding="ascii")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(EngineError) as failure:
+        pictures.run(tmp_path, Log(quiet=True))
+    assert "x.dot" in failure.value.summary
+    assert failure.value.found == "Error: syntax error near no"
+    assert not source.with_suffix(".svg").exists()
 
 
 # Two languages
