@@ -185,6 +185,12 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def pictures(session: nox.Session) -> None:
+    """Draw the documentation's pictures anew: docs/pictures/*.dot to SVG, with Debian's Graphviz."""
+    _pipeline(session, "pictures", *session.posargs)
+
+
+@nox.session(default=False)
 def requirements(session: nox.Session) -> None:
     """Renew requirements/*.txt: the newest versions that pyproject.toml allows, with hashes."""
     session.install("--quiet", "uv")

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, metavar="FOLDER")
     one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
     command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
+    command("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz")
     one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
     one.add_argument("what", choices=("fetch", "start", "size"), help="what to measure")
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
@@ -281,6 +282,10 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
             run.fetch(offline=parsed.offline)
         case "mirrors":
             run.mirrors()
+        case "pictures":
+            from pipeline import pictures
+
+            pictures.run(ROOT, run.log)
         case "bench":
             _bench(run, parsed)
         case "plan":

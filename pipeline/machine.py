@@ -20,6 +20,7 @@ PACKAGES = {
     "curl": "curl",
     "depmod": "kmod",
     "docker-registry": "docker-registry",
+    "dot": "graphviz",
     "dpkg-deb": "dpkg",
     "ip": "iproute2",
     "iptables": "iptables",

@@ -1,4 +1,7 @@
-"""docs/recipes.md, run as it stands there, from a container that stands for the host, with docker and kubectl."""
+"""docs/recipes.md and docs/quickstart.md, run as they stand there.
+
+From a container that stands for the host, with docker and kubectl.
+"""
 
 from __future__ import annotations
 
@@ -117,9 +120,8 @@ def context(host: Host, folder: str) -> None:
 
 def test_every_recipe_names_its_test() -> None:
     named = set(re.findall(r"^## .*\(`(\w+)`\)$", (DOCS / "recipes.md").read_text(), re.MULTILINE))
-    assert named == {
-        name for name in globals() if name.startswith("test_") and name != "test_every_recipe_names_its_test"
-    }
+    others = {"test_every_recipe_names_its_test", "test_quickstart"}
+    assert named == {name for name in globals() if name.startswith("test_")} - others
 
 
 def test_compose(tidy: Host) -> None:
@@ -209,3 +211,19 @@ def test_edge(tidy: Host) -> None:
     tidy.run("docker build --quiet --tag mine:1 context; mkdir images; docker save mine:1 >images/mine.tar")
     tidy.run(recipe("test_edge"))
     assert tidy.run("docker exec edge kubectl logs mine") == POD_IS_DONE
+
+
+def test_quickstart(tidy: Host) -> None:
+    """Every command of the page, in its order. What it builds on is made here, under the name that is pulled."""
+    page = (DOCS / "quickstart.md").read_text()
+    run, build, kubeconfig, stop, away = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    tidy.run("mkdir quickstart")
+    here = "cd quickstart\n"
+    assert re.search(r"^local-node +Ready", tidy.run(here + run), re.MULTILINE)
+    context(tidy, "busybox")
+    tidy.run("tar --create --directory busybox . | docker exec --interactive dev docker build --quiet --tag busybox -")
+    assert tidy.run(here + build).endswith("built inside")
+    assert re.search(r"^hello +1/1 +Running", tidy.run(here + kubeconfig), re.MULTILINE)
+    assert tidy.run(here + stop).endswith("pod/hello condition met")
+    tidy.run(here + away)
+    assert tidy.run("docker ps --all --quiet --filter name=^dev$; docker volume ls --quiet --filter name=^k3s$") == ""

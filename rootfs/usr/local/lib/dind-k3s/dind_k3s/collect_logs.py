@@ -24,7 +24,7 @@ from dind_k3s.root import RUN, at
 USAGE = """usage: collect-logs [FILE|-]
 Writes a tarball for a bug report: logs, configurations, doctor's findings, what docker and kubectl say. Tokens, keys
 and passwords are taken out; look through it all the same before you publish it. Without FILE it is a new one in /tmp;
--: standard output, as in `docker exec k collect-logs - >logs.tar.gz`."""
+-: standard output, as in `docker exec dev collect-logs - >logs.tar.gz`."""
 
 PART = 2 << 20  # bytes of each part: its end, for that is where the trouble is
 ALL = 24 << 20  # bytes of all parts together, before they are packed
