@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -237,6 +238,16 @@ def run(
     return tuple(reports)
 
 
+def require_scanner(scanner: Sequence[str]) -> None:
+    """Refuse to begin without the scanner's program. Raises IntentError."""
+    if shutil.which(scanner[0]) is None:
+        raise IntentError(
+            f"there is no {scanner[0]}",
+            expected="grype, or a scanner that writes its report as grype does",
+            next_step="install it (https://github.com/anchore/grype#installation), or name it: --scanner PROGRAM",
+        )
+
+
 @contextmanager
 def _alone(built: layout.Layout, manifest: Digest, dist: Path) -> Iterator[Path]:
     """A layout of one platform with the same blobs.
@@ -259,16 +270,11 @@ def _scan(scanner: Sequence[str], folder: Path, report: Path) -> None:
     report.parent.mkdir(parents=True, exist_ok=True)
     made = folder / "report.json"
     command = [*scanner, f"oci-dir:{folder}", "--output", "json", "--file", str(made)]
+    require_scanner(scanner)
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_PATIENCE
         )
-    except FileNotFoundError:
-        raise IntentError(
-            f"there is no {scanner[0]}",
-            expected="grype, or a scanner that writes its report as grype does",
-            next_step="install it (https://github.com/anchore/grype#installation), or name it: --scanner PROGRAM",
-        ) from None
     except OSError as error:
         raise IntentError(f"{scanner[0]} cannot be run", found=str(error), next_step="--scanner PROGRAM") from None
     except subprocess.TimeoutExpired:

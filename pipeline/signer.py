@@ -133,15 +133,9 @@ class Keyless:
         return f"{self._token.identity}, by Sigstore"
 
 
-def keyless(trust: ClientTrustConfig | None = None) -> Keyless:
-    """The ambient identity of a workflow that may write id-tokens.
-
-    `trust`: which Sigstore; None: the public one. Raises IntentError where there is no identity, UpstreamError.
-    """
-    from sigstore.errors import Error
-    from sigstore.models import ClientTrustConfig
+def identity_token() -> str:
+    """What proves which workflow this is. Raises IntentError where there is no identity."""
     from sigstore.oidc import IdentityError, detect_credential
-    from sigstore.sign import SigningContext
 
     try:
         token = detect_credential()
@@ -149,6 +143,19 @@ def keyless(trust: ClientTrustConfig | None = None) -> Keyless:
         raise IntentError("this workflow's identity cannot be had", found=str(error), next_step=_NEXT) from None
     if token is None:
         raise IntentError("there is no identity to sign with", found="no workflow on GitHub", next_step=_NEXT)
+    return token
+
+
+def keyless(trust: ClientTrustConfig | None = None) -> Keyless:
+    """The ambient identity of a workflow that may write id-tokens.
+
+    `trust`: which Sigstore; None: the public one. Raises IntentError where there is no identity, UpstreamError.
+    """
+    from sigstore.errors import Error
+    from sigstore.models import ClientTrustConfig
+    from sigstore.sign import SigningContext
+
+    token = identity_token()
     logging.getLogger("sigstore").setLevel(logging.ERROR)
     try:
         return Keyless(SigningContext.from_trust_config(trust or ClientTrustConfig.production()), token)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import build, push, sbom, tag
+from pipeline import build, push, sbom, scan, tag
 from pipeline.engine import Engine
 from pipeline.errors import IntentError, PipelineError, SmokeFailed, VerificationFailed
 from pipeline.log import Log
@@ -27,6 +27,7 @@ from pipeline.release import (
     require_smoked,
 )
 from pipeline.sbom import Form
+from pipeline.signer import KeySigner, identity_token
 from pipeline.workflow import Run
 
 
@@ -37,6 +38,15 @@ class Step:
     name: str
     left: Callable[[], Sequence[str]]  # what it would do, in sentences; empty when there is nothing
     run: Callable[[], object]
+    require: Callable[[], object] | None = None  # refuses to begin without what it needs from outside
+
+    @property
+    def may_run(self) -> bool:
+        """Whether something is left, or it cannot be known yet."""
+        try:
+            return bool(self.left())
+        except PipelineError:
+            return True
 
 
 def of(
@@ -69,16 +79,32 @@ def of(
         Step(name="build", left=lambda: _to_build(run), run=made),
         Step(name="smoke", left=lambda: ["smoke it again"] if afresh else _to_smoke(run), run=smoke),
         Step(name="sbom", left=lambda: _to_describe(run), run=run.sbom),
-        Step(name="scan", left=lambda: _to_scan(run), run=lambda: run.scan(scanner, least=least)),
+        Step(
+            name="scan",
+            left=lambda: _to_scan(run),
+            run=lambda: run.scan(scanner, least=least),
+            require=lambda: scan.require_scanner(scanner),
+        ),
         Step(name="push", left=lambda: _to_push(run), run=run.push),
-        Step(name="sign", left=lambda: _to_sign(run), run=lambda: run.sign(key)),
+        Step(
+            name="sign",
+            left=lambda: _to_sign(run),
+            run=lambda: run.sign(key),
+            require=lambda: KeySigner(key) if key else identity_token(),
+        ),
         Step(name="tag", left=lambda: _to_tag(run), run=run.tag),
         Step(name="verify", left=lambda: _to_verify(run), run=verified),
     )
 
 
 def go(steps: Sequence[Step], log: Log, *, dry_run: bool) -> None:
-    """Do what is left of each step; `dry_run` only tells it. Raises whatever the first step raises that fails."""
+    """Do what is left of each step; `dry_run` only tells it. Raises whatever the first step raises that fails.
+
+    What a step needs from outside (a scanner, a key) is asked for before the first one begins.
+    """
+    for step in steps:
+        if step.require and not dry_run and step.may_run:
+            step.require()
     waiting = ""  # the first step that a dry run has not done
     for step in steps:
         try:

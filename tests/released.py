@@ -95,8 +95,8 @@ class Scene:
         self.names = tuple(ImageName(registry=host, repository=repository) for host in registries.served)
         self.requests: list[httpx.Request] = []  # that arrived, of all runs
         self.asked = 0  # by the last run
-        self.key = folder / "key"
-        self.trust = Trust(key=new_key(self.key).public)
+        self.key: Path | None = folder / "key"
+        self.trust = Trust(key=new_key(folder / "key").public)
         self.scanner = folder / "scanner"
         self.scanner.write_text(f"#!{sys.executable}\n{SCANNER}")
         self.scanner.chmod(0o755)

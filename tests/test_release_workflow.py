@@ -61,8 +61,8 @@ class Workflow:
         nox = _NOX.format(
             python=sys.executable,
             calls=str(self.calls),
-            key=str(scene.key),
-            public=str(scene.key.with_suffix(".pub")),
+            key=str(scene.folder / "key"),
+            public=str(scene.folder / "key.pub"),
             versions=str(scene.folder / "versions.yaml"),
             lock=str(scene.folder / "versions.lock.yaml"),
             cache=str(scene.folder / "cache"),
@@ -168,7 +168,7 @@ def test_a_release_from_job_to_job(
     assert "```mermaid" in (tmp_path / "flow" / "push" / "summary.md").read_text()
 
     # cosign, which has nothing of ours, finds and accepts the signatures in both registries
-    public = str(scene.key.with_suffix(".pub"))
+    public = str(scene.folder / "key.pub")
     for name in scene.names:
         for tag in ("latest", "v1.37"):
             code, said = cosigns[3].run(

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from pipeline import registry, transport
-from pipeline.errors import RegistryError, SmokeFailed
+from pipeline.errors import IntentError, RegistryError, SmokeFailed
 from pipeline.log import Log
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
@@ -255,6 +255,30 @@ def test_a_vulnerability_stops_it_before_anything_leaves(scene: Scene) -> None:
     assert scene.requests == []
     (scene.folder / "report.json").write_text(grype())
     scene.release()
+    scene.require_released()
+
+
+def test_what_is_missing_is_told_before_anything_begins(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI", "BUILDKITE", "SIGSTORE_ID_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    (scene.dist / "image.json").unlink()  # it would be built first, and nothing is here to build with
+    key, scanner = scene.key, scene.scanner
+    scene.scanner = scene.folder / "no-scanner"
+    with pytest.raises(IntentError, match=r"there is no .*no-scanner"):
+        scene.release()
+    scene.scanner, scene.key = scanner, scene.folder / "no-key"
+    with pytest.raises(IntentError, match="no-key"):
+        scene.release()
+    scene.key = None
+    with pytest.raises(IntentError, match="no identity to sign with"):
+        scene.release()
+    assert scene.requests == []
+    scene.key = key
+    scene.image.write(scene.dist)
+    scene.release()
+    # with everything done, nothing is asked for
+    scene.key, scene.scanner = None, scene.folder / "no-scanner"
     scene.require_released()
 
 
