@@ -54,6 +54,7 @@ def test_another_pair_is_chosen_and_the_reason_told(root: Path, outside: str, po
 def test_a_cluster_keeps_what_it_began_with_and_a_later_clash_is_a_warning(root: Path) -> None:
     ranges.choose({}, with_k3s=True)
     (root / "app/k3s/server").mkdir()
+    (root / "app/k3s/server/token").touch()
     routes(root, "10.42.0.0/16")
     facts, told = ranges.choose({}, with_k3s=True)
     assert facts["cluster-cidr"] == "10.42.0.0/16"
@@ -62,6 +63,16 @@ def test_a_cluster_keeps_what_it_began_with_and_a_later_clash_is_a_warning(root:
     )
     (root / "app/k3s/.dind-k3s/ranges.json").write_text("{broken")
     assert ranges.choose({}, with_k3s=True)[0] == facts
+
+
+def test_a_cluster_that_was_reset_gets_others(root: Path) -> None:
+    ranges.choose({}, with_k3s=True)
+    (root / "app/k3s/server/manifests").mkdir(parents=True)  # what `reset cluster` leaves
+    routes(root, "10.42.0.0/16")
+    facts, told = ranges.choose({}, with_k3s=True)
+    assert facts["cluster-cidr"] == "10.64.0.0/16"
+    assert "chosen" in told[0]
+    assert "warning" not in told[0]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dind_k3s.plan import Mistake, words
 from dind_k3s.root import at
 
 CHOICE = "/app/k3s/.dind-k3s/ranges.json"
-CLUSTER = "/app/k3s/server"  # k3s makes it at its first start
+CLUSTER = "/app/k3s/server/token"  # k3s makes it at its first start; `reset cluster` removes it, and keeps its folder
 PODS, SERVICES = "cluster-cidr", "service-cidr"
 
 # Each a pair of halves, the first for pods: k3s's default, then the rest of the private ranges.
