@@ -67,7 +67,7 @@ def mirrors(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure beside what it is held against: -- fetch, -- start, -- size (--write renews the report, --check)."""
+    """Measure: -- build, -- cli, -- fetch, -- scale, -- size, -- smoke, -- start, -- update (--write, --check)."""
     _pipeline(session, "bench", *session.posargs)
 
 

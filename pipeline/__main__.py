@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
+_BENCHES = ("fetch", "start", "size", "build", "update", "scale", "smoke", "cli")
+
 Kind = TypeVar("Kind", bound=StrEnum)
 
 
@@ -58,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
     command("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz")
     one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
-    one.add_argument("what", choices=("fetch", "start", "size"), help="what to measure")
+    one.add_argument("what", choices=_BENCHES, help="what to measure")
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
     one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json, .md and .svg")
     one.add_argument("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
@@ -293,7 +295,7 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
         case "build":
             run.fetch(offline=parsed.offline)
             with ExitStack() as stack:
-                run.build(_engine(run, stack))
+                run.build(lambda: _engine(run, stack))
         case "smoke":
             _smoke(run, parsed)
         case "sbom":
@@ -349,6 +351,26 @@ def _bench(run: Run, parsed: argparse.Namespace) -> None:
             from pipeline.bench import sizing
 
             sizing.main(run, write=parsed.write, check=parsed.check)
+        case "build":
+            from pipeline.bench import building
+
+            building.main(run, runs=parsed.runs, write=parsed.write, check=parsed.check)
+        case "update":
+            from pipeline.bench import updating
+
+            updating.main(run, runs=parsed.runs, write=parsed.write, check=parsed.check)
+        case "scale":
+            from pipeline.bench import scaling
+
+            scaling.main(run, runs=parsed.runs, write=parsed.write, check=parsed.check)
+        case "smoke":
+            from pipeline.bench import smoking
+
+            smoking.main(run, write=parsed.write, check=parsed.check)
+        case "cli":
+            from pipeline.bench import commanding
+
+            commanding.main(run.log, ROOT, runs=parsed.runs, write=parsed.write, check=parsed.check)
         case other:
             raise AssertionError(other)
 

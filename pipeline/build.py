@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -71,7 +71,7 @@ def run(
     root: Path,
     dist: Path,
     cache: Path,
-    engine: Engine,
+    engine: Engine | Callable[[], Engine],
     log: Log,
     rehearsed: bool,
     cold: bool = False,
@@ -79,7 +79,8 @@ def run(
     """Build all platforms in one call of buildx, each variant in another, unless dist/ holds what these inputs give.
 
     A variant that the lock has no files for is left out with a warning; `push` does not. `root`: the repository,
-    buildx's build context. `cache`: what `fetch` filled. `cold`: take nothing from the builder's cache. Raises
+    buildx's build context. `cache`: what `fetch` filled. `engine`: a function is called when there is something to
+    build, for an engine may have to be started. `cold`: take nothing from the builder's cache. Raises
     BuildFailed with the failing step and its last lines; DigestMismatch and IntentError when the cache is not complete.
     """
     for variant in sorted({*intent.variants} - {*lock.variants}):
@@ -92,13 +93,14 @@ def run(
         log.say(f"nothing to build: {_names(images)} was built from exactly these inputs")
         return images
     images = {}
+    chosen = engine() if callable(engine) else engine
     context = prepare(intent, lock, dist=dist, cache=cache, log=log)
     write_text(dist / BAKE_FILE, text)
     solve = Solve()
     for variant in said:
         shutil.rmtree(_partial(dist, variant), ignore_errors=True)
         below = images[Variant.IMAGE].digest if images else None
-        _bake(root, dist, variant, below, engine, solve, log, cold=cold)
+        _bake(root, dist, variant, below, chosen, solve, log, cold=cold)
         digest, built = _read_layout(_partial(dist, variant))
         images[variant] = Image(
             digest=digest,

@@ -44,10 +44,11 @@ def handler(platform: Platform, binfmt: Path = BINFMT) -> str | None:
 
 
 @contextmanager
-def registered(platform: Platform, log: Log) -> Iterator[str | None]:
+def registered(platform: Platform, log: Log, binfmt: Path = BINFMT) -> Iterator[str | None]:
     """Have a handler for a foreign platform inside this block; yields the interpreter, None when it cannot be had.
 
-    A handler that the machine has already is used and left alone. Needs root and `qemu-<…>-static`.
+    A handler that the machine has already is used and left alone. Needs root and `qemu-<…>-static`. `binfmt`: where
+    binfmt_misc is mounted, for instance in another mount namespace; it is the same one everywhere.
     """
     if platform == Platform.host():
         yield None
@@ -55,15 +56,15 @@ def registered(platform: Platform, log: Log) -> Iterator[str | None]:
     with _IN_USE.open("a") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
         try:
-            yield handler(platform) or _register(platform, log)
+            yield handler(platform, binfmt) or _register(platform, log, binfmt)
         finally:
             fcntl.flock(users, fcntl.LOCK_UN)
-            sweep(log)
+            sweep(log, binfmt)
 
 
-def _register(platform: Platform, log: Log) -> str | None:
+def _register(platform: Platform, log: Log, binfmt: Path) -> str | None:
     interpreter = find(f"qemu-{platform.names.qemu}-static")
-    if interpreter is None or not (BINFMT / "register").exists():
+    if interpreter is None or not (binfmt / "register").exists():
         return None
     mask = bytearray(b"\xff" * 20)
     mask[7] = 0  # any OS ABI
@@ -71,7 +72,7 @@ def _register(platform: Platform, log: Log) -> str | None:
     name = f"{_OURS}{platform.names.qemu}"
     text = f":{name}:M::{_escaped(_magic(platform))}:{_escaped(bytes(mask))}:{interpreter}:F"
     try:
-        (BINFMT / "register").write_text(text, encoding="ascii")
+        (binfmt / "register").write_text(text, encoding="ascii")
     except FileExistsError:
         return interpreter  # another run was quicker
     except OSError as error:
@@ -80,16 +81,16 @@ def _register(platform: Platform, log: Log) -> str | None:
     return interpreter
 
 
-def sweep(log: Log) -> None:
+def sweep(log: Log, binfmt: Path = BINFMT) -> None:
     """Remove our handlers unless a run uses them: our own when we are done, and what a killed run left."""
-    if not BINFMT.is_dir():
+    if not binfmt.is_dir():
         return
     with _IN_USE.open("a") as users:
         try:
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        for entry in BINFMT.glob(f"{_OURS}*"):
+        for entry in binfmt.glob(f"{_OURS}*"):
             entry.write_text("-1", encoding="ascii")
             log.say(f"removed the binfmt handler {entry.name}")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.registry import Manifest, Registry
 from pipeline.tag import age
 
 FIXED = re.compile(r"k3s-.+-docker-.+-r([1-9]\d*)(-[a-z]+)?")  # tags that never move, see tag.py
+_AT_ONCE = 8  # requests: a registry answers each within a round trip, and there are several for each tag
 _REFERRERS = re.compile(r"sha256-([0-9a-f]{64})(\.\w+)?")  # the tag schema of registries without a referrers API
 
 
@@ -47,7 +49,8 @@ class Plan:
 
 def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
     """Decide, from what the registry says alone. Raises RegistryError."""
-    tags = {tag: found for tag in registry.tags() if (found := registry.manifest(tag)) is not None}
+    tags = _manifests(registry, registry.tags())
+    parts = _manifests(registry, sorted({entry for found in tags.values() for entry in _entries(found)}))
     releases = {tag: found for tag, found in tags.items() if FIXED.fullmatch(tag)}
     attached = _Attached(registry)
     others: list[str] = []
@@ -62,12 +65,12 @@ def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
         if found.digest in elsewhere:
             kept[tag] = f"{elsewhere[found.digest]} points at it"
     kept |= _by_rule(releases, rule, now)
-    reached = {digest for tag in kept for digest in _closure(registry, tags[tag], attached)}
+    reached = {digest for tag in kept for digest in _closure(tags[tag], attached, parts, registry)}
     going = sorted(releases.keys() - kept.keys())
     doomed: dict[Digest, None] = {}
     for tag in going:
         # An index before its parts, and what is attached to something before that: whatever can be pulled is whole.
-        for digest in _closure(registry, releases[tag], attached):
+        for digest in _closure(releases[tag], attached, parts, registry):
             if digest not in reached:
                 doomed.setdefault(digest)
     return Plan(kept=kept, tags=tuple(going), digests=tuple(doomed))
@@ -144,8 +147,18 @@ def _said(manifest: Manifest) -> dict[str, Any]:
         return {}
 
 
-def _closure(registry: Registry, top: Manifest, attached: _Attached) -> list[Digest]:
-    """The digests that `top` reaches, in the order of their removal; blobs are the registry's own to clean up."""
+def _manifests(registry: Registry, references: Iterable[str]) -> dict[str, Manifest]:
+    """What is behind each tag or digest, in their order; one that is gone is left out."""
+    asked = list(references)
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        return {one: found for one, found in zip(asked, pool.map(registry.manifest, asked), strict=True) if found}
+
+
+def _closure(top: Manifest, attached: _Attached, parts: Mapping[str, Manifest], registry: Registry) -> list[Digest]:
+    """The digests that `top` reaches, in the order of their removal; blobs are the registry's own to clean up.
+
+    `parts`: what was read already, by digest.
+    """
     found: dict[Digest, None] = {}
 
     def visit(manifest: Manifest) -> None:
@@ -154,21 +167,27 @@ def _closure(registry: Registry, top: Manifest, attached: _Attached) -> list[Dig
         for other in attached.to(manifest.digest):
             visit(other)
         found[manifest.digest] = None
-        if manifest.media_type == INDEX:
-            for child in _children(registry, manifest):
-                visit(child)
+        for child in _children(manifest, parts, registry):
+            visit(child)
 
     visit(top)
     return list(found)
 
 
-def _children(registry: Registry, index: Manifest) -> Iterable[Manifest]:
-    for entry in json.loads(index.raw).get("manifests", ()):
-        child = registry.manifest(entry["digest"])
+def _entries(manifest: Manifest) -> list[str]:
+    """The digests in an index; none in another manifest."""
+    if manifest.media_type != INDEX:
+        return []
+    return [entry["digest"] for entry in json.loads(manifest.raw).get("manifests", ())]
+
+
+def _children(index: Manifest, parts: Mapping[str, Manifest], registry: Registry) -> Iterable[Manifest]:
+    for digest in _entries(index):
+        child = parts.get(digest) or registry.manifest(digest)
         if child is None:
             raise RegistryError(
                 "an index lacks one of its manifests, so nothing is removed",
-                expected=entry["digest"],
+                expected=digest,
                 found="none",
                 where=f"{registry.name}@{index.digest}",
                 next_step="nox -s verify tells which release is broken; nox -s push sends what is missing",

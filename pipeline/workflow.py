@@ -193,8 +193,8 @@ class Run:
         with self.log.step("mirrors"):
             mirrors.run(self.intent, self.lock, self.client, self.registry, self.log)
 
-    def build(self, engine: Engine) -> Mapping[Variant, Image]:
-        """Build all platforms of the image and its variants."""
+    def build(self, engine: Engine | Callable[[], Engine]) -> Mapping[Variant, Image]:
+        """Build all platforms of the image and its variants; a function is asked for an engine when one is needed."""
         with self.log.step("build"):
             return build.run(
                 self.intent,

@@ -76,6 +76,7 @@ class Built:
         executable = folder / "docker"
         executable.write_text(DOCKER.format(python=sys.executable, folder=str(folder)), encoding="utf-8")
         executable.chmod(executable.stat().st_mode | stat.S_IXUSR)
+        self.asked = 0  # for an engine
         self.engine = Engine(
             docker=DockerClient(client_call=[str(executable)]),
             builder="default",
@@ -124,10 +125,14 @@ class Built:
             root=self.root,
             dist=self.root / "dist",
             cache=self.cache,
-            engine=self.engine,
+            engine=self._ask,
             log=log or Log(quiet=True),
             rehearsed=True,
         )
+
+    def _ask(self) -> Engine:
+        self.asked += 1
+        return self.engine
 
     @property
     def calls(self) -> list[list[str]]:
@@ -152,6 +157,7 @@ def test_the_same_inputs_are_not_built_again(built: Built) -> None:
     first = built.run()
     assert built.run() == first
     assert len(built.calls) == 1
+    assert built.asked == 1, "no engine is started for nothing"
 
 
 def test_another_guest_is_no_other_image(built: Built) -> None:

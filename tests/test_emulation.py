@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import emulation
+from pipeline.log import Log
 from pipeline.platforms import Platform
 
 AARCH64 = "7f454c460201010000000000000000000200b700"
@@ -40,3 +41,15 @@ def test_a_handler_is_known_by_the_machine_that_it_is_for(binfmt: Path) -> None:
 def test_a_disabled_handler_does_not_count(binfmt: Path) -> None:
     register(binfmt, "qemu-aarch64", magic=AARCH64, state="disabled")
     assert emulation.handler(Platform.ARM64, binfmt) is None
+
+
+def test_a_handler_is_registered_where_binfmt_misc_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binfmt = tmp_path / "root/proc/sys/fs/binfmt_misc"
+    binfmt.mkdir(parents=True)
+    (binfmt / "register").touch()
+    monkeypatch.setattr(emulation, "find", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(emulation, "_IN_USE", tmp_path / "lock")
+    foreign = next(platform for platform in Platform if platform != Platform.host())
+    with emulation.registered(foreign, Log(quiet=True), binfmt) as interpreter:
+        assert interpreter == f"/usr/bin/qemu-{foreign.names.qemu}-static"
+    assert (binfmt / "register").read_text().startswith(f":dind-k3s-{foreign.names.qemu}:M::")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -43,8 +44,8 @@ class Shelf:
         self.names = (place.name(f"{test}/a"), place.name(f"{test}/b"))
         self.line = Line()
 
-    def registry(self, name: ImageName) -> Registry:
-        return self.place.registry(name, self.line)
+    def registry(self, name: ImageName, line: Line | None = None) -> Registry:
+        return self.place.registry(name, line or self.line)
 
     def release(
         self, k3s: str, *, age: timedelta = OLD, seed: str = "", names: int = 2, on: Image | None = None
@@ -147,6 +148,33 @@ def test_nothing_is_deleted_unless_asked_and_a_broken_index_stops_it(shelf: Shel
     with pytest.raises(RegistryError, match="lacks one of its manifests, so nothing is removed"):
         retention.run(registry, Rule(newest=1, younger=timedelta()), LOG, registry.delete)
     assert shelf.line.written == []
+
+
+class Meeting(Line):
+    """Lets no manifest through before a second one is asked for at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._barrier = threading.Barrier(2, timeout=30)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET" and "/manifests/" in request.url.path:
+            self._barrier.wait()
+        return super().handle_request(request)
+
+
+def test_manifests_are_asked_for_at_the_same_time_and_each_reference_once(shelf: Shelf) -> None:
+    releases = [shelf.release(f"v1.37.{patch}+k3s1", names=1) for patch in (1, 2, 3)]
+    tags = len(shelf.tags())
+    parts = len(releases) * 4  # two platforms and their attestations
+    assert (tags % 2, parts % 2) == (0, 0), "in pairs"
+    line = Meeting()
+    registry = shelf.registry(shelf.names[0], line)
+    registry.tags()  # asks for the token that all requests share
+    plan = retention.plan(registry, Rule(newest=2, younger=timedelta()), NOW)
+    assert plan.tags == (fixed("v1.37.1+k3s1"),)
+    asked = [str(request.url) for request in line.requests if "/manifests/" in request.url.path]
+    assert len(asked) == len(set(asked)) == tags + parts
 
 
 def test_what_a_registry_lists_as_attached_goes_too(shelf: Shelf) -> None:

@@ -71,6 +71,18 @@ def command(what: str, document: Mapping[str, Any]) -> str:
     return f"nox -s bench -- {what} --write{more}{' --rootfs' if document.get('overlaid') else ''}"
 
 
+def busy(document: Mapping[str, Any]) -> list[str]:
+    """A paragraph about other work that the machine had when it began; nothing for a quiet one."""
+    one = document["machine"]
+    if float(one.get("load", 0)) <= 1:
+        return []
+    return [
+        "",
+        f"**The machine was busy with other work** (load average {one['load']:g} before, on {one['cores']} cores): "
+        "seconds are more than a quiet machine needs. Ratios are closer to the truth, for both sides of each met it.",
+    ]
+
+
 def machine_lines(document: Mapping[str, Any]) -> list[str]:
     """The machine and the versions, a line each."""
     one, versions = document["machine"], document["versions"]

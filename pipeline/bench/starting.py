@@ -67,7 +67,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool, rootfs: bool) -> dict
             "--rootfs puts a stand-in k3s over the image, and this one is for use", next_step="--dist dist/rehearsal"
         )
     before = os.getloadavg()[0]
-    with _place(run, image, own, rootfs=rootfs) as place:
+    with prepared(run, image, own, rootfs=rootfs) as place:
         found = {
             "rounds": measures.rounds(place, runs, run.log),
             "idle": measures.idle(place, runs, WINDOW, run.log),
@@ -81,7 +81,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool, rootfs: bool) -> dict
 
 
 @contextmanager
-def _place(run: Run, image: release.Image, own: Lock, *, rootfs: bool) -> Iterator[boxes.Place]:
+def prepared(run: Run, image: release.Image, own: Lock, *, rootfs: bool) -> Iterator[boxes.Place]:
     """A private engine that has the image and nothing else."""
     machine.require_linux_root("a benchmark of the start")
     machine.ensure([*sandbox.TOOLS, "dpkg-deb"], run.log)
@@ -266,7 +266,9 @@ def render(document: Mapping[str, Any]) -> str:
         ),
         *_stops(rounds),
         *_idle(found["idle"]),
-        *_scale(found["scale"]),
+        "",
+        "## Scale",
+        *many(found["scale"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -375,7 +377,8 @@ def _idle(idle: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _scale(scale: Mapping[str, Any]) -> list[str]:
+def many(scale: Mapping[str, Any]) -> list[str]:
+    """The tables of many pods and of many inner containers, an empty line before each."""
     lines = []
     for what in ("pods", "containers"):
         rows = []
@@ -389,4 +392,4 @@ def _scale(scale: Mapping[str, Any]) -> list[str]:
         columns = [f"inner {what}" if what == "containers" else what, "all run after", "each", "memory", "of it ours"]
         more = ["removed in", "after SIGKILL and start all run in"] if what == "pods" else []
         lines += ["", *report.table([*columns, *more], rows)]
-    return ["", "## Scale", *lines]
+    return lines

@@ -1,0 +1,105 @@
+"""`bench scale`: small caches and a real registry are filled and timed; the exponent; the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import retention
+from pipeline.bench import scaling
+from pipeline.bench.processes import OURS
+from pipeline.bench.scaling import DELETE, FETCH, FEW, LIST, LOOKUP, PLAN
+from pipeline.log import Log
+from pipeline.workflow import Run
+from tests.images import Line, Place, program, running
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    made = Run(
+        root=ROOT,
+        intent_path=ROOT / "versions.yaml",
+        lock_path=ROOT / "versions.lock.yaml",
+        dist=tmp_path,
+        cache=tmp_path,
+        log=Log(quiet=True),
+    )
+    with made.client:
+        yield made
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with running(tmp_path / "registry") as made:
+        yield made
+
+
+def test_an_exponent_is_the_slope_of_the_logarithms() -> None:
+    assert scaling.exponent({"10": [0.1], "100": [1.0], "1000": [10.0]}) == pytest.approx(1.0)
+    assert scaling.exponent({"10": [1.0, 1.0, 9.0], "1000": [10_000.0]}) == pytest.approx(2.0), "the median counts"
+    assert scaling.exponent({"10": [3.0], "100": [3.0]}) == pytest.approx(0.0)
+    grows_late = {"10": [1.0], "100": [1.0], "1000": [100.0]}
+    assert scaling.last(grows_late) == pytest.approx(2.0)
+
+
+def test_every_count_of_files_is_fetched_and_looked_up(run: Run, tmp_path: Path) -> None:
+    found = scaling.caches(tmp_path, run, 2, (2, 5))
+    assert {what: {count: len(them) for count, them in points.items()} for what, points in found.items()} == {
+        what: {"2": 2, "5": 2} for what in (FETCH, LOOKUP, FEW)
+    }
+    assert len(list((tmp_path / "cache-2/sha256").iterdir())) == 2
+
+
+def test_half_of_the_tags_are_releases_and_what_is_attached_goes_with_them(place: Place, tmp_path: Path) -> None:
+    registry = place.registry(place.name("scale"), Line())
+    scaling.fill(registry, tmp_path, 40)
+    tags = registry.tags()
+    assert len(tags) == 40
+    assert sum(bool(retention.FIXED.fullmatch(tag)) for tag in tags) == 20
+    plan = retention.plan(registry, retention.Rule(newest=3, younger=timedelta(days=90)), scaling._NOW)
+    assert len(plan.tags) == 14, "ten to each line, of which three stay"
+    assert len(plan.digests) == 14 * 4, "the index, two platforms, what is attached"
+
+
+def test_a_registry_is_measured_at_every_count(run: Run, tmp_path: Path) -> None:
+    program()  # skips where there is none
+    found = scaling.registries(tmp_path, run, 1, (8, 24))
+    assert {what: [*points] for what, points in found.items()} == {what: ["8", "24"] for what in (LIST, PLAN, DELETE)}
+
+
+def pods() -> dict[str, Any]:
+    memory = {OURS: 30_000_000, "containers": 5_000_000}
+    many = [
+        {"count": 10, "seconds": 5.0, "memory": memory, "lost": 0, "removed in": 1.0},
+        {"count": 50, "seconds": 50.0, "memory": memory, "lost": 2, "back after": 9.0, "removed in": 4.0},
+    ]
+    plain = [{"count": count, "seconds": count * 0.1, "memory": memory} for count in (10, 50)]
+    return {"pods": many, "containers": plain}
+
+
+def test_what_grows_faster_than_linearly_and_what_is_lost_does_not_hold() -> None:
+    seconds = {what: {"100": [0.1], "1000": [1.0]} for what in (FETCH, LOOKUP, FEW, LIST, PLAN)}
+    found = {
+        one["name"]: one["holds"] for one in scaling.targets({**seconds, DELETE: {"10": [1], "100": [90]}}, pods())
+    }
+    assert found == {
+        **{f"{what}: exponent, 100 to 1000": True for what in (FETCH, LOOKUP, FEW, LIST, PLAN)},
+        f"{DELETE}: exponent, 10 to 100": False,
+        "pods: exponent, 10 to 50": False,
+        "containers: exponent, 10 to 50": True,
+        "pods lost by a SIGKILL of the whole": False,
+    }
+
+
+def test_page_and_drawing_are_what_the_figures_give() -> None:
+    folder = ROOT / "docs/benchmarks"
+    document = json.loads((folder / "scale.json").read_text(encoding="utf-8"))
+    assert scaling.render(document) == (folder / "scale.md").read_text(encoding="utf-8")
+    assert scaling.draw(document) == (folder / "scale.svg").read_text(encoding="utf-8")
