@@ -128,3 +128,19 @@ def test_what_a_jump_means_to_a_cluster(
     cluster.look()
     cluster.look()
     assert ran == ["restart"] * restarts
+
+
+def test_an_api_that_cannot_answer_for_the_time_being_is_not_asked_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten handshakes a second, each with a line in k3s's log, perhaps for hours."""
+    found = Board(board.STAGES, "server")
+    cluster = watch.Cluster("server", found, watch.Wake())
+    monkeypatch.setattr(cluster._kubernetes, "problem", lambda: "the API server does not answer (whatever)")
+    assert cluster.probe() == watch.PROBE
+    begin = datetime.now(UTC) + timedelta(hours=1)
+    cluster._kubernetes.certificate = pem(begin, begin + timedelta(days=365))
+    assert cluster.probe() == watch.PROBE  # it may be about to start, with other certificates
+    cluster._started = True
+    assert cluster.probe() == watch.STEADY
+    assert "are not valid before" in found.problem("api")
