@@ -223,7 +223,7 @@ class Cluster:
         self._board.detail("certificates", {"days_left": days})
         self._board.detail("warning", certificates.warning(days))
         window = os.environ.get("K3S_RENEW_HOURS", "")
-        if days < 0 and self._started:  # a k3s that is about to start renews them anyway
+        if days < 0 and self._kubernetes.up.is_set():  # not one that was stopped; one that starts renews them anyway
             reason = "certificates have ended, and nothing of the cluster answers any more: k3s is restarted"
         elif certificates.warning(days) and certificates.in_window(window, time.localtime().tm_hour):
             reason = f"certificates end in {days} days: k3s is restarted, as K3S_RENEW_HOURS={window} allows"
@@ -239,8 +239,9 @@ class Cluster:
         self._kubernetes.forget()  # a connection that is open asks for no certificate any more, every new one does
         self._renewed = -RENEW_AGAIN
         if problem := certificates.problem(self._kubernetes.certificate):
+            self._check_certificates()
             return problem
-        if by > -TOKENS or not self._server or not self._started:
+        if by > -TOKENS or not self._server or not self._kubernetes.up.is_set():
             return "the cluster's certificates are good for that, too"
         restart_k3s()
         return "k3s was restarted, because the tokens that pods have are not valid yet"
