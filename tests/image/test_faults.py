@@ -68,7 +68,7 @@ def test_docker_is_not_ready_while_dockerd_has_no_containerd(victim: Box) -> Non
     victim.until("its loss", lambda: "containerd" in victim.fails("wait-ready", "--for=docker", "--timeout=0"), 5)
     lost = time.monotonic()
     assert victim.do("docker", "version", "--format", "{{.Server.Version}}")
-    assert "containerd does not answer" in victim.fails("healthcheck")
+    assert "containerd" in victim.fails("healthcheck")
     victim.ready("docker")
     ready = time.monotonic()
     assert victim.do("docker", "run", "--rm", "mine:1") == "hello"

@@ -1,8 +1,9 @@
 """The containerd that dockerd starts as its child, and without which it starts no container.
 
 dockerd's ping does not ask it, and dockerd takes ten seconds to start another when it was killed: three health checks
-of 3 s and the pauses between them, all constants (moby: libcontainerd/supervisor/remote_daemon.go). Then its clients
-find it again in their own time. A connection to containerd ends with it, and costs nothing while it lives.
+of 3 s and the pauses between them, all constants (moby: libcontainerd/supervisor/remote_daemon.go). Then it connects
+anew when gRPC's own growing pause is over, some five seconds later. A connection to containerd ends with it, and costs
+nothing while it lives.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ QUICK = 0.05  # between two looks for what is not there yet
 PROBE = 0.1  # the API server costs more to ask
 STEADY = 10.0
 RENEW_AGAIN = 20 * 3600.0
-STALE = 0.5  # a dockerd that has not found its new containerd yet is asked again
+STALE = 1.0  # a dockerd that has not found its new containerd yet is asked again; it logs a line for each time
 TOKENS = 300.0  # a clock that is set back by more leaves pods with tokens that are not valid yet (clock.py)
 AGENT_KUBECONFIG = "/app/k3s/agent/kubelet.kubeconfig"
 WAKE = f"{RUN}/wake"  # a pipe: whoever writes a byte has us look at once
@@ -69,12 +69,14 @@ def follow_containerd(docker: Docker, found: Board) -> None:
             found.report("containerd", f"containerd does not answer ({error.strerror or error})", disabled=theirs)
             pause.wait(STEADY if theirs else QUICK)
             continue
-        with connection:
-            while again and not docker.has_containerd():
+        with connection:  # perhaps to one whose sockets are being closed, one after the other
+            if again and not docker.has_containerd():
                 pause.wait(QUICK if docker.problem() else STALE)
+                continue
             again = True
             found.report("containerd", "")
             containerd.until_it_ends(connection)
+            found.report("containerd", "containerd has ended")
 
 
 class Wake:
