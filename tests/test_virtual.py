@@ -202,7 +202,7 @@ kubectl wait --for=condition=Ready --timeout=600s pods --all
 _RUN = '[ "$(docker run --rm probe:1 /bin/cat /proc/1/comm)" = cat ]'
 _LOST = """
 until healthcheck | grep -q 'certificates are not valid before'; do sleep 0.2; done
-! wait-ready --for k8s --timeout 0
+if wait-ready --for k8s --timeout 0; then exit 9; fi
 """
 
 
@@ -249,9 +249,9 @@ def the_clock_is_set(box: Booted, number: int, by: str, told: str, ready: bool) 
     box.until("the jump to be told", lambda: "it is" if len(sentences()) >= number else None, 30)
     took = time.monotonic() - began
     if ready:
-        check = f"wait-ready --timeout 600; {_RUN}; healthcheck; {_POD}"
+        check = f"wait-ready --timeout 600\n{_RUN}\nhealthcheck\n{_POD}"
     else:
-        check = f"{_LOST}; wait-ready --for docker; {_RUN}; docker ps | grep first"
+        check = f"{_LOST}\nwait-ready --for docker\n{_RUN}\ndocker ps | grep first"
     box.do("bash", "-euc", check, "bash", f"after-{number}", limit=120)
     print(f"{by}: told after {took:.1f} s, all was seen after {time.monotonic() - began:.1f} s: {sentences()[-1]}")
     assert re.search(told, sentences()[-1])
