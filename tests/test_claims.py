@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/claims.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`((?:image|rootfs)/\w+\.py)::(\w+)`", PAGE)))
+NAMED = sorted(set(re.findall(r"`((?:image/|rootfs/)?\w+\.py)::(\w+)`", PAGE)))
 
 
 def test_every_row_names_a_test() -> None:

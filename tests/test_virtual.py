@@ -35,7 +35,7 @@ from pipeline.platforms import Platform
 from pipeline.rehearsal import clamp, supplies
 from pipeline.release import Image, SmokeReport, State, Tier
 from pipeline.smoke import boot, load
-from pipeline.smoke.booted import BootOptions
+from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.record import Recorder
 from pipeline.virtual import disks, qemu
 from pipeline.virtual.disks import Content
@@ -146,7 +146,12 @@ def inside_of(engine: Engine, name: str, script: str) -> str:
     return str(said)
 
 
-@pytest.mark.parametrize("which", [name for name in GUESTS if name != "default"])
+# Do the kernel's two ways to filter packets take a rule?
+_LEGACY = "iptables-legacy -w -t nat -L -n >/dev/null 2>&1 && echo works || echo fails"
+_NFT = "iptables-nft -w -t nat -L -n >/dev/null 2>&1 && echo works || echo fails"
+
+
+@pytest.mark.parametrize("which", [name for name in GUESTS if name not in ("default", "nft-only")])
 def test_a_guest_of_the_matrix_is_what_it_says(rehearsed: Rehearsed, tmp_path: Path, which: str) -> None:
     with guest(rehearsed, tmp_path / "console", GUESTS[which], content=image_of(rehearsed, HOST)) as (_, engine):
         info = engine.docker.system.info()
@@ -156,18 +161,14 @@ def test_a_guest_of_the_matrix_is_what_it_says(rehearsed: Rehearsed, tmp_path: P
             return inside_of(engine, name, script)
 
         assert inside("stat -f -c %T /sys/fs/cgroup") == ("tmpfs" if which == "cgroup-v1" else "cgroup2fs")
-        legacy = "iptables-legacy -w -t nat -L -n >/dev/null 2>&1 && echo works || echo fails"
-        nft = "iptables-nft -w -t nat -L -n >/dev/null 2>&1 && echo works || echo fails"
         match which:
             case "cgroup-v1":
                 listed = inside("cat /proc/self/cgroup")
                 assert "memory:" in listed
                 assert "cpuset:" in listed
                 assert "0::" not in listed
-            case "nft-only":
-                assert (inside(nft), inside(legacy)) == ("works", "fails")
             case "legacy-only":
-                assert (inside(nft), inside(legacy)) == ("fails", "works")
+                assert (inside(_NFT), inside(_LEGACY)) == ("fails", "works")
             case "low-memory":
                 assert info.mem_total is not None
                 assert 0.85 * 2**30 < info.mem_total <= 2**30
@@ -179,6 +180,82 @@ def test_a_guest_of_the_matrix_is_what_it_says(rehearsed: Rehearsed, tmp_path: P
             case _:
                 pytest.fail(f"no check for the guest {which}")
     assert leftovers() == []
+
+
+# By how much the clock is set, what is told of it, and whether the cluster can be ready then. One after the other: 26
+# hours ahead, two hours ahead, before the cluster was made, two hours ahead again.
+_JUMPS = (
+    ("+26 hours", r"forward by 1 day, .* certificates are good for that", True),
+    ("-1 day", r"back by .* k3s was restarted, because the tokens that pods have are not valid yet", True),
+    ("-3 hours", r"back by .* certificates are not valid before", False),
+    ("+3 hours", r"forward by .* certificates are good for that", True),
+)
+# An image of two programs, as quickly as it can be had, and a pod of it. Emulated, each client takes seconds to start.
+_FIRST = r"""
+programs='/bin/cat /bin/sleep'
+tar -chf - $programs $(ldd $programs | grep -o '/[^ )]*' | grep -v ':$' | sort -u) 2>/dev/null | docker import - probe:1
+"""
+_POD = """
+kubectl run "$1" --image=probe:1 --image-pull-policy=Never --command -- /bin/sleep 100000
+kubectl wait --for=condition=Ready --timeout=600s pods --all
+"""
+_RUN = '[ "$(docker run --rm probe:1 /bin/cat /proc/1/comm)" = cat ]'
+_LOST = """
+until healthcheck | grep -q 'certificates are not valid before'; do sleep 0.2; done
+if wait-ready --for k8s --timeout 0; then exit 9; fi
+"""
+
+
+def test_a_guest_with_nft_only_and_what_becomes_of_the_image_when_its_clock_is_set(
+    rehearsed: Rehearsed, tmp_path: Path
+) -> None:
+    """There is one clock of the day for a whole machine, so it takes one that is ours alone."""
+    content = image_of(rehearsed, HOST)
+    with guest(rehearsed, tmp_path / "console", GUESTS["nft-only"], content=content) as (_, engine):
+        loaded = load.run(engine.docker, rehearsed.layout, rehearsed.image, HOST, Log())
+        found = [inside_of(engine, loaded.name, script) for script in (_NFT, _LEGACY)]
+        assert found == ["works", "fails"]
+        box = Booted(engine, loaded, BootOptions(), Log(), tmp_path / "boot.log")
+        try:
+            box.start()
+            box.do("wait-ready", "--timeout", "600", limit=120)
+            box.do("sh", "-ec", _FIRST + _POD, "sh", "first", limit=120)
+            for number, jump in enumerate(_JUMPS, 1):
+                the_clock_is_set(box, number, *jump)
+            box.until("docker to call it healthy", lambda: "healthy" if is_healthy(box) else None, 60)
+            log = str(box.client.logs(box.name))
+            assert "ended by itself" not in log
+            # Nothing was started again but what was told.
+            starts = (r"^\[dockerd\] .*Starting up", r"^\[watch\] docker is ready after", r"^\[k3s\] .*a stand-in for")
+            assert [len(re.findall(start, log, re.MULTILINE)) for start in starts] == [1, 1, 2]
+        finally:
+            box.clean_up(failed=False)
+    assert leftovers() == []
+
+
+def is_healthy(box: Booted) -> bool:
+    health = box.client.container.inspect(box.name).state.health
+    return health is not None and health.status == "healthy"
+
+
+def the_clock_is_set(box: Booted, number: int, by: str, told: str, ready: bool) -> None:
+    """Set it in the machine of this box, and see what the box makes of it."""
+
+    def sentences() -> list[str]:
+        return re.findall(r"^\[watch\] (the clock was set .*)$", str(box.client.logs(box.name)), re.MULTILINE)
+
+    began = time.monotonic()
+    box.do("date", f"--set={by}")
+    box.until("the jump to be told", lambda: "it is" if len(sentences()) >= number else None, 30)
+    took = time.monotonic() - began
+    if ready:
+        check = f"wait-ready --timeout 600\n{_RUN}\nhealthcheck\n{_POD}"
+    else:
+        check = f"{_LOST}\nwait-ready --for docker\n{_RUN}\ndocker ps | grep first"
+    box.do("bash", "-euc", check, "bash", f"after-{number}", limit=120)
+    print(f"{by}: told after {took:.1f} s, all was seen after {time.monotonic() - began:.1f} s: {sentences()[-1]}")
+    assert re.search(told, sentences()[-1])
+    assert len(sentences()) == number
 
 
 def test_a_guest_that_panics_is_told_with_its_last_lines(rehearsed: Rehearsed, tmp_path: Path) -> None:

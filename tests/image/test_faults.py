@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,7 +43,6 @@ def alive(made: Box) -> None:
 KILLS = {
     "k3s": (["supervisorctl pid k3s"], {"k3s"}),
     "dockerd": (["supervisorctl pid dockerd"], {"dockerd"}),
-    "containerd": (["pgrep -x containerd"], {"containerd"}),
     "all": (["supervisorctl pid k3s", "supervisorctl pid dockerd", "pgrep -x containerd"], {"k3s", "dockerd"}),
 }
 
@@ -58,6 +58,24 @@ def test_what_is_killed_comes_back_and_the_pod_with_it(victim: Box, fault: str) 
     said = ours(victim)[before:]
     assert {line.split()[1].rstrip(":") for line in said} == told, said
     assert len(said) == len(told)
+
+
+def test_docker_is_not_ready_while_dockerd_has_no_containerd(victim: Box) -> None:
+    """dockerd answers pings all the while; and what is ready again works at the first try."""
+    before = len(ours(victim))
+    began = time.monotonic()
+    victim.shell("kill -9 $(pgrep -x containerd)")
+    victim.until("its loss", lambda: "containerd" in victim.fails("wait-ready", "--for=docker", "--timeout=0"), 5)
+    lost = time.monotonic()
+    assert victim.do("docker", "version", "--format", "{{.Server.Version}}")
+    assert "containerd" in victim.fails("healthcheck")
+    victim.ready("docker")
+    ready = time.monotonic()
+    assert victim.do("docker", "run", "--rm", "mine:1") == "hello"
+    print(f"containerd killed: noticed after {lost - began:.2f} s, ready again after {ready - began:.1f} s")
+    alive(victim)
+    (said,) = ours(victim)[before:]
+    assert "containerd: ended by itself, dockerd starts it again" in said
 
 
 def test_a_watcher_that_hangs_is_unhealthy(victim: Box) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from dind_k3s.root import RUN, at
 
 # What each stage takes: sources in the order in which their problems are told.
-DOCKER = ("docker",)
+DOCKER = ("docker", "containerd")
 KUBERNETES = (*DOCKER, "api", "node", "account")
 DNS = (*KUBERNETES, "dns")
 ADDONS = (*KUBERNETES, "images", "manifests")

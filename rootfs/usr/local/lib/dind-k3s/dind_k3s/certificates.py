@@ -16,13 +16,31 @@ WARN_DAYS = 60  # k3s renews what has less than 90 days left, 120 in newer versi
 _VALIDITY = re.compile(rb"\x17\r(\d{12})Z\x17\r(\d{12})Z")
 
 
-def days_left(pem: bytes, now: datetime | None = None) -> int | None:
-    """Days until the first certificate of a PEM file ends; None when there is none to be read."""
-    validity = _VALIDITY.search(_der(pem))
-    if validity is None:
+def validity(pem: bytes) -> tuple[datetime, datetime] | None:
+    """Begin and end of the first certificate of a PEM file; None when there is none to be read."""
+    found = _VALIDITY.search(_der(pem))
+    if found is None:
         return None
-    end = datetime.strptime(validity[2].decode(), "%y%m%d%H%M%S").replace(tzinfo=UTC)
-    return (end - (now or datetime.now(UTC))).days
+    begin, end = (datetime.strptime(text.decode(), "%y%m%d%H%M%S").replace(tzinfo=UTC) for text in found.groups())
+    return begin, end
+
+
+def days_left(pem: bytes, now: datetime | None = None) -> int | None:
+    """Days until the first certificate of a PEM file ends, below 0 when it has; None when there is none to be read."""
+    found = validity(pem)
+    return (found[1] - (now or datetime.now(UTC))).days if found else None
+
+
+def problem(pem: bytes, now: datetime | None = None) -> str:
+    """Why nobody takes the certificate at this time of day; empty when they do."""
+    begin, end = validity(pem) or (None, None)
+    now = now or datetime.now(UTC)
+    if begin and now < begin:
+        # Not even a restart helps: k3s has the same begin for all that its authorities sign (k3s-io/k3s#6152).
+        return f"by the clock the cluster's certificates are not valid before {begin:%Y-%m-%d %H:%M} UTC"
+    if end and now > end:
+        return f"by the clock the cluster's certificates ended on {end:%Y-%m-%d}"
+    return ""
 
 
 def node_of(pem: bytes) -> str:
@@ -41,7 +59,8 @@ def warning(days: int | None) -> str:
     """What the user should know; empty while there is time."""
     if days is None or days >= WARN_DAYS:
         return ""
-    return f"the cluster's certificates end in {days} days; supervisorctl restart k3s renews them, pods run on"
+    when = f"end in {days} days" if days >= 0 else "have ended"
+    return f"the cluster's certificates {when}; supervisorctl restart k3s renews them, pods run on"
 
 
 def in_window(window: str, hour: int) -> bool:

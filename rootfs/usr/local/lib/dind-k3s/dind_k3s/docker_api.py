@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 from dind_k3s.http_api import Connection
@@ -39,6 +40,15 @@ class Docker:
         except OSError as error:
             return f"dockerd does not answer ({error.strerror or error})"
         return "" if status == 200 else f"dockerd answers {status}"
+
+    def has_containerd(self) -> bool:
+        """Whether it reaches its containerd. It runs runc and docker-init for this answer: not to be asked for ever."""
+        try:
+            status, body = self.ask("GET", "/version")
+        except OSError:
+            return False
+        parts = json.loads(body).get("Components") or [] if status == 200 else []
+        return any(part.get("Name") == "containerd" for part in parts)
 
     def until_it_ends(self) -> str:
         """Wait until dockerd ends, and say how that showed."""

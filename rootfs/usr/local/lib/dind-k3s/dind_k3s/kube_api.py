@@ -51,14 +51,15 @@ class Kubernetes:
             answer = self._probe.get("/readyz")
             answer.read()
             if not answer.reusable:
-                self._forget()
+                self.forget()
         except FileNotFoundError:
-            self._forget()
+            self.forget()
             return "k3s has not written its kubeconfig yet"
         except (OSError, KeyError, ValueError) as error:
-            self._forget()
+            self.forget()
             self._read_at = 0  # new certificates, perhaps
-            return f"the API server does not answer ({getattr(error, 'strerror', None) or error})"
+            why = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or error
+            return f"the API server does not answer ({why})"
         return "" if answer.status == 200 else f"the API server is not ready (readyz answers {answer.status})"
 
     def connect(self) -> Connection:
@@ -81,7 +82,8 @@ class Kubernetes:
             body = answer.read()
         return answer.status, json.loads(body) if body.startswith(b"{") else {}
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Ask the next question on a new connection."""
         if self._probe:
             self._probe.close()
         self._probe = None

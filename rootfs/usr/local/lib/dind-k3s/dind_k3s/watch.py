@@ -1,8 +1,8 @@
 """Watches dockerd, the cluster, preloaded images and manifests, and keeps the board (board.py) true.
 
-Where there is a stream it is followed: dockerd's events end with dockerd, the API server tells of nodes, the default
-service account, DNS and Addons as they change. Only before there is one do we ask again and again. Every ten seconds
-each is asked once whether it hangs.
+Where there is a stream it is followed: dockerd's events end with dockerd, a connection to containerd ends with it, the
+API server tells of nodes, the default service account, DNS and Addons as they change. Only before there is one do we
+ask again and again. Every ten seconds each is asked once whether it hangs, and the clock whether it was set.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import threading
 import time
 from pathlib import Path
 
-from dind_k3s import board, certificates, cluster_dns, manifests, preload
+from dind_k3s import board, certificates, clock, cluster_dns, containerd, manifests, preload
 from dind_k3s.board import Board
+from dind_k3s.clock import Clock
 from dind_k3s.docker_api import Docker
 from dind_k3s.kube_api import Kubernetes, Object, Watch, is_ready
 from dind_k3s.root import RUN, at
@@ -27,6 +28,8 @@ QUICK = 0.05  # between two looks for what is not there yet
 PROBE = 0.1  # the API server costs more to ask
 STEADY = 10.0
 RENEW_AGAIN = 20 * 3600.0
+STALE = 1.0  # a dockerd that has not found its new containerd yet is asked again; it logs a line for each time
+TOKENS = 300.0  # a clock that is set back by more leaves pods with tokens that are not valid yet (clock.py)
 AGENT_KUBECONFIG = "/app/k3s/agent/kubelet.kubeconfig"
 WAKE = f"{RUN}/wake"  # a pipe: whoever writes a byte has us look at once
 
@@ -49,6 +52,31 @@ def follow_docker(docker: Docker, found: Board) -> None:
         docker.until_it_ends()
         if time.monotonic() - began < 1 and not docker.problem():
             pause.wait(1)  # it lives, but tells no events
+
+
+def follow_containerd(docker: Docker, found: Board) -> None:
+    """Connect until it answers, then wait for its end. For ever.
+
+    After the first time it is there again only when dockerd has found it, too; at its own start dockerd waits for it.
+    """
+    pause = threading.Event()
+    again = False
+    while True:
+        try:
+            connection = containerd.connect()
+        except OSError as error:
+            theirs = not containerd.PID.exists() and not docker.problem()  # dockerd was given one from elsewhere
+            found.report("containerd", f"containerd does not answer ({error.strerror or error})", disabled=theirs)
+            pause.wait(STEADY if theirs else QUICK)
+            continue
+        with connection:  # perhaps to one whose sockets are being closed, one after the other
+            if again and not docker.has_containerd():
+                pause.wait(QUICK if docker.problem() else STALE)
+                continue
+            again = True
+            found.report("containerd", "")
+            containerd.until_it_ends(connection)
+            found.report("containerd", "containerd has ended")
 
 
 class Wake:
@@ -94,10 +122,11 @@ class Cluster:
     def probe(self) -> float:
         """Ask the API server; the seconds until it should be asked again."""
         problem = self._kubernetes.problem()
-        self._board.report("api", problem)
+        untimely = certificates.problem(self._kubernetes.certificate) if problem else ""
+        self._board.report("api", untimely or problem)
         if problem:
             self._kubernetes.up.clear()
-            return PROBE
+            return STEADY if untimely and self._started else PROBE
         if not self._kubernetes.up.is_set():
             self._kubernetes.up.set()
             self._check_certificates()
@@ -196,12 +225,33 @@ class Cluster:
         self._board.detail("certificates", {"days_left": days})
         self._board.detail("warning", certificates.warning(days))
         window = os.environ.get("K3S_RENEW_HOURS", "")
-        if not certificates.warning(days) or not certificates.in_window(window, time.localtime().tm_hour):
+        if days < 0 and self._kubernetes.up.is_set():  # not one that was stopped; one that starts renews them anyway
+            reason = "certificates have ended, and nothing of the cluster answers any more: k3s is restarted"
+        elif certificates.warning(days) and certificates.in_window(window, time.localtime().tm_hour):
+            reason = f"certificates end in {days} days: k3s is restarted, as K3S_RENEW_HOURS={window} allows"
+        else:
             return
         if time.monotonic() - self._renewed > RENEW_AGAIN:
             self._renewed = time.monotonic()
-            print(f"certificates end in {days} days: k3s is restarted, as K3S_RENEW_HOURS={window} allows", flush=True)
-            subprocess.run(["supervisorctl", "restart", "k3s"], stdout=subprocess.DEVNULL, check=False)
+            print(reason, flush=True)
+            restart_k3s()
+
+    def mind_the_clock(self, by: float) -> str:
+        """What it means to the cluster that the clock was set by so many seconds. What helps is done."""
+        self._kubernetes.forget()  # a connection that is open asks for no certificate any more, every new one does
+        self._renewed = -RENEW_AGAIN
+        if problem := certificates.problem(self._kubernetes.certificate):
+            self._check_certificates()
+            return problem
+        if by > -TOKENS or not self._server or not self._kubernetes.up.is_set():
+            return "the cluster's certificates are good for that, too"
+        restart_k3s()
+        return "k3s was restarted, because the tokens that pods have are not valid yet"
+
+
+def restart_k3s() -> None:
+    """Pods run on."""
+    subprocess.run(["supervisorctl", "restart", "k3s"], stdout=subprocess.DEVNULL, check=False)
 
 
 def check_images(found: Board) -> None:
@@ -237,10 +287,16 @@ def main() -> int:
             found.report(source, "", disabled=True)
     wake = Wake()
     docker = Docker()
-    threading.Thread(target=follow_docker, args=(docker, found), daemon=True).start()
+    for follow in (follow_docker, follow_containerd):
+        threading.Thread(target=follow, args=(docker, found), daemon=True).start()
     cluster = Cluster(what, found, wake) if what else None
+    of_the_day = Clock()
     looked = -STEADY
     while True:
+        if by := of_the_day.jump():
+            means = [cluster.mind_the_clock(by)] if cluster else []
+            print("; ".join([clock.told(by), *means]), flush=True)
+            looked = -STEADY
         pause = cluster.probe() if cluster else STEADY
         check_images(found)
         if time.monotonic() - looked >= STEADY:

@@ -1,0 +1,107 @@
+"""docker is ready only while dockerd has a containerd."""
+
+from __future__ import annotations
+
+import json
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from dind_k3s import board, containerd, docker_api, watch
+from dind_k3s.board import Board
+from dind_k3s.docker_api import Docker
+
+
+class Dockerd(socketserver.ThreadingUnixStreamServer):
+    """Answers pings, whatever has become of its containerd."""
+
+    daemon_threads = True
+    has_containerd = True
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            line = self.rfile.readline().decode()
+            while self.rfile.readline().strip():
+                pass
+            names = ["Engine", *(["containerd"] if self.server.has_containerd else [])]  # type: ignore[attr-defined]
+            body = json.dumps({"Components": [{"Name": name} for name in names]}) if "/version" in line else "OK"
+            self.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+
+@pytest.fixture
+def dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dockerd]:
+    monkeypatch.setenv("DIND_K3S_TEST_ROOT", str(tmp_path))
+    monkeypatch.setattr(docker_api, "SOCKET", str(tmp_path / "d"))
+    monkeypatch.setattr(containerd, "SOCKET", str(tmp_path / "c"))
+    monkeypatch.setattr(containerd, "PID", tmp_path / "pid")
+    with Dockerd(docker_api.SOCKET, Dockerd.Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@contextmanager
+def living(tmp_path: Path) -> Iterator[list[socket.socket]]:
+    """A containerd, as far as a connection can tell; gives its ends of those that there are."""
+    (tmp_path / "pid").write_text("1")
+    (tmp_path / "c").unlink(missing_ok=True)
+    connections: list[socket.socket] = []
+
+    def accept(listener: socket.socket) -> None:
+        try:
+            while True:
+                connections.append(listener.accept()[0])
+        except OSError:
+            pass
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "c"))
+        listener.listen()
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield connections
+        listener.shutdown(socket.SHUT_RDWR)
+    for connection in connections:
+        connection.close()
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 5
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def follow() -> Board:
+    found = Board(board.ALONE, "none")
+    threading.Thread(target=watch.follow_containerd, args=(Docker(), found), daemon=True).start()
+    return found
+
+
+def test_its_end_is_noticed_and_it_is_back_when_dockerd_has_found_it(dockerd: Dockerd, tmp_path: Path) -> None:
+    with living(tmp_path) as connections:
+        found = follow()
+        until(lambda: not found.problem("containerd"))
+        dockerd.has_containerd = False
+        connections.pop(
+            0
+        ).close()  # the kernel closes one of its sockets after the other: others still take a connection
+        until(lambda: found.problem("containerd") == "containerd has ended")
+    until(lambda: "containerd does not answer" in found.problem("containerd"))
+    assert Docker().problem() == ""  # a ping alone would not tell
+    with living(tmp_path):
+        time_of_a_look = time.monotonic() + 2 * watch.QUICK
+        until(lambda: time.monotonic() > time_of_a_look)
+        assert "containerd does not answer" in found.problem("containerd")
+        dockerd.has_containerd = True
+        until(lambda: not found.problem("containerd"))
+
+
+@pytest.mark.usefixtures("dockerd")
+def test_a_containerd_from_elsewhere_is_not_waited_for() -> None:
+    found = follow()
+    until(lambda: not found.problem("containerd"))
