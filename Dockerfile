@@ -56,6 +56,14 @@ for deb in "$1"/*.deb; do
 done
 EOF
 
+# settle ROOT: one time for every younger file, so that a layer is the same bytes on whatever day it is made. Else the
+# exporter would give them the day of the lock, and an update of one component would ship all layers anew
+COPY --chmod=0755 <<"EOF" /build/settle
+#!/bin/bash
+set -euo pipefail
+find "$1" -newermt 2020-01-01T00:00:00Z -exec touch --no-dereference --date=2020-01-01T00:00:00Z {} +
+EOF
+
 # tools: the build platform's own python3 and openssl, and the CA bundle, which is the same for every platform
 FROM worker AS tools
 ARG BUILDARCH
@@ -191,6 +199,7 @@ rmdir --ignore-fail-on-non-empty /out/usr/lib64
 for way in bin sbin lib lib64 var/run var/lock run tmp proc sys dev; do
   if [[ -e /out/$way ]]; then find "/out/$way" | head; echo "a package brings files below /$way" >&2; exit 1; fi
 done
+/build/settle /out
 EOF
 
 # docker: dockerd, containerd, runc and the client
@@ -202,27 +211,28 @@ tar -C /tmp/docker -xzf /in/docker.tgz
 for name in dockerd docker-init docker-proxy docker containerd containerd-shim-runc-v2 ctr runc; do
   /build/put "$TARGETARCH" "/tmp/docker/docker/$name" "/out/usr/local/bin/$name"
 done
+/build/settle /out
 EOF
 
 # buildx, compose: the client's plugins, where both docker.com's client and Debian's look for them
 FROM worker AS buildx
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/buildx,target=/in/buildx \
-  /build/put "$TARGETARCH" /in/buildx /out/usr/local/libexec/docker/cli-plugins/docker-buildx
+  /build/put "$TARGETARCH" /in/buildx /out/usr/local/libexec/docker/cli-plugins/docker-buildx && /build/settle /out
 FROM worker AS compose
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/compose,target=/in/compose \
-  /build/put "$TARGETARCH" /in/compose /out/usr/local/libexec/docker/cli-plugins/docker-compose
+  /build/put "$TARGETARCH" /in/compose /out/usr/local/libexec/docker/cli-plugins/docker-compose && /build/settle /out
 
 # k3s, kubectl: one file each
 FROM worker AS k3s
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/k3s,target=/in/k3s \
-  /build/put "$TARGETARCH" /in/k3s /out/usr/local/bin/k3s
+  /build/put "$TARGETARCH" /in/k3s /out/usr/local/bin/k3s && /build/settle /out
 FROM worker AS kubectl
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/kubectl,target=/in/kubectl \
-  /build/put "$TARGETARCH" /in/kubectl /out/usr/local/bin/kubectl
+  /build/put "$TARGETARCH" /in/kubectl /out/usr/local/bin/kubectl && /build/settle /out
 
 # own: rootfs/ with its modes, stated here once, and the folders of the contract
 FROM tools AS own
@@ -235,6 +245,7 @@ PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s 
 mkdir -p /out/app/{images,k3s,logs,manifests} /out/etc/rancher /out/var/lib/{docker,kubelet}
 # k3s writes the node's password there whatever its data-dir is; without it a re-created node is refused as a stranger.
 ln -s /app/k3s/.dind-k3s/node /out/etc/rancher/node
+/build/settle /out
 EOF
 
 # manifest: which version of what is in here, where it came from, its licence, and the digest of each of its files
@@ -249,6 +260,7 @@ RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/manifes
   --mount=type=bind,from=own,source=/out,target=/parts/dind-k3s <<"EOF"
 mkdir -p /out/usr/share/dind-k3s
 python3 -I -S /parts/dind-k3s/usr/local/lib/dind-k3s record /in/manifest.json /parts >/out/usr/share/dind-k3s/manifest.json
+/build/settle /out
 EOF
 
 # image: one layer for each component, those that change least first, so that a new kubectl ships kubectl alone
@@ -284,6 +296,7 @@ sha256sum -- *.tar.zst >SHA256SUMS
 python3 -I -S /image/local/lib/dind-k3s record /in/manifest.json /parts /image/share/dind-k3s/manifest.json >/manifest.json
 mv /manifest.json /parts/k3s-airgap-images/usr/share/dind-k3s/
 mv /parts/k3s-airgap-images /out
+/build/settle /out
 EOF
 
 # airgap: the image, and one layer more

@@ -66,15 +66,16 @@ def render(
 ) -> str:
     """The text of docker-bake.json: a target for each variant, to be built one after the other.
 
-    A variant's is built on the image that was exported before it; the digest of that is the file's variable. Built from
-    the stage `image` in the same call, every layer would be rewritten a second time (see below), half of a build's
-    time; so none is, and they are the same by construction.
+    A variant's is built on the image that was exported before it; the digest of that is the file's variable. So no
+    layer is made a second time, and they are the same by construction.
 
     `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
     `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
-    are exported to, as OCI layouts. `epoch`: seconds since 1970 that every file and record is dated.
+    are exported to, as OCI layouts. `epoch`: seconds since 1970 that configs and their histories are dated.
 
-    - `rewrite-timestamp` and SOURCE_DATE_EPOCH make the layers repeatable (BuildKit docs/build-repro.md).
+    - Layers are repeatable as they are made: the Dockerfile gives their files one time (`settle`). The exporter's
+      `rewrite-timestamp` (BuildKit docs/build-repro.md) would pack each a second time, half of a cold build, and date
+      it with the lock's day, so that an update of one component would send all layers (docs/benchmarks/update.md).
     - `oci-mediatypes` is said because its default changed with BuildKit 0.32.
     - The provenance attestation holds times and ids, so the index digest differs from build to build; the digests of
       the platforms' manifests do not (docker-library/official-images#16044).
@@ -94,7 +95,7 @@ def render(
             "labels": dict(sorted(said[variant].items())),
             "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said[variant].items())],
             "attest": ["type=provenance,mode=max"],
-            "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true,rewrite-timestamp=true"],
+            "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true"],
             "network": "none",
         }
         for variant, output in outputs.items()

@@ -72,7 +72,7 @@ class Lock:
     """One reading of versions.lock.yaml."""
 
     intent: Digest  # Intent.checksum of the versions.yaml it was made from
-    date: str  # YYYY-MM-DD on which it last changed but for `guest`; the build dates every file with it
+    date: str  # YYYY-MM-DD on which it last changed but for `guest`; the image says that it was made then
     base: Base
     versions: Mapping[str, str]  # component → version
     artifacts: tuple[Artifact, ...]  # of the components

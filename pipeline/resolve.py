@@ -85,7 +85,7 @@ def run(
     if weak := made.weak(intent.policy):
         more = f"; so are {len(weak) - 1} others" if len(weak) > 1 else ""
         log.warn(f"push will refuse this lock: {weak[0]}{more}")
-    # The date is in every file of the image, so a change of the guest or of a reason alone leaves it.
+    # The image says the date, so a change of the guest or of a reason alone leaves it.
     if previous is not None and made.digest == previous.digest:
         return made
     return replace(made, date=today)

@@ -48,7 +48,7 @@ USUAL_COLD, USUAL_WARM = "usual, cold, both", "usual, warm, both"
 SCENARIOS = {
     COLD: "`nox -s build` on an engine that has built nothing yet",
     ONE: "the same for this machine's platform alone",
-    WARM: "dist/ is empty, the builder's cache is full: buildx packs and writes the layout again",
+    WARM: "dist/ is empty, the builder's cache is full: the layout is written again",
     NOTHING: "`nox -s build` once more: the cache is checked, the inputs are compared",
     BAKE: "`docker buildx bake` of the bake file that ours has written, its context ready made",
     USUAL_COLD: "the usual Dockerfile, the foreign platform emulated, its context ready made",
@@ -95,6 +95,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
                     found[name].append(took)
     document = describe(found, image, own, intent.platforms)
     document["machine"]["load"] = round(load, 1)
+    document = report.stored(document)
     files = {"md": render(document), "svg": draw(document)}
     report.finish("build", document, files, run.root, run.log, write=write, check_=check)
     return document
@@ -299,7 +300,7 @@ def draw(document: Mapping[str, Any]) -> str:
 def _parts(them: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The parts of the run in the middle."""
     middle = sorted(them, key=lambda one: float(one["seconds"]))[len(them) // 2]
-    return {name: value for name, value in middle["parts"].items() if value}
+    return {name: middle["parts"][name] for name in PARTS if middle["parts"][name]}
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -316,8 +317,9 @@ def render(document: Mapping[str, Any]) -> str:
         "",
         f"Written by `{report.command('build', document)}`; every figure: [build.json](build.json).",
         "",
-        f"{platforms}, {document['rounds']} rounds, {document['rounds with the usual way']} of them with the usual "
-        "way. Each cold build has a private engine of its own that has never built anything. Files and packages are "
+        f"{platforms}, {report.rounds(document)}, the usual way in "
+        f"{document['rounds with the usual way']} of them. Each cold build has a private engine of its own that has "
+        f"never built anything. Files and packages are "
         "in the cache on both sides, so the network is left out. The usual way is "
         f"[a Dockerfile](../../{USUAL}) whose RUN steps install the same Debian packages with each platform's own "
         "apt, the foreign one emulated by qemu-user, and which copies the same files. It is given a list of "
@@ -347,28 +349,35 @@ def _median(them: Sequence[Mapping[str, Any]], what: str) -> float:
 
 def _dominates(document: Mapping[str, Any]) -> list[str]:
     found, cores = document["figures"], int(document["machine"]["cores"])
-    cold, one = found[COLD], found[ONE]
-    parts = _parts(cold)
-    busy = {name: _median(them, "processor") / _median(them, "seconds") / cores for name, them in found.items() if them}
-    more = _median(cold, "processor") / _median(one, "processor")
-    packing = parts.get(PARTS[3], 0.0) / sum(parts.values())
+    cold, one, usual = found[COLD], found[ONE], found[USUAL_COLD]
+    parts = sorted(_parts(cold).items(), key=lambda item: -item[1])
+    whole = sum(value for _, value in parts)
+    shares = ", ".join(f"{name} {value / whole:.0%}" for name, value in parts)
+    work = {name: _median(them, "processor") for name, them in found.items() if them}
+    quiet = float(document["machine"].get("load", 0)) <= 1
+    busy = _median(one, "processor") / _median(one, "seconds") / cores
+    (emulated, longest), *_ = usual[0]["slowest"]
     return [
-        f"**What dominates.** Packing and writing the layers is {packing:.0%} of a cold build of ours: gzip, a layer "
-        "at a time on each core. The Dockerfile gives all files one time, so that the same lock gives the same digests "
-        "without BuildKit's `rewrite-timestamp`, which packs every layer twice. The other side packs the same bytes; "
-        "what it has more is in its RUN steps, most of all the emulated ones.",
+        f"**What dominates.** A cold build of ours is {shares}. The steps are above all the unpacking of Debian's "
+        "packages and Python's byte code; packing is gzip, which BuildKit does on one core for each layer. The usual "
+        "way "
+        f"packs the same bytes, and has one step more that all wait for: {longest / _median(usual, 'seconds'):.0%} "
+        f"of its "
+        f"time is `{emulated.partition(' RUN')[0]}`, emulated and one program after the other. In processor time it "
+        f"needs "
+        f"{work[USUAL_COLD] / work[COLD]:.1f} × ours; in time the ratio is larger where cores are idle beside that "
+        f"step. "
+        "The limit for ours is gzip and xz. Next steps would be to unpack each package once, where its list of files "
+        "comes "
+        "from a second unpacking now, and zstd layers, which pack in a tenth of the time ([size.md](size.md)) and need "
+        "younger engines.",
         "",
-        f"**Both platforms beside one.** Both take {more:.2f} × the processor time of one, and one alone keeps "
-        f"{busy[ONE]:.0%} of the {cores} cores busy ({busy[COLD]:.0%} with both): with nothing idle, time follows "
-        "work. "
-        + (
-            f"So on {cores} cores it cannot be near 1; on a machine with cores to spare the second platform runs "
-            "beside the first."
-            if busy[ONE] > 0.6
-            else "What is idle is what the second platform can use."
-        ),
+        f"**Both platforms beside one.** Both take {work[COLD] / work[ONE]:.2f} × the processor time of one, for "
+        f"unpacking and packing a second platform is work of its own. On {cores} cores"
+        + (f", of which one platform keeps {busy:.0%} busy," if quiet else "")
+        + " time follows work; the target asks for cores that one platform leaves idle, four or more.",
         "",
         f"**Nothing changed.** {_median(found[NOTHING], 'seconds'):.1f} s, most of it the check of every file of the "
-        f"cache and the start of Python; a bare bake takes {_median(found[BAKE], 'seconds'):.1f} s, for it writes the "
-        "layout again.",
+        "cache and the start of Python; no engine is asked for. A bare bake takes "
+        f"{_median(found[BAKE], 'seconds'):.1f} s, for it reads the context and writes the layout again.",
     ]

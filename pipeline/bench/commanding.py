@@ -44,6 +44,7 @@ def main(log: Log, root: Path, *, runs: int, write: bool, check: bool = False) -
     document = describe(found, imports, runs)
     document["machine"]["load"] = round(load, 1)
     document["versions"]["nox"] = _run([*menu, "--version"], root).strip().splitlines()[-1]
+    document = report.stored(document)
     files = {"md": render(document), "svg": draw(document)}
     report.finish("cli", document, files, root, log, write=write, check_=check)
     return document
@@ -102,7 +103,12 @@ def packages(said: str) -> dict[str, float]:
         if package in sys.stdlib_module_names or package.startswith("_"):
             package = _OWN
         found[package] = found.get(package, 0.0) + int(micro) / 1000
-    return {name: round(value, 1) for name, value in sorted(found.items(), key=lambda item: -item[1])}
+    return _ordered({name: round(value, 1) for name, value in found.items()})
+
+
+def _ordered(imports: Mapping[str, float]) -> dict[str, float]:
+    """The most first."""
+    return dict(sorted(imports.items(), key=lambda item: (-item[1], item[0])))
 
 
 def describe(
@@ -128,7 +134,7 @@ def draw(document: Mapping[str, Any]) -> str:
         whole = 1000 * statistics.median(document["seconds"][name])
         parts = {"a bare interpreter": bare}
         # Tracing the imports slows them down, so they are scaled to what was measured without.
-        imports = document["imports"][name]
+        imports = _ordered(document["imports"][name])
         scale = max(0.0, whole - bare) / sum(imports.values())
         top = dict(list(imports.items())[:4])
         parts |= {key: value * scale for key, value in top.items()}
@@ -165,6 +171,8 @@ def render(document: Mapping[str, Any]) -> str:
         "when it runs.",
     ]
     for name, them in document["imports"].items():
-        rows = [[f"`{key}`" if key != _OWN else key, f"{value:.0f} ms"] for key, value in list(them.items())[:8]]
+        rows = [
+            [f"`{key}`" if key != _OWN else key, f"{value:.0f} ms"] for key, value in list(_ordered(them).items())[:8]
+        ]
         lines += ["", f"## What `{name}` imports", "", *report.table(["package", "traced, which slows it"], rows)]
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ report. Each is made within one round, where both sides met the same machine.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -69,6 +70,17 @@ def command(what: str, document: Mapping[str, Any]) -> str:
     """What writes that report."""
     more = " --dist dist/rehearsal" if document["stand-in"] else ""
     return f"nox -s bench -- {what} --write{more}{' --rootfs' if document.get('overlaid') else ''}"
+
+
+def stored(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document as the committed file gives it back, its keys sorted: what a page is made of now and later."""
+    found: dict[str, Any] = json.loads(json.dumps(document, sort_keys=True))
+    return found
+
+
+def rounds(document: Mapping[str, Any]) -> str:
+    """How often, in words."""
+    return "1 round" if document["rounds"] == 1 else f"{document['rounds']} rounds"
 
 
 def busy(document: Mapping[str, Any]) -> list[str]:

@@ -67,6 +67,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool, counts: Sequence[int]
     document = describe(found, pods, runs, stand_in=image.rehearsed)
     document["versions"] = {name: own.versions[name] for name in ("docker", "k3s")}
     document["machine"]["load"] = round(load, 1)
+    document = report.stored(document)
     files = {"md": render(document), "svg": draw(document)}
     report.finish("scale", document, files, run.root, run.log, write=write, check_=check)
     return document

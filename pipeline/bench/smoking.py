@@ -39,6 +39,7 @@ def main(run: Run, *, write: bool, check: bool) -> dict[str, Any]:
             reports[variant] = found
     document = describe(reports, image)
     document["versions"] = {name: own.versions[name] for name in ("docker", "k3s")}
+    document = report.stored(document)
     files = {"md": render(document), "svg": draw(document)}
     report.finish("smoke", document, files, run.root, run.log, write=write, check_=check)
     return document

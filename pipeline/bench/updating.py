@@ -77,6 +77,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
             found = _transfer(run, made, folder, runs)
     document = describe(found, made["first"].image, own, runs)
     document["machine"]["load"] = round(load, 1)
+    document = report.stored(document)
     files = {"md": render(document), "svg": draw(document)}
     report.finish("update", document, files, run.root, run.log, write=write, check_=check)
     return document
@@ -263,7 +264,7 @@ def sizes(made: Mapping[str, Made], what: str, host: Platform) -> dict[str, Any]
     """The component's layers, and which others have another digest than before."""
     before, after = made["first"].image, made[what].image
     parts = _parts(made[what])
-    own = {platform: parts[built.layers[LAYERS[what]]].size for platform, built in after.platforms.items()}
+    layers = {platform: built.layers[LAYERS[what]] for platform, built in after.platforms.items()}
     others = [
         number - len(built.layers)
         for platform, built in after.platforms.items()
@@ -271,8 +272,8 @@ def sizes(made: Mapping[str, Made], what: str, host: Platform) -> dict[str, Any]
         if platform == host and digest != before.platforms[platform].layers[number]
     ]
     return {
-        "own": sum(own.values()),
-        "own of one": own[host],
+        "own": sum(parts[digest].size for digest in set(layers.values())),  # our own files are one layer for all
+        "own of one": parts[layers[host]].size,
         "layers changed": [number for number in others if number != LAYERS[what]],
         "whole": sum(part.size for part in parts.values()),
         "push": 0,
@@ -391,7 +392,8 @@ def render(document: Mapping[str, Any]) -> str:
         f"**What dominates** is the component's layer, sent whole. Beside it every update sends at least "
         f"{size(least)}: the layer with the manifest of all digests, and for each platform a config, a manifest and "
         f"an attestation of "
-        "provenance that names every file. That is the limit, whatever changed.",
+        "provenance that names every file. That is the limit, whatever changed. The other layers keep their digests "
+        "though the day is another, because the Dockerfile gives all files one time.",
     ]
     if late:
         told = ", ".join(
