@@ -47,13 +47,12 @@ fi
 install -D -m 0755 "$2" "$3"
 EOF
 
-# unpack DEBS ROOT: the packages' files, no scripts. A package's /lib/x lands in /usr/lib/x through the merged-/usr links
+# unpack ROOT DEB: a package's files, no scripts, and tell their names. Its /lib/x lands in /usr/lib/x through the
+# merged-/usr links
 COPY --chmod=0755 <<"EOF" /build/unpack
 #!/bin/bash
 set -euo pipefail
-for deb in "$1"/*.deb; do
-  dpkg-deb --fsys-tarfile "$deb" | tar -C "$2" -x --keep-directory-symlink
-done
+dpkg-deb --fsys-tarfile "$2" | tar -C "$1" -xv --keep-directory-symlink
 EOF
 
 # settle ROOT: one time for every younger file, so that a layer is the same bytes on whatever day it is made. Else the
@@ -73,7 +72,7 @@ if [[ ! -d $debs ]]; then
   echo "the artifacts have no $BUILDARCH/packages: this machine needs its own python3 to build for others" >&2
   exit 1
 fi
-/build/unpack "$debs" /
+for deb in "$debs"/*.deb; do /build/unpack / "$deb" >/dev/null; done
 if [[ ! -e /etc/ssl/certs/ca-certificates.crt ]]; then
   (cd /usr/share/ca-certificates && find . -name '*.crt' -printf '%P\n' | sort) >/etc/ca-certificates.conf
   update-ca-certificates --hooksdir '' >/dev/null
@@ -86,22 +85,22 @@ ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/packages,target=/debs --mount=type=bind,from=target,target=/target <<"EOF"
 mkdir -p /out/usr/{bin,sbin,lib,lib64}
 ln -s usr/{bin,sbin,lib,lib64} /out/
-/build/unpack /debs /out
 
 # The dpkg database, as dpkg would have left it: scanners read it, and apt works on in images built on this one.
 database=/out/var/lib/dpkg
 mkdir -p $database/info
 declare -A postinst=()
+control=/tmp/control
+field() { sed -n "s/^$1: //p" $control/control; }
 stanzas=/tmp/stanzas names=/tmp/names
 : >$stanzas >$names
 for deb in /debs/*.deb; do
-  control=/tmp/control
   rm -rf $control
   dpkg-deb -e "$deb" $control
-  name=$(dpkg-deb -f "$deb" Package)
-  arch=$(dpkg-deb -f "$deb" Architecture)
+  name=$(field Package)
   key=$name
-  if [[ $(dpkg-deb -f "$deb" Multi-Arch) == same ]]; then key=$name:$arch; fi
+  if [[ $(field Multi-Arch) == same ]]; then key=$name:$(field Architecture); fi
+  /build/unpack /out "$deb" | sed 's,^\.,,; s,/$,,; s,^$,/.,' >"$database/info/$key.list"
   if [[ -e $control/postinst ]]; then postinst[$name]=$database/info/$key.postinst; fi
   {
     sed -n '1,/^Package:/p' $control/control
@@ -116,7 +115,6 @@ for deb in /debs/*.deb; do
     echo
   } >>$stanzas
   echo "$name" >>$names
-  dpkg-deb --fsys-tarfile "$deb" | tar -t | sed 's,^\.,,; s,/$,,; s,^$,/.,' >"$database/info/$key.list"
   for file in "$control"/*; do
     if [[ $file != */control ]]; then cp -p "$file" "$database/info/$key.${file##*/}"; fi
   done

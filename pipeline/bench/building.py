@@ -367,10 +367,8 @@ def _dominates(document: Mapping[str, Any]) -> list[str]:
         f"needs "
         f"{work[USUAL_COLD] / work[COLD]:.1f} × ours; in time the ratio is larger where cores are idle beside that "
         f"step. "
-        "The limit for ours is gzip and xz. Next steps would be to unpack each package once, where its list of files "
-        "comes "
-        "from a second unpacking now, and zstd layers, which pack in a tenth of the time ([size.md](size.md)) and need "
-        "younger engines.",
+        "The limit for ours is gzip and xz. The next step would be zstd layers, which pack in a tenth of the time "
+        "([size.md](size.md)) and need younger engines.",
         "",
         f"**Both platforms beside one.** Both take {work[COLD] / work[ONE]:.2f} × the processor time of one, for "
         f"unpacking and packing a second platform is work of its own. On {cores} cores"
