@@ -55,12 +55,13 @@ set -euo pipefail
 dpkg-deb --fsys-tarfile "$2" | tar -C "$1" -xv --keep-directory-symlink
 EOF
 
-# settle ROOT: one time for every younger file, so that a layer is the same bytes on whatever day it is made. Else the
-# exporter would give them the day of the lock, and an update of one component would ship all layers anew
+# settle ROOT: one time for every file, so that a layer is the same bytes on whatever day it is made, and whether it is
+# made or found in a builder's cache: that knows files by their content and mode, and not by their time. The exporter's
+# own way would give them the day of the lock, and an update of one component would ship all layers anew
 COPY --chmod=0755 <<"EOF" /build/settle
 #!/bin/bash
 set -euo pipefail
-find "$1" -newermt 2020-01-01T00:00:00Z -exec touch --no-dereference --date=2020-01-01T00:00:00Z {} +
+find "$1" -exec touch --no-dereference --date=2020-01-01T00:00:00Z {} +
 EOF
 
 # tools: the build platform's own python3 and openssl, and the CA bundle, which is the same for every platform
@@ -83,11 +84,11 @@ EOF
 FROM tools AS packages
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/packages,target=/debs --mount=type=bind,from=target,target=/target <<"EOF"
-mkdir -p /out/usr/{bin,sbin,lib,lib64}
-ln -s usr/{bin,sbin,lib,lib64} /out/
+mkdir -p /layer/usr/{bin,sbin,lib,lib64}
+ln -s usr/{bin,sbin,lib,lib64} /layer/
 
 # The dpkg database, as dpkg would have left it: scanners read it, and apt works on in images built on this one.
-database=/out/var/lib/dpkg
+database=/layer/var/lib/dpkg
 mkdir -p $database/info
 declare -A postinst=()
 control=/tmp/control
@@ -100,7 +101,7 @@ for deb in /debs/*.deb; do
   name=$(field Package)
   key=$name
   if [[ $(field Multi-Arch) == same ]]; then key=$name:$(field Architecture); fi
-  /build/unpack /out "$deb" | sed 's,^\.,,; s,/$,,; s,^$,/.,' >"$database/info/$key.list"
+  /build/unpack /layer "$deb" | sed 's,^\.,,; s,/$,,; s,^$,/.,' >"$database/info/$key.list"
   if [[ -e $control/postinst ]]; then postinst[$name]=$database/info/$key.postinst; fi
   {
     sed -n '1,/^Package:/p' $control/control
@@ -109,7 +110,7 @@ for deb in /debs/*.deb; do
     if [[ -s $control/conffiles ]]; then
       echo Conffiles:
       while read -r path; do
-        [[ $path != /* ]] || echo " $path $(md5sum "/out$path" | cut -d ' ' -f 1)"
+        [[ $path != /* ]] || echo " $path $(md5sum "/layer$path" | cut -d ' ' -f 1)"
       done <$control/conffiles
     fi
     echo
@@ -146,58 +147,58 @@ done
 for name in iptables xz-utils; do
   if [[ -n ${postinst[$name]-} ]]; then
     # update-alternatives works below DPKG_ROOT.
-    DPKG_ROOT=/out sh "${postinst[$name]}" configure 2>/dev/null
+    DPKG_ROOT=/layer sh "${postinst[$name]}" configure 2>/dev/null
   fi
 done
-rm -rf /out/var/log
+rm -rf /layer/var/log
 if [[ ! -e /target/etc/ssl/certs/ca-certificates.crt ]]; then
-  mkdir -p /out/etc/ssl /out/usr/local/share/ca-certificates
-  cp -a /etc/ssl/certs /out/etc/ssl/
-  cp -a /etc/ca-certificates.conf /out/etc/
+  mkdir -p /layer/etc/ssl /layer/usr/local/share/ca-certificates
+  cp -a /etc/ssl/certs /layer/etc/ssl/
+  cp -a /etc/ca-certificates.conf /layer/etc/
 fi
 # Fixed ids from the range of system accounts: files in volumes must keep their owners from release to release.
 add() { # FILE ENTRY: in the base's own file; a base without shadow files stays without
   if [[ -e /target/etc/$1 ]]; then
-    [[ -e /out/etc/$1 ]] || cp -a "/target/etc/$1" /out/etc/
-    echo "$2" >>"/out/etc/$1"
+    [[ -e /layer/etc/$1 ]] || cp -a "/target/etc/$1" /layer/etc/
+    echo "$2" >>"/layer/etc/$1"
   fi
 }
 add passwd 'dnsmasq:x:990:65534:dnsmasq:/var/lib/misc:/usr/sbin/nologin'
 add shadow 'dnsmasq:!:19000::::::'
 add group '_ssh:x:991:'
 add gshadow '_ssh:!::'
-if [[ -e /out/usr/bin/ssh-agent ]]; then chgrp 991 /out/usr/bin/ssh-agent; chmod 2755 /out/usr/bin/ssh-agent; fi
-if [[ -e /out/usr/bin/fusermount3 ]]; then chmod 4755 /out/usr/bin/fusermount3; fi
-printf '%s\t%s\n' default 0.0.0.0 loopback 127.0.0.0 link-local 169.254.0.0 >/out/etc/networks
-mkdir -p /out/etc/python3 /out/usr/local/lib/python3.13/dist-packages
-printf '[DEFAULT]\nbyte-compile = standard\n' >/out/etc/python3/debian_config
-if [[ -e /out/usr/share/readline/inputrc ]]; then cp -p /out/usr/share/readline/inputrc /out/etc/inputrc; fi
-if [[ -d /out/usr/share/zoneinfo ]]; then ln -s /usr/share/zoneinfo/Etc/UTC /out/etc/localtime; fi
+if [[ -e /layer/usr/bin/ssh-agent ]]; then chgrp 991 /layer/usr/bin/ssh-agent; chmod 2755 /layer/usr/bin/ssh-agent; fi
+if [[ -e /layer/usr/bin/fusermount3 ]]; then chmod 4755 /layer/usr/bin/fusermount3; fi
+printf '%s\t%s\n' default 0.0.0.0 loopback 127.0.0.0 link-local 169.254.0.0 >/layer/etc/networks
+mkdir -p /layer/etc/python3 /layer/usr/local/lib/python3.13/dist-packages
+printf '[DEFAULT]\nbyte-compile = standard\n' >/layer/etc/python3/debian_config
+if [[ -e /layer/usr/share/readline/inputrc ]]; then cp -p /layer/usr/share/readline/inputrc /layer/etc/inputrc; fi
+if [[ -d /layer/usr/share/zoneinfo ]]; then ln -s /usr/share/zoneinfo/Etc/UTC /layer/etc/localtime; fi
 # No ldconfig: ld.so looks into Debian's multiarch folders anyway when its cache does not know a library, and the cache
 # of a foreign platform cannot be written here. A package with library folders of its own would break that promise.
-if compgen -G '/out/etc/ld.so.conf.d/*' >/dev/null; then
+if compgen -G '/layer/etc/ld.so.conf.d/*' >/dev/null; then
   echo "a package brings /etc/ld.so.conf.d: its folders need an ld.so.cache" >&2
   exit 1
 fi
 
 # As in Debian's own slim images: no manuals, translations and documentation, but every licence.
-find /out/usr/share/doc -mindepth 2 -not -type d -not -name copyright -delete
-find /out/usr/share/doc -type d -empty -delete
-rm -rf /out/usr/share/{man,info,locale,lintian,bash-completion,zsh,doc-base,bug,gitweb,perl/5*/pod,git-core/contrib} \
-  /out/usr/lib/python3/dist-packages/*/tests /out/usr/share/fish
+find /layer/usr/share/doc -mindepth 2 -not -type d -not -name copyright -delete
+find /layer/usr/share/doc -type d -empty -delete
+rm -rf /layer/usr/share/{man,info,locale,lintian,bash-completion,zsh,doc-base,bug,gitweb,perl/5*/pod,git-core/contrib} \
+  /layer/usr/lib/python3/dist-packages/*/tests /layer/usr/share/fish
 
 # Byte code, so that nothing is compiled at each start nor written into the container. Unchecked hashes instead of
 # times, and a fixed hash seed: the same source gives the same bytes.
-PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /out \
-  -x '/(idlelib|lib2to3|pydoc_data|turtledemo)/' /out/usr/lib/python3 /out/usr/lib/python3.13
+PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /layer \
+  -x '/(idlelib|lib2to3|pydoc_data|turtledemo)/' /layer/usr/lib/python3 /layer/usr/lib/python3.13
 
 # The links exist in the base; a layer must not bring them, nor folders through them.
-rm /out/{bin,sbin,lib,lib64}
-rmdir --ignore-fail-on-non-empty /out/usr/lib64
+rm /layer/{bin,sbin,lib,lib64}
+rmdir --ignore-fail-on-non-empty /layer/usr/lib64
 for way in bin sbin lib lib64 var/run var/lock run tmp proc sys dev; do
-  if [[ -e /out/$way ]]; then find "/out/$way" | head; echo "a package brings files below /$way" >&2; exit 1; fi
+  if [[ -e /layer/$way ]]; then find "/layer/$way" | head; echo "a package brings files below /$way" >&2; exit 1; fi
 done
-/build/settle /out
+/build/settle /layer
 EOF
 
 # docker: dockerd, containerd, runc and the client
@@ -207,70 +208,70 @@ RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/docker.
 mkdir /tmp/docker
 tar -C /tmp/docker -xzf /in/docker.tgz
 for name in dockerd docker-init docker-proxy docker containerd containerd-shim-runc-v2 ctr runc; do
-  /build/put "$TARGETARCH" "/tmp/docker/docker/$name" "/out/usr/local/bin/$name"
+  /build/put "$TARGETARCH" "/tmp/docker/docker/$name" "/layer/usr/local/bin/$name"
 done
-/build/settle /out
+/build/settle /layer
 EOF
 
 # buildx, compose: the client's plugins, where both docker.com's client and Debian's look for them
 FROM worker AS buildx
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/buildx,target=/in/buildx \
-  /build/put "$TARGETARCH" /in/buildx /out/usr/local/libexec/docker/cli-plugins/docker-buildx && /build/settle /out
+  /build/put "$TARGETARCH" /in/buildx /layer/usr/local/libexec/docker/cli-plugins/docker-buildx && /build/settle /layer
 FROM worker AS compose
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/compose,target=/in/compose \
-  /build/put "$TARGETARCH" /in/compose /out/usr/local/libexec/docker/cli-plugins/docker-compose && /build/settle /out
+  /build/put "$TARGETARCH" /in/compose /layer/usr/local/libexec/docker/cli-plugins/docker-compose && /build/settle /layer
 
 # k3s, kubectl: one file each
 FROM worker AS k3s
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/k3s,target=/in/k3s \
-  /build/put "$TARGETARCH" /in/k3s /out/usr/local/bin/k3s && /build/settle /out
+  /build/put "$TARGETARCH" /in/k3s /layer/usr/local/bin/k3s && /build/settle /layer
 FROM worker AS kubectl
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/kubectl,target=/in/kubectl \
-  /build/put "$TARGETARCH" /in/kubectl /out/usr/local/bin/kubectl && /build/settle /out
+  /build/put "$TARGETARCH" /in/kubectl /layer/usr/local/bin/kubectl && /build/settle /layer
 
 # own: rootfs/ with its modes, stated here once, and the folders of the contract
 FROM tools AS own
 RUN --network=none --mount=type=bind,source=rootfs,target=/in <<"EOF"
-cp -R /in /out
-find /out -type d -exec chmod 0755 {} +
-find /out -type f -exec chmod 0644 {} +
-chmod 0755 /out/usr/local/bin/* /out/usr/local/sbin/* /out/usr/local/lib/dind-k3s/run-*
-PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /out /out/usr/local/lib/dind-k3s
-mkdir -p /out/app/{images,k3s,logs,manifests} /out/etc/rancher /out/var/lib/{docker,kubelet}
+cp -R /in /layer
+find /layer -type d -exec chmod 0755 {} +
+find /layer -type f -exec chmod 0644 {} +
+chmod 0755 /layer/usr/local/bin/* /layer/usr/local/sbin/* /layer/usr/local/lib/dind-k3s/run-*
+PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /layer /layer/usr/local/lib/dind-k3s
+mkdir -p /layer/app/{images,k3s,logs,manifests} /layer/etc/rancher /layer/var/lib/{docker,kubelet}
 # k3s writes the node's password there whatever its data-dir is; without it a re-created node is refused as a stranger.
-ln -s /app/k3s/.dind-k3s/node /out/etc/rancher/node
-/build/settle /out
+ln -s /app/k3s/.dind-k3s/node /layer/etc/rancher/node
+/build/settle /layer
 EOF
 
 # manifest: which version of what is in here, where it came from, its licence, and the digest of each of its files
 FROM tools AS manifest
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/manifest.json,target=/in/manifest.json \
-  --mount=type=bind,from=docker,source=/out,target=/parts/docker \
-  --mount=type=bind,from=buildx,source=/out,target=/parts/buildx \
-  --mount=type=bind,from=compose,source=/out,target=/parts/compose \
-  --mount=type=bind,from=k3s,source=/out,target=/parts/k3s \
-  --mount=type=bind,from=kubectl,source=/out,target=/parts/kubectl \
-  --mount=type=bind,from=own,source=/out,target=/parts/dind-k3s <<"EOF"
-mkdir -p /out/usr/share/dind-k3s
-python3 -I -S /parts/dind-k3s/usr/local/lib/dind-k3s record /in/manifest.json /parts >/out/usr/share/dind-k3s/manifest.json
-/build/settle /out
+  --mount=type=bind,from=docker,source=/layer,target=/parts/docker \
+  --mount=type=bind,from=buildx,source=/layer,target=/parts/buildx \
+  --mount=type=bind,from=compose,source=/layer,target=/parts/compose \
+  --mount=type=bind,from=k3s,source=/layer,target=/parts/k3s \
+  --mount=type=bind,from=kubectl,source=/layer,target=/parts/kubectl \
+  --mount=type=bind,from=own,source=/layer,target=/parts/dind-k3s <<"EOF"
+mkdir -p /layer/usr/share/dind-k3s
+python3 -I -S /parts/dind-k3s/usr/local/lib/dind-k3s record /in/manifest.json /parts >/layer/usr/share/dind-k3s/manifest.json
+/build/settle /layer
 EOF
 
 # image: one layer for each component, those that change least first, so that a new kubectl ships kubectl alone
 FROM base AS image
-COPY --link --from=packages /out/ /
-COPY --link --from=docker /out/ /
-COPY --link --from=buildx /out/ /
-COPY --link --from=compose /out/ /
-COPY --link --from=k3s /out/ /
-COPY --link --from=kubectl /out/ /
-COPY --link --from=own /out/ /
-COPY --link --from=manifest /out/ /
+COPY --link --from=packages /layer/ /
+COPY --link --from=docker /layer/ /
+COPY --link --from=buildx /layer/ /
+COPY --link --from=compose /layer/ /
+COPY --link --from=k3s /layer/ /
+COPY --link --from=kubectl /layer/ /
+COPY --link --from=own /layer/ /
+COPY --link --from=manifest /layer/ /
 # container=docker: how dockerd, runc and systemd's tools learn that AppArmor and cgroups are handed down to them
 ENV KUBECONFIG=/app/k3s/k3s.yaml \
     K3S_CONFIG_FILE=/run/dind-k3s/k3s/config.yaml \
@@ -293,10 +294,10 @@ cd /parts/k3s-airgap-images/usr/share/dind-k3s/images || exit
 sha256sum -- *.tar.zst >SHA256SUMS
 python3 -I -S /image/local/lib/dind-k3s record /in/manifest.json /parts /image/share/dind-k3s/manifest.json >/manifest.json
 mv /manifest.json /parts/k3s-airgap-images/usr/share/dind-k3s/
-mv /parts/k3s-airgap-images /out
-/build/settle /out
+mv /parts/k3s-airgap-images /layer
+/build/settle /layer
 EOF
 
 # airgap: the image, and one layer more
 FROM ${BELOW} AS airgap
-COPY --link --from=system-images /out/ /
+COPY --link --from=system-images /layer/ /

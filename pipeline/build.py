@@ -261,7 +261,8 @@ def manifest(
 def inputs_of(root: Path, bake_text: str) -> Digest:
     """The digest of everything that decides the image: the bake file (with the lock in it), Dockerfile, rootfs/."""
     state = hashlib.sha256(bake_text.encode())
-    files = [root / "Dockerfile", root / ".dockerignore", *sorted((root / "rootfs").rglob("*"))]
+    own = (path for path in (root / "rootfs").rglob("*") if "__pycache__" not in path.parts)  # as .dockerignore says
+    files = [root / "Dockerfile", root / ".dockerignore", *sorted(own)]
     for path in files:
         mode = path.lstat().st_mode
         state.update(f"\0{path.relative_to(root)}\0{mode:o}\0".encode())

@@ -47,8 +47,10 @@ class Network(httpx.BaseTransport):
         instead = self._fault(number, request)
         if instead is not None:
             return instead
-        self.requests.append(request)
-        return self._through.handle_request(request)
+        answer = self._through.handle_request(request)
+        if answer.status_code != httpx.codes.UNAUTHORIZED:  # what comes without a token is asked for it, and not taken
+            self.requests.append(request)
+        return answer
 
     def close(self) -> None:
         self._through.close()

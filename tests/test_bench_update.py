@@ -150,8 +150,8 @@ def test_every_stage_that_becomes_a_layer_gives_its_files_one_time() -> None:
     """Else each layer holds the day it was made on, and an update of one component sends all of them anew."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     stages = {stage.split("\n", 1)[0].rpartition(" AS ")[2]: stage for stage in re.split(r"^FROM ", text, flags=re.M)}
-    copied = re.findall(r"^COPY --link --from=(\S+) /out/ /$", text, re.M)
+    copied = re.findall(r"^COPY --link --from=(\S+) /layer/ /$", text, re.M)
     assert len(copied) == len(LAYERS) + 4, "buildx, compose, the manifest; system images"
     for name in copied:
         lines = [line for line in stages[name].splitlines() if line and line != "EOF" and not line.startswith("#")]
-        assert lines[-1].endswith("/build/settle /out"), name
+        assert lines[-1].endswith("/build/settle /layer"), name

@@ -173,6 +173,15 @@ def test_a_changed_file_of_rootfs_is_built(built: Built) -> None:
     assert len(built.calls) == 2
 
 
+def test_byte_code_that_a_test_left_in_rootfs_is_no_part_of_the_image(built: Built) -> None:
+    built.run()
+    left = built.root / "rootfs" / "__pycache__"
+    left.mkdir()
+    (left / "x.cpython-313.pyc").write_bytes(b"x")
+    built.run()
+    assert len(built.calls) == 1
+
+
 def test_a_damaged_layout_is_built_again(built: Built) -> None:
     image = built.run()
     (built.root / "dist/image/blobs/sha256" / image.digest.hex).unlink()

@@ -18,20 +18,23 @@ from pipeline.rehearsal import supplies
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "pipeline", "rehearse"]
+_MARK = "DIND_K3S_TEST_REHEARSAL"  # in the environment of all that these rehearsals start, and of nothing else
+ENVIRONMENT = {**os.environ, _MARK: "1"}
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 
 def leftovers() -> list[str]:
-    """Processes and mounts of a rehearsal on this machine."""
+    """Processes of these rehearsals, and mounts in the cache folder, on this machine."""
     folder = str(cache.folder())
     found = [line for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines() if folder in line]
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
+            environment = entry.with_name("environ").read_bytes().split(b"\0")
             words = entry.read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if int(entry.parent.name) != os.getpid() and any(folder in word for word in words):
+        if f"{_MARK}=1".encode() in environment:
             found.append(" ".join(words))
     return found
 
@@ -42,6 +45,7 @@ def started(*options: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [*COMMAND, *options],
         cwd=ROOT,
+        env=ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -90,7 +94,9 @@ def test_nothing_is_left_of_a_killed_rehearsal(brought: supplies.Supplies, mark:
 
 
 def test_the_next_rehearsal_succeeds_and_brings_nothing(brought: supplies.Supplies) -> None:
-    first = subprocess.run(COMMAND, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    first = subprocess.run(
+        COMMAND, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     assert "supplies: nothing to download" in first.stderr
     # What was published is pulled and booted on the engine that this one has started.
@@ -102,7 +108,7 @@ def test_one_rehearsal_at_a_time(brought: supplies.Supplies) -> None:
     with started() as process:
         until(process, "origin on")
         second = subprocess.run(
-            COMMAND, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            COMMAND, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         assert second.returncode == 11
         assert "another rehearsal is running" in second.stderr

@@ -120,7 +120,9 @@ def test_dns_is_waited_for_where_k3s_brings_it_and_asked_for_real(running: Box) 
     service = SERVICE.replace("ADDRESS", address)
     running.shell(f"mkdir -p {COREDNS.rpartition('/')[0]}; echo '{service}' >{COREDNS}; {look}")
     running.until("dns to be waited for", lambda: "CoreDNS is not ready" in str(state(running)["problems"]), 5)
-    running.shell(f"kubectl apply -f {COREDNS} >/dev/null; echo '{ENDPOINTS}' | kubectl apply -f - >/dev/null")
+    # Twice, if need be: k3s applies what lies there too, and may do so between kubectl's look and its creation.
+    apply = f"kubectl apply -f {COREDNS} >/dev/null"
+    running.shell(f"{apply} || {apply}; echo '{ENDPOINTS}' | kubectl apply -f - >/dev/null")
     running.until("an answer to be missed", lambda: f"does not answer at {address}" in str(state(running)), 5)
     running.shell(
         f"ip address add {address}/32 dev lo;"
