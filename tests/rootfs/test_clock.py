@@ -71,6 +71,8 @@ def test_the_watcher_tells_it_once(
 ) -> None:
     monkeypatch.setattr(docker_api, "SOCKET", str(tmp_path / "none"))
     monkeypatch.setattr(containerd, "SOCKET", str(tmp_path / "none"))
+    for thread in ("follow_docker", "follow_containerd"):  # they would outlive the test
+        monkeypatch.setattr(watch, thread, lambda *_: None)
     turns: Iterator[Callable[[], None]] = iter([lambda: None, lambda: clocks.set_by(2 * HOUR), *[lambda: None] * 3])
 
     def wait(_wake: watch.Wake, _seconds: float) -> bool:

@@ -8,7 +8,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -76,20 +76,36 @@ def until(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def follow() -> Board:
-    found = Board(board.ALONE, "none")
-    threading.Thread(target=watch.follow_containerd, args=(Docker(), found), daemon=True).start()
-    return found
+@pytest.fixture
+def follow(dockerd: Dockerd) -> Iterator[Callable[[], Board]]:
+    """Starts the watcher's thread; it ends with the test, else it would write into the next one's board."""
+    made = Board(board.ALONE, "none")
+
+    def run() -> None:
+        with suppress(SystemExit):
+            watch.follow_containerd(Docker(), made)
+
+    def start() -> Board:
+        threading.Thread(target=run, daemon=True).start()
+        return made
+
+    yield start
+
+    def end(*_arguments: object, **_options: object) -> None:
+        raise SystemExit
+
+    made.report = end  # type: ignore[method-assign]
 
 
-def test_its_end_is_noticed_and_it_is_back_when_dockerd_has_found_it(dockerd: Dockerd, tmp_path: Path) -> None:
+def test_its_end_is_noticed_and_it_is_back_when_dockerd_has_found_it(
+    dockerd: Dockerd, follow: Callable[[], Board], tmp_path: Path
+) -> None:
     with living(tmp_path) as connections:
         found = follow()
-        until(lambda: not found.problem("containerd"))
+        until(lambda: connections and not found.problem("containerd"))
         dockerd.has_containerd = False
-        connections.pop(
-            0
-        ).close()  # the kernel closes one of its sockets after the other: others still take a connection
+        # The kernel closes one of its sockets after the other: others still take a connection.
+        connections.pop(0).close()
         until(lambda: found.problem("containerd") == "containerd has ended")
     until(lambda: "containerd does not answer" in found.problem("containerd"))
     assert Docker().problem() == ""  # a ping alone would not tell
@@ -101,7 +117,6 @@ def test_its_end_is_noticed_and_it_is_back_when_dockerd_has_found_it(dockerd: Do
         until(lambda: not found.problem("containerd"))
 
 
-@pytest.mark.usefixtures("dockerd")
-def test_a_containerd_from_elsewhere_is_not_waited_for() -> None:
+def test_a_containerd_from_elsewhere_is_not_waited_for(follow: Callable[[], Board]) -> None:
     found = follow()
     until(lambda: not found.problem("containerd"))
