@@ -371,8 +371,8 @@ def _dominates(document: Mapping[str, Any]) -> list[str]:
         "([size.md](size.md)) and need younger engines.",
         "",
         f"**Both platforms beside one.** Both take {work[COLD] / work[ONE]:.2f} × the processor time of one, for "
-        f"unpacking and packing a second platform is work of its own. What hides it in time is what one platform leaves "
-        f"idle of {cores} cores" + (f", {1 - busy:.0%} here." if quiet else "."),
+        f"unpacking and packing a second platform is work of its own. What hides it in time is what one platform "
+        f"leaves idle of {cores} cores" + (f", {1 - busy:.0%} here." if quiet else "."),
         "",
         f"**Nothing changed.** {_median(found[NOTHING], 'seconds'):.1f} s, most of it the check of every file of the "
         "cache and the start of Python; no engine is asked for. A bare bake takes "
