@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pipeline import layout
 from pipeline.bake import REHEARSAL
-from pipeline.errors import LockStale
 from pipeline.lock import Lock
 from pipeline.log import Log, size
 from pipeline.oci import ImageName
@@ -90,8 +89,7 @@ def require(
     require_smoked(image, smoked)
     require_scanned(image, scanned)
     image.require_layers_of(on or image)
-    if image.lock != lock.digest:
-        raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
+    image.require_lock(lock.digest)
     lock.require(intent.policy)
     index = layout.read(dist / LAYOUT, image.digest).index.path.read_bytes()
     # The bytes themselves say it too: image.json is only a file.

@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import BuildFailed, IntentError, RegistryError, SmokeFailed, VerificationFailed
+from pipeline.errors import BuildFailed, IntentError, LockStale, RegistryError, SmokeFailed, VerificationFailed
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
 
@@ -111,6 +111,11 @@ class Image:
             rehearsed=data["rehearsed"],
             variant=Variant(data.get("variant", Variant.IMAGE)),
         )
+
+    def require_lock(self, digest: Digest) -> None:
+        """Refuse to go on with another lock than the one it was built from. `digest`: Lock.digest. Raises LockStale."""
+        if self.lock != digest:
+            raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
 
     def require_layers_of(self, image: Image) -> None:
         """Refuse a variant that is not exactly the image's layers and one more: what booted with those counts for it.

@@ -32,7 +32,6 @@ from pipeline.platforms import Platform
 from pipeline.release import LAYOUT, OLDEST_DATABASE, SCAN, Image, ScanReport, require_scanned, write_text
 
 ALLOWED = ".github/allowed-vulnerabilities.yaml"
-SCANNER = ("grype",)
 STAND_IN = "stand-in"  # how a scanner names itself that knows nothing; only a rehearsed image may go by it
 _SEVERITIES = ("unknown", "negligible", "low", "medium", "high", "critical")
 _LONGEST = timedelta(days=90)  # that a finding may be allowed for, so that somebody looks again

@@ -139,12 +139,27 @@ def _to_build(run: Run) -> list[str]:
 
 
 def _to_smoke(run: Run) -> list[str]:
+    def require(image: Image, folder: Path) -> None:
+        require_smoked(image, [SmokeReport.read(folder, platform) for platform in image.platforms])
+
+    return _refused(run, "smoke", require)
+
+
+def _to_scan(run: Run) -> list[str]:
+    def require(image: Image, folder: Path) -> None:
+        require_scanned(image, [ScanReport.read(folder, platform) for platform in image.platforms])
+
+    return _refused(run, "scan", require)
+
+
+def _refused(run: Run, verb: str, require: Callable[[Image, Path], None]) -> list[str]:
+    """A sentence for each image whose reports do not let it go on, with the reason."""
     left = []
     for image, folder in _images(run):
         try:
-            require_smoked(image, [SmokeReport.read(folder, platform) for platform in image.platforms])
-        except (IntentError, SmokeFailed) as error:
-            left.append(f"smoke {image.digest}{image.variant.suffix}: {error.text}")
+            require(image, folder)
+        except (IntentError, SmokeFailed, VerificationFailed) as error:
+            left.append(f"{verb} {image.digest}{image.variant.suffix}: {error.text}")
     return left
 
 
@@ -159,16 +174,6 @@ def _to_describe(run: Run) -> list[str]:
                     document = {}
                 if sbom.subject(form, document) != one.digest:
                     left.append(f"write the {form} of {platform}{image.variant.suffix}")
-    return left
-
-
-def _to_scan(run: Run) -> list[str]:
-    left = []
-    for image, folder in _images(run):
-        try:
-            require_scanned(image, [ScanReport.read(folder, platform) for platform in image.platforms])
-        except (IntentError, VerificationFailed) as error:
-            left.append(f"scan {image.digest}{image.variant.suffix}: {error.text}")
     return left
 
 

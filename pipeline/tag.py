@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline import layout
 from pipeline.bake import KEY
 from pipeline.compat import Version, number
-from pipeline.errors import LockStale, RegistryError
+from pipeline.errors import RegistryError
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import INDEX, Digest, ImageName
@@ -58,8 +58,9 @@ def left(
     """
     registries = [registry_for(name) for name in intent.names]
     found = []
+    wanted = tags(lock, image, registries, on=on)
     for registry in registries:
-        for tag in tags(lock, image, registries, on=on):
+        for tag in wanted:
             before = registry.manifest(tag)
             if before is not None and (before.digest == image.digest or _newer(before, lock.versions)):
                 continue
@@ -84,8 +85,7 @@ def run(
     DigestMismatch when the built index changed, RegistryError for a tag that never moves and is another image's.
     """
     image.require_layers_of(on or image)
-    if image.lock != lock.digest:
-        raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
+    image.require_lock(lock.digest)
     release = Release.read(dist, image.digest)
     release.require("signed", intent.names)
     index = layout.read(dist / LAYOUT, image.digest).index.path.read_bytes()

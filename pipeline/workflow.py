@@ -320,12 +320,9 @@ class Run:
     def reproduce(self, text: str, engine: Callable[[], Engine]) -> None:
         """Build a published image once more, cold, and hold both together; nothing of it is kept when they agree."""
         with self.log.step("reproduce"):
-            try:
-                name, tag, digest = ImageName.parse(text)
-            except ValueError as error:
-                raise IntentError(str(error), expected="registry/repository:tag or …@sha256:…") from None
+            name, reference = _named(text)
             registry = self.registry(name)
-            index = reproduce.published(registry, digest.text if digest else tag or "latest")
+            index = reproduce.published(registry, reference)
             intent, locked = self.intent, self.lock
             reproduce.require_same_lock(index, locked, self.root)
             self.fetch(offline=False)
@@ -375,11 +372,8 @@ class Run:
     def pull(self, text: str, dist: Path) -> Image:
         """Bring a published image back into a folder, a variant into its own below, as a stranger can."""
         with self.log.step("pull"):
-            try:
-                name, tagged, digest = ImageName.parse(text)
-            except ValueError as error:
-                raise IntentError(str(error), expected="registry/repository:tag or …@sha256:…") from None
-            return pull.run(Registry(self.client, name), digest.text if digest else tagged or "latest", dist, self.log)
+            name, reference = _named(text)
+            return pull.run(Registry(self.client, name), reference, dist, self.log)
 
     def notes(self, previous: str | None) -> str:
         """The release's notes as Markdown; `previous`: the text of the lock of the release before."""
@@ -412,6 +406,15 @@ class Run:
         self.log.table(title, ["platform", "manifest digest", "size", "smoke"], rows)
         for reference in release.tagged:
             self.log.say(f"{'verified' if reference in release.verified else 'tagged'}  {reference}")
+
+
+def _named(text: str) -> tuple[ImageName, str]:
+    """The repository, and the digest or tag in it, that a text names. Raises IntentError."""
+    try:
+        name, tag, digest = ImageName.parse(text)
+    except ValueError as error:
+        raise IntentError(str(error), expected="registry/repository:tag or …@sha256:…") from None
+    return name, digest.text if digest else tag or "latest"
 
 
 def _meant(reference: str, images: Mapping[Variant, Image]) -> Variant:

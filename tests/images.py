@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from pipeline.log import Log
 from pipeline.oci import INDEX, MANIFEST, REFERENCE_TYPE, Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
-from pipeline.rehearsal.registry import Served, serve
+from pipeline.rehearsal.registry import Served, free_ports, serve
 from pipeline.release import (
     BuiltPlatform,
     Check,
@@ -266,20 +265,6 @@ def program() -> str:
     if not found:
         pytest.skip("no docker-registry: apt-get install docker-registry, or DIND_K3S_TEST_REGISTRY=PATH")
     return found
-
-
-def free_ports() -> int:
-    """A free port whose successor is free too."""
-    for _ in range(100):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-    raise AssertionError("no two free ports in a row")
 
 
 def spoil(kind: str, path: tuple[str, ...]) -> Change:

@@ -19,12 +19,12 @@ from pipeline.log import Log
 from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
-from pipeline.rehearsal.registry import Served, serve
+from pipeline.rehearsal.registry import Served, free_ports, serve
 from pipeline.release import Release
 from pipeline.workflow import Run
 from tests import test_sbom
 from tests.examples import INTENT
-from tests.images import free_ports, make, program, smoked
+from tests.images import make, program, smoked
 from tests.signed import new_key
 from tests.test_scan import SCANNER, grype
 

@@ -114,3 +114,16 @@ class Site:
             entry = described(json.dumps(manifest).encode(), MANIFEST)
             manifests.append({**entry, "platform": {"os": "linux", "architecture": platform.architecture}})
         return self.put(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode())
+
+
+def committed(dist: Path) -> Run:
+    """A run on this repository's own versions.yaml and lock; results and cache are elsewhere. Close its client."""
+    root = Path(__file__).resolve().parent.parent
+    return Run(
+        root=root,
+        intent_path=root / "versions.yaml",
+        lock_path=root / "versions.lock.yaml",
+        dist=dist,
+        cache=dist,
+        log=Log(quiet=True),
+    )

@@ -14,23 +14,16 @@ from pipeline import retention
 from pipeline.bench import scaling
 from pipeline.bench.processes import OURS
 from pipeline.bench.scaling import DELETE, FETCH, FEW, LIST, LOOKUP, PLAN
-from pipeline.log import Log
 from pipeline.workflow import Run
 from tests.images import Line, Place, program, running
+from tests.sites import committed
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    made = Run(
-        root=ROOT,
-        intent_path=ROOT / "versions.yaml",
-        lock_path=ROOT / "versions.lock.yaml",
-        dist=tmp_path,
-        cache=tmp_path,
-        log=Log(quiet=True),
-    )
+    made = committed(tmp_path)
     with made.client:
         yield made
 

@@ -10,10 +10,9 @@ import pytest
 
 from pipeline.bench import smoking
 from pipeline.errors import IntentError
-from pipeline.log import Log
 from pipeline.release import Check, Image, SmokeReport, State, Tier, TierReport, Variant
-from pipeline.workflow import Run
 from tests.images import make, smoked
+from tests.sites import committed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,14 +58,7 @@ def test_an_image_that_was_built_since_has_no_times(tmp_path: Path) -> None:
     image.write(tmp_path)
     for one in smoked(make(tmp_path, "another")):
         one.write(tmp_path)
-    run = Run(
-        root=ROOT,
-        intent_path=ROOT / "versions.yaml",
-        lock_path=ROOT / "versions.lock.yaml",
-        dist=tmp_path,
-        cache=tmp_path,
-        log=Log(quiet=True),
-    )
+    run = committed(tmp_path)
     with run.client, pytest.raises(IntentError, match="about another image"):
         smoking.main(run, write=False, check=False)
 

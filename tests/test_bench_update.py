@@ -17,13 +17,12 @@ from pipeline import cache as cached
 from pipeline.bench import updating
 from pipeline.bench.updating import LAYERS, OWN, Made
 from pipeline.lock import Artifact, Lock
-from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.release import Image
-from pipeline.workflow import Run
 from tests.examples import LOCK, artifact
 from tests.images import make, program
+from tests.sites import committed
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("iptables", "git")
@@ -119,14 +118,7 @@ def test_what_is_sent_is_what_the_repository_lacks(tmp_path: Path) -> None:
     for what, at in LAYERS.items():
         dist = tmp_path / what
         made[what] = Made(dist=dist, image=image(dist, {at: "new", -1: what}), seconds=3)
-    run = Run(
-        root=ROOT,
-        intent_path=ROOT / "versions.yaml",
-        lock_path=ROOT / "versions.lock.yaml",
-        dist=tmp_path,
-        cache=tmp_path,
-        log=Log(quiet=True),
-    )
+    run = committed(tmp_path)
     with run.client:
         found = updating._transfer(run, made, tmp_path, 2)
     for what, entry in found.items():

@@ -22,9 +22,10 @@ from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.rehearsal import origin, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
+from pipeline.rehearsal.registry import free_ports
 from pipeline.release import Image
 from pipeline.workflow import Run
-from tests.images import free_ports, program
+from tests.images import program
 from tests.sites import Site
 
 ROOT = Path(__file__).resolve().parent.parent

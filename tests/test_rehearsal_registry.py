@@ -15,7 +15,8 @@ from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import registry as rehearsal
-from tests.images import Line, free_ports, program, running
+from pipeline.rehearsal.registry import free_ports
+from tests.images import Line, program, running
 
 LOG = Log(quiet=True)
 

@@ -19,10 +19,10 @@ from pipeline.evidence import Evidence, Grade
 from pipeline.lock import Artifact, Lock
 from pipeline.platforms import Platform
 from pipeline.rehearsal import origin
+from pipeline.rehearsal.registry import free_ports
 from tests import test_embedded
 from tests.binaries import go_binary
 from tests.examples import LOCK, VERSIONS, artifact, digest
-from tests.images import free_ports
 from tests.sites import Site
 from tests.test_embedded import TOLD
 from tests.test_resolve import Upstream

@@ -25,7 +25,6 @@ from pipeline.bake import KEY
 from pipeline.bench import measures, plot, report, starting
 from pipeline.bench.fetching import disk
 from pipeline.bench.sizing import lock_of
-from pipeline.bench.updating import free_port
 from pipeline.log import Log, size
 from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
 from pipeline.platforms import Platform
@@ -123,7 +122,7 @@ def registries(folder: Path, run: Run, runs: int, counts: Sequence[int]) -> Seco
     found: Seconds = {LIST: {}, PLAN: {}, DELETE: {}}
     rule = retention.Rule(newest=3, younger=timedelta(days=90))
     program = machine.find("docker-registry") or "docker-registry"
-    with local.serve(program, folder / "registry", free_port()) as served:
+    with local.serve(program, folder / "registry", local.free_ports()) as served:
         for count in counts:
             name = ImageName(registry=served.host, repository=f"bench/{count}")
             registry = Registry(run.client, name, served.credentials)

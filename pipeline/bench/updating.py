@@ -12,7 +12,6 @@ import io
 import os
 import random
 import shutil
-import socket
 import statistics
 import subprocess
 import tarfile
@@ -222,7 +221,7 @@ def _transfer(run: Run, made: Mapping[str, Made], folder: Path, runs: int) -> di
     assert host is not None
     program = machine.find("docker-registry") or "docker-registry"
     found = {what: sizes(made, what, host) for what in LAYERS}
-    with local.serve(program, folder / "registry", free_port()) as served:
+    with local.serve(program, folder / "registry", local.free_ports()) as served:
         for number in range(runs):
             name = ImageName(registry=served.host, repository=f"bench/{number}")
             writing, reading = Registry(run.client, name, served.credentials), Registry(run.client, name)
@@ -281,20 +280,6 @@ def sizes(made: Mapping[str, Made], what: str, host: Platform) -> dict[str, Any]
         "push seconds": [],
         "pull seconds": [],
     }
-
-
-def free_port() -> int:
-    """A free port whose successor is free too, for the registry and its token server. Raises EngineError."""
-    for _ in range(100):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-    raise EngineError("there are no two free ports in a row on 127.0.0.1")
 
 
 def describe(found: Mapping[str, Mapping[str, Any]], image: Image, own: Lock, runs: int) -> dict[str, Any]:

@@ -110,6 +110,20 @@ def serve(program: str, folder: Path, port: int, *, tls: bool = False) -> Iterat
                 process.wait()
 
 
+def free_ports() -> int:
+    """A free port whose successor is free too, for a registry and its token server. Raises EngineError."""
+    for _ in range(100):
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+    raise EngineError("there are no two free ports in a row on 127.0.0.1")
+
+
 def _require_free(port: int) -> None:
     """Another registry on our port would answer in ours' place."""
     with socket.socket() as probe:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import layout
-from pipeline.errors import LockStale
 from pipeline.lock import Lock
 from pipeline.log import Log, size
 from pipeline.oci import Digest
@@ -58,8 +57,7 @@ def run(image: Image, lock: Lock, dist: Path, log: Log) -> Mapping[tuple[Platfor
     Raises LockStale when the image was built from another lock, DigestMismatch when its files have changed or hold
     something else than the lock says.
     """
-    if image.lock != lock.digest:
-        raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
+    image.require_lock(lock.digest)
     built = layout.read(dist / LAYOUT, image.digest)
     built.verify()
     written = {}

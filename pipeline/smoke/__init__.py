@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pipeline import emulation, layout
 from pipeline.engine import Engine
-from pipeline.errors import EngineError, IntentError, LockStale, SmokeFailed
+from pipeline.errors import EngineError, IntentError, SmokeFailed
 from pipeline.lock import Artifact, Lock
 from pipeline.log import Log
 from pipeline.platforms import Platform
@@ -71,8 +71,7 @@ def run(
     absent = [platform for platform in platforms if platform not in image.platforms]
     if absent:
         raise IntentError(f"the built image has no {absent[0]}", expected=", ".join(image.platforms))
-    if image.lock != lock.digest:
-        raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
+    image.require_lock(lock.digest)
     built = layout.read(dist / LAYOUT, image.digest)
     reports = []
     broken: list[EngineError] = []
