@@ -9,6 +9,8 @@
 #   base       a Debian image for every platform; pinned by digest outside of this file
 #   artifacts  <arch>/{docker.tgz,buildx,compose,k3s,kubectl,manifest.json,packages/*.deb}, all verified; <arch> is
 #              TARGETARCH. The folder of BUILDARCH is needed too: its python3 and openssl do the work for the target.
+#              A step mounts what it needs of them and no more: BuildKit asks for each mount's files by themselves, and
+#              no step has to wait for the rest
 #              For the target airgap also <arch>/airgap/{k3s-airgap-images-<arch>.tar.zst,manifest.json}
 #   built      for the target airgap, with the argument BELOW=built: the image, as it was exported
 #
@@ -25,25 +27,34 @@ FROM base AS target
 # worker: the base on the build platform, with the two helpers of the stages below
 FROM --platform=$BUILDPLATFORM base AS worker
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# put ARCH FILE TARGET: place an executable, after a look at the machine type in its ELF header
-COPY --chmod=0755 <<"EOF" /build/put
+# fits ARCH FILE…: refuse what is no executable for it, after a look at the machine type in its ELF header
+COPY --chmod=0755 <<"EOF" /build/fits
 #!/bin/bash
 set -euo pipefail
 declare -A machines=([amd64]=3e00 [arm64]=b700)
 want=${machines[$1]:?no ELF machine number known for $1}
-magic=$(od -An -tx1 -N4 "$2" | tr -d ' \n')
-if [[ $magic == 7f454c46 ]]; then
-  found=$(od -An -tx1 -j18 -N2 "$2" | tr -d ' \n')
-  if [[ $found != "$want" ]]; then
-    echo "$2: expected an executable for $1 (ELF machine $want), found machine $found" >&2
+for file in "${@:2}"; do
+  magic=$(od -An -tx1 -N4 "$file" | tr -d ' \n')
+  if [[ $magic == 7f454c46 ]]; then
+    found=$(od -An -tx1 -j18 -N2 "$file" | tr -d ' \n')
+    if [[ $found != "$want" ]]; then
+      echo "$file: expected an executable for $1 (ELF machine $want), found machine $found" >&2
+      exit 1
+    fi
+  elif [[ $magic == 2321* ]] && grep -aq 'dind-k3s stand-in' "$file"; then
+    echo "$file: a rehearsal's stand-in, a script"
+  else
+    echo "$file: expected an ELF executable for $1, found a file that starts with 0x$magic" >&2
     exit 1
   fi
-elif [[ $magic == 2321* ]] && grep -aq 'dind-k3s stand-in' "$2"; then
-  echo "$2: a rehearsal's stand-in, a script"
-else
-  echo "$2: expected an ELF executable for $1, found a file that starts with 0x$magic" >&2
-  exit 1
-fi
+done
+EOF
+
+# put ARCH FILE TARGET: place one executable
+COPY --chmod=0755 <<"EOF" /build/put
+#!/bin/bash
+set -euo pipefail
+/build/fits "$1" "$2"
 install -D -m 0755 "$2" "$3"
 EOF
 
@@ -67,13 +78,16 @@ EOF
 # tools: the build platform's own python3 and openssl, and the CA bundle, which is the same for every platform
 FROM worker AS tools
 ARG BUILDARCH
-RUN --network=none --mount=type=bind,from=artifacts,target=/artifacts <<"EOF"
-debs=/artifacts/$BUILDARCH/packages
-if [[ ! -d $debs ]]; then
+RUN --network=none --mount=type=bind,from=artifacts,source=${BUILDARCH}/packages,target=/debs <<"EOF"
+if ! compgen -G '/debs/python3_*.deb' >/dev/null; then
   echo "the artifacts have no $BUILDARCH/packages: this machine needs its own python3 to build for others" >&2
   exit 1
 fi
-for deb in "$debs"/*.deb; do /build/unpack / "$deb" >/dev/null; done
+# What these two need beyond the base, and not all of the packages: everything else waits for this step.
+shopt -s nullglob
+for deb in /debs/{ca-certificates,libexpat1,libpython3*,libssl3*,openssl,python3*}_*.deb; do
+  /build/unpack / "$deb" >/dev/null
+done
 if [[ ! -e /etc/ssl/certs/ca-certificates.crt ]]; then
   (cd /usr/share/ca-certificates && find . -name '*.crt' -printf '%P\n' | sort) >/etc/ca-certificates.conf
   update-ca-certificates --hooksdir '' >/dev/null
@@ -87,43 +101,43 @@ RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/package
 mkdir -p /layer/usr/{bin,sbin,lib,lib64}
 ln -s usr/{bin,sbin,lib,lib64} /layer/
 
-# The dpkg database, as dpkg would have left it: scanners read it, and apt works on in images built on this one.
-database=/layer/var/lib/dpkg
-mkdir -p $database/info
-declare -A postinst=()
-control=/tmp/control
-field() { sed -n "s/^$1: //p" $control/control; }
-stanzas=/tmp/stanzas names=/tmp/names
-: >$stanzas >$names
+# The dpkg database, as dpkg would have left it: scanners read it, and apt works on in images built on this one. Few
+# programs are started for each package, for there are a hundred of them.
+database=/layer/var/lib/dpkg info=/layer/var/lib/dpkg/info
+mkdir -p $info
+declare -A postinst=() md5=()
+names=()
 for deb in /debs/*.deb; do
-  rm -rf $control
-  dpkg-deb -e "$deb" $control
-  name=$(field Package)
+  IFS=, read -r name arch multi < <(dpkg-deb --show --showformat='${Package},${Architecture},${Multi-Arch}\n' "$deb")
+  names+=("$name")
   key=$name
-  if [[ $(field Multi-Arch) == same ]]; then key=$name:$(field Architecture); fi
-  /build/unpack /layer "$deb" | sed 's,^\.,,; s,/$,,; s,^$,/.,' >"$database/info/$key.list"
-  if [[ -e $control/postinst ]]; then postinst[$name]=$database/info/$key.postinst; fi
-  {
-    sed -n '1,/^Package:/p' $control/control
-    echo 'Status: install ok installed'
-    sed '1,/^Package:/d' $control/control
-    if [[ -s $control/conffiles ]]; then
-      echo Conffiles:
-      while read -r path; do
-        [[ $path != /* ]] || echo " $path $(md5sum "/layer$path" | cut -d ' ' -f 1)"
-      done <$control/conffiles
-    fi
-    echo
-  } >>$stanzas
-  echo "$name" >>$names
-  for file in "$control"/*; do
-    if [[ $file != */control ]]; then cp -p "$file" "$database/info/$key.${file##*/}"; fi
-  done
+  if [[ $multi == same ]]; then key=$name:$arch; fi
+  /build/unpack /layer "$deb" >"$info/$key.list"
+  # ./postinst becomes name.postinst, and the folder itself stays what it is
+  dpkg-deb --ctrl-tarfile "$deb" | tar -C $info -x --transform="s,^\\./\\(.\\),$key.\\1,"
+  if [[ -e $info/$key.postinst ]]; then postinst[$name]=$info/$key.postinst; fi
 done
-awk 'NR == FNR { ours[$1]; next }
+sed -i 's,^\.,,; s,/$,,; s,^$,/.,' $info/*.list
+while read -r sum path; do md5[/$path]=$sum; done < <(
+  cd /layer && sed -n 's,^/,,p' $info/*.conffiles | xargs -d '\n' md5sum
+)
+printf '%s\n' "${names[@]}" | awk 'NR == FNR { ours[$1]; next }
   /^Package: / { keep = !($2 in ours) }
-  keep' $names /target/var/lib/dpkg/status >$database/status
-cat $stanzas >>$database/status
+  keep' - /target/var/lib/dpkg/status >$database/status
+for control in $info/*.control; do
+  while IFS= read -r line; do
+    echo "$line"
+    if [[ $line == Package:* ]]; then echo 'Status: install ok installed'; fi
+  done <"$control"
+  if [[ -s ${control%.control}.conffiles ]]; then
+    echo Conffiles:
+    while read -r path; do
+      if [[ $path == /* ]]; then echo " $path ${md5[$path]}"; fi
+    done <"${control%.control}.conffiles"
+  fi
+  echo
+done >>$database/status
+rm $info/*.control
 
 # What each postinst does at a first installation, in an image. A package that is not named here stops the build: read
 # its postinst, do here what it does, and name it.
@@ -205,11 +219,12 @@ EOF
 FROM worker AS docker
 ARG TARGETARCH
 RUN --network=none --mount=type=bind,from=artifacts,source=${TARGETARCH}/docker.tgz,target=/in/docker.tgz <<"EOF"
-mkdir /tmp/docker
-tar -C /tmp/docker -xzf /in/docker.tgz
-for name in dockerd docker-init docker-proxy docker containerd containerd-shim-runc-v2 ctr runc; do
-  /build/put "$TARGETARCH" "/tmp/docker/docker/$name" "/layer/usr/local/bin/$name"
-done
+mkdir -p /layer/usr/local/bin
+# By name: a program that is missing stops the build, and one that is new does not come in unseen.
+tar -C /layer/usr/local/bin --strip-components=1 --no-same-owner -xzf /in/docker.tgz \
+  docker/{dockerd,docker-init,docker-proxy,docker,containerd,containerd-shim-runc-v2,ctr,runc}
+chmod 0755 /layer/usr/local/bin/*
+/build/fits "$TARGETARCH" /layer/usr/local/bin/*
 /build/settle /layer
 EOF
 

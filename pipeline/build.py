@@ -152,6 +152,9 @@ def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) ->
     context = dist / "context"
     with log.step("put the build context together"):
         shutil.rmtree(context, ignore_errors=True)
+        for platform in Platform:
+            # The Dockerfile mounts the build platform's, and says in a sentence when it is empty.
+            (context / "artifacts" / platform.architecture / "packages").mkdir(parents=True)
         for platform in intent.platforms:
             folder = context / "artifacts" / platform.architecture
             _stage_files(lock.files(platform), cache, folder)
