@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.platforms import Platform
@@ -22,7 +22,11 @@ _VERSION = rb"v?\d+\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?"
 _PSEUDO = re.compile(r"(^v0\.0\.0$)|[.-]\d{14}-[0-9a-f]{12}")
 # The linker's -X sets a variable to text of its own, which ends in a zero byte and begins behind one; Go's constants
 # lie one behind the other without any (cmd/link, addstrdata).
-_SET_BY_LINKER = re.compile(rb"(?<=\0)" + _VERSION + rb"(?=\0)")
+_SET_BY_LINKER = re.compile(rb"\0(" + _VERSION + rb")\0")
+# The part of it that is looked for in a whole program: one that begins with a full stop is found ten times as fast as
+# one that begins with digits, or with the zero bytes that programs are full of.
+_REST = re.compile(rb"\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?\0")
+_FIRST = 24  # bytes before that: zero, v, digits
 _IN_FLAGS = re.compile(r"[vV]ersion=['\"]?(" + _VERSION.decode() + r")(?=['\"\s]|$)")
 # What programs say of themselves where nothing was set: containerd (version/version.go), tini (tini.c).
 _SAID = ((rb"\+unknown", rb"(?<![\d.])(\d+\.\d+\.\d+)\+unknown$"), (rb"tini version [\d.]+", rb"([\d.]+)$"))
@@ -143,7 +147,7 @@ def stated_version(data: bytes) -> str | None:
             return build.version
         if (flagged := _one(set(_IN_FLAGS.findall(build.settings.get("-ldflags", ""))))) is not None:
             return flagged
-        if (linked := _one({text.decode() for text in _SET_BY_LINKER.findall(data)})) is not None:
+        if (linked := _one(set(set_by_linker(data)))) is not None:
             return linked
     said = set()
     for literal, expression in _SAID:  # the literal first: an expression that begins with digits is ten times as slow
@@ -151,6 +155,14 @@ def stated_version(data: bytes) -> str | None:
             if text := re.search(expression, data[max(0, found.start() - 24) : found.end()]):
                 said.add(text[1].decode())
     return _one(said)
+
+
+def set_by_linker(data: bytes) -> Iterator[str]:
+    """Every version that fills a text of its own."""
+    for rest in _REST.finditer(data):
+        start = data.rfind(b"\0", max(0, rest.start() - _FIRST), rest.start())
+        if start >= 0 and (found := _SET_BY_LINKER.fullmatch(data, start, rest.end())):
+            yield found[1].decode()
 
 
 def _one(found: set[str]) -> str | None:

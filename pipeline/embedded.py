@@ -70,7 +70,7 @@ def read(component: str, path: Path) -> dict[str, str]:
     """What one file of a component tells; empty when it tells nothing, or has another form. Raises OSError."""
     if component == "docker":
         try:
-            with tarfile.open(path) as archive:
+            with tarfile.open(path, mode="r|*", bufsize=_CHUNK) as archive:
                 return _programs(component, _members(archive), _IN_DOCKER)
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile):
             return {}

@@ -243,8 +243,7 @@ class Run:
     def sbom(self) -> None:
         """Tell what is in what was built, in both formats for each platform."""
         with self.log.step("sbom"):
-            for image in self.built().values():
-                sbom.run(image, self.lock, image.variant.below(self.dist), self.log)
+            sbom.run(self.built().values(), self.lock, self.dist, self.log)
 
     def built(self) -> Mapping[Variant, Image]:
         """What `build` made of the lock; the image first. Raises IntentError when it did not."""

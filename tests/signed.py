@@ -59,7 +59,7 @@ class Signed:
         marks = [layer({f"seed{number}": seed.encode()}) for number in range(2)]
         made = {platform: [*marks, *roots(platform)] for platform in Platform}
         self.image = make(self.dist, seed, lock=self.lock, roots=made, change=change)
-        sbom.run(self.image, self.lock, self.dist, LOG)
+        sbom.run([self.image], self.lock, self.dist, LOG)
         intent = replace(INTENT, names=self.names)
         release = publish(intent, self.lock, self.image, self.dist, self.registry, LOG)
         replace(release, signed=()).write(self.dist)

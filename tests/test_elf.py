@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import elf
 from pipeline.platforms import Platform
@@ -92,6 +95,15 @@ def test_big_endian_and_32_bit_headers_are_read() -> None:
 )
 def test_the_version_that_a_program_states_of_itself(data: bytes, version: str | None) -> None:
     assert elf.stated_version(data) == version
+
+
+_PIECES = ["\0", "\0v1", "1.2.3", ".3.4", "1", "2", ".", "v", "-rc.1", "+k3s1", "x", "~", "12345678901234567890123"]
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=20).map("".join))
+def test_what_a_linker_set_is_found_as_a_plain_expression_would(text: str) -> None:
+    plain = re.findall(r"(?<=\0)v?\d+\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?(?=\0)", text)
+    assert list(elf.set_by_linker(text.encode())) == plain
 
 
 def test_a_module_that_another_one_replaces() -> None:

@@ -20,14 +20,14 @@ from spdx_tools.spdx.model.relationship import RelationshipType
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
-from pipeline import sbom, zstd
+from pipeline import layout, sbom, zstd
 from pipeline.errors import DigestMismatch, LockStale
 from pipeline.lock import Lock
 from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.release import Image, Variant
-from pipeline.sbom import Form, licences
+from pipeline.sbom import Form, licences, rootfs
 from tests.binaries import binary, go_binary
 from tests.examples import LOCK, artifact
 from tests.images import make
@@ -159,7 +159,7 @@ class Made:
         self.image: Image = replace(made, annotations={**made.annotations, **said})
 
     def run(self) -> None:
-        sbom.run(self.image, self.lock, self.dist, LOG)
+        sbom.run([self.image], self.lock, self.dist, LOG)
 
     def text(self, form: Form, platform: Platform = Platform.AMD64) -> str:
         return sbom.path(self.dist, platform, form).read_text(encoding="utf-8")
@@ -318,7 +318,7 @@ def test_a_program_that_is_not_the_locked_file(tmp_path: Path) -> None:
 
 def test_an_image_of_another_lock(made: Made) -> None:
     with pytest.raises(LockStale, match="another lock"):
-        sbom.run(made.image, replace(made.lock, date="2026-11-23"), made.dist, LOG)
+        sbom.run([made.image], replace(made.lock, date="2026-11-23"), made.dist, LOG)
 
 
 def test_a_layer_that_was_changed(tmp_path: Path) -> None:
@@ -330,6 +330,35 @@ def test_a_layer_that_was_changed(tmp_path: Path) -> None:
     changed.write_bytes(b"!" + changed.read_bytes()[1:])
     with pytest.raises(DigestMismatch, match="a file of the built image has changed"):
         other.run()
+
+
+def test_a_text_that_is_a_hard_link(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        one = tarfile.TarInfo("usr/share/common/one")
+        one.size = 4
+        archive.addfile(one, io.BytesIO(b"text"))
+        for name in ("usr/share/doc/one/copyright", "usr/share/doc/one/changelog"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.LNKTYPE, one.name
+            archive.addfile(link)
+    made = make(tmp_path, "linked", lock=lock(), roots={platform: [packed.getvalue()] for platform in Platform})
+    built = layout.read(tmp_path / "image", made.digest)
+    assert rootfs.read(built, made.platforms[Platform.AMD64].digest, {}).texts == {
+        "usr/share/doc/one/copyright": "text"
+    }
+
+
+def test_a_layer_that_a_variant_shares_is_read_once(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    built = layout.read(made.dist / "image", made.image.digest)
+    known: dict[Digest, rootfs.Layer] = {}
+    first = rootfs.read(built, made.image.platforms[Platform.AMD64].digest, known)
+    assert len(known) == 3
+    for part in built.blobs:
+        if part.digest in known:
+            part.path.unlink()
+    assert rootfs.read(built, made.image.platforms[Platform.AMD64].digest, known) == first
 
 
 @pytest.mark.parametrize("what", ["usr/local/bin/runc", "usr/local/bin/k3s"])
@@ -357,7 +386,8 @@ def airgap(tmp_path: Path, archive: bytes) -> tuple[Image, Lock]:
         ]
         for platform in Platform
     }
-    return replace(make(tmp_path, "airgap", lock=locked, roots=layers), variant=Variant.AIRGAP), locked
+    made = make(Variant.AIRGAP.below(tmp_path), "airgap", lock=locked, roots=layers)
+    return replace(made, variant=Variant.AIRGAP), locked
 
 
 LISTED = [{"Config": "c", "RepoTags": ["rancher/mirrored-pause:3.6", "docker.io/rancher/mirrored-coredns:1.12"]}]
@@ -366,22 +396,23 @@ ARCHIVE = zstd.compress(tarred({"manifest.json": json.dumps(LISTED).encode()}))
 
 def test_the_system_images_of_the_variant_airgap(tmp_path: Path) -> None:
     image, locked = airgap(tmp_path, ARCHIVE)
-    sbom.run(image, locked, tmp_path, LOG)
-    document = parse_file(str(sbom.path(tmp_path, Platform.ARM64, Form.SPDX)))
+    sbom.run([image], locked, tmp_path, LOG)
+    folder = Variant.AIRGAP.below(tmp_path)
+    document = parse_file(str(sbom.path(folder, Platform.ARM64, Form.SPDX)))
     assert validate_full_spdx_document(document) == []
     found = {package.name: package for package in document.packages}
     assert found["k3s-airgap-images"].checksums[0].value == Digest.of(ARCHIVE).hex
     assert found["rancher/mirrored-pause"].version == "3.6"
     locators = {package.name: [one.locator for one in package.external_references] for package in document.packages}
     assert locators["docker.io/rancher/mirrored-coredns"] == ["pkg:docker/rancher/mirrored-coredns@1.12"]
-    text = sbom.path(tmp_path, Platform.ARM64, Form.CYCLONEDX).read_text(encoding="utf-8")
+    text = sbom.path(folder, Platform.ARM64, Form.CYCLONEDX).read_text(encoding="utf-8")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
 def test_system_images_that_are_not_the_locked_ones(tmp_path: Path) -> None:
     image, locked = airgap(tmp_path, b"others")
     with pytest.raises(DigestMismatch, match="k3s-airgap-images in the image is not the file that the lock names"):
-        sbom.run(image, locked, tmp_path, LOG)
+        sbom.run([image], locked, tmp_path, LOG)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ and lock give the same bytes: dates are the image's, identifiers are made of dig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from pipeline.lock import Lock
 from pipeline.log import Log, size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
-from pipeline.release import LAYOUT, Image, write_text
+from pipeline.release import LAYOUT, Image, Variant, write_text
 from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
 
 FOLDER = "sbom"
@@ -51,20 +53,27 @@ def subject(form: Form, document: Mapping[str, Any]) -> Digest | None:
         return None
 
 
-def run(image: Image, lock: Lock, dist: Path, log: Log) -> Mapping[tuple[Platform, Form], Path]:
-    """Write every SBOM of the image; returns the files.
+def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> Mapping[tuple[Variant, Platform, Form], Path]:
+    """Write every SBOM of the image and its variants, each below its own part of `dist`; returns the files.
 
-    Raises LockStale when the image was built from another lock, DigestMismatch when its files have changed or hold
+    Raises LockStale when an image was built from another lock, DigestMismatch when its files have changed or hold
     something else than the lock says.
     """
-    image.require_lock(lock.digest)
-    built = layout.read(dist / LAYOUT, image.digest)
-    built.verify()
     written = {}
-    for platform in image.platforms:
-        found = inventory.take(platform, image, lock, rootfs.read(built, image.platforms[platform].digest))
-        for form, text in ((Form.SPDX, spdx.render(found)), (Form.CYCLONEDX, cyclonedx.render(found))):
-            written[platform, form] = path(dist, platform, form)
-            write_text(written[platform, form], text)
-            log.say(f"{platform} {form}: {len(found.packages)} packages, {size(len(text))}")
+    known: dict[Digest, rootfs.Layer] = {}
+    for image in images:
+        image.require_lock(lock.digest)
+        folder = image.variant.below(dist)
+        built = layout.read(folder / LAYOUT, image.digest)
+        built.verify()
+        read = functools.partial(rootfs.read, built, known=known)
+        manifests = [one.digest for one in image.platforms.values()]
+        with ThreadPoolExecutor(len(manifests)) as pool:
+            roots = dict(zip(image.platforms, pool.map(read, manifests), strict=True))
+        for platform, root in roots.items():
+            found = inventory.take(platform, image, lock, root)
+            for form, text in ((Form.SPDX, spdx.render(found)), (Form.CYCLONEDX, cyclonedx.render(found))):
+                target = written[image.variant, platform, form] = path(folder, platform, form)
+                write_text(target, text)
+                log.say(f"{platform}{image.variant.suffix} {form}: {len(found.packages)} packages, {size(len(text))}")
     return written

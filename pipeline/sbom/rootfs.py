@@ -23,6 +23,7 @@ from pipeline.oci import Digest
 STATUS = "var/lib/dpkg/status"
 _TEXT = re.compile(r"usr/share/doc/[^/]+(/copyright)?|(usr/lib|etc)/os-release|" + re.escape(STATUS))
 ARCHIVES = "usr/share/dind-k3s/images"  # k3s's system images, in the variant airgap
+_BLOCK = 1 << 16  # bytes at a time; tarfile copies what it has of them for every member
 _PLUGINS = "usr/local/libexec/docker/cli-plugins"
 
 # Path → name. The lock names the archive, these are the programs in it.
@@ -89,6 +90,18 @@ class Root:
     def _behind(folder: str, target: str) -> str:
         return posixpath.normpath(posixpath.join("/", folder, target)).lstrip("/")
 
+    def put(self, layer: Layer) -> None:
+        """Lay a layer over what is there."""
+        for folder in layer.emptied:
+            self.remove(folder, itself=False)
+        new = layer.files
+        for path in (*layer.gone, *new.programs, *new.archives, *new.texts, *new.links):
+            self.remove(path)
+        self.programs.update(new.programs)
+        self.archives.update(new.archives)
+        self.texts.update(new.texts)
+        self.links.update(new.links)
+
     def remove(self, path: str, *, itself: bool = True) -> None:
         """What a whiteout hides: a path and everything below it."""
         for name in [*self.programs, *self.archives, *self.texts, *self.links]:
@@ -99,56 +112,87 @@ class Root:
                 self.links.pop(name, None)
 
 
-def read(built: Layout, manifest: Digest) -> Root:
-    """Walk the layers of one platform, lowest first. Raises DigestMismatch when one cannot be read."""
+@dataclass(kw_only=True)
+class Layer:
+    """What one layer brings, and what it hides of those below, wherever that stands in its archive."""
+
+    files: Root = field(default_factory=Root)
+    gone: list[str] = field(default_factory=list)  # with everything below them
+    emptied: list[str] = field(default_factory=list)  # folders that stay, with nothing of the lower layers in them
+
+
+def read(built: Layout, manifest: Digest, known: dict[Digest, Layer]) -> Root:
+    """Walk the layers of one platform, lowest first. Raises DigestMismatch when one cannot be read.
+
+    `known`: layers that were read already, for variants share most of theirs; new ones are added.
+    """
     paths = {part.digest: part.path for part in built}
     root = Root()
-    for layer in json.loads(paths[manifest].read_bytes())["layers"]:
-        path = paths[Digest(layer["digest"])]
-        try:
-            _layer(root, path)
-        except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError) as error:
-            raise DigestMismatch(
-                "a layer of the built image cannot be read",
-                expected="tar, plain or compressed with gzip",
-                found=str(error).partition("\n")[0],
-                where=str(path),
-                next_step="nox -s build",
-            ) from None
+    for entry in json.loads(paths[manifest].read_bytes())["layers"]:
+        digest = Digest(entry["digest"])
+        if digest not in known:
+            known[digest] = _read_layer(paths[digest])
+        root.put(known[digest])
     return root
 
 
-def _layer(root: Root, path: Path) -> None:
-    here = Root()  # whiteouts hide what lower layers have, wherever they stand in the archive
-    with tarfile.open(path) as archive:
-        for member in archive:
-            name = posixpath.normpath(member.name).lstrip("/")
-            folder, last = posixpath.split(name)
-            if last == ".wh..wh..opq":
-                root.remove(folder, itself=False)
-            elif last.startswith(".wh."):
-                root.remove(posixpath.join(folder, last.removeprefix(".wh.")))
-            elif member.issym() and _TEXT.fullmatch(name):
-                here.links[name] = member.linkname
-            elif member.isfile() or member.islnk():
-                if name in DOCKER or name in FILES:
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    here.programs[name] = _program(stream.read(), bundle=FILES.get(name) == "k3s")
-                elif folder == ARCHIVES and name.endswith(".tar.zst"):
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    here.archives[name] = _archive(stream.read())
-                elif _TEXT.fullmatch(name):
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    here.texts[name] = stream.read().decode("utf-8", "replace")
-    for name in (*here.programs, *here.archives, *here.texts, *here.links):
-        root.remove(name)
-    root.programs.update(here.programs)
-    root.archives.update(here.archives)
-    root.texts.update(here.texts)
-    root.links.update(here.links)
+def _read_layer(path: Path) -> Layer:
+    layer = Layer()
+    try:
+        with tarfile.open(path, mode="r|*", bufsize=_BLOCK) as archive:
+            linked = [member.name for member in archive if _member(layer, archive, member)]
+        if linked:
+            with tarfile.open(path) as archive:  # one that can go back to where the content is
+                for name in linked:
+                    _file(layer, archive, archive.getmember(name))
+    except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError) as error:
+        raise DigestMismatch(
+            "a layer of the built image cannot be read",
+            expected="tar, plain or compressed with gzip",
+            found=str(error).partition("\n")[0],
+            where=str(path),
+            next_step="nox -s build",
+        ) from None
+    return layer
+
+
+def _member(layer: Layer, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    """Take what matters of one member; True for a hard link that matters: its content lies elsewhere in the archive."""
+    name = _name(member)
+    folder, last = posixpath.split(name)
+    if last == ".wh..wh..opq":
+        layer.emptied.append(folder)
+    elif last.startswith(".wh."):
+        layer.gone.append(posixpath.join(folder, last.removeprefix(".wh.")))
+    elif member.issym() and _TEXT.fullmatch(name):
+        layer.files.links[name] = member.linkname
+    elif member.isfile():
+        _file(layer, archive, member)
+    return member.islnk() and bool(name in DOCKER or name in FILES or _is_archive(name) or _TEXT.fullmatch(name))
+
+
+def _file(layer: Layer, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    name = _name(member)
+    if name in DOCKER or name in FILES:
+        layer.files.programs[name] = _program(_content(archive, member), bundle=FILES.get(name) == "k3s")
+    elif _is_archive(name):
+        layer.files.archives[name] = _archive(_content(archive, member))
+    elif _TEXT.fullmatch(name):
+        layer.files.texts[name] = _content(archive, member).decode("utf-8", "replace")
+
+
+def _is_archive(name: str) -> bool:
+    return posixpath.dirname(name) == ARCHIVES and name.endswith(".tar.zst")
+
+
+def _name(member: tarfile.TarInfo) -> str:
+    return posixpath.normpath(member.name).lstrip("/")
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    assert stream is not None
+    return stream.read()
 
 
 def _program(data: bytes, *, bundle: bool = False) -> Program:
