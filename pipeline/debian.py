@@ -124,6 +124,22 @@ def guest(
     return tuple(package for _, package in sorted(chosen.items()))
 
 
+def index(folder: Path) -> str:
+    """Everything that the archives offered when `solve` last asked them, a stanza for each package (deb822(5)).
+
+    `folder`: where `solve` keeps apt's state. Raises IntentError when it was not asked on this machine.
+    """
+    configuration = folder / "apt.conf"
+    if not configuration.exists():
+        raise IntentError(
+            "Debian's index of packages is not in the cache",
+            expected="what `resolve` leaves there",
+            where=str(folder),
+            next_step="run `nox -s resolve`, or `nox -s rehearse` on a machine without internet",
+        )
+    return _apt(configuration.resolve(), "apt-cache", "dumpavail")
+
+
 def suites(intent: Intent) -> Mapping[str, tuple[str, ...]]:
     """Every suite that `solve` and `guest` ask, by archive."""
     return {**intent.suites, "debian": tuple(dict.fromkeys((*intent.suites["debian"], CGROUP_V1_SUITE)))}

@@ -91,16 +91,21 @@ def test_a_page_is_made_of_any_figures() -> None:
     assert building.draw(document).startswith("<svg")
 
 
-def test_apt_is_given_an_index_of_the_packages(tmp_path: Path) -> None:
+def test_apt_is_given_debians_index_with_the_packages_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "tree/DEBIAN").mkdir(parents=True)
     (tmp_path / "tree/DEBIAN/control").write_text(
         "Package: x\nVersion: 1:2\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n", encoding="utf-8"
     )
     deb = tmp_path / "x_1%3a2_all.deb"
     subprocess.run(["dpkg-deb", "-b", str(tmp_path / "tree"), str(deb)], check=True, capture_output=True)
-    (stanza,) = building._stanzas(tmp_path)
+    ((name, stanza),) = building._stanzas(tmp_path)
+    assert name == "x"
     assert stanza.startswith("Package: x\n")
-    assert f"\nFilename: ./{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {Digest.of_file(deb).hex}\n" in stanza
+    assert stanza.endswith(f"\nFilename: ./{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {Digest.of_file(deb).hex}")
+    whole = "Package: a\nVersion: 1\n\nPackage: x\nVersion: 9\n\nPackage: xx\nVersion: 1\n\n"
+    assert building.index_with(whole, {name: stanza}) == (
+        f"Package: a\nVersion: 1\n\nPackage: xx\nVersion: 1\n\n{stanza}\n"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["md", "svg"])

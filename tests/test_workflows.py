@@ -7,6 +7,7 @@ every `run:`), zizmor and GitHub's schemas.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -228,6 +229,19 @@ def _calls(text: str) -> Iterator[list[str]]:
                 yield words[number:]
 
 
+def _given(step: Step, arguments: list[str]) -> Iterator[list[str]]:
+    """The arguments, once with each value that somebody may choose by hand for a variable in them, or its default."""
+    workflow = read(GITHUB / "workflows" / step.file) if step.file in {path.name for path in WORKFLOWS} else {}
+    trigger = workflow.get("on") or {}
+    inputs = (trigger.get("workflow_dispatch") or {}).get("inputs", {}) if isinstance(trigger, dict) else {}
+    values: dict[str, list[str]] = {}
+    for name, value in (workflow.get("jobs", {}).get(step.job, {}).get("env") or {}).items():
+        if found := re.fullmatch(r"\$\{\{ inputs\.(\w+) \}\}", value):
+            about = inputs[found[1]]
+            values[f"${name}"] = about.get("options") or [about["default"]]
+    yield from map(list, itertools.product(*(values.get(word, [word]) for word in arguments)))
+
+
 def test_every_nox_call_names_a_session_and_arguments_that_it_takes() -> None:
     sessions = _sessions()
     assert sessions["smoke"] == "smoke"
@@ -247,7 +261,8 @@ def test_every_nox_call_names_a_session_and_arguments_that_it_takes() -> None:
                     continue
                 arguments = [command, *call[4:]]
             try:
-                parser().parse_args(arguments)
+                for given in _given(one, arguments):
+                    parser().parse_args(given)
             except SystemExit:
                 pytest.fail(f"{one.file}, {one.job}: the pipeline does not take {shlex.join(arguments)}")
     assert {

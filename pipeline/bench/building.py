@@ -7,6 +7,7 @@ The other side (usual/Dockerfile) gets its context ready made; its time is that 
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import build, emulation, lock, release, versions
+from pipeline import build, debian, emulation, lock, release, versions
 from pipeline.bench import lab, plot, report
 from pipeline.bench.lab import Lab, Took
 from pipeline.bench.sizing import lock_of
@@ -85,6 +86,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
     assert host is not None
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SCENARIOS}
     with lab.place("a benchmark of the build", run.log) as folder:
+        disk = lab.file_system(folder)
         both = case(intent, own, intent.platforms, folder / "both")
         one = case(intent, own, (host,), folder / "one")
         usual = prepare_usual(both, folder / "usual", run.root, run.cache, run.log)
@@ -94,7 +96,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
                 for name, took in kept.items():
                     found[name].append(took)
     document = describe(found, image, own, intent.platforms)
-    document["machine"]["load"] = round(load, 1)
+    document["machine"] |= {"load": round(load, 1), "disk": disk}
     document = report.stored(document)
     files = {"md": render(document), "svg": draw(document)}
     report.finish("build", document, files, run.root, run.log, write=write, check_=check)
@@ -129,7 +131,8 @@ def _round(
         run.log.say(f"{name}: {took.seconds:.1f} s, {took.processor:.1f} s of processor")
 
     if usual is not None:
-        _usual(run, both, usual, folder, keep)
+        emulators = _usual(run, both, usual, folder, keep)
+        kept[USUAL_COLD]["emulators"] = emulators
     with lab.started(both.lock, run.cache, folder, run.log) as engine:
         shutil.rmtree(both.dist, ignore_errors=True)
         keep(COLD, ours(engine, both, run, rehearsed))
@@ -147,8 +150,9 @@ def _round(
     return kept
 
 
-def _usual(run: Run, both: Case, bake_file: Path, folder: Path, keep: Callable[[str, Took], None]) -> None:
-    """The other side, cold and warm."""
+def _usual(run: Run, both: Case, bake_file: Path, folder: Path, keep: Callable[[str, Took], None]) -> list[str]:
+    """The other side, cold and warm; returns what emulated."""
+    emulators = []
     with ExitStack() as stack:
         engine = stack.enter_context(lab.started(both.lock, run.cache, folder, run.log))
         for platform in both.intent.platforms:
@@ -158,8 +162,11 @@ def _usual(run: Run, both: Case, bake_file: Path, folder: Path, keep: Callable[[
                     f"this machine cannot emulate {platform}, which the usual way of building needs",
                     next_step=f"apt-get install qemu-user-static, which has qemu-{platform.names.qemu}-static",
                 )
+            if handler is not None:
+                emulators.append(emulation.version(handler))
         keep(USUAL_COLD, bare(engine, bake_file, run.root))
         keep(USUAL_WARM, bare(engine, bake_file, run.root))
+    return emulators
 
 
 def one_of(case: Case) -> Platform:
@@ -223,10 +230,12 @@ def _seconds(text: str) -> float:
 def prepare_usual(both: Case, folder: Path, root: Path, cache: Path, log: Log) -> Path:
     """The other side's context, bake file and index of packages; returns the bake file's path."""
     context = build.prepare(both.intent, both.lock, dist=folder, cache=cache, log=log)
-    with log.step("an index of the packages, for apt"):
+    with log.step("Debian's index, for apt"):
         for platform in both.intent.platforms:
             packages = context / "artifacts" / platform.architecture / "packages"
-            release.write_text(packages / "Packages", "\n".join(_stanzas(packages)))
+            index = index_with(debian.index(cache / "apt" / platform.architecture), dict(_stanzas(packages)))
+            # xz, as Debian's mirrors have it
+            (packages / "Packages.xz").write_bytes(lzma.compress(index.encode(), preset=1))
     below = os.path.relpath(context, root)
     target = {
         "context": ".",
@@ -241,12 +250,19 @@ def prepare_usual(both: Case, folder: Path, root: Path, cache: Path, log: Log) -
     return path
 
 
-def _stanzas(packages: Path) -> Iterator[str]:
-    """What apt wants to know of each package (deb822(5), Packages): its own fields, and where its file is."""
+def index_with(whole: str, ours: Mapping[str, str]) -> str:
+    """Debian's index, the stanzas of some packages, by name, in the place of its own for them. Pure."""
+    stanzas = (stanza.strip("\n") for stanza in whole.split("\n\n"))
+    others = (text for text in stanzas if text and text.partition("\n")[0].removeprefix("Package: ") not in ours)
+    return "\n\n".join([*others, *ours.values()]) + "\n"
+
+
+def _stanzas(packages: Path) -> Iterator[tuple[str, str]]:
+    """Name → what apt wants to know of it (deb822(5), Packages): its own fields, and where its file is."""
     for path in sorted(packages.glob("*.deb")):
         fields = subprocess.run(["dpkg-deb", "-f", str(path)], capture_output=True, text=True, check=True).stdout
-        where = f"Filename: ./{path.name}\nSize: {path.stat().st_size}\nSHA256: {Digest.of_file(path).hex}\n"
-        yield fields.rstrip("\n") + "\n" + where
+        where = f"Filename: ./{path.name}\nSize: {path.stat().st_size}\nSHA256: {Digest.of_file(path).hex}"
+        yield re.search(r"^Package: (\S+)", fields, re.M)[1], fields.rstrip("\n") + "\n" + where  # type: ignore[index]
 
 
 def describe(
@@ -322,8 +338,9 @@ def render(document: Mapping[str, Any]) -> str:
         f"never built anything. Files and packages are "
         "in the cache on both sides, so the network is left out. The usual way is "
         f"[a Dockerfile](../../{USUAL}) whose RUN steps install the same Debian packages with each platform's own "
-        "apt, the foreign one emulated by qemu-user, and which copies the same files. It is given a list of "
-        "exactly those packages where a real one reads Debian's whole index; its context is ready made.",
+        f"apt, the foreign one emulated by {', '.join(found[USUAL_COLD][0]['emulators'])}, and which copies the same "
+        "files. Its apt reads Debian's whole "
+        "index, as every such build does, from a file; its context is ready made.",
         *report.busy(document),
         "",
         *report.machine_lines(document),
@@ -357,19 +374,29 @@ def _dominates(document: Mapping[str, Any]) -> list[str]:
     quiet = float(document["machine"].get("load", 0)) <= 1
     busy = _median(one, "processor") / _median(one, "seconds") / cores
     (emulated, longest), *_ = usual[0]["slowest"]
+    ratio = _median(usual, "seconds") / _median(cold, "seconds")
+    used = work[COLD] / _median(cold, "seconds") / cores
+    many = work[COLD] / (2 * cores) / used
     return [
         f"**What dominates.** A cold build of ours is {shares}. The steps are above all the unpacking of Debian's "
         "packages and Python's byte code; packing is gzip, which BuildKit does on one core for each layer. The usual "
-        "way "
-        f"packs the same bytes, and has one step more that all wait for: {longest / _median(usual, 'seconds'):.0%} "
-        f"of its "
-        f"time is `{emulated.partition(' RUN')[0]}`, emulated and one program after the other. In processor time it "
-        f"needs "
-        f"{work[USUAL_COLD] / work[COLD]:.1f} × ours; in time the ratio is larger where cores are idle beside that "
-        f"step. "
-        "The limit for ours is gzip and xz. The next step would be zstd layers, which pack in a tenth of the time "
-        "([size.md](size.md)) and need younger engines.",
+        "way packs the same bytes, and has one step more that all wait for: "
+        f"{longest / _median(usual, 'seconds'):.0%} of its time is `{emulated.partition(' RUN')[0]}`, emulated, and "
+        f"one program after the other. In processor time it needs {work[USUAL_COLD] / work[COLD]:.1f} × ours.",
         "",
+        *(
+            [
+                f"**{FASTER:g} times** is not reached: {ratio:.1f} on {cores} cores, of which ours keeps {used:.0%} "
+                f"busy, so that its {work[COLD]:.0f} s of processor time are the limit here; they would have to be "
+                f"{work[COLD] * ratio / FASTER:.0f} s. The emulated step is no quicker with more cores. A calculation "
+                f"and not a measurement: with {2 * cores} such cores, as busy, ours takes {many:.0f} s, and that step "
+                f"alone {longest / many:.1f} × as long. The next step is to measure it on such a machine: "
+                "[bench.yml](../../.github/workflows/bench.yml).",
+                "",
+            ]
+            if ratio < FASTER
+            else []
+        ),
         f"**Both platforms beside one.** Both take {work[COLD] / work[ONE]:.2f} × the processor time of one, for "
         f"unpacking and packing a second platform is work of its own. What hides it in time is what one platform "
         f"leaves idle of {cores} cores" + (f", {1 - busy:.0%} here." if quiet else "."),

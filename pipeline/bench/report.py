@@ -100,7 +100,8 @@ def machine_lines(document: Mapping[str, Any]) -> list[str]:
     one, versions = document["machine"], document["versions"]
     return [
         f"- machine: {one['processor']}, {one['cores']} cores, {size(int(one['memory']))}, "
-        f"{one['system']}, sha256 instructions: {'yes' if one['sha256 instructions'] else 'no'}",
+        f"{one['system']}, sha256 instructions: {'yes' if one['sha256 instructions'] else 'no'}"
+        + (f", {one['disk']}" if one.get("disk") else ""),
         f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
     ]
 

@@ -354,7 +354,9 @@ def _packing(document: Mapping[str, Any]) -> list[str]:
         "",
         *report.table(["way", "all layers", "beside gzip", "to pack", "to unpack"], rows),
         "",
-        "The layers stay gzip, which every engine and registry reads; zstd layers need containerd 1.5, docker 23.",
+        "Packed and unpacked by the libraries of Python, zlib and zstd; BuildKit's gzip is another and quicker one "
+        "([build.md](build.md)). The layers stay gzip, which every engine and registry reads; zstd layers need "
+        "containerd 1.5, docker 23.",
     ]
 
 

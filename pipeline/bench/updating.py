@@ -384,7 +384,12 @@ def render(document: Mapping[str, Any]) -> str:
         told = ", ".join(
             f"{what} (by {size(round(found[what]['push'] - LIMIT * found[what]['own']))})" for what in late
         )
-        lines += ["", f"Above the target: {told}."]
+        lines += [
+            "",
+            f"Above the target: {told}, which is what is sent beside any component, and more than a twentieth of a "
+            "small one. The next step would be a provenance of mode=min, which names no file; it is not made, because "
+            "those names are what it is for.",
+        ]
     return "\n".join(lines) + "\n"
 
 
