@@ -60,7 +60,8 @@ def run(*seconds: float) -> list[dict[str, Any]]:
 def figures() -> dict[str, list[dict[str, Any]]]:
     found = {name: run(10.0, 10.0) for name in SCENARIOS}
     one = [{**told, "layers that differ": count} for count, told in enumerate(run(40.0, 60.0))]
-    return {**found, COLD: run(50.0, 60.0), ONE: one, NOTHING: run(2.0, 8.0), USUAL_COLD: run(500.0)}
+    usual = [{**told, "emulators": ["qemu-user 10.0.2"]} for told in run(500.0)]
+    return {**found, COLD: run(50.0, 60.0), ONE: one, NOTHING: run(2.0, 8.0), USUAL_COLD: usual}
 
 
 def test_ratios_are_made_within_a_round_and_the_usual_way_is_not_in_all() -> None:
@@ -89,6 +90,10 @@ def test_a_page_is_made_of_any_figures() -> None:
     assert "| usual, cold, both | 500.00 s |" in text
     assert "| `[linux/amd64 docker 1/1] RUN tar` | 3.0 s |" in text
     assert building.draw(document).startswith("<svg")
+    assert "is not reached" not in text
+    for told in document["figures"][USUAL_COLD]:
+        told["seconds"] = 110.0
+    assert "**8 times** is not reached: 2.0 on" in building.render(document)
 
 
 def test_apt_is_given_debians_index_with_the_packages_that_are_there(tmp_path: Path) -> None:

@@ -336,14 +336,15 @@ def _dominates(document: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"The ratio holds where by hand takes {more / (BESIDE - 1):.0f} s or more, if the difference stays the "
             "same with a real k3s; that is a calculation and not a measurement. The next step is to measure it with "
-            "one: `nox -s rehearse -- --k3s …` and this command again, or [bench.yml](../../.github/workflows/bench.yml)."
+            "one: `nox -s rehearse -- --k3s …` and this command again, or "
+            "[bench.yml](../../.github/workflows/bench.yml)."
         )
-    alone = {kind: medians(rounds[f"docker alone, {kind}"])["dockerd answers"] for kind in (boxes.Kind.OURS, boxes.Kind.DIND)}
+    alone, plain = (medians(rounds[f"docker alone, {kind}"])["dockerd answers"] for kind in ("ours", "dind"))
     lines.append(
-        f"With K3S_DISABLE=1 dockerd answers {alone[boxes.Kind.OURS] - alone[boxes.Kind.DIND]:.2f} s later than a plain one, which "
-        f"needs {alone[boxes.Kind.DIND]:.2f} s: a tenth of that would be less than the start of a Python. Those seconds are "
-        "what makes an image start on any cgroup, iptables and storage, and say what it lacks; the next step would be "
-        "to do of them only what dockerd waits for before it is executed."
+        f"With K3S_DISABLE=1 dockerd answers {alone - plain:.2f} s later than a plain one, which needs {plain:.2f} s: "
+        "a tenth of that is little more than the start of a Python. Those seconds are what makes the image start on "
+        "any cgroup, iptables and storage, and say what it lacks; the next step would be to do before dockerd is "
+        "executed only what it waits for."
     )
     return lines
 
