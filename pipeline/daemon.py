@@ -27,6 +27,7 @@ from pipeline.machine import find
 from pipeline.oci import Digest
 
 CGROUP = "dind-k3s"
+_BUILDS = "12GB"  # of the builder's cache; one build of both platforms and the variant fills 5 GB
 _START = 60.0  # seconds that dockerd may take to answer; it takes 2-3 on two cores
 _STOP = 25.0  # seconds for an orderly stop, before the sandbox is killed
 
@@ -121,6 +122,9 @@ def _start(
         "cgroup-parent": f"/{CGROUP}",
         # One index with several platforms can only be held by the containerd image store.
         "features": {"containerd-snapshotter": True},
+        # BuildKit's own limit is a tenth of the disk, whatever its size; in somebody's cache two builds are enough
+        # (docs.docker.com/build/cache/garbage-collection).
+        "builder": {"gc": {"enabled": True, "defaultKeepStorage": _BUILDS}},
     }
     config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     command = [str(binaries.bin / "dockerd"), "--config-file", str(config)]

@@ -371,8 +371,8 @@ def _dominates(document: Mapping[str, Any]) -> list[str]:
     whole = sum(value for _, value in parts)
     shares = ", ".join(f"{name} {value / whole:.0%}" for name, value in parts)
     work = {name: _median(them, "processor") for name, them in found.items() if them}
-    quiet = float(document["machine"].get("load", 0)) <= 1
-    busy = _median(one, "processor") / _median(one, "seconds") / cores
+    busy = work[ONE] / _median(one, "seconds") / cores
+    least = max(1.0, work[COLD] / cores / _median(one, "seconds"))
     (emulated, longest), *_ = usual[0]["slowest"]
     ratio = _median(usual, "seconds") / _median(cold, "seconds")
     used = work[COLD] / _median(cold, "seconds") / cores
@@ -398,8 +398,13 @@ def _dominates(document: Mapping[str, Any]) -> list[str]:
             else []
         ),
         f"**Both platforms beside one.** Both take {work[COLD] / work[ONE]:.2f} × the processor time of one, for "
-        f"unpacking and packing a second platform is work of its own. What hides it in time is what one platform "
-        f"leaves idle of {cores} cores" + (f", {1 - busy:.0%} here." if quiet else "."),
+        "unpacking and packing a second platform is work of its own. What hides it in time is what one platform "
+        f"leaves idle: of {cores} cores {1 - busy:.0%}, so that {least:.2f} is the least that can be had here."
+        + (
+            f" {BOTH:g} wants cores that one platform cannot use; the next step is the same as above."
+            if _median(cold, "seconds") > BOTH * _median(one, "seconds")
+            else ""
+        ),
         "",
         f"**Nothing changed.** {_median(found[NOTHING], 'seconds'):.1f} s, most of it the check of every file of the "
         "cache and the start of Python; no engine is asked for. A bare bake takes "
