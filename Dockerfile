@@ -201,8 +201,11 @@ find /layer/usr/share/doc -type d -empty -delete
 rm -rf /layer/usr/share/{man,info,locale,lintian,bash-completion,zsh,doc-base,bug,gitweb,perl/5*/pod,git-core/contrib} \
   /layer/usr/lib/python3/dist-packages/*/tests /layer/usr/share/fish
 
-# git has each of its large programs twice, in /usr/bin and beside its others: one file with two names.
-hardlink --quiet --ignore-time --minimum-size 1MiB /layer/usr/bin /layer/usr/lib/git-core
+# git has each of its large programs twice, in /usr/bin and beside its others. A symlink and no second name: a builder's
+# cache does not see what is a hard link, and would give back a layer that has two files.
+for name in git git-shell scalar; do
+  if cmp --silent /layer/usr/{bin,lib/git-core}/$name; then ln -sf ../../bin/$name /layer/usr/lib/git-core/$name; fi
+done
 
 # Byte code, so that nothing is compiled at each start nor written into the container. Unchecked hashes instead of
 # times, and a fixed hash seed: the same source gives the same bytes.
