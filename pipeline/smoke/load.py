@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from python_on_whales import DockerClient
@@ -22,6 +23,7 @@ from pipeline.smoke.inside import patience
 
 _CHUNK = 1 << 20
 _REPOSITORY = "dind-k3s.local/smoke"
+KEPT = 6  # images in an engine: those of a few builds, for a smoke that runs beside this one may be about to start one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,8 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
 
     An engine with the containerd image store takes the whole index and keeps its digest; a classic one takes one
     platform at a time and keeps the digest of its config. Either is held against the image, and nothing is loaded
-    that is there already. Raises EngineError when the engine has something else afterwards, or does not answer.
+    that is there already. Of what earlier runs loaded, the last few stay. Raises EngineError when the engine has
+    something else afterwards, or does not answer.
     """
     built = image.platforms[platform]
     try:
@@ -65,6 +68,7 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
         if _known(client, name) == expected.text:
             log.say("the engine has the image already")
             return loaded
+        _forget_older(client, log)
         with patience("the engine to load the image", log):
             client.load(_tar(_index(layout, name), layout) if containerd else _one(layout, built, name), quiet=True)
         found = _known(client, name)
@@ -92,6 +96,16 @@ def prepare(client: DockerClient, layout: Layout, image: Image, platform: Platfo
             client.create(name, platform=platform.value).remove(volumes=True)
     except DockerException as error:
         raise EngineError("the engine cannot unpack the image", found=(error.stderr or str(error)).strip()) from None
+
+
+def _forget_older(client: DockerClient, log: Log) -> None:
+    """Make room for one more: remove what was loaded longest ago. What a container uses stays."""
+    there = [(str((one.metadata or {}).get("LastTagTime")), one.repo_tags) for one in client.image.list(_REPOSITORY)]
+    names = [name for _, tags in sorted(there, reverse=True) for name in tags if name.startswith(f"{_REPOSITORY}:")]
+    for name in names[KEPT - 1 :]:
+        with suppress(DockerException):
+            client.image.remove(name)
+            log.say(f"removed {name}, which an earlier smoke had loaded")
 
 
 def _name(image: Image) -> str:
