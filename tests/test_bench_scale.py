@@ -67,11 +67,12 @@ def test_a_registry_is_measured_at_every_count(run: Run, tmp_path: Path) -> None
     assert {what: [*points] for what, points in found.items()} == {what: ["8", "24"] for what in (LIST, PLAN, DELETE)}
 
 
-def pods() -> dict[str, Any]:
+def boxes(most: float) -> dict[str, Any]:
+    """One round, the fifty pods of which took so many seconds."""
     memory = {OURS: 30_000_000, "containers": 5_000_000}
     many = [
         {"count": 10, "seconds": 5.0, "memory": memory, "lost": 0, "removed in": 1.0},
-        {"count": 50, "seconds": 50.0, "memory": memory, "lost": 2, "back after": 9.0, "removed in": 4.0},
+        {"count": 50, "seconds": most, "memory": memory, "lost": 2, "back after": 9.0, "removed in": 4.0},
     ]
     plain = [{"count": count, "seconds": count * 0.1, "memory": memory} for count in (10, 50)]
     return {"pods": many, "containers": plain}
@@ -79,10 +80,11 @@ def pods() -> dict[str, Any]:
 
 def test_what_grows_faster_than_linearly_and_what_is_lost_does_not_hold() -> None:
     seconds = {what: {"100": [0.1], "1000": [1.0]} for what in (FETCH, LOOKUP, FEW, LIST, PLAN)}
-    found = {
-        one["name"]: one["holds"] for one in scaling.targets({**seconds, DELETE: {"10": [1], "100": [90]}}, pods())
-    }
-    assert found == {
+    many = [boxes(most) for most in (50.0, 51.0, 20.0)]
+    told = {one["name"]: one for one in scaling.targets({**seconds, DELETE: {"10": [1], "100": [90]}}, many)}
+    assert told["pods: exponent, 10 to 50"]["from"] < 1 < told["pods: exponent, 10 to 50"]["median"]
+    assert "| 50 | 50.00 s (20.00-51.00) | 1000 ms |" in "\n".join(scaling._many(many))
+    assert {name: one["holds"] for name, one in told.items()} == {
         **{f"{what}: exponent, 100 to 1000": True for what in (FETCH, LOOKUP, FEW, LIST, PLAN)},
         f"{DELETE}: exponent, 10 to 100": False,
         "pods: exponent, 10 to 50": False,

@@ -91,10 +91,6 @@ def figures(**changes: Any) -> dict[str, Any]:
     alone = {stage: when for stage, when in ours.items() if when < 1.35}
     memory = {OURS: 30_000_000, DOCKER: 100_000_000, SHIMS: 0, K3S: 500_000_000, CONTAINERS: 0}
     window = {OURS: 0.1, DOCKER: 0.2, SHIMS: 0.0, K3S: 4.0, CONTAINERS: 0.0}
-    pods = [
-        {"count": 10, "seconds": 5.0, "memory": memory, "lost": 0, "removed in": 1.0},
-        {"count": 50, "seconds": 30.0, "memory": memory, "lost": 2, "back after": 9.0, "removed in": 4.0},
-    ]
     rounds = {
         "ours": [ours, later],
         "bare": [bare, bare],
@@ -105,13 +101,12 @@ def figures(**changes: Any) -> dict[str, Any]:
         "docker alone, dind": [{"dockerd exec": 0.3, "dockerd answers": 1.0}],
         "stop, ours": [[6.0, 0], [10.5, 137]],
         "stop, dind": [[10.6, 137]],
-        "lost": [0, -1],
+        "lost": [0, -1, 2],
         **changes,
     }
     ours_idle = [{"name": "keeper", "proportional": 22_000_000, "resident": 30_000_000, "cpu": 0.02}]
     idle = {"window": 30.0, "cpu": [window], "health check": 0.05, "ours": ours_idle, "memory": memory}
-    many = [{"count": 10, "seconds": 2.0, "memory": memory}]
-    return {"rounds": rounds, "idle": idle, "scale": {"pods": pods, "containers": many}}
+    return {"rounds": rounds, "idle": idle}
 
 
 def test_ratios_are_made_within_a_round() -> None:
@@ -128,7 +123,6 @@ def test_ratios_are_made_within_a_round() -> None:
         "pods lost by a restart": (0, 0, 2, True),
         "idle: memory of ours": (22.0, 22.0, 22.0, True),
         "idle: CPU of ours": (0.15, 0.15, 0.15, True),
-        "scale: seconds for each of the most pods": (1.2, 1.2, 1.2, False),
     }
 
 

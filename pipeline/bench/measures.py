@@ -1,6 +1,6 @@
-"""What `bench start` measures, in rounds that meet both sides: starts, stops, what idles, what many cost.
+"""What `bench start` measures, in rounds that meet both sides: starts, stops, what idles; and `bench scale`: many.
 
-Everything that comes out is plain data, ready for JSON; starting.py makes ratios and text of it.
+Everything that comes out is plain data, ready for JSON; starting.py and scaling.py make ratios and text of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pipeline.bench.boxes import IN_POD, POD, Box, Kind, Place
 from pipeline.log import Log
 
 STUBBORN = 10  # pods that ignore SIGTERM, at a stop
-AGAIN = 60.0  # seconds: twice as many are tried only if they promise to stay below
 _HEALTH_RUNS = 20  # of the health check, to have more than a clock tick
 _HEALTH_EVERY = 30.0  # seconds between two of them (Dockerfile, HEALTHCHECK)
 _AT_ONCE = 8  # inner containers that are started at the same time
@@ -178,30 +177,26 @@ def _health(box: Box) -> float:
     return round(100 * seconds / _HEALTH_RUNS / _HEALTH_EVERY, 4)
 
 
-def scale(place: Place, counts: Sequence[int], log: Log) -> Figures:
-    """Many pods, then many inner containers: seconds, memory, and what a SIGKILL of the whole loses."""
+def scale(place: Place, many_pods: Sequence[int], many_containers: Sequence[int], log: Log) -> Figures:
+    """Many pods, then many inner containers: seconds, memory; what a SIGKILL of the whole loses of the most pods."""
     found: dict[str, list[Any]] = {"pods": [], "containers": []}
-    with log.step(f"{', '.join(map(str, counts))} pods and inner containers"), boxes.box(place, Kind.OURS) as box:
+    with boxes.box(place, Kind.OURS) as box:
         boxes.watch(box)
         box.dockerd.load(place.pod)
-        todo = [*counts]
-        while todo:
-            count = todo.pop(0)
+        for count in many_pods:
             seconds = pods(box, count)
-            entry: Figures = {"count": count, "seconds": round(seconds, 2), "memory": memory(box), "lost": 0}
-            if not todo and count == counts[-1] and seconds * 2 < AGAIN and count * 2 <= 100:
-                todo.append(count * 2)
-            if not todo:
+            entry: Figures = {"count": count, "seconds": seconds, "memory": memory(box), "lost": 0}
+            if count == many_pods[-1]:
                 box.kill_and_start()
                 boxes.watch(box)
                 entry["lost"] = _lost(box, count)
-                entry["back after"] = round(time.time() - box.began, 2)
-            entry["removed in"] = round(no_pods(box, count), 2)
+                entry["back after"] = time.time() - box.began
+            entry["removed in"] = no_pods(box, count)
             found["pods"].append(entry)
             log.say(f"{count} pods: {seconds:.1f} s")
-        for count in counts:
+        for count in many_containers:
             seconds = containers(box, count)
-            found["containers"].append({"count": count, "seconds": round(seconds, 2), "memory": memory(box)})
+            found["containers"].append({"count": count, "seconds": seconds, "memory": memory(box)})
             no_containers(box, count)
             log.say(f"{count} containers: {seconds:.1f} s")
     return found

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import cache as cached
 from pipeline import fetch, layout, machine, release, retention
 from pipeline.bake import KEY
-from pipeline.bench import measures, plot, report, starting
+from pipeline.bench import measures, plot, processes, report, starting
 from pipeline.bench.fetching import disk
 from pipeline.bench.sizing import lock_of
 from pipeline.log import Log, size
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from pipeline.workflow import Run
 
 COUNTS = (10, 100, 1000)
-BOXES = (1, 10, 50)  # pods; twice the last when that promises to stay below measures.AGAIN
+PODS, CONTAINERS = (1, 10, 50, 100), (1, 10, 50)
+FILLED = 3  # rounds at most of pods and containers, each in a container of its own
 LINEAR = 1.10  # the exponent: a tenth for what a machine's noise does to a fit
 FILE = 100_000  # bytes of a generated artifact
 
@@ -62,8 +63,11 @@ def main(run: Run, *, runs: int, write: bool, check: bool, counts: Sequence[int]
         with run.log.step(f"a registry with {', '.join(map(str, counts))} tags"):
             found |= registries(Path(name), run, runs, counts)
     with starting.prepared(run, image, own, rootfs=False) as place:
-        pods = measures.rounded(measures.scale(place, BOXES, run.log))
-    document = describe(found, pods, runs, stand_in=image.rehearsed)
+        many = []
+        for number in range(1, min(runs, FILLED) + 1):
+            with run.log.step(f"pods and inner containers, round {number} of {min(runs, FILLED)}"):
+                many.append(measures.rounded(measures.scale(place, PODS, CONTAINERS, run.log)))
+    document = describe(found, many, runs, stand_in=image.rehearsed)
     document["versions"] = {name: own.versions[name] for name in ("docker", "k3s")}
     document["machine"]["load"] = round(load, 1)
     document = report.stored(document)
@@ -189,40 +193,50 @@ def last(points: Mapping[str, Sequence[float]]) -> float:
     return exponent(dict(list(points.items())[-2:]))
 
 
-def describe(found: Seconds, pods: Mapping[str, Any], runs: int, *, stand_in: bool) -> dict[str, Any]:
+def describe(found: Seconds, many: Sequence[Mapping[str, Any]], runs: int, *, stand_in: bool) -> dict[str, Any]:
     """Everything that a reader needs to judge or repeat it."""
     return {
         "stand-in": stand_in,
         "rounds": runs,
         "machine": report.machine(),
-        "targets": targets(found, pods),
+        "targets": targets(found, many),
         "seconds": found,
-        "boxes": dict(pods),
+        "boxes": list(many),
     }
 
 
-def _points(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    return {str(one["count"]): [float(one["seconds"])] for one in entries}
+def _points(many: Sequence[Mapping[str, Any]]) -> Seconds:
+    """Pods and containers as the others: what → count, as text → seconds of each round."""
+    return {
+        what: {
+            str(entry["count"]): [float(one[what][at]["seconds"]) for one in many]
+            for at, entry in enumerate(many[0][what])
+        }
+        for what in ("pods", "containers")
+    }
 
 
-def targets(found: Seconds, pods: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The exponents between the two largest counts, and what was lost."""
-    them: dict[str, Mapping[str, Sequence[float]]] = {**found, **{what: _points(pods[what]) for what in pods}}
-    lost = [entry["lost"] for entry in pods["pods"]]
+def targets(found: Seconds, many: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The exponents between the two largest counts, of each round, and what was lost."""
+    lost = [max(entry["lost"] for entry in one["pods"]) for one in many]
     return [
         *(
-            report.target(f"{what}: exponent, {' to '.join(list(points)[-2:])}", [last(points)], LINEAR)
-            for what, points in them.items()
+            report.target(f"{what}: exponent, {' to '.join(list(points)[-2:])}", _each_round(points), LINEAR)
+            for what, points in {**found, **_points(many)}.items()
         ),
-        report.target("pods lost by a SIGKILL of the whole", [max(lost)], 0),
+        report.target("pods lost by a SIGKILL of the whole", lost, 0),
     ]
+
+
+def _each_round(points: Mapping[str, Sequence[float]]) -> list[float]:
+    rounds = zip(*points.values(), strict=True)
+    return [last({count: [value] for count, value in zip(points, values, strict=True)}) for values in rounds]
 
 
 def draw(document: Mapping[str, Any]) -> str:
     """docs/benchmarks/scale.svg: seconds for each one, beside those with ten."""
     rows = []
-    boxes = {what: _points(entries) for what, entries in document["boxes"].items()}
-    for what, points in {**document["seconds"], **boxes}.items():
+    for what, points in {**document["seconds"], **_points(document["boxes"])}.items():
         if what == FEW or "10" not in points:
             continue
         ten = statistics.median(points["10"]) / 10
@@ -249,16 +263,15 @@ def render(document: Mapping[str, Any]) -> str:
         ]
         for what, points in seconds.items()
     ]
-    boxes = {what: _points(entries) for what, entries in document["boxes"].items()}
-    fitted = ", ".join(f"{what} {exponent(points):.2f}" for what, points in boxes.items())
+    fitted = ", ".join(f"{what} {exponent(points):.2f}" for what, points in _points(document["boxes"]).items())
     lines = [
         "# Benchmark: scale",
         "",
         f"Written by `{report.command('scale', document)}`; every figure: [scale.json](scale.json).",
         "",
-        f"Medians of {document['rounds']} rounds; the exponent is the slope of a line through the logarithms: 1 is "
-        "linear. Small counts have more of what does not grow, so what is judged is the exponent between the two "
-        "largest.",
+        f"Medians of {document['rounds']} rounds, of {len(document['boxes'])} for pods and containers; the exponent is "
+        "the slope of a line through the logarithms: 1 is linear. Small counts have more of what does not grow, so "
+        "what is judged is the exponent between the two largest.",
         *report.busy(document),
         "",
         *report.machine_lines(document),
@@ -288,11 +301,40 @@ def render(document: Mapping[str, Any]) -> str:
             if document["stand-in"]
             else []
         ),
-        *starting.many(document["boxes"]),
+        *_many(document["boxes"]),
         "",
         f"Exponents over all counts: {fitted}. What dominates is runc and its shim, started once for each.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _many(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The tables of many pods and of many inner containers, an empty line before each; medians of the rounds."""
+    lines = []
+    for what in ("pods", "containers"):
+        rows = []
+        for them in zip(*(one[what] for one in rounds), strict=True):
+            count = them[0]["count"]
+            seconds = [entry["seconds"] for entry in them]
+            middle = statistics.median(seconds)
+            whole = statistics.median(sum(entry["memory"].values()) for entry in them)
+            ours = statistics.median(entry["memory"][processes.OURS] for entry in them)
+            cells = [
+                count,
+                f"{middle:.2f} s ({min(seconds):.2f}-{max(seconds):.2f})",
+                f"{1000 * middle / count:.0f} ms",
+            ]
+            cells += [size(round(whole)), size(round(ours))]
+            if what == "pods":
+                cells.append(f"{statistics.median(entry['removed in'] for entry in them):.1f} s")
+                back = [entry["back after"] for entry in them if "back after" in entry]
+                lost = max(entry["lost"] for entry in them)
+                cells.append(f"{statistics.median(back):.1f} s, {lost} lost" if back else "")
+            rows.append(cells)
+        columns = [f"inner {what}" if what == "containers" else what, "all run after", "each", "memory", "of it ours"]
+        more = ["removed in", "after SIGKILL and start all run in"] if what == "pods" else []
+        lines += ["", *report.table([*columns, *more], rows)]
+    return lines
 
 
 def _cell(values: Sequence[float], count: int) -> str:

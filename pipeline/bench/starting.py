@@ -38,9 +38,7 @@ BESIDE = 1.10  # × by hand
 STOP = 10.0  # seconds: then docker kills
 MEMORY = 40_000_000  # bytes
 CPU = 0.5  # percent of a core
-LINEAR = 1.10  # × the seconds for each of ten, with most
 
-COUNTS = (1, 10, 50)
 WINDOW = 30.0  # seconds
 _OVERLAID = "dind-k3s.local/bench:1"
 
@@ -71,7 +69,6 @@ def main(run: Run, *, runs: int, write: bool, check: bool, rootfs: bool) -> dict
         found = {
             "rounds": measures.rounds(place, runs, run.log),
             "idle": measures.idle(place, runs, WINDOW, run.log),
-            "scale": measures.scale(place, COUNTS, run.log),
         }
     document = describe(measures.rounded(found), runs, image, own, rootfs=rootfs)
     document["machine"]["load"] = [round(before, 1), round(os.getloadavg()[0], 1)]
@@ -137,7 +134,6 @@ def targets(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     ours, bare = rounds["ours"], rounds["bare"]
     alone = list(zip(rounds["docker alone, ours"], rounds["docker alone, dind"], strict=True))
     pairs = list(zip(ours, bare, strict=True))
-    lost = [*rounds["lost"], *(entry["lost"] for entry in found["scale"]["pods"])]
     return [
         report.target("own work, our first line → dockerd exec", [_own_work(one) for one in ours], OWN_WORK, unit="s"),
         report.target("processor time of our own work", [one[boxes.CPU] for one in ours], OWN_WORK, unit="s"),
@@ -161,14 +157,9 @@ def targets(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             unit="s",
         ),
         report.target("the same: exit codes that are not 0", [min(1, code) for _, code in rounds["stop, ours"]], 0),
-        report.target("pods lost by a restart, a SIGKILL, a stop", [max(0, count) for count in lost], 0),
+        report.target("pods lost by a restart, a SIGKILL, a stop", [max(0, count) for count in rounds["lost"]], 0),
         report.target("idle: memory of ours", [memory_of_ours(found["idle"]) / 1e6], MEMORY / 1e6, unit="MB"),
         report.target("idle: CPU of ours, of a core", cpu_of_ours(found["idle"]), CPU, unit="%"),
-        *(
-            report.target(f"scale: seconds for each of the most {what}, beside ten", [ratio], LINEAR)
-            for what in ("pods", "containers")
-            if (ratio := _linear(found["scale"][what])) is not None
-        ),
     ]
 
 
@@ -184,14 +175,6 @@ def memory_of_ours(idle: Mapping[str, Any]) -> int:
 def cpu_of_ours(idle: Mapping[str, Any]) -> list[float]:
     """Percent of a core in each window, with the health check."""
     return [window[processes.OURS] + idle["health check"] for window in idle["cpu"]]
-
-
-def _linear(entries: Sequence[Mapping[str, Any]]) -> float | None:
-    ten = next((entry for entry in entries if entry["count"] == 10), None)
-    most = entries[-1]
-    if ten is None or most is ten:
-        return None
-    return float((most["seconds"] / most["count"]) / (ten["seconds"] / 10))
 
 
 def medians(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -266,9 +249,6 @@ def render(document: Mapping[str, Any]) -> str:
         ),
         *_stops(rounds),
         *_idle(found["idle"]),
-        "",
-        "## Scale",
-        *many(found["scale"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -384,21 +364,3 @@ def _idle(idle: Mapping[str, Any]) -> list[str]:
         "",
         *report.table(["process", "memory (PSS)", "resident", "of a core"], rows),
     ]
-
-
-def many(scale: Mapping[str, Any]) -> list[str]:
-    """The tables of many pods and of many inner containers, an empty line before each."""
-    lines = []
-    for what in ("pods", "containers"):
-        rows = []
-        for entry in scale[what]:
-            whole = sum(entry["memory"].values())
-            ours = entry["memory"][processes.OURS]
-            each = f"{1000 * entry['seconds'] / entry['count']:.0f} ms"
-            cells = [entry["count"], f"{entry['seconds']:.2f} s", each, size(whole), size(ours)]
-            back = f"{entry['back after']:.1f} s, {entry['lost']} lost" if "back after" in entry else ""
-            rows.append([*cells, *([f"{entry['removed in']:.1f} s", back] if what == "pods" else [])])
-        columns = [f"inner {what}" if what == "containers" else what, "all run after", "each", "memory", "of it ours"]
-        more = ["removed in", "after SIGKILL and start all run in"] if what == "pods" else []
-        lines += ["", *report.table([*columns, *more], rows)]
-    return lines
