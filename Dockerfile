@@ -12,19 +12,14 @@
 #              A step mounts what it needs of them and no more: BuildKit asks for each mount's files by themselves, and
 #              no step has to wait for the rest
 #              For the target airgap also <arch>/airgap/{k3s-airgap-images-<arch>.tar.zst,manifest.json}
-#   built      for the target airgap, with the argument BELOW=built: the image, as it was exported
 #
 # Every RUN runs on the build platform, without network. Nothing of a foreign platform is executed, so that arm64 comes
 # out of an amd64 machine that has no emulator. What maintainer scripts do at installation is done here by name.
 
-# What the target airgap is put on. A stage that is replaced by a context would not do: BuildKit would not know that its
-# layers are a base image's, and give them their dates a second time.
-ARG BELOW=image
-
 # target: the base as it will be in the image; only looked into
 FROM base AS target
 
-# worker: the base on the build platform, with the two helpers of the stages below
+# worker: the base on the build platform, with the helpers of the stages below
 FROM --platform=$BUILDPLATFORM base AS worker
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # fits ARCH FILE…: refuse what is no executable for it, after a look at the machine type in its ELF header
@@ -320,5 +315,5 @@ mv /parts/k3s-airgap-images /layer
 EOF
 
 # airgap: the image, and one layer more
-FROM ${BELOW} AS airgap
+FROM image AS airgap
 COPY --link --from=system-images /layer/ /

@@ -20,8 +20,6 @@ from pipeline.versions import COMPONENTS, Intent
 KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
 REHEARSAL = f"{KEY}.rehearsal"
 VARIANT = f"{KEY}.variant"
-_BUILT = "built"  # the context that a variant is built on
-BELOW = "DIND_K3S_BELOW"  # the bake file's variable: digest of the image that a variant is built on
 
 
 def describe(
@@ -64,10 +62,9 @@ def render(
     outputs: Mapping[Variant, PurePosixPath],
     epoch: int,
 ) -> str:
-    """The text of docker-bake.json: a target for each variant, to be built one after the other.
+    """The text of docker-bake.json: a target for each variant, to be built in one call.
 
-    A variant's is built on the image that was exported before it; the digest of that is the file's variable. So no
-    layer is made a second time, and they are the same by construction.
+    A variant's stage begins with the image's, so no layer is made a second time.
 
     `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
     `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
@@ -89,9 +86,8 @@ def render(
             "contexts": {
                 "base": f"oci-layout://{context}/base@{base}",
                 "artifacts": f"{context}/artifacts",
-                **({_BUILT: f"oci-layout://{outputs[Variant.IMAGE]}@${{{BELOW}}}"} if variant.suffix else {}),
             },
-            "args": {"SOURCE_DATE_EPOCH": str(epoch), **({"BELOW": _BUILT} if variant.suffix else {})},
+            "args": {"SOURCE_DATE_EPOCH": str(epoch)},
             "labels": dict(sorted(said[variant].items())),
             "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said[variant].items())],
             "attest": ["type=provenance,mode=max"],
@@ -100,5 +96,4 @@ def render(
         }
         for variant, output in outputs.items()
     }
-    variables = {"variable": {BELOW: {"default": ""}}} if len(targets) > 1 else {}
-    return json.dumps({"target": targets, **variables}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({"target": targets}, indent=2, sort_keys=True) + "\n"

@@ -2,7 +2,7 @@
 
 The result is an OCI layout in dist/image/: those very bytes are smoked, pushed and verified. Nothing is downloaded
 here and nothing of a foreign platform runs: the base image and every file come verified from the cache. A variant is
-another target of the same Dockerfile, built right after the image and on it: its very layers, and one more on top.
+another target of the same Dockerfile, built in the same call: the image's very layers, and one more on top.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run(
     rehearsed: bool,
     cold: bool = False,
 ) -> Mapping[Variant, Image]:
-    """Build all platforms in one call of buildx, each variant in another, unless dist/ holds what these inputs give.
+    """Build all platforms and variants in one call of buildx, unless dist/ holds what these inputs give.
 
     A variant that the lock has no files for is left out with a warning; `push` does not. `root`: the repository,
     buildx's build context. `cache`: what `fetch` filled. `engine`: a function is called when there is something to
@@ -99,8 +99,8 @@ def run(
     solve = Solve()
     for variant in said:
         shutil.rmtree(_partial(dist, variant), ignore_errors=True)
-        below = images[Variant.IMAGE].digest if images else None
-        _bake(root, dist, variant, below, chosen, solve, log, cold=cold)
+    _bake(root, dist, list(said), chosen, solve, log, cold=cold)
+    for variant in said:
         digest, built = _read_layout(_partial(dist, variant))
         images[variant] = Image(
             digest=digest,
@@ -174,28 +174,24 @@ def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) ->
 def _bake(
     root: Path,
     dist: Path,
-    variant: Variant,
-    below: Digest | None,
+    variants: Sequence[Variant],
     engine: Engine,
     solve: Solve,
     log: Log,
     *,
     cold: bool,
 ) -> None:
-    """Hand the file to buildx and tell each step as it ends; `below`: the image that the variant is built on.
-
-    Raises BuildFailed.
-    """
+    """Hand the file to buildx and tell each step as it ends. Raises BuildFailed."""
     bake_file = PurePosixPath(os.path.relpath(dist / BAKE_FILE, root))
-    named = [f"{bake.BELOW}={below}"] if below else []
     no_cache = ["--no-cache"] if cold else []
-    log.command([*named, "docker", "buildx", "bake", *no_cache, "--file", str(bake_file), variant.value])
+    names = [variant.value for variant in variants]
+    log.command(["docker", "buildx", "bake", *no_cache, "--file", str(bake_file), *names])
     # buildx resolves relative paths against its working directory, and python-on-whales has no parameter for that.
     before = Path.cwd()
     os.chdir(root)
     try:
         lines = engine.docker.buildx.bake(
-            variant.value,
+            names,
             files=str(bake_file),
             builder=engine.builder,
             cache=not cold,
@@ -204,11 +200,7 @@ def _bake(
             metadata_file=str(dist / "metadata.json"),
             # All paths lie below the working directory but for dist/, which users may put elsewhere
             # (python-on-whales has no --allow: gabrieldemarmiesse/python-on-whales#722).
-            variables={
-                "BUILDX_BAKE_ENTITLEMENTS_FS": "0",
-                "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
-                **({bake.BELOW: below.text} if below else {}),
-            },
+            variables={"BUILDX_BAKE_ENTITLEMENTS_FS": "0", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"},
         )
         for line in lines:
             for told in solve.feed(str(line)):

@@ -40,14 +40,9 @@ if (folder / "fail").exists():
                                      "completed": "2026-11-22T00:00:00Z"}}]}}), file=sys.stderr)
     sys.exit(1)
 import shutil
-name = sys.argv[-1]
-dest = dict(part.split("=") for part in targets[name]["output"][0].split(","))["dest"]
-shutil.copytree(folder / name, dest)
-if name != "image":  # it is built on what was exported before
-    layout, digest = targets[name]["contexts"]["built"].removeprefix("oci-layout://").split("@")
-    assert digest == "${{DIND_K3S_BELOW}}"
-    digest = os.environ["DIND_K3S_BELOW"]
-    assert (pathlib.Path(layout) / "blobs" / "sha256" / digest.removeprefix("sha256:")).exists()
+for name in (word for word in sys.argv if word in targets):
+    dest = dict(part.split("=") for part in targets[name]["output"][0].split(","))["dest"]
+    shutil.copytree(folder / name, dest)
 print(json.dumps({{"vertexes": [{{"digest": "d", "name": "[image 1/1] COPY", "cached": True,
                                  "completed": "2026-11-22T00:00:00Z"}}]}}), file=sys.stderr)
 """
@@ -205,14 +200,15 @@ def test_a_file_that_was_not_fetched_is_named(built: Built) -> None:
         built.run()
 
 
-def test_a_variant_is_another_target_built_on_the_image(built: Built) -> None:
+def test_a_variant_is_another_target_of_the_same_call(built: Built) -> None:
     images = built.run_all(AIRGAP_LOCK)
-    assert [call[-1] for call in built.calls] == ["image", "airgap"]
+    (call,) = built.calls
+    assert {"image", "airgap"} <= set(call)
     for variant, image in images.items():
         assert Image.read(variant.below(built.root / "dist")) == image
         assert image.variant is variant
     assert built.run_all(AIRGAP_LOCK) == images
-    assert len(built.calls) == 2
+    assert len(built.calls) == 1
     # what both have is one file, and each is whole
     layer = Digest.of(b"layer").hex
     first, second = (variant.below(built.root / "dist") / "image/blobs/sha256" / layer for variant in images)
