@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import lock, release, versions
-from pipeline.bench import building
+from pipeline.bench import building, lab
 from pipeline.bench.building import BAKE, COLD, NOTHING, ONE, PARTS, SCENARIOS, USUAL_COLD
 from pipeline.bench.lab import Took
 from pipeline.oci import Digest
@@ -111,6 +111,11 @@ def test_apt_is_given_debians_index_with_the_packages_that_are_there(tmp_path: P
     assert building.index_with(whole, {name: stanza}) == (
         f"Package: a\nVersion: 1\n\nPackage: xx\nVersion: 1\n\n{stanza}\n"
     )
+
+
+def test_the_page_names_the_file_system() -> None:
+    assert lab.file_system(Path("/dev/shm")) == "tmpfs"
+    assert lab.file_system(Path("/proc/self")) == "proc"
 
 
 @pytest.mark.parametrize("suffix", ["md", "svg"])
