@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import build, debian, emulation, lock, release, versions
+from pipeline import build, debian, emulation, lock, machine, release, versions
 from pipeline.bench import lab, plot, report
 from pipeline.bench.lab import Lab, Took
 from pipeline.bench.sizing import lock_of
@@ -84,6 +84,8 @@ def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
     if host not in intent.platforms:
         raise EngineError("this machine is of no platform of the image", found=str(host))
     assert host is not None
+    foreign = [platform for platform in intent.platforms if platform != host]
+    machine.ensure([f"qemu-{platform.names.qemu}-static" for platform in foreign], run.log)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SCENARIOS}
     with lab.place("a benchmark of the build", run.log) as folder:
         disk = lab.file_system(folder)
