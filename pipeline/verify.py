@@ -23,10 +23,10 @@ from pipeline.lock import Lock
 from pipeline.log import Log, seconds, size
 from pipeline.oci import INDEX, MANIFEST, REFERENCE_TYPE, ImageName
 from pipeline.release import Image, Release
-from pipeline.transport import registry_origin, shown
+from pipeline.transport import AGAIN, registry_origin, shown
 
-_PAUSES = (1.0, 3.0)  # seconds before the second and third try: a registry may take a moment to show what it was given
-_AGAIN = (404, 429, 500, 502, 503, 504)  # statuses that may be others in a moment
+_PAUSES = (1.0, 3.0)  # seconds before the second and third try
+_AGAIN = AGAIN | {404}  # a registry may not show yet what it was given
 _PROVENANCE = "https://slsa.dev/provenance/"
 
 _T = TypeVar("_T")
