@@ -17,16 +17,16 @@ HEAD = 64  # bytes that `header` wants: the longest ELF header
 _MAGIC = b"\xff Go buildinf:"
 _SENTINEL = 16  # bytes around the module information
 _ELSEWHERE = (b"dep\t", b"=>\t")  # lines of the build information that name versions of other modules
+_BEHIND_MAJOR = rb"\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?"
 # A version as projects number their releases; a pseudo-version (a commit between two) is none.
-_VERSION = rb"v?\d+\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?"
+_VERSION = rb"v?\d+" + _BEHIND_MAJOR
 _PSEUDO = re.compile(r"(^v0\.0\.0$)|[.-]\d{14}-[0-9a-f]{12}")
 # The linker's -X sets a variable to text of its own, which ends in a zero byte and begins behind one; Go's constants
 # lie one behind the other without any (cmd/link, addstrdata).
 _SET_BY_LINKER = re.compile(rb"\0(" + _VERSION + rb")\0")
-# The part of it that is looked for in a whole program: one that begins with a full stop is found ten times as fast as
-# one that begins with digits, or with the zero bytes that programs are full of.
-_REST = re.compile(rb"\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?\0")
-_FIRST = 24  # bytes before that: zero, v, digits
+# What is looked for in a whole program: an expression that begins with a full stop is ten times as fast as one that
+# begins with digits, or with the zero bytes that programs are full of.
+_END_OF_TEXT = re.compile(_BEHIND_MAJOR + rb"\0")
 _IN_FLAGS = re.compile(r"[vV]ersion=['\"]?(" + _VERSION.decode() + r")(?=['\"\s]|$)")
 # What programs say of themselves where nothing was set: containerd (version/version.go), tini (tini.c).
 _SAID = ((rb"\+unknown", rb"(?<![\d.])(\d+\.\d+\.\d+)\+unknown$"), (rb"tini version [\d.]+", rb"([\d.]+)$"))
@@ -159,9 +159,9 @@ def stated_version(data: bytes) -> str | None:
 
 def set_by_linker(data: bytes) -> Iterator[str]:
     """Every version that fills a text of its own."""
-    for rest in _REST.finditer(data):
-        start = data.rfind(b"\0", max(0, rest.start() - _FIRST), rest.start())
-        if start >= 0 and (found := _SET_BY_LINKER.fullmatch(data, start, rest.end())):
+    for end in _END_OF_TEXT.finditer(data):
+        start = data.rfind(b"\0", 0, end.start())
+        if start >= 0 and (found := _SET_BY_LINKER.fullmatch(data, start, end.end())):
             yield found[1].decode()
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import elf
@@ -100,6 +100,7 @@ def test_the_version_that_a_program_states_of_itself(data: bytes, version: str |
 _PIECES = ["\0", "\0v1", "1.2.3", ".3.4", "1", "2", ".", "v", "-rc.1", "+k3s1", "x", "~", "12345678901234567890123"]
 
 
+@example("\0v12345678901234567890123.3.4\0")
 @given(st.lists(st.sampled_from(_PIECES), max_size=20).map("".join))
 def test_what_a_linker_set_is_found_as_a_plain_expression_would(text: str) -> None:
     plain = re.findall(r"(?<=\0)v?\d+\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?(?=\0)", text)

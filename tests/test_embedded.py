@@ -153,6 +153,13 @@ def test_an_archive_that_is_cut_off_is_no_crash(tmp_path: Path, part: float) -> 
     assert embedded.read("docker", path) == {}
 
 
+@pytest.mark.parametrize("count", range(20))
+def test_an_archive_that_ends_within_its_header_is_no_crash(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "docker.tgz"
+    path.write_bytes(docker(Platform.AMD64)[:count])
+    assert embedded.read("docker", path) == {}
+
+
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 def test_a_k3s_file_that_is_cut_off_is_no_crash(tmp_path: Path, part: float) -> None:
     whole = k3s(Platform.AMD64)

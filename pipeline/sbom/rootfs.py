@@ -145,7 +145,8 @@ def _read_layer(path: Path) -> Layer:
             with tarfile.open(path) as archive:  # one that can go back to where the content is
                 for name in linked:
                     _file(layer, archive, archive.getmember(name))
-    except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError, TypeError) as error:
+        # TypeError: tarfile's, where a stream ends within gzip's header
         raise DigestMismatch(
             "a layer of the built image cannot be read",
             expected="tar, plain or compressed with gzip",
