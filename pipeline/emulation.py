@@ -43,6 +43,11 @@ def handler(platform: Platform, binfmt: Path = BINFMT) -> str | None:
     return None
 
 
+def program(platform: Platform) -> str:
+    """The static qemu-user of a platform, as Debian and Ubuntu name it."""
+    return f"qemu-{platform.names.qemu}-static"
+
+
 @contextmanager
 def registered(platform: Platform, log: Log, binfmt: Path = BINFMT) -> Iterator[str | None]:
     """Have a handler for a foreign platform inside this block; yields the interpreter, None when it cannot be had.
@@ -63,7 +68,7 @@ def registered(platform: Platform, log: Log, binfmt: Path = BINFMT) -> Iterator[
 
 
 def _register(platform: Platform, log: Log, binfmt: Path) -> str | None:
-    interpreter = find(f"qemu-{platform.names.qemu}-static")
+    interpreter = find(program(platform))
     if interpreter is None or not (binfmt / "register").exists():
         return None
     mask = bytearray(b"\xff" * 20)

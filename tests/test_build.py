@@ -203,7 +203,7 @@ def test_a_file_that_was_not_fetched_is_named(built: Built) -> None:
 def test_a_variant_is_another_target_of_the_same_call(built: Built) -> None:
     images = built.run_all(AIRGAP_LOCK)
     (call,) = built.calls
-    assert {"image", "airgap"} <= set(call)
+    assert call[-2:] == ["image", "airgap"]
     for variant, image in images.items():
         assert Image.read(variant.below(built.root / "dist")) == image
         assert image.variant is variant

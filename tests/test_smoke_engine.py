@@ -194,7 +194,7 @@ def test_of_what_was_loaded_the_last_few_stay_and_what_is_used(
     docker: DockerClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "KEPT", 2)
-    images, names = [], []
+    images, names, used = [], [], []
     try:
         for number in range(4):
             small = Small(tmp_path / str(number), f"{tmp_path.name} {number}")
@@ -202,10 +202,11 @@ def test_of_what_was_loaded_the_last_few_stay_and_what_is_used(
             layout = layouts.read(small.dist / "image", image.digest)
             names.append(load.run(docker, layout, image, HOST, Log(quiet=True)).name)
             if not number:
-                used = docker.run(names[0], ["/bin/sleep", "600"], platform=HOST.value, detach=True)
+                used.append(docker.run(names[0], ["/bin/sleep", "600"], platform=HOST.value, detach=True))
         assert [docker.image.exists(name) for name in names] == [True, False, True, True]
     finally:
-        used.remove(force=True)
+        for container in used:
+            container.remove(force=True)
         for image in images:
             forget(docker, image)
 

@@ -231,11 +231,13 @@ def _calls(text: str) -> Iterator[list[str]]:
 
 def _given(step: Step, arguments: list[str]) -> Iterator[list[str]]:
     """The arguments, once with each value that somebody may choose by hand for a variable in them, or its default."""
-    workflow = read(GITHUB / "workflows" / step.file) if step.file in {path.name for path in WORKFLOWS} else {}
-    trigger = workflow.get("on") or {}
-    inputs = (trigger.get("workflow_dispatch") or {}).get("inputs", {}) if isinstance(trigger, dict) else {}
+    if not step.job:  # a composite action's: nobody starts it by hand
+        yield arguments
+        return
+    workflow = read(GITHUB / "workflows" / step.file)
+    inputs = (workflow["on"].get("workflow_dispatch") or {}).get("inputs", {})
     values: dict[str, list[str]] = {}
-    for name, value in (workflow.get("jobs", {}).get(step.job, {}).get("env") or {}).items():
+    for name, value in workflow["jobs"][step.job].get("env", {}).items():
         if found := re.fullmatch(r"\$\{\{ inputs\.(\w+) \}\}", value):
             about = inputs[found[1]]
             values[f"${name}"] = about.get("options") or [about["default"]]

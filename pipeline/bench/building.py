@@ -85,7 +85,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
         raise EngineError("this machine is of no platform of the image", found=str(host))
     assert host is not None
     foreign = [platform for platform in intent.platforms if platform != host]
-    machine.ensure([f"qemu-{platform.names.qemu}-static" for platform in foreign], run.log)
+    machine.ensure([emulation.program(platform) for platform in foreign], run.log)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SCENARIOS}
     with lab.place("a benchmark of the build", run.log) as folder:
         disk = lab.file_system(folder)
@@ -133,8 +133,7 @@ def _round(
         run.log.say(f"{name}: {took.seconds:.1f} s, {took.processor:.1f} s of processor")
 
     if usual is not None:
-        emulators = _usual(run, both, usual, folder, keep)
-        kept[USUAL_COLD]["emulators"] = emulators
+        kept[USUAL_COLD]["emulators"] = _usual(run, both, usual, folder, keep)
     with lab.started(both.lock, run.cache, folder, run.log) as engine:
         shutil.rmtree(both.dist, ignore_errors=True)
         keep(COLD, ours(engine, both, run, rehearsed))
@@ -162,7 +161,7 @@ def _usual(run: Run, both: Case, bake_file: Path, folder: Path, keep: Callable[[
             if handler is None and platform != Platform.host():
                 raise EngineError(
                     f"this machine cannot emulate {platform}, which the usual way of building needs",
-                    next_step=f"apt-get install qemu-user-static, which has qemu-{platform.names.qemu}-static",
+                    next_step=f"apt-get install qemu-user-static, which has {emulation.program(platform)}",
                 )
             if handler is not None:
                 emulators.append(emulation.version(handler))

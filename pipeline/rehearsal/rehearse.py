@@ -82,7 +82,7 @@ def _outside(run: Run, folder: Path) -> int:
         raise EngineError("this machine is of no platform of the image", found=str(host))
     with log.step("what this machine lacks"):
         foreign = [platform for platform in run.intent.platforms if platform != host]
-        emulators = [f"qemu-{platform.names.qemu}-static" for platform in foreign]
+        emulators = [emulation.program(platform) for platform in foreign]
         # Now, because the release phase has no network.
         virtual_engine = [tool for platform in foreign for tool in virtual.tools(platform)]
         machine.ensure([*TOOLS, *sandbox.TOOLS, *emulators, *virtual_engine], log)

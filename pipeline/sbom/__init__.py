@@ -20,7 +20,7 @@ from pipeline.lock import Lock
 from pipeline.log import Log, size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
-from pipeline.release import LAYOUT, Image, Variant, write_text
+from pipeline.release import LAYOUT, Image, write_text
 from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
 
 FOLDER = "sbom"
@@ -53,13 +53,12 @@ def subject(form: Form, document: Mapping[str, Any]) -> Digest | None:
         return None
 
 
-def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> Mapping[tuple[Variant, Platform, Form], Path]:
-    """Write every SBOM of the image and its variants, each below its own part of `dist`; returns the files.
+def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
+    """Write every SBOM of the image and its variants, each below its own part of `dist`.
 
     Raises LockStale when an image was built from another lock, DigestMismatch when its files have changed or hold
     something else than the lock says.
     """
-    written = {}
     known: dict[Digest, rootfs.Layer] = {}
     for image in images:
         image.require_lock(lock.digest)
@@ -73,7 +72,5 @@ def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> Mapping[tu
         for platform, root in roots.items():
             found = inventory.take(platform, image, lock, root)
             for form, text in ((Form.SPDX, spdx.render(found)), (Form.CYCLONEDX, cyclonedx.render(found))):
-                target = written[image.variant, platform, form] = path(folder, platform, form)
-                write_text(target, text)
+                write_text(path(folder, platform, form), text)
                 log.say(f"{platform}{image.variant.suffix} {form}: {len(found.packages)} packages, {size(len(text))}")
-    return written

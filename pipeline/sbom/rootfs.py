@@ -169,21 +169,27 @@ def _member(layer: Layer, archive: tarfile.TarFile, member: tarfile.TarInfo) -> 
         layer.files.links[name] = member.linkname
     elif member.isfile():
         _file(layer, archive, member)
-    return member.islnk() and bool(name in DOCKER or name in FILES or _is_archive(name) or _TEXT.fullmatch(name))
+    return member.islnk() and _kind(name) is not None
 
 
 def _file(layer: Layer, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
     name = _name(member)
+    match _kind(name):
+        case "program":
+            layer.files.programs[name] = _program(_content(archive, member), bundle=FILES.get(name) == "k3s")
+        case "archive":
+            layer.files.archives[name] = _archive(_content(archive, member))
+        case "text":
+            layer.files.texts[name] = _content(archive, member).decode("utf-8", "replace")
+
+
+def _kind(name: str) -> str | None:
+    """What a file is read for, by its path; None: it does not matter here."""
     if name in DOCKER or name in FILES:
-        layer.files.programs[name] = _program(_content(archive, member), bundle=FILES.get(name) == "k3s")
-    elif _is_archive(name):
-        layer.files.archives[name] = _archive(_content(archive, member))
-    elif _TEXT.fullmatch(name):
-        layer.files.texts[name] = _content(archive, member).decode("utf-8", "replace")
-
-
-def _is_archive(name: str) -> bool:
-    return posixpath.dirname(name) == ARCHIVES and name.endswith(".tar.zst")
+        return "program"
+    if posixpath.dirname(name) == ARCHIVES and name.endswith(".tar.zst"):
+        return "archive"
+    return "text" if _TEXT.fullmatch(name) else None
 
 
 def _name(member: tarfile.TarInfo) -> str:
