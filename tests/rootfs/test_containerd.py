@@ -22,12 +22,15 @@ class Dockerd(socketserver.ThreadingUnixStreamServer):
 
     daemon_threads = True
     has_containerd = True
+    on_ping: Callable[[], object] = staticmethod(lambda: None)
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             line = self.rfile.readline().decode()
             while self.rfile.readline().strip():
                 pass
+            if "/_ping" in line:
+                self.server.on_ping()  # type: ignore[attr-defined]
             names = ["Engine", *(["containerd"] if self.server.has_containerd else [])]  # type: ignore[attr-defined]
             body = json.dumps({"Components": [{"Name": name} for name in names]}) if "/version" in line else "OK"
             self.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
@@ -120,3 +123,23 @@ def test_its_end_is_noticed_and_it_is_back_when_dockerd_has_found_it(
 def test_a_containerd_from_elsewhere_is_not_waited_for(follow: Callable[[], Board]) -> None:
     found = follow()
     until(lambda: not found.problem("containerd"))
+
+
+def test_a_dockerd_that_starts_its_containerd_while_we_look_has_its_own(
+    dockerd: Dockerd, follow: Callable[[], Board], tmp_path: Path
+) -> None:
+    """The pid is written before the first answer, and may be written after we looked for a socket."""
+    pinged = threading.Event()
+
+    def starts() -> None:
+        (tmp_path / "pid").write_text("1")
+        pinged.set()
+
+    dockerd.on_ping = starts
+    found = follow()
+    assert pinged.wait(5)
+    until(lambda: "containerd does not answer" in found.problem("containerd"))
+    with living(tmp_path):
+        until(lambda: not found.problem("containerd"))
+    state = json.loads((tmp_path / "run/dind-k3s/state.json").read_text())
+    assert state["disabled"] == []

@@ -65,7 +65,9 @@ def follow_containerd(docker: Docker, found: Board) -> None:
         try:
             connection = containerd.connect()
         except OSError as error:
-            theirs = not containerd.PID.exists() and not docker.problem()  # dockerd was given one from elsewhere
+            # dockerd was given one from elsewhere, or else it has written its own one's pid before it answers. So it is
+            # asked first: the other way round a start that happens in between looks like a containerd of somebody else.
+            theirs = not docker.problem() and not containerd.PID.exists()
             found.report("containerd", f"containerd does not answer ({error.strerror or error})", disabled=theirs)
             pause.wait(STEADY if theirs else QUICK)
             continue
