@@ -20,10 +20,13 @@ def test_the_real_engine_loads_it_and_it_stays_up(engine: DockerClient, brought:
     host = Platform.host()
     assert host is not None
     engine.load(Path(brought.root).parent / "pause" / f"{host.architecture}.tar")
-    with engine.run(pause.TAGS[0], detach=True, networks=["none"]) as container:
+    with engine.run(pause.NAME, detach=True, networks=["none"]) as container:
         assert container.state.running
         assert container.state.status == "running"
-    assert engine.image.exists(pause.TAGS[1])
+
+
+def test_a_real_k3s_is_told_its_name_whatever_its_own_default_is() -> None:
+    assert f"--pause-image={pause.NAME}" in pause.K3S_ARGS.split()
 
 
 def test_debians_versions_become_the_vendors() -> None:

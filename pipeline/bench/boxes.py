@@ -31,7 +31,7 @@ from pipeline.rehearsal import clamp, pause
 LIMIT = 240.0  # seconds for any wait: a real k3s on a busy machine
 LOOK = 0.005  # seconds between two looks at a start
 IN_POD = "k8s_one_"  # how the containers of our pods begin: cri-dockerd's names, and the name in reach.py
-POD = pause.TAGS[0]  # the image of the pods: it sleeps, and as process 1 it ignores SIGTERM
+POD = pause.NAME  # the image of the pods: it sleeps, and as process 1 it ignores SIGTERM
 
 # Arguments that both sides give to dockerd and k3s, so that only what is around them differs.
 _DOCKERD = "--exec-opt native.cgroupdriver=cgroupfs --feature containerd-snapshotter=false --storage-driver overlay2"

@@ -1,8 +1,8 @@
 """The pause image that a real k3s wants for each pod, made of one static binary, since no registry is in reach.
 
 With `docker: true` k3s does not read its airgap folder: an image has to be in dockerd, so this one is mounted into
-/app/images, from where the container loads it at its start. Tags: k3s's own defaults, `rancher/pause:3.1` up to 1.23
-and `rancher/mirrored-pause:3.6` since (k3s-io/k3s, pkg/cli/cmds/agent.go).
+/app/images, from where the container loads it at its start. k3s is told its name, for the one that k3s has by default
+changes with its versions (--pause-image; k3s-io/k3s, pkg/cli/cmds/agent.go).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pipeline import zstd
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 
-TAGS = ("rancher/mirrored-pause:3.6", "rancher/pause:3.1")
+NAME = "dind-k3s.local/pause:1"
 
-# What pods of k3s's own add-ons would have to be pulled for; there is nowhere to pull them from.
+# Nothing can be pulled, so the add-ons, which are images, are left out.
 K3S_ARGS = (
-    "--disable=coredns --disable=traefik --disable=servicelb --disable=metrics-server --disable=local-storage "
-    "--disable-helm-controller"
+    f"--pause-image={NAME} --disable=coredns --disable=traefik --disable=servicelb --disable=metrics-server "
+    "--disable=local-storage --disable-helm-controller"
 )
 
 
@@ -81,7 +81,7 @@ def archive(binary: bytes, platform: Platform) -> bytes:
         sort_keys=True,
     ).encode()
     name = f"{Digest.of(config).hex}.json"
-    manifest = [{"Config": name, "RepoTags": list(TAGS), "Layers": ["layer.tar"]}]
+    manifest = [{"Config": name, "RepoTags": [NAME], "Layers": ["layer.tar"]}]
     return _tar({name: config, "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()})
 
 

@@ -184,9 +184,7 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
         rehearsed.resolve(check=False)
         _same_kubectl(real, rehearsed.lock, log)
         if k3s:
-            log.say(
-                f"real k3s: {', '.join(pause.TAGS)} made of a static binary, add-ons off: nothing can be pulled here"
-            )
+            log.say(f"real k3s: its pause image is {pause.NAME}, a static binary; no add-ons: none can be pulled")
 
         def options(chosen: engine.Engine) -> BootOptions:
             wanted = _for_real_k3s(chosen, folder) if k3s else BootOptions()
