@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.errors import IntentError
+
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -106,3 +108,15 @@ class ImageName:
         if not re.fullmatch(r"[a-z0-9]+([._/-]+[a-z0-9]+)*", repository):
             raise ValueError(f"not an image name: {text!r}")
         return cls(registry=registry, repository=repository), tag or None, Digest(digest) if digest else None
+
+    @classmethod
+    def meant(cls, text: str) -> tuple[ImageName, str]:
+        """The repository, and what to ask it for, of a text that a user gave: its digest, else its tag, else `latest`.
+
+        Raises IntentError.
+        """
+        try:
+            name, tag, digest = cls.parse(text)
+        except ValueError as error:
+            raise IntentError(str(error), expected="registry/repository[:tag][@sha256:…]") from None
+        return name, digest.text if digest else tag or "latest"

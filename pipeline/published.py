@@ -22,7 +22,7 @@ import httpx
 from pipeline import bundle
 from pipeline.bake import KEY, REHEARSAL
 from pipeline.bundle import Trust
-from pipeline.errors import IntentError, VerificationFailed
+from pipeline.errors import VerificationFailed
 from pipeline.log import Log, seconds, size
 from pipeline.oci import ANY_MANIFEST, INDEX, MANIFEST, REFERENCE_TYPE, ImageName
 from pipeline.platforms import Platform
@@ -54,14 +54,11 @@ def run(
     Raises VerificationFailed with the first thing that is wrong, IntentError for what is no reference.
     """
     for text in references:
-        try:
-            name, tag, digest = ImageName.parse(text)
-        except ValueError as error:
-            raise IntentError(str(error), expected="registry/repository[:tag][@sha256:…]") from None
+        name, reference = ImageName.meant(text)
         started = time.monotonic()
         checked = _Checked(Reader(name, client, sleep), name, trust, log)
         try:
-            found = checked.image(digest.text if digest else tag or "latest", tuple(platforms))
+            found = checked.image(reference, tuple(platforms))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _refused(f"{text} is made of documents that cannot be read", found=repr(error)[:200]) from None
         log.say(f"{name}@{found} holds: {size(checked.read)} read in {seconds(time.monotonic() - started)}")

@@ -51,11 +51,7 @@ def run(
     release = Release.read(dist, image.digest)
     repositories: dict[ImageName, list[str]] = {}
     for text in references or release.tagged:
-        try:
-            name, tag, digest = ImageName.parse(text)
-        except ValueError as error:
-            raise IntentError(str(error), expected="registry/repository:tag") from None
-        reference = digest.text if digest else tag or "latest"
+        name, reference = ImageName.meant(text)
         repositories.setdefault(name, []).append(reference)
     if not repositories:
         raise IntentError("nothing was published yet", next_step="nox -s tag")

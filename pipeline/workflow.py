@@ -48,7 +48,7 @@ from pipeline import (
 )
 from pipeline.bundle import Trust
 from pipeline.engine import Engine
-from pipeline.errors import IntentError, LockStale
+from pipeline.errors import LockStale
 from pipeline.fetch import Fetched
 from pipeline.lock import Lock
 from pipeline.log import Log, size
@@ -319,7 +319,7 @@ class Run:
     def reproduce(self, text: str, engine: Callable[[], Engine]) -> None:
         """Build a published image once more, cold, and hold both together; nothing of it is kept when they agree."""
         with self.log.step("reproduce"):
-            name, reference = _named(text)
+            name, reference = ImageName.meant(text)
             registry = self.registry(name)
             index = reproduce.published(registry, reference)
             intent, locked = self.intent, self.lock
@@ -371,7 +371,7 @@ class Run:
     def pull(self, text: str, dist: Path) -> Image:
         """Bring a published image back into a folder, a variant into its own below, as a stranger can."""
         with self.log.step("pull"):
-            name, reference = _named(text)
+            name, reference = ImageName.meant(text)
             return pull.run(Registry(self.client, name), reference, dist, self.log)
 
     def notes(self, previous: str | None) -> str:
@@ -405,15 +405,6 @@ class Run:
         self.log.table(title, ["platform", "manifest digest", "size", "smoke"], rows)
         for reference in release.tagged:
             self.log.say(f"{'verified' if reference in release.verified else 'tagged'}  {reference}")
-
-
-def _named(text: str) -> tuple[ImageName, str]:
-    """The repository, and the digest or tag in it, that a text names. Raises IntentError."""
-    try:
-        name, tag, digest = ImageName.parse(text)
-    except ValueError as error:
-        raise IntentError(str(error), expected="registry/repository:tag or …@sha256:…") from None
-    return name, digest.text if digest else tag or "latest"
 
 
 def _meant(reference: str, images: Mapping[Variant, Image]) -> Variant:

@@ -121,7 +121,7 @@ def test_nothing_was_published(published: Published) -> None:
     published.image = make(published.dist, "never")
     with pytest.raises(IntentError, match="nox -s tag"):
         published.verify()
-    with pytest.raises(IntentError, match="registry/repository:tag"):
+    with pytest.raises(IntentError, match=r"registry/repository\[:tag\]"):
         published.verify("UPPER CASE")
 
 
