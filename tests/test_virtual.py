@@ -294,6 +294,21 @@ def test_a_guest_that_hangs_is_ended_and_told(
     assert leftovers() == []
 
 
+def test_a_guest_that_stands_still_before_anything_of_ours_is_started_once_more(
+    rehearsed: Rehearsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(qemu._LIMITS, "kernel", 0.3)  # under TCG none has mounted its root by then
+    emulated = qemu.accelerators(HOST)[-1:]
+    monkeypatch.setattr(qemu, "accelerators", lambda _platform: emulated)
+    with pytest.raises(qemu.Hung, match="the virtual engine for") as failed, guest(rehearsed, tmp_path / "console"):
+        pytest.fail("it booted in no time")
+    assert "it hung in the stage «kernel»: nothing more within 0.3 s" in (failed.value.found or "")
+    said = capsys.readouterr().err
+    assert said.count("; tcg, ") == 2 * 2, "two machines, each with a line at its start and at its end"
+    assert said.count("once more, from its start: it hung in the stage «kernel»") == 1
+    assert leftovers() == []
+
+
 def freeze(machine: Machine) -> None:
     """Stop its processors, through qemu's monitor."""
     with socket.socket(socket.AF_UNIX) as connection:

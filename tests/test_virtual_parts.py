@@ -7,9 +7,11 @@ import lzma
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import virtual
 from pipeline.engine import Engine
 from pipeline.errors import EngineError, IntentError
 from pipeline.log import Log
@@ -181,3 +183,31 @@ def test_a_check_that_was_left_does_not_fail_its_tier() -> None:
     assert report.state == State.PASSED
     assert report.steps == {"docker": State.PASSED, "node and pods": State.NOT_RUN}
     assert recorder.report("the guest is gone").reason == "the guest is gone"
+
+
+def test_a_second_try_is_made_of_a_guest_that_hung_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[EngineError | str] = []
+
+    def boots(*_arguments: object, **_options: object) -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, EngineError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(virtual, "_boot", boots)
+    monkeypatch.setattr(qemu, "accelerators", lambda _platform: [TCG])
+
+    def first() -> object:
+        place: Any = None
+        return virtual._first_that_works(
+            Platform.ARM64, GUESTS["default"], place, place, place, place, Log(quiet=True), keep=False
+        )
+
+    outcomes[:] = [qemu.Hung("hung", found="the stage kernel"), "a machine"]
+    assert first() == "a machine"
+    outcomes[:] = [EngineError("a panic"), "never asked for"]
+    with pytest.raises(EngineError, match="a panic"):
+        first()
+    outcomes[:] = [qemu.Hung("hung"), qemu.Hung("hung again"), "never asked for"]
+    with pytest.raises(EngineError, match="hung again"):
+        first()

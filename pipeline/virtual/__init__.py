@@ -76,13 +76,22 @@ def run(
 def _first_that_works(
     platform: Platform, guest: Guest, system: System, disk: Path, top: Path, console: Path, log: Log, *, keep: bool
 ) -> Machine:
-    """A booted machine. Whether KVM works is known only by booting something; TCG does, and is the last choice."""
+    """A booted machine. Whether KVM works is known only by booting something; TCG does, and is the last choice.
+
+    Under TCG a second try is made of what stood still before its dockerd was started: it happens, seldom, on a
+    busy machine that a processor of the guest misses its timer's interrupt, for which Linux then waits for ever (its
+    console says «timer wakeup didn't happen»). What is tried on the guest has not begun by then, so no fault of it can be hidden.
+    """
     *others, last = qemu.accelerators(platform)
     for accelerator in others:
         try:
             return _boot(platform, guest, accelerator, system, disk, top, console, log, keep=keep)
         except EngineError as error:
             log.say(f"{accelerator.name} does not work here, though /dev/kvm is there: {error.found}")
+    try:
+        return _boot(platform, guest, last, system, disk, top, console, log, keep=keep)
+    except qemu.Hung as error:
+        log.say(f"once more, from its start: {error.found}")
     return _boot(platform, guest, last, system, disk, top, console, log, keep=keep)
 
 

@@ -48,7 +48,13 @@ _STOP = 15.0
 _KVM_SIGN = 15.0  # a guest that works under KVM has mounted its root within one or two
 _SILENCE = 90.0  # without a sign of life; the guest gives one every 5 s, and even a busy one is seldom 10 s late
 _LAST_LINES = 12
+# Up to here there is Debian's kernel and our init in the machine, and nothing of what is tried on it.
+_BEFORE_ANYTHING_OF_OURS = STAGES[: STAGES.index("dockerd")]
 _WORST = r"Kernel panic|Out of memory|\bOops\b|\bBUG:"
+
+
+class Hung(EngineError):
+    """A guest that stood still before anything that is tried on it had begun: what that is cannot be the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +242,7 @@ class Machine:
         self._listener.start()
 
     def boot(self) -> None:
-        """Wait, stage by stage, until its dockerd answers. Raises EngineError: a deadline, an end, a hang."""
+        """Wait, stage by stage, until its dockerd answers. Raises EngineError: a deadline, an end; Hung."""
         for now, following in pairwise(STAGES):
             limit = _LIMITS[now] if now in _LIMITS else _DOCKERD * max(self.speed, 1.0)
             self._until(following, _KVM_SIGN if (now, self.accelerator.name) == ("kernel", "kvm") else limit)
@@ -245,10 +251,13 @@ class Machine:
         deadline = time.monotonic() + limit
         with self._changed:
             while self._stage not in STAGES or STAGES.index(self._stage) < STAGES.index(stage):
-                if self.trouble is None and time.monotonic() > deadline:
+                hung = self.trouble is None and time.monotonic() > deadline
+                if hung:
                     self._trouble = f"it hung in the stage «{self._stage}»: nothing more within {seconds(limit)}"
                 if (trouble := self.trouble) is not None:
-                    raise self._failed(trouble)
+                    raise self._failed(
+                        trouble, Hung if hung and self._stage in _BEFORE_ANYTHING_OF_OURS else EngineError
+                    )
                 self._changed.wait(0.2)
 
     def stop(self) -> None:
@@ -296,8 +305,8 @@ class Machine:
         worst = [line for line in lines[:-_LAST_LINES] if re.search(_WORST, line)]
         return " / ".join([*worst[-1:], *lines[-_LAST_LINES:]]) or "nothing"
 
-    def _failed(self, trouble: str) -> EngineError:
-        return EngineError(
+    def _failed(self, trouble: str, kind: type[EngineError] = EngineError) -> EngineError:
+        return kind(
             f"the virtual engine for {self.platform} failed",
             found=trouble,
             where=str(self.console),
