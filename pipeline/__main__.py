@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
-_BENCHES = ("fetch", "start", "size", "build", "update", "scale", "smoke", "cli")
+_BENCHES = ("cli", "size", "smoke", "fetch", "start", "scale", "update", "build")  # in the order of `bench` alone
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
@@ -60,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
     command("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz")
     one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
-    one.add_argument("what", choices=_BENCHES, help="what to measure")
+    one.add_argument(
+        "what", nargs="?", choices=(*_BENCHES, "all"), default="all", help="what to measure (default: all)"
+    )
     one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
     one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json, .md and .svg")
     one.add_argument("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
@@ -338,41 +340,10 @@ def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
 
 
 def _bench(run: Run, parsed: argparse.Namespace) -> None:
-    match parsed.what:
-        case "fetch":
-            from pipeline.bench import fetching
+    from pipeline.bench import suite
 
-            fetching.main(run.log, ROOT, runs=parsed.runs, write=parsed.write, check=parsed.check)
-        case "start":
-            from pipeline.bench import starting
-
-            starting.main(run, runs=parsed.runs, write=parsed.write, check=parsed.check, rootfs=parsed.rootfs)
-        case "size":
-            from pipeline.bench import sizing
-
-            sizing.main(run, write=parsed.write, check=parsed.check)
-        case "build":
-            from pipeline.bench import building
-
-            building.main(run, runs=parsed.runs, write=parsed.write, check=parsed.check)
-        case "update":
-            from pipeline.bench import updating
-
-            updating.main(run, runs=parsed.runs, write=parsed.write, check=parsed.check)
-        case "scale":
-            from pipeline.bench import scaling
-
-            scaling.main(run, runs=parsed.runs, write=parsed.write, check=parsed.check)
-        case "smoke":
-            from pipeline.bench import smoking
-
-            smoking.main(run, write=parsed.write, check=parsed.check)
-        case "cli":
-            from pipeline.bench import commanding
-
-            commanding.main(run.log, ROOT, runs=parsed.runs, write=parsed.write, check=parsed.check)
-        case other:
-            raise AssertionError(other)
+    names = _BENCHES if parsed.what == "all" else (parsed.what,)
+    suite.main(run, names, runs=parsed.runs, write=parsed.write, check=parsed.check, rootfs=parsed.rootfs)
 
 
 def _retention(run: Run, parsed: argparse.Namespace) -> None:

@@ -58,10 +58,11 @@ def test_ratios_are_made_within_a_round_against_the_faster_one_that_does_the_sam
     ]
 
 
-def test_the_page_is_what_the_figures_give() -> None:
+def test_page_and_drawing_are_what_the_figures_give() -> None:
     folder = ROOT / "docs/benchmarks"
     document = json.loads((folder / "fetch.json").read_text(encoding="utf-8"))
     assert fetching.render(document) == (folder / "fetch.md").read_text(encoding="utf-8")
+    assert fetching.draw(document) == (folder / "fetch.svg").read_text(encoding="utf-8")
 
 
 def test_the_origin_writes_down_what_went_out_and_all_share_its_line(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import machine
-from pipeline.bench import origin, report
+from pipeline.bench import origin, plot, report
 from pipeline.errors import EngineError
 from pipeline.log import Log, size
 from pipeline.oci import Digest
@@ -75,8 +75,9 @@ def main(
                 found[title] = _rounds(folder, root, served, files, runs)
         with log.step(f"all in the cache, {runs} rounds"):
             found["in the cache"] = _again(folder, root, files, runs)
-    document = _document(found, sizes, runs)
-    report.finish("fetch", document, {"md": render(document)}, root, log, write=write, check_=check)
+    document = report.stored(_document(found, sizes, runs))
+    files = {"md": render(document), "svg": draw(document)}
+    report.finish("fetch", document, files, root, log, write=write, check_=check)
     return document
 
 
@@ -281,6 +282,51 @@ def _versions() -> dict[str, str]:
     }
 
 
+def draw(document: Mapping[str, Any]) -> str:
+    """docs/benchmarks/fetch.svg: the seconds of each program; the mark on fetch's bar is its limit."""
+    rows = []
+    for scenario in document["scenarios"]:
+        took = {told["name"]: told["median"] for told in scenario["programs"]}
+        for name, value in took.items():
+            limit = SLOWER * min(took[CHECKED], took[CURL_CHECKED]) if name == FETCH else None
+            rows.append(plot.Row(name=_SHORT.get(name, name), parts={scenario["title"]: value}, limit=limit))
+    return plot.bars("Seconds until all files are there", rows, "s")
+
+
+_SHORT = {
+    CURL_CHECKED: "curl, then sha256sum",
+    CURL_PLAIN: "curl, unchecked",
+    RANGES: "aria2c, 4 ranges a file",
+    AGAIN: "fetch",
+    HASHING: "sha256sum, all cores",
+}
+
+
+def _dominates(document: Mapping[str, Any]) -> list[str]:
+    """What takes the time, what the limit is, and why a target does not hold: sentences made of the figures."""
+    scenarios = document["scenarios"]
+    free, limited = ({told["name"]: told for told in scenario["programs"]} for scenario in scenarios[:2])
+    mine, curl = free[FETCH], free[CURL_PLAIN]
+    lines = [
+        f"**What dominates.** Without a limit it is processor time: fetch uses {mine['processor']:.2f} s of it in "
+        f"{mine['median']:.2f} s, curl, which checks nothing, {curl['processor']:.2f} s. fetch hashes what it receives "
+        "on its way to the disk, and those that check afterwards read all of it once more. From a line of 1 Gbit/s on "
+        f"the line is the limit: the bytes alone need {document['bytes'] / _LIMIT:.2f} s, fetch needs "
+        f"{limited[FETCH]['median']:.2f} s.",
+    ]
+    failed = [one for one in document["targets"] if not one["holds"]]
+    if failed:
+        told = "; ".join(f"«{one['name']}» is {one['median']:.2f} where {one['limit']:.2f} is asked" for one in failed)
+        lines += [
+            "",
+            f"Not reached: {told}. Python's start, hashing, and threads that wait for the interpreter after each piece "
+            "are what curl does not have; [docs/fetch.md](../fetch.md#how-fast-it-is) has their shares and what was "
+            "tried. The next step would be a process for each core, or a Python whose threads run at once; on a line "
+            "nobody would see it.",
+        ]
+    return lines
+
+
 def render(document: Mapping[str, Any]) -> str:
     """docs/benchmarks/fetch.md of a document."""
     scenarios = document["scenarios"]
@@ -296,6 +342,12 @@ def render(document: Mapping[str, Any]) -> str:
         *report.machine_lines(document),
         "",
         *report.targets_table(document["targets"]),
+        "",
+        "![seconds of each program](fetch.svg)",
+        "",
+        f"The mark is {SLOWER:.2f} × the faster one of those that check.",
+        "",
+        *_dominates(document),
     ]
     for scenario in scenarios:
         lines += [

@@ -80,7 +80,8 @@ def _first_that_works(
 
     Under TCG a second try is made of what stood still before its dockerd was started: it happens, seldom, on a
     busy machine that a processor of the guest misses its timer's interrupt, for which Linux then waits for ever (its
-    console says «timer wakeup didn't happen»). What is tried on the guest has not begun by then, so no fault of it can be hidden.
+    console says «timer wakeup didn't happen»). What is tried on the guest has not begun by then, so that no fault of it
+    can be hidden.
     """
     *others, last = qemu.accelerators(platform)
     for accelerator in others:
