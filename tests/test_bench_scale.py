@@ -13,7 +13,7 @@ import pytest
 from pipeline import retention
 from pipeline.bench import scaling
 from pipeline.bench.processes import OURS
-from pipeline.bench.scaling import DELETE, FETCH, FEW, LIST, LOOKUP, PLAN
+from pipeline.bench.scaling import BARE, DELETE, FETCH, FEW, LIST, LOOKUP, PLAN
 from pipeline.workflow import Run
 from tests.images import Line, Place, program, running
 from tests.sites import committed
@@ -64,7 +64,17 @@ def test_half_of_the_tags_are_releases_and_what_is_attached_goes_with_them(place
 def test_a_registry_is_measured_at_every_count(run: Run, tmp_path: Path) -> None:
     program()  # skips where there is none
     found = scaling.registries(tmp_path, run, 1, (8, 24))
-    assert {what: [*points] for what, points in found.items()} == {what: ["8", "24"] for what in (LIST, PLAN, DELETE)}
+    measured = (LIST, PLAN, DELETE, BARE)
+    assert {what: [*points] for what, points in found.items()} == {what: ["8", "24"] for what in measured}
+    ours, curls = (
+        {
+            path.name
+            for path in tmp_path.glob(f"registry/storage/docker/registry/v2/repositories/{of}/24/_manifests/tags/*")
+        }
+        for of in ("bench", "alike")
+    )
+    assert ours == curls, "both removed the same"
+    assert 0 < len(ours) < 24
 
 
 def boxes(most: float) -> dict[str, Any]:
@@ -81,12 +91,14 @@ def boxes(most: float) -> dict[str, Any]:
 def test_what_grows_faster_than_linearly_and_what_is_lost_does_not_hold() -> None:
     seconds = {what: {"100": [0.1], "1000": [1.0]} for what in (FETCH, LOOKUP, FEW, LIST, PLAN)}
     many = [boxes(most) for most in (50.0, 51.0, 20.0)]
-    told = {one["name"]: one for one in scaling.targets({**seconds, DELETE: {"10": [1], "100": [90]}}, many)}
+    removed = {DELETE: {"10": [1.0], "100": [90.0]}, BARE: {"10": [1.0], "100": [89.0]}}
+    told = {one["name"]: one for one in scaling.targets({**seconds, **removed}, many)}
     assert told["pods: exponent, 10 to 50"]["from"] < 1 < told["pods: exponent, 10 to 50"]["median"]
     assert "| 50 | 50.00 s (20.00-51.00) | 1000 ms |" in "\n".join(scaling._many(many))
     assert {name: one["holds"] for name, one in told.items()} == {
         **{f"{what}: exponent, 100 to 1000": True for what in (FETCH, LOOKUP, FEW, LIST, PLAN)},
         f"{DELETE}: exponent, 10 to 100": False,
+        f"{DELETE}: beside {BARE}": True,
         "pods: exponent, 10 to 50": False,
         "containers: exponent, 10 to 50": True,
         "pods lost by a SIGKILL of the whole": False,

@@ -18,6 +18,7 @@ from pipeline.log import Log
 STUBBORN = 10  # pods that ignore SIGTERM, at a stop
 _HEALTH_RUNS = 20  # of the health check, to have more than a clock tick
 _HEALTH_EVERY = 30.0  # seconds between two of them (Dockerfile, HEALTHCHECK)
+_LOOK = 0.004  # seconds between two looks, for each pod: a look lists all of them, and shall not cost more for many
 _AT_ONCE = 8  # inner containers that are started at the same time
 
 Figures = dict[str, Any]
@@ -83,8 +84,9 @@ def pods(box: Box, count: int, prefix: str = "pod") -> float:
     started = time.monotonic()
     for number in range(count):
         cluster.run(f"{prefix}-{number}", POD)
-    box.until(f"{count} pods to run", lambda: cluster.pods() >= said + count, every=0.1)
-    box.until(f"{count} pods to be containers", lambda: box.dockerd.running(IN_POD) >= before + count, every=0.1)
+    every = _LOOK * count
+    box.until(f"{count} pods to run", lambda: cluster.pods() >= said + count, every=every)
+    box.until(f"{count} pods to be containers", lambda: box.dockerd.running(IN_POD) >= before + count, every=every)
     cluster.close()
     return time.monotonic() - started
 
@@ -95,7 +97,11 @@ def no_pods(box: Box, count: int, prefix: str = "pod") -> float:
     started = time.monotonic()
     for number in range(count):
         cluster.delete(f"{prefix}-{number}")
-    box.until("all pods to be gone", lambda: cluster.pods(None) == 0 and box.dockerd.running("k8s_") == 0, every=0.1)
+
+    def gone() -> bool:
+        return cluster.pods(None) == 0 and box.dockerd.running("k8s_") == 0
+
+    box.until("all pods to be gone", gone, every=_LOOK * count)
     cluster.close()
     return time.monotonic() - started
 

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from pipeline.bake import KEY
 from pipeline.bench import measures, plot, processes, report, starting
 from pipeline.bench.fetching import disk
 from pipeline.bench.sizing import lock_of
+from pipeline.credentials import Challenge, Credentials
 from pipeline.log import Log, size
 from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
 from pipeline.platforms import Platform
@@ -32,16 +34,20 @@ from pipeline.registry import Registry
 from pipeline.rehearsal import registry as local
 
 if TYPE_CHECKING:
+    import httpx
+
     from pipeline.workflow import Run
 
 COUNTS = (10, 100, 1000)
 PODS, CONTAINERS = (1, 10, 50, 100), (1, 10, 50)
 FILLED = 3  # rounds at most of pods and containers, each in a container of its own
+BESIDE = 1.10  # of what curl takes for the same requests
 LINEAR = 1.10  # the exponent: a tenth for what a machine's noise does to a fit
 FILE = 100_000  # bytes of a generated artifact
 
 FETCH, LOOKUP, FEW = "fetch, all in the cache", "lookups in the cache", f"fetch of {COUNTS[0]} files, beside others"
 PLAN, DELETE, LIST = "retention decides", "retention removes", "the registry lists its tags"
+BARE = "the same requests by curl"  # beside DELETE: what is the registry's own
 _AT_ONCE = 8
 _TRIES = 5
 _NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -55,7 +61,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool, counts: Sequence[int]
     image = release.Image.read(run.dist)
     own = lock_of(run, image)
     machine.require_linux_root("a benchmark of pods")
-    machine.ensure(["docker-registry"], run.log)
+    machine.ensure(["docker-registry", "curl"], run.log)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="dind-k3s-bench-", dir=disk()) as name:
         with run.log.step(f"a cache with {', '.join(map(str, counts))} files"):
@@ -122,26 +128,47 @@ def _look_up(files: Sequence[fetch.Wanted], cache: Path) -> None:
 
 
 def registries(folder: Path, run: Run, runs: int, counts: Sequence[int]) -> Seconds:
-    """Retention over repositories with so many tags: the decision, then the removal, which can be had once."""
-    found: Seconds = {LIST: {}, PLAN: {}, DELETE: {}}
+    """Retention over repositories with so many tags: the decision, then the removal, which can be had once.
+
+    Beside the removal: a repository alike, of which curl removes the same manifests, one request after the other, too.
+    """
+    found: Seconds = {LIST: {}, PLAN: {}, DELETE: {}, BARE: {}}
     rule = retention.Rule(newest=3, younger=timedelta(days=90))
     program = machine.find("docker-registry") or "docker-registry"
     with local.serve(program, folder / "registry", local.free_ports()) as served:
         for count in counts:
-            name = ImageName(registry=served.host, repository=f"bench/{count}")
-            registry = Registry(run.client, name, served.credentials)
+            registry, alike = (
+                Registry(run.client, ImageName(registry=served.host, repository=f"{of}/{count}"), served.credentials)
+                for of in ("bench", "alike")
+            )
             with run.log.step(f"{count} tags"):
-                fill(registry, folder, count)
+                for one in (registry, alike):
+                    fill(one, folder, count)
                 found[LIST][str(count)] = [_timed(registry.tags, _TRIES) for _ in range(runs)]
                 decide = partial(retention.plan, registry, rule, _NOW)
                 found[PLAN][str(count)] = [_timed(decide) for _ in range(runs)]
-                found[DELETE][str(count)] = [_timed(partial(_remove, registry, decide()))]
+                decided = decide()
+                found[DELETE][str(count)] = [_timed(partial(_remove, registry, decided))]
+                removals = _removals(alike, decided.digests, served.credentials, run.client).encode()
+                curl = partial(subprocess.run, ["curl", "--fail-early", "--config", "-"], input=removals, check=True)
+                found[BARE][str(count)] = [_timed(curl)]
     return found
 
 
 def _remove(registry: Registry, decided: retention.Plan) -> None:
     for digest in decided.digests:
         registry.delete(digest)
+
+
+def _removals(registry: Registry, digests: Sequence[Digest], who: Credentials, client: httpx.Client) -> str:
+    """A configuration that has curl send them, over one connection, with the token that a removal needs."""
+    refused = client.delete(f"{registry.url}/manifests/{digests[0]}")
+    challenge = Challenge.of(refused.headers.get_list("WWW-Authenticate"))
+    assert challenge is not None  # a rehearsal's registry lets nobody remove anything unasked
+    scope = {"service": challenge.service, "scope": f"repository:{registry.name.repository}:pull,delete"}
+    answer = client.get(challenge.realm, params=scope, headers={"Authorization": who.basic})
+    lines = ["silent", "show-error", "fail", "request = DELETE", f'oauth2-bearer = "{answer.json()["token"]}"']
+    return "\nnext\n".join("\n".join([f'url = "{registry.url}/manifests/{one}"', *lines]) for one in digests)
 
 
 def fill(registry: Registry, folder: Path, count: int) -> None:
@@ -223,7 +250,9 @@ def targets(found: Seconds, many: Sequence[Mapping[str, Any]]) -> list[dict[str,
         *(
             report.target(f"{what}: exponent, {' to '.join(list(points)[-2:])}", _each_round(points), LINEAR)
             for what, points in {**found, **_points(many)}.items()
+            if what != BARE
         ),
+        report.target(f"{DELETE}: beside {BARE}", _beside_curl(found), BESIDE),
         report.target("pods lost by a SIGKILL of the whole", lost, 0),
     ]
 
@@ -231,6 +260,12 @@ def targets(found: Seconds, many: Sequence[Mapping[str, Any]]) -> list[dict[str,
 def _each_round(points: Mapping[str, Sequence[float]]) -> list[float]:
     rounds = zip(*points.values(), strict=True)
     return [last({count: [value] for count, value in zip(points, values, strict=True)}) for values in rounds]
+
+
+def _beside_curl(found: Seconds) -> list[float]:
+    """Retention's removals beside curl's, of the largest repository."""
+    ours, bare = (list(found[what].values())[-1] for what in (DELETE, BARE))
+    return [one / other for one, other in zip(ours, bare, strict=True)]
 
 
 def draw(document: Mapping[str, Any]) -> str:
@@ -247,7 +282,7 @@ def draw(document: Mapping[str, Any]) -> str:
     return plot.bars("Time for each, beside ten: linear is 1, or less", rows, "×")
 
 
-_SHORT = {FETCH: "fetch", LOOKUP: "lookups", PLAN: "decides", DELETE: "removes", LIST: "lists"}
+_SHORT = {FETCH: "fetch", LOOKUP: "lookups", PLAN: "decides", DELETE: "removes", LIST: "lists", BARE: "curl removes"}
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -292,8 +327,10 @@ def render(document: Mapping[str, Any]) -> str:
         "number; how many other files lie in the cache decides nothing. "
         f"Retention asks for each tag's manifest and each index's parts, {_each(seconds[PLAN])} a tag: the limit is "
         "the registry's time to answer. A removal is one request, for which docker-registry 2.8 reads every tag of the "
-        "repository: with n tags and as many removals its own work grows with their square, whoever asks, and the next "
-        "step would be a registry that knows which tags a manifest has. Our part, the decision, does not.",
+        "repository: with n tags and as many removals its own work grows with their square, whoever asks. curl, with "
+        f"the same requests to a repository alike, has the exponent {last(seconds[BARE]):.2f}, and ours takes "
+        f"{statistics.median(_beside_curl(seconds)):.2f} × its time. The next step would be a registry that knows "
+        "which tags a manifest has.",
         "",
         "## Pods and inner containers",
         *(
