@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import retention
 from pipeline.bench import scaling
-from pipeline.bench.processes import OURS
+from pipeline.bench.processes import DOCKER, K3S, OURS, SHIMS
 from pipeline.bench.scaling import BARE, DELETE, FETCH, FEW, LIST, LOOKUP, PLAN
 from pipeline.workflow import Run
 from tests.images import Line, Place, program, running
@@ -80,11 +80,16 @@ def test_a_registry_is_measured_at_every_count(run: Run, tmp_path: Path) -> None
 def boxes(most: float) -> dict[str, Any]:
     """One round, the fifty pods of which took so many seconds."""
     memory = {OURS: 30_000_000, "containers": 5_000_000}
+    used = {DOCKER: 0.5, SHIMS: 0.6, K3S: 0.1}
+    more = {DOCKER: 2.5, SHIMS: 3.0, K3S: 0.01 * most}
     many = [
-        {"count": 10, "seconds": 5.0, "memory": memory, "lost": 0, "removed in": 1.0},
-        {"count": 50, "seconds": most, "memory": memory, "lost": 2, "back after": 9.0, "removed in": 4.0},
+        {"count": 10, "seconds": 5.0, "processor": used, "memory": memory, "lost": 0, "removed in": 1.0},
+        {
+            **{"count": 50, "seconds": most, "processor": more, "memory": memory, "lost": 2},
+            **{"back after": 9.0, "removed in": 4.0},
+        },
     ]
-    plain = [{"count": count, "seconds": count * 0.1, "memory": memory} for count in (10, 50)]
+    plain = [{"count": count, "seconds": count * 0.1, "processor": {}, "memory": memory} for count in (10, 50)]
     return {"pods": many, "containers": plain}
 
 
@@ -94,7 +99,7 @@ def test_what_grows_faster_than_linearly_and_what_is_lost_does_not_hold() -> Non
     removed = {DELETE: {"10": [1.0], "100": [90.0]}, BARE: {"10": [1.0], "100": [89.0]}}
     told = {one["name"]: one for one in scaling.targets({**seconds, **removed}, many)}
     assert told["pods: exponent, 10 to 50"]["from"] < 1 < told["pods: exponent, 10 to 50"]["median"]
-    assert "| 50 | 50.00 s (20.00-51.00) | 1000 ms |" in "\n".join(scaling._many(many))
+    assert "| 50 | 50.00 s (20.00-51.00) | 1000 ms | 50 + 60 + 10 ms |" in "\n".join(scaling._many(many))
     assert {name: one["holds"] for name, one in told.items()} == {
         **{f"{what}: exponent, 100 to 1000": True for what in (FETCH, LOOKUP, FEW, LIST, PLAN)},
         f"{DELETE}: exponent, 10 to 100": False,
@@ -103,6 +108,18 @@ def test_what_grows_faster_than_linearly_and_what_is_lost_does_not_hold() -> Non
         "containers: exponent, 10 to 50": True,
         "pods lost by a SIGKILL of the whole": False,
     }
+
+
+def test_where_pods_grow_faster_it_is_told_what_does() -> None:
+    seconds = {what: {"100": [0.1], "1000": [1.0]} for what in (FETCH, LOOKUP, FEW, LIST, PLAN, DELETE, BARE)}
+    steep, even = ([boxes(most)] for most in (60.0, 25.0))
+    said = scaling._starting({"stand-in": True, "boxes": steep, "targets": scaling.targets(seconds, steep)})
+    assert "k3s 10 and 12 ms" in said
+    assert said.endswith("what grows most is k3s, the stand-in: the next step is to measure with a real one.")
+    said = scaling._starting({"stand-in": False, "boxes": steep, "targets": scaling.targets(seconds, steep)})
+    assert said.endswith("what grows most is k3s.")
+    said = scaling._starting({"stand-in": True, "boxes": even, "targets": scaling.targets(seconds, even)})
+    assert said.endswith("started once for each.")
 
 
 def test_page_and_drawing_are_what_the_figures_give() -> None:

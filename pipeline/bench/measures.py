@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pipeline.bench import boxes, processes
@@ -134,6 +135,11 @@ def memory(box: Box) -> dict[str, int]:
     }
 
 
+def processor(box: Box) -> dict[str, float]:
+    """Seconds of processor time by whose they are, of what lives, since each began."""
+    return {group: sum(processes.used(one.pid) for one in them) for group, them in processes.groups(box.pid).items()}
+
+
 def idle(place: Place, runs: int, window: float, log: Log) -> Figures:
     """A ready cluster without pods: what every process of ours has, and what it used in each of `runs` windows."""
     with log.step(f"idle, {runs} × {window:g} s"), boxes.box(place, Kind.OURS) as box:
@@ -190,8 +196,7 @@ def scale(place: Place, many_pods: Sequence[int], many_containers: Sequence[int]
         boxes.watch(box)
         box.dockerd.load(place.pod)
         for count in many_pods:
-            seconds = pods(box, count)
-            entry: Figures = {"count": count, "seconds": seconds, "memory": memory(box), "lost": 0}
+            entry: Figures = {"count": count, **_timed(box, partial(pods, box, count)), "lost": 0}
             if count == many_pods[-1]:
                 box.kill_and_start()
                 boxes.watch(box)
@@ -199,13 +204,21 @@ def scale(place: Place, many_pods: Sequence[int], many_containers: Sequence[int]
                 entry["back after"] = time.time() - box.began
             entry["removed in"] = no_pods(box, count)
             found["pods"].append(entry)
-            log.say(f"{count} pods: {seconds:.1f} s")
+            log.say(f"{count} pods: {entry['seconds']:.1f} s")
         for count in many_containers:
-            seconds = containers(box, count)
-            found["containers"].append({"count": count, "seconds": seconds, "memory": memory(box)})
+            entry = {"count": count, **_timed(box, partial(containers, box, count))}
+            found["containers"].append(entry)
             no_containers(box, count)
-            log.say(f"{count} containers: {seconds:.1f} s")
+            log.say(f"{count} containers: {entry['seconds']:.1f} s")
     return found
+
+
+def _timed(box: Box, do: Callable[[], float]) -> Figures:
+    """Its seconds, the processor time that went into it by whose it is, and the memory afterwards."""
+    before = processor(box)
+    seconds = do()
+    used = {group: value - before.get(group, 0.0) for group, value in processor(box).items()}
+    return {"seconds": seconds, "processor": used, "memory": memory(box)}
 
 
 def rounded(found: Mapping[str, Any]) -> Figures:

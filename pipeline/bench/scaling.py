@@ -340,7 +340,9 @@ def render(document: Mapping[str, Any]) -> str:
         ),
         *_many(document["boxes"]),
         "",
-        f"Exponents over all counts: {fitted}. What dominates is runc and its shim, started once for each.",
+        f"Processor time is that of {', '.join(_STARTERS.values())}.",
+        "",
+        f"Exponents over all counts: {fitted}. {_starting(document)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -360,6 +362,7 @@ def _many(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
                 count,
                 f"{middle:.2f} s ({min(seconds):.2f}-{max(seconds):.2f})",
                 f"{1000 * middle / count:.0f} ms",
+                " + ".join(f"{_processor(them, group):.0f}" for group in _STARTERS) + " ms",
             ]
             cells += [size(round(whole)), size(round(ours))]
             if what == "pods":
@@ -368,10 +371,38 @@ def _many(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
                 lost = max(entry["lost"] for entry in them)
                 cells.append(f"{statistics.median(back):.1f} s, {lost} lost" if back else "")
             rows.append(cells)
-        columns = [f"inner {what}" if what == "containers" else what, "all run after", "each", "memory", "of it ours"]
+        name = f"inner {what}" if what == "containers" else what
+        columns = [name, "all run after", "each", "processor for each", "memory", "of it ours"]
         more = ["removed in", "after SIGKILL and start all run in"] if what == "pods" else []
         lines += ["", *report.table([*columns, *more], rows)]
     return lines
+
+
+_STARTERS = {processes.DOCKER: "dockerd and containerd", processes.SHIMS: "shims and runc", processes.K3S: "k3s"}
+
+
+def _processor(entries: Sequence[Mapping[str, Any]], group: str) -> float:
+    """Milliseconds of processor time that a group used for each pod or container; median of the rounds."""
+    each: list[float] = [1000 * entry["processor"].get(group, 0.0) / entry["count"] for entry in entries]
+    return statistics.median(each)
+
+
+def _starting(document: Mapping[str, Any]) -> str:
+    """What starting a pod costs and whose it is; when it grows, what grows most."""
+    few, many = ([one["pods"][at] for one in document["boxes"]] for at in (-2, -1))
+    before, after = ({group: _processor(entries, group) for group in _STARTERS} for entries in (few, many))
+    parts = ", ".join(f"{_STARTERS[group]} {before[group]:.0f} and {after[group]:.0f} ms" for group in _STARTERS)
+    text = (
+        f"Processor time for each of {few[0]['count']} and of {many[0]['count']} pods: {parts}. What dominates is runc "
+        "and its shim, started once for each."
+    )
+    target = next(one for one in document["targets"] if one["name"].startswith("pods: exponent"))
+    if not target["holds"]:
+        most = max(_STARTERS, key=lambda group: after[group] - before[group])
+        text += f" The exponent of the pods does not hold, and what grows most is {_STARTERS[most]}"
+        stand_in = most == processes.K3S and document["stand-in"]
+        text += ", the stand-in: the next step is to measure with a real one." if stand_in else "."
+    return text
 
 
 def _cell(values: Sequence[float], count: int) -> str:
