@@ -84,7 +84,7 @@ class Lab:
 
     def _processor(self) -> float:
         """Seconds that the engine and everything it started have used."""
-        return sum(processes.used(one.pid) for them in processes.groups(_top(self.folder)).values() for one in them)
+        return sum(processes.used_by(_top(self.folder)).values())
 
 
 def _top(folder: Path) -> int:

@@ -135,11 +135,6 @@ def memory(box: Box) -> dict[str, int]:
     }
 
 
-def processor(box: Box) -> dict[str, float]:
-    """Seconds of processor time by whose they are, of what lives, since each began."""
-    return {group: sum(processes.used(one.pid) for one in them) for group, them in processes.groups(box.pid).items()}
-
-
 def idle(place: Place, runs: int, window: float, log: Log) -> Figures:
     """A ready cluster without pods: what every process of ours has, and what it used in each of `runs` windows."""
     with log.step(f"idle, {runs} × {window:g} s"), boxes.box(place, Kind.OURS) as box:
@@ -215,9 +210,9 @@ def scale(place: Place, many_pods: Sequence[int], many_containers: Sequence[int]
 
 def _timed(box: Box, do: Callable[[], float]) -> Figures:
     """Its seconds, the processor time that went into it by whose it is, and the memory afterwards."""
-    before = processor(box)
+    before = processes.used_by(box.pid)
     seconds = do()
-    used = {group: value - before.get(group, 0.0) for group, value in processor(box).items()}
+    used = {group: value - before.get(group, 0.0) for group, value in processes.used_by(box.pid).items()}
     return {"seconds": seconds, "processor": used, "memory": memory(box)}
 
 

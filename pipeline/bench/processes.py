@@ -143,6 +143,11 @@ def cpu(pid: int) -> float:
     return running / 1e9 + (int(fields[13]) + int(fields[14])) / TICK
 
 
+def used_by(top: int) -> dict[str, float]:
+    """`used` of every process of a container, by whose it is."""
+    return {group: sum(used(one.pid) for one in them) for group, them in groups(top).items()}
+
+
 def used(pid: int) -> float:
     """Seconds that it, its ended threads and its ended children were running; in steps of 10 ms. 0 when it is gone."""
     with suppress(OSError, IndexError):

@@ -22,8 +22,8 @@ from pipeline.log import Log, size
 
 FOLDER = Path("docs/benchmarks")
 FACTOR = 1.5  # how many times worse than the committed median a ratio has to be for `--check` to fail …
-BUSY = 1.0  # a load average above this, before a benchmark begins, is told on its page
 SLACK = 0.1  # … and by how much of its limit, so that the noise of a small one is no failure
+BUSY = 1.0  # a load average above this, before a benchmark begins, is told on its page
 
 
 def target(

@@ -26,7 +26,6 @@ from pipeline.bake import KEY
 from pipeline.bench import measures, plot, processes, report, starting
 from pipeline.bench.fetching import disk
 from pipeline.bench.sizing import lock_of
-from pipeline.credentials import Challenge, Credentials
 from pipeline.log import Log, size
 from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
 from pipeline.platforms import Platform
@@ -34,8 +33,6 @@ from pipeline.registry import Registry
 from pipeline.rehearsal import registry as local
 
 if TYPE_CHECKING:
-    import httpx
-
     from pipeline.workflow import Run
 
 COUNTS = (10, 100, 1000)
@@ -149,7 +146,10 @@ def registries(folder: Path, run: Run, runs: int, counts: Sequence[int]) -> Seco
                 found[PLAN][str(count)] = [_timed(decide) for _ in range(runs)]
                 decided = decide()
                 found[DELETE][str(count)] = [_timed(partial(_remove, registry, decided))]
-                removals = _removals(alike, decided.digests, served.credentials, run.client).encode()
+                token = served.token(
+                    [{"type": "repository", "name": alike.name.repository, "actions": ["pull", "delete"]}]
+                )
+                removals = _removals(alike, decided.digests, token).encode()
                 curl = partial(subprocess.run, ["curl", "--fail-early", "--config", "-"], input=removals, check=True)
                 found[BARE][str(count)] = [_timed(curl)]
     return found
@@ -160,14 +160,9 @@ def _remove(registry: Registry, decided: retention.Plan) -> None:
         registry.delete(digest)
 
 
-def _removals(registry: Registry, digests: Sequence[Digest], who: Credentials, client: httpx.Client) -> str:
-    """A configuration that has curl send them, over one connection, with the token that a removal needs."""
-    refused = client.delete(f"{registry.url}/manifests/{digests[0]}")
-    challenge = Challenge.of(refused.headers.get_list("WWW-Authenticate"))
-    assert challenge is not None  # a rehearsal's registry lets nobody remove anything unasked
-    scope = {"service": challenge.service, "scope": f"repository:{registry.name.repository}:pull,delete"}
-    answer = client.get(challenge.realm, params=scope, headers={"Authorization": who.basic})
-    lines = ["silent", "show-error", "fail", "request = DELETE", f'oauth2-bearer = "{answer.json()["token"]}"']
+def _removals(registry: Registry, digests: Sequence[Digest], token: str) -> str:
+    """A configuration that has curl send them, over one connection."""
+    lines = ["silent", "show-error", "fail", "request = DELETE", f'oauth2-bearer = "{token}"']
     return "\nnext\n".join("\n".join([f'url = "{registry.url}/manifests/{one}"', *lines]) for one in digests)
 
 

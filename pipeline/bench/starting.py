@@ -266,7 +266,7 @@ def _remarks(document: Mapping[str, Any]) -> list[str]:
             "they are divided by is missing. Memory and CPU of k3s and pods are the stand-in's, too.",
         ]
     before, after = document["machine"].get("load", (0, 0))
-    if before > 1:
+    if before > report.BUSY:
         said += [
             "",
             f"**The machine was busy with other work** (load average {before:g} before, {after:g} after, on "

@@ -16,10 +16,11 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -49,6 +50,7 @@ class Served:
     host: str  # 127.0.0.1:<port>, with TLS localhost:<port>
     credentials: Credentials  # of the user that may push; new in every run
     authority: Path | None  # with TLS: the certificate (PEM) to trust; new in every run
+    token: Callable[[list[dict[str, object]]], str]  # for a client that cannot ask the token server: access → token
 
 
 @contextmanager
@@ -100,7 +102,12 @@ def serve(program: str, folder: Path, port: int, *, tls: bool = False) -> Iterat
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait(process, port, folder / "registry.log")
-            yield Served(host=host, credentials=credentials, authority=authority if tls else None)
+            yield Served(
+                host=host,
+                credentials=credentials,
+                authority=authority if tls else None,
+                token=partial(_token, key, certificate),
+            )
         finally:
             process.terminate()
             try:

@@ -83,17 +83,21 @@ def _first_that_works(
     console says «timer wakeup didn't happen»). What is tried on the guest has not begun by then, so that no fault of it
     can be hidden.
     """
+
+    def boot(accelerator: Accelerator) -> Machine:
+        return _boot(platform, guest, accelerator, system, disk, top, console, log, keep=keep)
+
     *others, last = qemu.accelerators(platform)
     for accelerator in others:
         try:
-            return _boot(platform, guest, accelerator, system, disk, top, console, log, keep=keep)
+            return boot(accelerator)
         except EngineError as error:
             log.say(f"{accelerator.name} does not work here, though /dev/kvm is there: {error.found}")
     try:
-        return _boot(platform, guest, last, system, disk, top, console, log, keep=keep)
+        return boot(last)
     except qemu.Hung as error:
         log.say(f"once more, from its start: {error.found}")
-    return _boot(platform, guest, last, system, disk, top, console, log, keep=keep)
+    return boot(last)
 
 
 def _boot(
