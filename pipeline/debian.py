@@ -8,15 +8,14 @@ the package indexes, whose signature it has checked (apt-secure(8)).
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipeline import apt
 from pipeline.errors import EngineError, IntentError, UpstreamError
 from pipeline.evidence import Evidence, Grade
 from pipeline.lock import BUSYBOX, KERNEL, Artifact
@@ -217,39 +216,13 @@ def _configure(
 ) -> Path:
     """Write apt's private state and return the path of its configuration."""
     keys = folder / "keyrings"
-    for needed in (folder / "lists/partial", folder / "cache/archives/partial", keys):
-        needed.mkdir(parents=True, exist_ok=True)
-    (folder / "status").write_bytes(base.status)
+    keys.mkdir(parents=True, exist_ok=True)
     for name, data in base.keyrings.items():
         (keys / name).write_bytes(data)
-    signed = ",".join(str(keys / name) for name in sorted(base.keyrings) if name.startswith("debian-archive-keyring"))
-    sources = "".join(
-        f"deb [signed-by={signed or ','.join(str(keys / name) for name in sorted(base.keyrings))}] "
-        f"{upstream[archive]} {suite} main\n"
-        for archive, names in suites.items()
-        for suite in names
-    )
-    (folder / "sources.list").write_text(sources, encoding="utf-8")
-    configuration = folder / "apt.conf"
-    configuration.write_text(
-        f'APT::Architecture "{platform.names.debian}";\n'
-        f'APT::Architectures {{ "{platform.names.debian}"; }};\n'
-        'APT::Sandbox::User "root";\n'
-        'APT::Install-Recommends "false";\n'
-        f'Dir::Etc::sourcelist "{folder}/sources.list";\n'
-        'Dir::Etc::sourceparts "-";\n'
-        'Dir::Etc::preferencesparts "-";\n'
-        f'Dir::State "{folder}";\n'
-        f'Dir::State::lists "{folder}/lists";\n'
-        f'Dir::State::status "{folder}/status";\n'
-        f'Dir::Cache "{folder}/cache";\n'
-        'Acquire::Languages "none";\n'
-        'Acquire::ForceHash "sha256";\n'
-        # A mirror that serves stale indexes is told, not worked round.
-        'Acquire::Retries "2";\n',
-        encoding="utf-8",
-    )
-    return configuration
+    debians = sorted(name for name in base.keyrings if name.startswith("debian-archive-keyring"))
+    signed = ",".join(str(keys / name) for name in debians or sorted(base.keyrings))
+    sources = ((upstream[archive], suite, signed) for archive, names in suites.items() for suite in names)
+    return apt.configure(folder, sources, [platform], base.status)
 
 
 def _split(uri: str, upstream: Mapping[str, str]) -> tuple[str, str]:
@@ -283,10 +256,7 @@ def _indexed(configuration: Path, name: str, version: str, path: str) -> Digest:
 
 
 def _apt(configuration: Path, *command: str) -> str:
-    environment = {**os.environ, "APT_CONFIG": str(configuration), "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    done = apt.run(configuration, *command)
     if done.returncode == 0:
         return done.stdout
     last = done.stderr.strip().splitlines()

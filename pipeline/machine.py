@@ -120,7 +120,9 @@ def _install_backports(packages: Sequence[str], log: Log) -> subprocess.Complete
         own = Path("/etc/apt/sources.list")
         sources = own.read_text(encoding="utf-8") if own.exists() else ""
         listed = Path(folder) / "sources.list"
-        listed.write_text(f"{sources}\ndeb {suites[codename]} {codename}-backports main\n", encoding="utf-8")
+        listed.write_text(
+            f"{sources}\ndeb [target=Packages] {suites[codename]} {codename}-backports main\n", encoding="utf-8"
+        )
         options = ["-o", f"Dir::Etc::sourcelist={listed}", "-o", f"Dir::State::lists={folder}/lists"]
         if _apt_get([*options, "update", "-qq", "--error-on=any"], log).returncode != 0:
             return None

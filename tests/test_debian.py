@@ -63,7 +63,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def trusting(*arguments: object) -> Path:
         path = configure(*arguments)  # type: ignore[arg-type]
         sources = path.with_name("sources.list")
-        sources.write_text(re.sub(r"\[signed-by=\S*\]", "[trusted=yes]", sources.read_text()))
+        sources.write_text(re.sub(r"signed-by=\S*\]", "trusted=yes]", sources.read_text()))
         return path
 
     monkeypatch.setattr(debian, "_configure", trusting)
@@ -88,6 +88,8 @@ def publish(root: Path, suite: str, packages: Mapping[str, str]) -> None:
     (root / "dists" / suite / "Release").write_text(
         f"Suite: {suite}\nCodename: {suite}\nArchitectures: arm64\nComponents: main\n"
         f"SHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-arm64/Packages\n"
+        # As in Debian's own; nothing of it is here.
+        f" {'0' * 64} 5 main/dep11/Components-arm64.yml\n"
     )
 
 

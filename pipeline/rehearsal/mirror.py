@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import machine
+from pipeline import apt, machine
 from pipeline.errors import UpstreamError
 from pipeline.log import Log
 from pipeline.machine import disk_full
@@ -70,24 +69,8 @@ class Apt:
 
     def __init__(self, folder: Path, where: Archives, suites: Iterable[str], platforms: Iterable[Platform]) -> None:
         self._archives = where
-        self._configuration = folder / "apt.conf"
-        for name in ("lists/partial", "cache/archives/partial"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / "status").touch()
-        sources = "".join(f"deb [signed-by={where.keyring}] {where.uris['debian']} {suite} main\n" for suite in suites)
-        (folder / "sources.list").write_text(sources, encoding="ascii")
-        names = " ".join(f'"{platform.names.debian}";' for platform in platforms)
-        self._configuration.write_text(
-            f'Dir::Etc::sourcelist "{folder}/sources.list";\n'
-            'Dir::Etc::sourceparts "-";\n'
-            f'Dir::State::lists "{folder}/lists";\n'
-            f'Dir::State::status "{folder}/status";\n'
-            f'Dir::Cache "{folder}/cache";\n'
-            f"APT::Architectures {{ {names} }};\n"
-            'APT::Sandbox::User "root";\n'
-            'Acquire::Languages "none";\n',
-            encoding="ascii",
-        )
+        sources = ((where.uris["debian"], suite, where.keyring) for suite in suites)
+        self._configuration = apt.configure(folder, sources, platforms)
 
     def update(self) -> None:
         """Fetch the package lists. Raises UpstreamError."""
@@ -182,12 +165,7 @@ def newest_fitting(
 
 
 def _apt(*command: str, configuration: Path | None = None) -> str:
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    if configuration is not None:
-        environment["APT_CONFIG"] = str(configuration)
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    done = apt.run(configuration, *command)
     if done.returncode != 0:
         if full := disk_full(done.stderr, configuration or Path(command[-1])):
             raise full

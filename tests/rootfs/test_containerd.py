@@ -65,11 +65,15 @@ def living(tmp_path: Path) -> Iterator[list[socket.socket]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(tmp_path / "c"))
         listener.listen()
-        threading.Thread(target=accept, args=(listener,), daemon=True).start()
-        yield connections
-        listener.shutdown(socket.SHUT_RDWR)
-    for connection in connections:
-        connection.close()
+        accepting = threading.Thread(target=accept, args=(listener,))
+        accepting.start()
+        try:
+            yield connections
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()  # else it appends another after the last was closed
+            for connection in connections:
+                connection.close()
 
 
 def until(what: Callable[[], object]) -> None:
@@ -80,16 +84,19 @@ def until(what: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def follow(dockerd: Dockerd) -> Iterator[Callable[[], Board]]:
+def follow(dockerd: Dockerd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Board]]:
     """Starts the watcher's thread; it ends with the test, else it would write into the next one's board."""
+    monkeypatch.setattr(watch, "STEADY", watch.QUICK)
     made = Board(board.ALONE, "none")
+    threads: list[threading.Thread] = []
 
     def run() -> None:
         with suppress(SystemExit):
             watch.follow_containerd(Docker(), made)
 
     def start() -> Board:
-        threading.Thread(target=run, daemon=True).start()
+        threads.append(threading.Thread(target=run, daemon=True))
+        threads[-1].start()
         return made
 
     yield start
@@ -98,6 +105,9 @@ def follow(dockerd: Dockerd) -> Iterator[Callable[[], Board]]:
         raise SystemExit
 
     made.report = end  # type: ignore[method-assign]
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_its_end_is_noticed_and_it_is_back_when_dockerd_has_found_it(
