@@ -162,6 +162,17 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs, env={"DIND_K3S_DIE_WITH_PARENT": "1"})
 
 
+@nox.session(default=False)
+def acceptance(session: nox.Session) -> None:
+    """Test containers of the image with a real k3s (-- --k3s PATH [--images PATH]), else with the stub."""
+    session.install("--quiet", "--require-hashes", "-r", "requirements/tests.txt")
+    given = [argument for argument in session.posargs if argument.startswith("tests/")]
+    session.run(
+        *("python", "-m", "pytest", *([] if given else ["tests/image"]), *session.posargs),
+        env={"DIND_K3S_DIE_WITH_PARENT": "1"},
+    )
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff, mypy --strict, shellcheck, shfmt, hadolint, yamllint; actionlint, zizmor and the schemas for .github."""

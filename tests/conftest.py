@@ -30,8 +30,18 @@ settings.register_profile("thorough", max_examples=10_000, deadline=None, phases
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Our own flag."""
+    """Our own flags."""
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--k3s", type=Path, help="tests/image: a real k3s for this machine, in the stub's place")
+    parser.addoption("--images", type=Path, help="tests/image: that k3s's archive of system images (tar.zst)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the other k3s can show: `real_k3s` without --k3s, `stub_k3s` with it."""
+    away = "stub_k3s" if config.getoption("--k3s") else "real_k3s"
+    left_out = [item for item in items if item.get_closest_marker(away)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -96,8 +96,7 @@ def prepared(run: Run, image: release.Image, own: Lock, *, rootfs: bool) -> Iter
                 if rootfs:
                     context = folder / "context"
                     context.mkdir()
-                    k3s = own.versions["k3s"]
-                    overlay.build(client, name, _OVERLAID, run.root, context, k3s=k3s, platform=host)
+                    overlay.build(client, name, _OVERLAID, run.root, context)
                     name = _OVERLAID
             yield boxes.place(client, name, pod, folder)
     finally:

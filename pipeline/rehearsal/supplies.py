@@ -28,7 +28,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from pipeline import debian
+from pipeline import debian, elf
 from pipeline.errors import UpstreamError
 from pipeline.lock import Lock
 from pipeline.log import Log
@@ -373,13 +373,14 @@ def _member(archive: Path, name: str) -> bytes:
 
 
 def _k3s_version(files: Mapping[Platform, Path]) -> str:
-    """The version text inside real k3s binaries. Raises UpstreamError when it has none."""
-    for path in files.values():
-        if found := re.search(rb"v1\.\d+\.\d+\+k3s\d+", path.read_bytes()):
-            return found[0].decode("ascii")
-    raise UpstreamError(
-        "the given k3s binary does not tell its version",
-        expected="text like v1.37.1+k3s1 in it",
-        found=", ".join(map(str, files.values())),
-        next_step="give the release's own file: k3s or k3s-arm64",
-    )
+    """The version that real k3s binaries state of themselves. Raises UpstreamError when they state none or several."""
+    stated = {path: elf.stated_version(path.read_bytes()) for path in files.values()}
+    (version, *others) = {*stated.values()}
+    if version is None or others or not re.fullmatch(r"v1\.\d+\.\d+(-rc\d+)?\+k3s\d+", version):
+        raise UpstreamError(
+            "the given k3s binaries do not state one version",
+            expected="v1.37.1+k3s1 or the like in Go's build information, the same in all",
+            found=", ".join(f"{path}: {text or 'none'}" for path, text in stated.items()),
+            next_step="use one release's own files: k3s and k3s-arm64",
+        )
+    return version

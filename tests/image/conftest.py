@@ -1,4 +1,6 @@
-"""The image of the last rehearsal in a real engine, with this checkout's rootfs/ and stand-in k3s put over it.
+"""The image of the last rehearsal in a real engine, with this checkout's rootfs/ and a k3s put over it.
+
+The k3s is the stub, or with `--k3s PATH` a real one; `--images PATH` is its archive of system images.
 
 So an edit of rootfs/ is tested without a build of the whole image; the exact bytes that a release would publish are
 what the rehearsal's own smoke boots.
@@ -15,10 +17,10 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline import layout, lock, release, versions
+from pipeline import elf, layout, lock, release, versions
 from pipeline.log import Log
 from pipeline.platforms import Platform
-from pipeline.rehearsal import overlay
+from pipeline.rehearsal import overlay, standin_build
 from pipeline.smoke import load
 from tests.image.box import Box, Image, box
 
@@ -28,7 +30,21 @@ NAME = "dind-k3s.local/under-test:1"
 
 
 @pytest.fixture(scope="session")
-def image(engine: DockerClient) -> Iterator[Image]:
+def real(request: pytest.FixtureRequest) -> Path | None:
+    """The real k3s that was given; None with the stub."""
+    given: Path | None = request.config.getoption("--k3s")
+    return given
+
+
+@pytest.fixture(scope="session")
+def images(request: pytest.FixtureRequest) -> Path | None:
+    """The archive of the real k3s's system images, if one was given."""
+    given: Path | None = request.config.getoption("--images")
+    return given
+
+
+@pytest.fixture(scope="session")
+def image(engine: DockerClient, real: Path | None, images: Path | None) -> Iterator[Image]:
     """The image to test. Skips when nothing was rehearsed in this checkout; in CI that is a failure."""
     if not (DIST / release.IMAGE).exists():
         pytest.skip("there is no image to test: nox -s rehearse makes one in dist/rehearsal/")
@@ -39,8 +55,14 @@ def image(engine: DockerClient) -> Iterator[Image]:
     rehearsed = lock.read(DIST / "versions.lock.yaml", versions.read(DIST / "versions.yaml"))
     folder = Path(tempfile.mkdtemp(prefix="dind-k3s-image-"))
     try:
-        version = rehearsed.versions["k3s"]
-        overlay.build(engine, loaded.name, NAME, ROOT, folder, k3s=version, platform=host)
+        if real:
+            program = real.read_bytes()
+            version = elf.stated_version(program) or ""
+        else:
+            version = rehearsed.versions["k3s"]
+            program = standin_build.build(version, host.value)
+        k3s = overlay.K3s(program=program, version=version, images=images)
+        overlay.build(engine, loaded.name, NAME, ROOT, folder, k3s)
         yield Image(name=NAME, engine=engine, folder=folder)
     finally:
         shutil.rmtree(folder)
