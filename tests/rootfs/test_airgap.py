@@ -6,19 +6,33 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dind_k3s import preload, system_images
 
-from tests.rootfs.test_shell import LIBRARY, Box
+from tests.rootfs.test_shell import Box
 
+# As k3s's archive lists them: not in the order in which they are needed.
 IMAGES = {
-    "a/klipper-helm:1": ("helm.json", ("shared", "helm")),
-    "a/mirrored-coredns-coredns:1": ("dns.json", ("shared", "dns")),
-    "a/mirrored-pause:3": ("pause.json", ("pause",)),
+    "a/klipper-helm:1": ("helm", ("shared", "helm")),
+    "a/mirrored-coredns-coredns:1": ("dns", ("shared", "dns")),
+    "a/other:1": ("other", ("other",)),
+    "a/mirrored-pause:3": ("pause", ("pause",)),
 }
+ORDER = ["a/mirrored-pause:3", "a/mirrored-coredns-coredns:1", "a/klipper-helm:1", "a/other:1"]
+# A docker that lists the files of each archive and takes note of whether the first images were announced by then.
+DOCKER = """
+[[ $* == "image load --quiet" ]] || exit 64
+rm -rf "$FOLDER/given" && mkdir "$FOLDER/given" && tar -xC "$FOLDER/given"
+name=$(grep -o '"a/[^"]*"' "$FOLDER/given/manifest.json" | tr -d '"')
+files=$(cd "$FOLDER/given" && find . -type f | sort | paste -sd, -)
+echo "$name $files $([[ -e $FOLDER/first ]] && echo after)" >>"$FOLDER/loads"
+if [[ $name == "${FAILS-}" ]]; then echo 'no space left' >&2; exit 1; fi
+echo "Loaded image: $name"
+"""
 
 
 @pytest.fixture
@@ -26,56 +40,86 @@ def box(tmp_path: Path) -> Box:
     return Box(tmp_path)
 
 
-def archive(folder: Path, *, links: bool = False) -> Path:
-    """What `docker save` writes, packed with zstd; the list of images comes last."""
-    files = {layer: f"layer {layer}".encode() for _, layers in IMAGES.values() for layer in layers}
-    files |= {config: f"config {config}".encode() for config, _ in IMAGES.values()}
-    listed = [{"Config": config, "RepoTags": [name], "Layers": [*layers]} for name, (config, layers) in IMAGES.items()]
-    files["manifest.json"] = json.dumps(listed).encode()
+def archive(folder: Path) -> Path:
+    """What `ctr images export` writes, packed with zstd: blobs by their digest, manifest.json last."""
+    blobs = {layer: f"layer {layer}".encode() for _, layers in IMAGES.values() for layer in layers}
+    blobs |= {f"{config}.json": f"config {config}".encode() for config, _ in IMAGES.values()}
+    files = {f"blobs/sha256/{name}": data for name, data in blobs.items()}
+    listed = [
+        {
+            "Config": f"blobs/sha256/{config}.json",
+            "RepoTags": [name],
+            "Layers": [f"blobs/sha256/{layer}" for layer in layers],
+        }
+        for name, (config, layers) in IMAGES.items()
+    ]
+    files |= {"index.json": b"{}", "oci-layout": b"{}", "manifest.json": json.dumps(listed).encode()}
     with tarfile.open(folder / "plain.tar", "w") as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
-            if links and name == "pause":
-                member.type, member.linkname = tarfile.SYMTYPE, "shared"
-            else:
-                member.size = len(data)
+            member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     subprocess.run(["zstd", "-q", "plain.tar", "-o", "images.tar.zst"], cwd=folder, check=True)
     return folder / "images.tar.zst"
 
 
-def first_images(box: Box, file: Path, tmp_path: Path) -> tuple[int, dict[str, bytes]]:
-    """Run the command with a docker that writes down what it is given; exit code and the files of the archive."""
-    box.fake("docker", f'[[ $* == "image load --quiet" ]] && cat >{tmp_path}/given')
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", str(LIBRARY), "first-images", str(file)],
-        env={"PATH": f"{box.bin}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == ("", "")
-    given = (tmp_path / "given").read_bytes()
-    try:
-        with tarfile.open(fileobj=io.BytesIO(given)) as tar:
-            return done.returncode, {member.name: (tar.extractfile(member) or io.BytesIO()).read() for member in tar}
-    except tarfile.ReadError:
-        return done.returncode, {}
+@pytest.fixture
+def load(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[int, str, list[str]]]:
+    """Loads an archive with a docker that takes notes: exit code, what it says, and the notes."""
+    box.fake("docker", DOCKER)
+    monkeypatch.setenv("PATH", f"{box.bin}:{os.environ['PATH']}")
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+
+    def run(file: Path) -> tuple[int, str, list[str]]:
+        done = system_images.load(file, tmp_path / "scratch", (tmp_path / "first").touch)
+        assert not (tmp_path / "scratch").exists()
+        loads = (tmp_path / "loads").read_text().splitlines() if (tmp_path / "loads").exists() else []
+        return done.returncode, done.stdout + done.stderr, loads
+
+    return run
 
 
-def test_the_first_images_are_picked_with_all_that_they_share(box: Box, tmp_path: Path) -> None:
-    code, files = first_images(box, archive(tmp_path), tmp_path)
-    assert code == 0
-    listed = json.loads(files.pop("manifest.json"))
-    assert [entry["RepoTags"] for entry in listed] == [["a/mirrored-coredns-coredns:1"], ["a/mirrored-pause:3"]]
-    assert set(files) == {"dns.json", "shared", "dns", "pause.json", "pause"}
-    assert files["dns"] == b"layer dns"
+Load = Callable[[Path], tuple[int, str, list[str]]]
 
 
-@pytest.mark.parametrize("text", ["", "no archive", "links"])
-def test_what_cannot_be_picked_is_left_to_the_load_of_the_whole(text: str, box: Box, tmp_path: Path) -> None:
-    file = archive(tmp_path, links=text == "links")
-    if text != "links":
+def test_each_image_is_loaded_alone_and_those_that_every_pod_needs_come_first(load: Load, tmp_path: Path) -> None:
+    code, output, loads = load(archive(tmp_path))
+    assert (code, output) == (0, "".join(f"Loaded image: {name}\n" for name in ORDER))
+    assert [line.split()[0] for line in loads] == ORDER
+    assert loads[1].split()[1] == "./blobs/sha256/dns,./blobs/sha256/dns.json,./blobs/sha256/shared,./manifest.json"
+    assert [line.endswith(" after") for line in loads] == [False, False, True, True]
+
+
+def test_an_image_that_dockerd_refuses_is_reported_and_ends_the_load(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAILS", "a/klipper-helm:1")
+    code, output, loads = load(archive(tmp_path))
+    assert (code, "no space left" in output, len(loads)) == (1, True, 3)
+
+
+@pytest.mark.parametrize("text", ["", "no archive", "no list"])
+def test_what_is_no_archive_of_images_is_reported(text: str, load: Load, tmp_path: Path) -> None:
+    file = tmp_path / "images.tar.zst"
+    if text == "no list":
+        (tmp_path / "hostname").touch()
+        subprocess.run(["tar", "--zstd", "-cf", str(file), "hostname"], cwd=tmp_path, check=True)
+    else:
         file.write_text(text)
-    code, _ = first_images(box, file, tmp_path)
-    assert code == 1
+    code, output, loads = load(file)
+    assert code != 0
+    assert output
+    assert loads == []
+
+
+def test_a_file_is_known_while_all_of_its_images_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIND_K3S_TEST_ROOT", str(tmp_path))
+    (tmp_path / "var/lib/docker/.dind-k3s").mkdir(parents=True)
+    written = preload.Loaded()
+    assert not written.has("mark", {"a:1"})
+    written.add("mark", ["a:1", "b:1"])
+    written.add("of an older release", [])  # it wrote no names
+    read = preload.Loaded()
+    assert read.has("mark", {"a:1", "b:1", "c:1"})
+    assert not read.has("mark", {"a:1"})  # docker system prune
+    assert read.has("of an older release", set())

@@ -44,14 +44,22 @@ def test_a_stage_is_ready_when_all_of_its_sources_are(tmp_path: Path, capsys: py
     ready = tmp_path / "run/dind-k3s/ready"
     for source in ("docker", "containerd", "api", "node", "account"):
         found.report(source, "")
+    found.report("network", "flannel has not written its subnet")
+    assert {file.name for file in ready.iterdir()} == {"docker"}
+    found.report("network", "")
     assert {file.name for file in ready.iterdir()} == {"docker", "k8s"}
     found.report("dns", "", disabled=True)
     found.report("images", "")
     found.report("manifests", "not applied yet: app-x")
     assert {file.name for file in ready.iterdir()} == {"docker", "k8s", "dns"}
+    found.report("local-storage", "")
+    found.report("metrics-server", "", disabled=True)
+    found.report("traefik", "traefik is not ready: Pending")
+    assert {file.name for file in ready.iterdir()} == {"docker", "k8s", "dns", "local-storage", "metrics-server"}
+    found.report("traefik", "")
     assert state(tmp_path)["health"] == "starting"
     found.report("manifests", "")
-    assert (state(tmp_path)["health"], state(tmp_path)["disabled"]) == ("ok", ["dns"])
+    assert (state(tmp_path)["health"], state(tmp_path)["disabled"]) == ("ok", ["dns", "metrics-server"])
     found.report("api", "the API server does not answer")
     assert {file.name for file in ready.iterdir()} == {"docker"}
     assert state(tmp_path)["health"] == "failing"
@@ -61,10 +69,14 @@ def test_a_stage_is_ready_when_all_of_its_sources_are(tmp_path: Path, capsys: py
         "docker is ready",
         "k8s is ready",
         "dns is ready",
+        "local-storage is ready",
+        "metrics-server is ready",
+        "traefik is ready",
         "addons is ready",
         "everything is ready",
-        "k8s, dns, addons are not ready any more: the API server does not answer",
-        "k8s, dns, addons are ready again",
+        "k8s, dns, local-storage, metrics-server, traefik, addons are not ready any more:"
+        " the API server does not answer",
+        "k8s, dns, local-storage, metrics-server, traefik, addons are ready again",
     ]
     (ready / "k8s").unlink()  # as keeper.py does
     found.heartbeat()

@@ -18,6 +18,7 @@ read_network() {
     if [[ ${K3S_DISABLE-} =~ ^(|0|false|no)$ ]]; then
       lead_nowhere "$interface"
       interface=${interface:-$NOWHERE}
+      note offline yes
       way+=': k3s needs one and has one now that leads nowhere; images come from /app/images alone'
     fi
   fi

@@ -22,11 +22,19 @@ from dind_k3s.root import RUN, at
 
 # What each stage takes: sources in the order in which their problems are told.
 DOCKER = ("docker", "containerd")
-KUBERNETES = (*DOCKER, "api", "node", "account")
+KUBERNETES = (*DOCKER, "api", "node", "account", "network")
 DNS = (*KUBERNETES, "dns")
+COMPONENTS = ("local-storage", "metrics-server", "traefik")  # k3s's own (components.py)
 ADDONS = (*KUBERNETES, "images", "manifests")
-ALL = (*DNS, "images", "manifests")
-STAGES = {"docker": DOCKER, "k8s": KUBERNETES, "dns": DNS, "addons": ADDONS, "all": ALL}
+ALL = (*DNS, *COMPONENTS, "images", "manifests")
+STAGES = {
+    "docker": DOCKER,
+    "k8s": KUBERNETES,
+    "dns": DNS,
+    **{component: (*KUBERNETES, component) for component in COMPONENTS},
+    "addons": ADDONS,
+    "all": ALL,
+}
 ALONE = {"docker": DOCKER, "addons": (*DOCKER, "images"), "all": (*DOCKER, "images")}
 
 SCHEMA = 1

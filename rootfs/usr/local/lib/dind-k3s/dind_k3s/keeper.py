@@ -31,7 +31,7 @@ import dind_k3s.entry_points  # noqa: F401 (it has to come before supervisor)
 from supervisor import events, loggers, supervisord
 from supervisor.states import SupervisorStates
 
-from dind_k3s import room
+from dind_k3s import board, room
 from dind_k3s.plan import asked
 from dind_k3s.root import facts
 
@@ -46,8 +46,8 @@ ENDS = 5
 WITHIN = 300.0
 
 HEAD_START = 1.0  # of k3s before dockerd at the stop, so that no pod is started again
-BOTH = ("k8s", "dns", "addons", "all")
-STAGES = {"dockerd": ("docker", *BOTH), "k3s": BOTH}  # what is not ready any more when a program ends
+# What is not ready any more when a program ends.
+STAGES = {"dockerd": tuple(board.STAGES), "k3s": tuple(stage for stage in board.STAGES if stage != "docker")}
 LAST = ("dns",)  # others still need it while they end
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # the entrypoint blocks them until we can take them
 

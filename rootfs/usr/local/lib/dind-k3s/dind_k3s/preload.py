@@ -1,7 +1,8 @@
 """Loads k3s's system images, where the image has them (its variant airgap), then /app/images/*.tar, .tar.gz, .tar.zst.
 
-Of the latter what every pod waits for comes first, then it goes by name. Each file once for each volume, as long as it
-does not change. One that fails is told and does not stop the others. `supervisorctl start preload` looks again.
+Of the latter what every pod waits for comes first, then it goes by name. Each file is loaded once for each volume, and
+again when it changed or when an image of it is gone (docker system prune). A file that cannot be loaded is logged and
+does not stop the others. `supervisorctl start preload` looks again.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from dind_k3s import system_images
 from dind_k3s.board import write
+from dind_k3s.docker_api import Docker
 from dind_k3s.root import RUN, at, facts
 
 SOURCE = "/app/images"
@@ -22,18 +26,13 @@ STATE = f"{RUN}/images.json"
 BUILTIN = "/usr/share/dind-k3s/images"
 FIRST_LOADED = f"{RUN}/images.first"  # run-k3s waits for it where there are system images
 SUFFIXES = (".tar", ".tar.gz", ".tar.zst", ".tgz")
-FIRST = ("pause", "coredns")
 
 
 def files() -> list[Path]:
     """In the order in which they are loaded."""
     folder = at(SOURCE)
     found = [file for file in folder.iterdir() if file.name.endswith(SUFFIXES)] if folder.is_dir() else []
-
-    def rank(file: Path) -> tuple[int, str]:
-        return next((number for number, word in enumerate(FIRST) if word in file.name), len(FIRST)), file.name
-
-    return [*builtin(), *sorted(found, key=rank)]
+    return [*builtin(), *sorted(found, key=lambda file: (system_images.rank(file.name), file.name))]
 
 
 def builtin() -> list[Path]:
@@ -48,6 +47,31 @@ def mark(file: Path) -> str:
         return next((line for line in sums if line.endswith(f"  {file.name}")), f"{file}")
     about = file.stat()
     return f"{file} {about.st_size} {int(about.st_mtime)}"
+
+
+class Loaded:
+    """What was loaded into this volume: a line for each file, its mark and the names of its images, tabs in between."""
+
+    def __init__(self) -> None:
+        self._file = at(f"{facts().get('data', '/var/lib/docker')}/.dind-k3s/loaded")
+        lines = self._file.read_text().splitlines() if self._file.is_file() else []
+        self._names = {own: names for own, *names in (line.split("\t") for line in lines)}
+
+    def has(self, own: str, there: set[str]) -> bool:
+        """Whether a file with this mark was loaded and all of its images are still `there`."""
+        return own in self._names and there.issuperset(self._names[own])
+
+    def add(self, own: str, names: list[str]) -> None:
+        """Write down that it was loaded."""
+        with self._file.open("a") as stream:
+            stream.write("\t".join([own, *names]) + "\n")
+
+
+def images_there() -> set[str]:
+    """Names and ids of the images that dockerd has. Raises OSError."""
+    status, body = Docker().ask("GET", "/images/json")
+    listed = json.loads(body) if status == 200 else []
+    return {name for image in listed for name in [image["Id"], *(image["RepoTags"] or [])]}
 
 
 class Progress:
@@ -67,19 +91,18 @@ class Progress:
             os.close(pipe)
 
 
-def load(file: Path) -> str:
-    """Why it could not be loaded; empty when it was."""
+def load(file: Path) -> tuple[list[str], str]:
+    """The names or ids of the images that were loaded; and why the file could not be loaded, empty when it was."""
     if file.parent == at(BUILTIN):
-        # What fails here is told below, where the whole archive is loaded.
-        subprocess.run([sys.executable, "-I", "-S", "/usr/local/lib/dind-k3s", "first-images", str(file)], check=False)
-        at(FIRST_LOADED).touch()
-    done = subprocess.run(
-        ["docker", "image", "load", "--quiet", "--input", str(file)], capture_output=True, text=True, check=False
-    )
+        scratch = at(f"{facts().get('data', '/var/lib/docker')}/.dind-k3s/unpacked")
+        done = system_images.load(file, scratch, at(FIRST_LOADED).touch)
+    else:
+        command = ["docker", "image", "load", "--quiet", "--input", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         print(done.stdout.strip(), flush=True)
-        return ""
-    return " ".join(done.stderr.split())[-300:] or f"docker image load ended with {done.returncode}"
+        return re.findall(r"^Loaded image(?: ID)?: (\S+)", done.stdout, re.MULTILINE), ""
+    return [], " ".join(done.stderr.split())[-300:] or f"docker image load ended with {done.returncode}"
 
 
 def main() -> int:
@@ -95,31 +118,30 @@ def main() -> int:
 
 def load_all() -> int:
     progress = Progress()
-    marks: dict[Path, str] = {}
-    loaded = at(f"{facts().get('data', '/var/lib/docker')}/.dind-k3s/loaded")
-    known = set(loaded.read_text().splitlines()) if loaded.is_file() else set()
-    for file in files():
-        marks[file] = mark(file)
-        progress.set(file.name, "known" if marks[file] in known else "waiting")
+    marks = {file: mark(file) for file in files()}
     if not marks:
         return 0
+    for file in marks:
+        progress.set(file.name, "waiting")
     progress.write()
     while not at(f"{RUN}/ready/docker").exists():
         time.sleep(0.1)
-    for file, own in marks.items():
-        if own in known:
-            continue
+    loaded, there = Loaded(), images_there()
+    missing = {file: own for file, own in marks.items() if not loaded.has(own, there)}
+    for file in marks.keys() - missing.keys():
+        progress.set(file.name, "known")
+    progress.write()
+    for file, own in missing.items():
         progress.set(file.name, "loading")
         progress.write()
         began = time.monotonic()
-        problem = load(file)
+        names, problem = load(file)
         seconds = round(time.monotonic() - began, 1)
         if problem:
             print(f"{file.name} could not be loaded: {problem}", flush=True)
             progress.set(file.name, "failed", text=problem)
         else:
-            with loaded.open("a") as stream:
-                stream.write(f"{own}\n")
+            loaded.add(own, names)
             progress.set(file.name, "loaded", seconds=seconds)
         progress.write()
     return 0

@@ -17,15 +17,16 @@ import threading
 import time
 from pathlib import Path
 
-from dind_k3s import board, certificates, clock, cluster_dns, containerd, manifests, preload
+from dind_k3s import board, certificates, clock, cluster_dns, components, containerd, manifests, preload
 from dind_k3s.board import Board
 from dind_k3s.clock import Clock
 from dind_k3s.docker_api import Docker
 from dind_k3s.kube_api import Kubernetes, Object, Watch, is_ready
-from dind_k3s.root import RUN, at
+from dind_k3s.root import RUN, at, facts
 
 QUICK = 0.05  # between two looks for what is not there yet
 PROBE = 0.1  # the API server costs more to ask
+COMPONENT = 1.0  # between two looks at a component that is not ready
 STEADY = 10.0
 RENEW_AGAIN = 20 * 3600.0
 STALE = 1.0  # a dockerd that has not found its new containerd yet is asked again; it logs a line for each time
@@ -115,6 +116,8 @@ class Cluster:
         self._endpoints: dict[str, Object] | None = None
         self._addons: dict[str, Object] = {}
         self._expected: dict[str, str] = {}
+        self._pods: dict[str, Object] = {}
+        self._components_asked = -STEADY
         self._dns_asked = -STEADY
         self._dns_failures = 0
         self._renewed = -RENEW_AGAIN
@@ -135,7 +138,11 @@ class Cluster:
         if not self._started:
             self._started = True
             self._start_watches()
-        return self._check_dns() if self._server else STEADY
+        network = components.network_problem()
+        self._board.report("network", network)
+        if network:
+            return PROBE
+        return min(self._check_dns(), self._check_components()) if self._server else STEADY
 
     def _start_watches(self) -> None:
         watches = [Watch(self._kubernetes, self._node_path(), self._tell_node)]
@@ -143,6 +150,7 @@ class Cluster:
             watches.append(Watch(self._kubernetes, ACCOUNT, self._tell_account))
             watches.append(Watch(self._kubernetes, cluster_dns.ENDPOINTS, self._tell_endpoints))
             watches.append(Watch(self._kubernetes, ADDONS, self._tell_addons))
+            watches.append(Watch(self._kubernetes, components.PODS, self._tell_pods))
         for one in watches:
             one.start()
 
@@ -171,6 +179,38 @@ class Cluster:
         self._addons = dict(addons or {})
         self.check_manifests()
 
+    def _tell_pods(self, pods: dict[str, Object] | None) -> None:
+        self._pods = dict(pods or {})
+        self._components_asked = -STEADY
+        self._wake.up()
+
+    def _check_components(self) -> float:
+        """Look at k3s's own components; the seconds until the next look."""
+        if any(self._board.problem(source) for source in board.KUBERNETES):
+            return STEADY  # whoever mends that wakes us
+        waits = any(self._board.problem(component.name) for component in components.ALL)
+        if time.monotonic() - self._components_asked >= (COMPONENT if waits else STEADY):
+            self._components_asked = time.monotonic()
+            for component in components.ALL:
+                self._check_component(component)
+        return COMPONENT if any(self._board.problem(component.name) for component in components.ALL) else STEADY
+
+    def _check_component(self, component: components.Component) -> None:
+        try:
+            if not component.enabled(self._kubernetes):
+                self._board.report(component.name, "", disabled=True)
+                return
+            problem = components.problem(component, self._kubernetes, self._pods)
+        except (OSError, KeyError, ValueError):
+            return  # the next probe tells what the API server lacks
+        self._report(component.name, problem)
+
+    def _report(self, source: str, problem: str) -> None:
+        """Report it; as permanent if an image is missing, nothing leads out and all of /app/images is loaded."""
+        in_vain = components.lacks_image(problem) and "offline" in facts() and not self._board.problem("images")
+        hint = "; this container has no network: use the -airgap image, or put k3s's images into /app/images"
+        self._board.report(source, f"{problem}{hint}" if in_vain else problem, failed=in_vain)
+
     def _check_dns(self) -> float:
         """Seconds until the next look at everything here."""
         if any(self._board.problem(source) for source in board.KUBERNETES):
@@ -178,7 +218,7 @@ class Cluster:
         if not cluster_dns.enabled():
             self._board.report("dns", "", disabled=True)
         elif not cluster_dns.has_addresses(self._endpoints):
-            self._board.report("dns", "CoreDNS is not ready")
+            self._report("dns", f"CoreDNS is not ready{self._why_no_dns()}")
         elif self._board.problem("dns") or time.monotonic() - self._dns_asked > STEADY:
             self._dns_asked = time.monotonic()
             problem = cluster_dns.problem(self._kubernetes)
@@ -186,6 +226,13 @@ class Cluster:
             self._dns_failures = self._dns_failures + 1 if problem else 0
             return min(PROBE * 1.2**self._dns_failures, STEADY) if problem else STEADY
         return STEADY
+
+    def _why_no_dns(self) -> str:
+        try:
+            why = components.reason(components.COREDNS, self._kubernetes, self._pods)
+        except (OSError, KeyError, ValueError):
+            return ""
+        return f": {why}" if why else ""
 
     def look(self) -> None:
         """What nobody tells of by itself: edits of manifests, the end of certificates."""
@@ -285,7 +332,7 @@ def main() -> int:
     what = role()
     found = Board(board.STAGES if what else board.ALONE, what or "none")
     if what == "agent":
-        for source in ("account", "dns", "manifests"):  # the server's matter
+        for source in ("account", "dns", *board.COMPONENTS, "manifests"):  # the server's matter
             found.report(source, "", disabled=True)
     wake = Wake()
     docker = Docker()
