@@ -30,6 +30,21 @@ metadata: {name: kube-dns, namespace: kube-system}
 subsets: [{addresses: [{ip: 10.42.0.9}], ports: [{name: dns, port: 53, protocol: UDP}]}]
 """
 
+TRAEFIK = "/app/k3s/server/manifests/traefik.yaml"
+# What k3s has in a cluster that cannot pull the image of the job which installs Traefik.
+CHART = """
+apiVersion: helm.cattle.io/v1
+kind: HelmChart
+metadata: {name: traefik, namespace: kube-system}
+spec: {chart: "https://%{KUBERNETES_API}%/static/charts/traefik.tgz"}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: helm-install-traefik, namespace: kube-system, labels: {helmcharts.helm.cattle.io/chart: traefik}}
+spec:
+  containers: [{name: helm, image: "127.0.0.1:1/klipper-helm:1"}]
+"""
+
 
 def state(box: Box) -> dict[str, Any]:
     return dict(json.loads(box.do("cat", "/run/dind-k3s/state.json")))
@@ -44,9 +59,10 @@ def test_the_state_file_has_the_time_of_each_stage(running: Box) -> None:
     found = state(running)
     assert (found["schema"], found["role"], found["health"]) == (1, "server", "ok")
     stages = found["ready_after"]
-    assert list(stages) == ["docker", "k8s", "dns", "addons", "all"]
+    components = ["local-storage", "metrics-server", "traefik"]
+    assert list(stages) == ["docker", "k8s", "dns", *components, "addons", "all"]
     assert 0 < stages["docker"] < stages["k8s"] <= stages["all"] < 60
-    assert found["disabled"] == ["dns"]  # the stand-in brings no CoreDNS
+    assert found["disabled"] == ["dns", *components]  # the stub installs none of them
     assert found["certificates"]["days_left"] > 300
     assert running.do("/usr/local/bin/healthcheck").startswith("docker ready after")
     running.until("docker to call it healthy", lambda: running.state()["health"] == "healthy", 10)
@@ -134,6 +150,21 @@ def test_dns_is_waited_for_where_k3s_brings_it_and_asked_for_real(running: Box) 
     running.until("dns to be lost", lambda: "dns" not in state(running)["ready_after"], 1)
     running.shell(f"kill $(</run/test-dns.pid); rm {COREDNS}; {look}")
     running.ready("all", 5)
+
+
+@pytest.mark.stub_k3s
+def test_a_component_that_cannot_be_installed_is_named_with_the_image_that_it_lacks(running: Box) -> None:
+    running.ready("all")
+    look = "printf x >/run/dind-k3s/wake"
+    running.shell(f"cat >{TRAEFIK} <<'END'\n{CHART}\nEND\n{look}")
+    reason = "traefik is not ready: image 127.0.0.1:1/klipper-helm:1 cannot be pulled"
+    running.until("the reason", lambda: reason in str(state(running)["problems"].get("traefik")), 30)
+    assert reason in running.fails("wait-ready", "--for", "traefik", "--timeout", "1")
+    assert reason in running.fails("wait-ready", "--timeout", "1")
+    assert reason in running.fails("/usr/local/bin/healthcheck")
+    running.do("wait-ready", "--for", "k8s", "--timeout", "1")
+    running.shell(f"rm {TRAEFIK}; kubectl delete -n kube-system pod helm-install-traefik --now >/dev/null; {look}")
+    running.ready("all", 30)
 
 
 def test_without_k3s_there_is_docker_to_wait_for(boxes: Callable[..., Box]) -> None:

@@ -99,8 +99,8 @@ def load(file: Path) -> tuple[list[str], str]:
     else:
         command = ["docker", "image", "load", "--quiet", "--input", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(done.stdout, end="", flush=True)
     if done.returncode == 0:
-        print(done.stdout.strip(), flush=True)
         return re.findall(r"^Loaded image(?: ID)?: (\S+)", done.stdout, re.MULTILINE), ""
     return [], " ".join(done.stderr.split())[-300:] or f"docker image load ended with {done.returncode}"
 

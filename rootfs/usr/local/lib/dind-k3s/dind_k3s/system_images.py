@@ -28,7 +28,7 @@ def rank(name: str) -> int:
 
 
 def load(archive: Path, scratch: Path, on_first: Callable[[], None]) -> subprocess.CompletedProcess[str]:
-    """Load all images; the outcome as `docker image load` tells it.
+    """Load all images and print each; the outcome as `docker image load` has it.
 
     `scratch`: a folder for the unpacked files, removed at the end. `on_first` is called once the images that every pod
     needs are there.
@@ -55,6 +55,7 @@ def _load(archive: Path, scratch: Path, on_first: Callable[[], None]) -> subproc
             done = _load_one(entry, scratch)
             if done.returncode != 0:
                 break
+            print(done.stdout, end="", flush=True)
             output.append(done.stdout)
     return subprocess.CompletedProcess(done.args, done.returncode, "".join(output), done.stderr)
 
