@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from dind_k3s import limits
+from dind_k3s import limits, user_files
 from dind_k3s.k3s_versions import Version, knows, refusal, runs_dockershim, too_old_to_talk
 from dind_k3s.plan import Mistake, Plan, asked, shown, words
 from dind_k3s.root import RUN, at
@@ -32,6 +32,7 @@ NAMES = ("localhost", "host.docker.internal", "docker", "k3s", "kubernetes")
 CI_WITHOUT = ("traefik", "servicelb", "metrics-server")
 MANY = ("tls-san", "disable", "kubelet-arg")  # flags that may come more than once
 SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config", "t": "token", "s": "server"}
+SWITCHES = ("cluster-init",)  # flags that need no value
 BACKENDS = ("host-gw", "vxlan", "wireguard-native", "none")
 
 # Traefik takes ports 80 and 443 of the node itself. k3s's own way to them, servicelb, guesses the iptables backend by
@@ -142,6 +143,20 @@ def take_config_file(args: list[str]) -> str:
                 )
             return value
     return ""
+
+
+def effective(name: str, env: Mapping[str, str], default: str = "") -> str:
+    """The value that k3s takes for a setting that comes once: of K3S_ARGS, else of the last file that has it."""
+    line = re.compile(rf"""^["']?{name}["']?[ \t]*:[ \t]*(?:"([^"\n]*)"|'([^'\n]*)'|([^#\n]*))""", re.MULTILINE)
+    for file in (f"{RUN}/k3s/config.yaml", *user_files.of_k3s()):
+        for match in line.finditer(user_files.read_text(file) or ""):
+            default = (match[1] or match[2] or match[3] or "").strip()
+    args = words("K3S_ARGS", env)
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
+        key, has_value, value = arg.partition("=")
+        if arg.startswith("-") and SHORT.get(key.lstrip("-"), key.lstrip("-")) == name:
+            default = value if has_value else "true" if name in SWITCHES else following
+    return default
 
 
 def flags(args: list[str]) -> dict[str, str]:

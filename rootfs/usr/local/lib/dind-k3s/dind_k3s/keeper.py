@@ -31,8 +31,8 @@ import dind_k3s.entry_points  # noqa: F401 (it has to come before supervisor)
 from supervisor import events, loggers, supervisord
 from supervisor.states import SupervisorStates
 
-from dind_k3s import board, room
-from dind_k3s.plan import asked
+from dind_k3s import board, problem, room
+from dind_k3s.plan import asked, shown
 from dind_k3s.root import facts
 
 CONFIG = "/etc/supervisord.conf"
@@ -89,6 +89,8 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         super().__init__(options)
         self.partial: dict[str, bytes] = defaultdict(bytes)
         self.last_words: dict[str, deque[bytes]] = defaultdict(lambda: deque(maxlen=5))
+        self.reasons: dict[str, str] = {}  # why a program is about to end, from its own log
+        self.problems: dict[str, str] = {}  # what problem.py's files hold
         self.ended: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=ENDS))
         self.waits_for_room = ""
         self.containerd = 0
@@ -102,6 +104,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
 
     def runforever(self) -> None:
         events.subscribe(events.ProcessLogStdoutEvent, self.relay)
+        events.subscribe(events.ProcessStateStartingEvent, self.note_start)
         events.subscribe(events.ProcessStateExitedEvent, self.count_end)
         events.subscribe(events.ProcessStateBackoffEvent, self.count_end)
         events.subscribe(events.ProcessStateFatalEvent, self.give_up)
@@ -128,10 +131,50 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             lines.append(self.partial.pop(name))
         if lines:
             self.last_words[name].extend(lines)
+            self.listen(name, lines)
             prefix = f"[{name}] ".encode()
             write(b"".join(prefix + line + b"\n" for line in lines))
 
+    def listen(self, name: str, lines: list[bytes]) -> None:
+        """Keep the reason that a daemon gives for its end: the first one, because others follow from it."""
+        if name not in STAGES:
+            return
+        for line in lines:
+            if problem.REJECTED in line:
+                taken = problem.name_taken()
+                if self.report(name, taken):
+                    say(name, taken)
+            elif name not in self.reasons and (reason := problem.reason(line.decode(errors="replace"))):
+                self.reasons[name] = reason
+
+    def report(self, name: str, text: str) -> bool:
+        """Write a daemon's problem where wait-ready and doctor look; whether it is another one than before."""
+        if name not in STAGES or self.problems.get(name) == text:
+            return False
+        self.problems[name] = text
+        problem.write(name, text)
+        return True
+
+    def forget_problem(self, name: str) -> None:
+        if self.problems.pop(name, None):
+            problem.path(name).unlink(missing_ok=True)
+
     # Giving up
+
+    def note_start(self, event: Any) -> None:
+        self.reasons.pop(event.process.config.name, None)
+
+    def why(self, process: Any) -> str:
+        """How a program ended, and its own words about it: the reason, else its last error, else its last line."""
+        if process.exitstatus == -1:
+            return "killed by a signal"
+        status = (
+            process.spawnerr.partition(" (")[0] if process.exitstatus is None else f"exit code {process.exitstatus}"
+        )
+        name = process.config.name
+        lines = [line.decode(errors="replace") for line in reversed(self.last_words[name]) if line.strip()]
+        words = [self.reasons.get(name, ""), *map(problem.error, lines), *(shown(line, 400) for line in lines[:1])]
+        return ": ".join([status, *[*filter(None, words)][:1]])
 
     def count_end(self, event: Any) -> None:
         if self.stop_began or (isinstance(event, events.ProcessStateExitedEvent) and event.expected):
@@ -140,8 +183,9 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         not_ready(name)
         self.forget_containerd(name)
         ends = self.ended[name]
-        why = event.process.spawnerr or "no reason known"
+        why = self.why(event.process)
         if full := room.problem():
+            self.report(name, full)
             if self.waits_for_room != full.split(" ")[0]:
                 say(name, f"ended by itself ({why}): {full}; it is started again when there is room")
             self.waits_for_room = full.split(" ")[0]
@@ -149,6 +193,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             return
         self.waits_for_room = ""
         ends.append(time.monotonic())
+        self.report(name, f"{name} ended by itself ({why})")
         say(name, f"ended by itself ({why}), is started again")
         if len(ends) == ENDS and ends[-1] - ends[0] < WITHIN:
             self.give_up(event)
@@ -178,7 +223,8 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         name = event.process.config.name
         self.outcome.status = GAVE_UP
         self.outcome.farewell = (
-            f"{name} could not be kept alive, so this container ends; its log is /app/logs/{name}.log{suspects(name)}"
+            f"{name} could not be kept alive, so this container ends ({self.why(event.process)}); its log is"
+            f" /app/logs/{name}.log{suspects(name)}"
         )
         say("error", self.outcome.farewell)
         for line in self.last_words[name]:
@@ -215,6 +261,9 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
 
     def tick(self, now: float | None = None) -> None:
         super().tick(now)
+        for name in [*self.problems]:
+            if (READY / STAGES[name][0]).exists():
+                self.forget_problem(name)
         if self.waits_for_room and not room.problem():
             self.waits_for_room = ""
         self.watch_containerd()
@@ -229,6 +278,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
     def note_stopped(self, event: Any) -> None:
         name = event.process.config.name
         not_ready(name)
+        self.forget_problem(name)
         self.forget_containerd(name)
         if self.stop_began:
             self.took[name] = time.monotonic() - self.stop_began
