@@ -14,8 +14,8 @@ from pathlib import Path
 from dind_k3s.plan import Mistake, shown
 from dind_k3s.root import RUN, at
 
-# k3s logs with logrus. A failed component requests a shutdown, and then k3s exits with 0 (pkg/signals/signals.go); every
-# other fatal error is a line at level=fatal (pkg/cli/cmds/root.go). The rest: our run-k3s, Go's runtime, dockerd.
+# k3s logs with logrus. A failed component requests a shutdown, and then k3s exits with 0 (pkg/signals/signals.go);
+# every other fatal error is a line at level=fatal (pkg/cli/cmds/root.go). The rest: our run-k3s, Go's runtime, dockerd.
 _LOGRUS = re.compile(r'level=(fatal|panic|error) msg=("(?:[^"\\]|\\.)*"|\S+)')
 _PLAIN = re.compile(r"(?:dind-k3s: error|panic|Error): |failed to start daemon")
 _REQUEST = "Shutdown request received"
@@ -24,6 +24,14 @@ REJECTED = b"Node password rejected"  # k3s: pkg/agent/config; an agent asks aga
 
 def path(program: str) -> Path:
     return at(f"{RUN}/{program}.problem")
+
+
+def read(program: str) -> str:
+    """What was written last and not removed; empty when there is nothing."""
+    try:
+        return path(program).read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def write(program: str, text: str) -> None:

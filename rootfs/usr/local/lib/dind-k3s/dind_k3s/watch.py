@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from dind_k3s import board, certificates, clock, cluster_dns, components, containerd, manifests, preload
+from dind_k3s import problem as k3s_problem
 from dind_k3s.board import Board
 from dind_k3s.clock import Clock
 from dind_k3s.docker_api import Docker
@@ -128,7 +129,8 @@ class Cluster:
         """Ask the API server; the seconds until it should be asked again."""
         problem = self._kubernetes.problem()
         untimely = certificates.problem(self._kubernetes.certificate) if problem else ""
-        self._board.report("api", untimely or problem)
+        theirs = k3s_problem.read("k3s") if problem else ""  # k3s's own words say more than the API's silence
+        self._board.report("api", untimely or theirs or problem)
         if problem:
             self._kubernetes.up.clear()
             return STEADY if untimely and self._started else PROBE
