@@ -533,7 +533,7 @@ def _red(rehearsed: Rehearsed, variant: Variant, engine: Engine, said: Mapping[T
             Given(engine),
             Log(),
             handler=lambda _platform: None,
-            options=lambda _engine: BootOptions(),
+            options=lambda *_: BootOptions(),
         )
     assert failed.value.exit_code == 8
     report = SmokeReport.read(variant.dist, FOREIGN)
