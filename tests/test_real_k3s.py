@@ -39,7 +39,7 @@ def engine(platform: Platform, *, virtual: bool = False) -> Engine:
 
 @pytest.mark.parametrize("text", ["k3s", "linux/mips={}/k3s", "linux/amd64={}/absent", "linux/amd64="])
 def test_what_is_no_platform_and_file_is_refused(folder: Path, text: str) -> None:
-    with pytest.raises(IntentError, match="--k3s .* cannot be used"):
+    with pytest.raises(IntentError, match=r"--k3s .* cannot be used"):
         Real.of([text.format(folder)], [])
 
 

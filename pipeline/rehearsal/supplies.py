@@ -39,6 +39,7 @@ from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import mirror, origin, pause
 from pipeline.rehearsal.standin_build import build as build_standin
+from pipeline.rehearsal.standin_build import marked
 from pipeline.release import read_json, write_json, write_text
 from pipeline.versions import Intent
 
@@ -260,15 +261,14 @@ class _Work:
 
         Returns the version, and the digests of all files. Raises UpstreamError.
         """
-        version = _k3s_version(self.k3s) if self.k3s else f"{self.lock.versions['k3s'].partition('+')[0]}+standin"
+        version = _k3s_version(self.k3s) if self.k3s else marked(self.lock.versions["k3s"].partition("+")[0])
         files = {platform: path.read_bytes() for platform, path in self.k3s.items()}
         images = {platform: path.read_bytes() for platform, path in self.images.items()}
         for platform in self.intent.platforms:
             kinds = ["real" if platform in given else "stub" for given in (files, images)]
             self.log.say(f"k3s {version} for {platform}: {kinds[0]} k3s, {kinds[1]} system images")
             if platform not in files:
-                marked = version if version.endswith("+standin") else f"{version}+standin"
-                files[platform] = build_standin(marked, platform.value)
+                files[platform] = build_standin(marked(version), platform.value)
             if platform not in images:
                 pauses = (self.folder / "pause" / f"{platform.architecture}.tar").read_bytes()
                 images[platform] = pause.system_images(pauses)
