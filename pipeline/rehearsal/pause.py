@@ -17,14 +17,12 @@ from typing import Any
 from pipeline import zstd
 from pipeline.oci import INDEX, MANIFEST, Digest
 from pipeline.platforms import Platform
+from pipeline.smoke.boot import NO_ADDONS
 
 NAME = "dind-k3s.local/pause:1"
 
-# Nothing can be pulled, so the add-ons, which are images, are left out.
-K3S_ARGS = (
-    f"--pause-image={NAME} --disable=coredns --disable=traefik --disable=servicelb --disable=metrics-server "
-    "--disable=local-storage --disable-helm-controller"
-)
+# Nothing can be pulled.
+K3S_ARGS = f"--pause-image={NAME} {NO_ADDONS}"
 
 
 # What k3s-images.txt of v1.37.1+k3s1 lists (sha256 377307d4…), named as `docker save` names them.
