@@ -118,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
     one = command("rehearse", "the whole release on this machine, reaching only package registries")
     one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
+    one.add_argument("--images", action="append", default=[], metavar="PLATFORM=PATH", help="that k3s's system images")
     one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
     one.add_argument("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
     one.add_argument("--again", action="store_true", help="smoke again what was smoked")
@@ -412,7 +413,7 @@ def _release(run: Run, parsed: argparse.Namespace) -> None:
                 for platform in run.intent.platforms:
                     stack.enter_context(emulation.registered(platform, run.log))
             chosen = engines.Engines(lock=run.lock, cache=run.cache, log=run.log, start=engine)
-            run.smoke(chosen, options=lambda _engine: BootOptions())
+            run.smoke(chosen, options=lambda *_: BootOptions())
 
         made = steps.of(run, engine=engine, smoke=smoke, scanner=[parsed.scanner], least=parsed.least, key=parsed.key)
         steps.go(made, run.log, dry_run=parsed.dry_run)
@@ -442,7 +443,7 @@ def _smoke(run: Run, parsed: argparse.Namespace) -> None:
             always_virtual=virtual,
             keep=parsed.keep,
         )
-        run.smoke(chosen, platforms=platforms, tiers=tiers, options=lambda _engine: BootOptions(keep=parsed.keep))
+        run.smoke(chosen, platforms=platforms, tiers=tiers, options=lambda *_: BootOptions(keep=parsed.keep))
 
 
 def _known(kind: type[Kind], text: str, what: str) -> Kind:

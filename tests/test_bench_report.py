@@ -85,6 +85,6 @@ def test_the_image_of_a_rehearsal_is_named_behind_the_command_too() -> None:
     for words in (["--dist", "x", "bench", "size"], ["bench", "size", "--dist", "x"]):
         assert parser().parse_args(words).dist == Path("x")
     assert parser().parse_args(["bench", "size"]).dist.name == "dist"
-    assert report.command("start", {"stand-in": True, "overlaid": True}) == (
+    assert report.command("start", {"rehearsed": True, "overlaid": True}) == (
         "nox -s bench -- start --write --dist dist/rehearsal --rootfs"
     )

@@ -113,12 +113,12 @@ def test_what_grows_faster_than_linearly_and_what_is_lost_does_not_hold() -> Non
 def test_where_pods_grow_faster_it_is_told_what_does() -> None:
     seconds = {what: {"100": [0.1], "1000": [1.0]} for what in (FETCH, LOOKUP, FEW, LIST, PLAN, DELETE, BARE)}
     steep, even = ([boxes(most)] for most in (60.0, 25.0))
-    said = scaling._starting({"stand-in": True, "boxes": steep, "targets": scaling.targets(seconds, steep)})
+    said = scaling._starting({"stub k3s": True, "boxes": steep, "targets": scaling.targets(seconds, steep)})
     assert "k3s 10 and 12 ms" in said
-    assert said.endswith("what grows most is k3s, the stand-in: the next step is to measure with a real one.")
-    said = scaling._starting({"stand-in": False, "boxes": steep, "targets": scaling.targets(seconds, steep)})
+    assert said.endswith("what grows most is k3s, a stub: the next step is to measure with a real one.")
+    said = scaling._starting({"stub k3s": False, "boxes": steep, "targets": scaling.targets(seconds, steep)})
     assert said.endswith("what grows most is k3s.")
-    said = scaling._starting({"stand-in": True, "boxes": even, "targets": scaling.targets(seconds, even)})
+    said = scaling._starting({"stub k3s": True, "boxes": even, "targets": scaling.targets(seconds, even)})
     assert said.endswith("started once for each.")
 
 

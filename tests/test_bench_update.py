@@ -15,10 +15,12 @@ import pytest
 
 from pipeline import cache as cached
 from pipeline.bench import updating
+from pipeline.bench.sizing import stubs
 from pipeline.bench.updating import LAYERS, OWN, Made
 from pipeline.lock import Artifact, Lock
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
+from pipeline.rehearsal import standin_build
 from pipeline.release import Image
 from tests.examples import LOCK, artifact
 from tests.images import make, program
@@ -61,6 +63,8 @@ def own(tmp_path: Path) -> Lock:
 
     def content(file: Artifact) -> bytes:
         data = f"{file.component} for {file.platform}".encode()
+        if (file.component, file.platform) == ("k3s", Platform.AMD64):
+            return standin_build.build("v1.37.1+standin", file.platform.value)
         return archive(data) if file.component == "docker" else data
 
     debs = {name: package(tmp_path / "debs", name, size) for name, size in (("iptables", 50), ("git", 50_000))}
@@ -92,12 +96,13 @@ def test_an_update_changes_one_component_and_the_day(own: Lock, tmp_path: Path, 
         assert subprocess.check_output(["dpkg-deb", "-f", path, "Version"], text=True) == "1+bench1\n"
 
 
-def test_a_stand_in_is_made_as_large_as_a_real_k3s(own: Lock, tmp_path: Path) -> None:
+def test_a_stub_is_made_as_large_as_a_real_k3s_and_a_real_one_stays(own: Lock, tmp_path: Path) -> None:
     grown = updating._real_size(own, tmp_path)
-    sizes = {file.size for file in grown.artifacts if file.component == "k3s"}
-    assert sizes == {updating.REAL_K3S}
+    sizes = {file.platform: file.size for file in grown.artifacts if file.component == "k3s"}
+    assert sizes == {Platform.AMD64: updating.REAL_K3S, Platform.ARM64: len("k3s for linux/arm64")}
     others = [[file for file in one.artifacts if file.component != "k3s"] for one in (own, grown)]
     assert others[0] == others[1]
+    assert stubs(own, tmp_path) == {Platform.AMD64}
 
 
 def layers(seed: Mapping[int, str]) -> dict[Platform, list[bytes]]:

@@ -6,7 +6,7 @@ import pytest
 from python_on_whales import DockerClient
 
 from pipeline.platforms import Platform
-from pipeline.rehearsal import pause, supplies
+from pipeline.rehearsal import pause
 from pipeline.rehearsal.supplies import Supplies
 
 
@@ -27,16 +27,3 @@ def test_the_real_engine_loads_it_and_it_stays_up(engine: DockerClient, brought:
 
 def test_a_real_k3s_is_told_its_name_whatever_its_own_default_is() -> None:
     assert f"--pause-image={pause.NAME}" in pause.K3S_ARGS.split()
-
-
-def test_debians_versions_become_the_vendors() -> None:
-    assert supplies._plain("28.5.2+dfsg4-5") == "28.5.2"
-    assert supplies._plain("0.29.1+ds1-4") == "0.29.1"
-    assert supplies._plain("1:2.40.3~rc1-1") == "2.40.3"
-
-
-def test_a_release_files_digests() -> None:
-    text = f"Origin: Debian\nMD5Sum:\n x 1 a\nSHA256:\n {'a' * 64} 12 main/binary-amd64/Packages.xz\nOther: x\n"
-    assert {name: digest.hex for name, digest in supplies._listed(text).items()} == {
-        "main/binary-amd64/Packages.xz": "a" * 64
-    }

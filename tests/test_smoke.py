@@ -438,7 +438,7 @@ def test_a_variant_is_booted_natively_or_not_at_all(tmp_path: Path) -> None:
         engines,
         Log(quiet=True),
         handler=lambda _: None,
-        options=lambda _: BootOptions(),
+        options=lambda *_: BootOptions(),
     )
     told = {tier.tier: (tier.state, tier.reason) for tier in ended[0].tiers}
     assert told == {

@@ -151,7 +151,7 @@ class Small:
             Only(docker),
             log or Log(quiet=True),
             handler=emulation.handler,
-            options=lambda _engine: BootOptions(),
+            options=lambda *_: BootOptions(),
         )[0]
 
 

@@ -18,12 +18,12 @@ from pipeline.log import Log
 from pipeline.platforms import Platform
 from pipeline.release import Check, State, Tier, TierReport
 from pipeline.smoke import boot
+from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
 from pipeline.virtual import initramfs, qemu
 from pipeline.virtual.disks import System
 from pipeline.virtual.guests import GUESTS
 from pipeline.virtual.qemu import Accelerator, Folder
-from tests.examples import LOCK
 
 TCG = Accelerator(name="tcg", argument="tcg,thread=multi,tb-size=512", cpu="cortex-a72")
 
@@ -165,11 +165,14 @@ def slow(patience: float) -> Engine:
     return Engine(docker=DockerClient(), builder=None, description="", platform=None, virtual=True, patience=patience)
 
 
-def test_a_real_k3s_is_left_to_a_native_engine_where_its_kubelet_gives_up() -> None:
-    assert boot.too_slow(LOCK, slow(1.0)) is None
-    reason = boot.too_slow(LOCK, slow(9.0))
-    assert reason is not None
-    assert "9 times slower" in reason
+def test_k3s_gets_what_a_slow_machine_needs_on_a_slow_engine_alone() -> None:
+    options = BootOptions(extra_environment={"K3S_ARGS": "--pause-image=x", "DOCKER_ARGS": "--mtu 1400"})
+    assert boot.for_speed(options, slow(4.0)) == options
+    given = boot.for_speed(options, slow(28.0)).extra_environment
+    assert given["DOCKER_ARGS"] == "--mtu 1400"
+    assert given["K3S_ARGS"].startswith("--pause-image=x ")
+    assert "--kube-controller-manager-arg=node-monitor-grace-period=900s" in given["K3S_ARGS"].split()
+    assert boot.for_speed(BootOptions(), slow(28.0)).extra_environment.keys() == {"K3S_ARGS"}
 
 
 def test_a_check_that_was_left_does_not_fail_its_tier() -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline import machine
 from pipeline.bench import processes
 from pipeline.bench.reach import Cluster, Dockerd, root
 from pipeline.errors import EngineError
-from pipeline.rehearsal import clamp, pause
+from pipeline.rehearsal import clamp, pause, standin_build
 
 LIMIT = 240.0  # seconds for any wait: a real k3s on a busy machine
 LOOK = 0.005  # seconds between two looks at a start
@@ -87,7 +88,13 @@ class Place:
     client: DockerClient
     image: str
     pod: bytes  # a docker archive of the image POD
+    k3s: str  # its version, as it reports it
     runtime: Path | None  # for machines whose root may not lower oom_score_adj (pipeline/rehearsal/clamp.py)
+
+    @property
+    def stub(self) -> bool:
+        """Whether k3s is a rehearsal's stub, not a real one."""
+        return self.k3s.endswith(standin_build.SUFFIX)
 
 
 @dataclass(kw_only=True)
@@ -232,7 +239,9 @@ def place(client: DockerClient, image: str, pod: bytes, folder: Path) -> Place:
         runtime = folder / "runc-clamped"
         runtime.write_text(clamp.RUNTIME, encoding="ascii")
         runtime.chmod(0o755)
-    return Place(client=client, image=image, pod=pod, runtime=runtime)
+    reported = str(client.run(image, ["--version"], entrypoint="k3s", remove=True, networks=["none"]))
+    version = reported.split()[2]  # k3s version v1.37.1+k3s1 (0123abcd)
+    return Place(client=client, image=image, pod=pod, k3s=version, runtime=runtime)
 
 
 # The stages of a start, in their order. Seconds since the clock of `docker run` (or start, restart) began.
@@ -248,6 +257,7 @@ STAGES = {
     "node": "a node is Ready",
     "account": "the default service account is there",
     "cluster": "API, node and service account",
+    "network": "flannel has written /run/flannel/subnet.env",
     "cluster is told": "wait-ready returns",
     "pod": "the first pod is Running",
 }
@@ -260,7 +270,8 @@ def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = T
     """Look at a start until it is through: stage → seconds since `made.began`. Raises EngineError.
 
     `cluster`: until the cluster is ready, else dockerd; `pod`: then until a pod runs; `first`: the pod and its image
-    are made, else they are there from an earlier life.
+    are made, else they are there from an earlier life. A pod is made as soon as pods can have a network: ours when
+    wait-ready returns, by hand when node, account and network are there.
     """
     at = {"first process": processes.began(made.pid)}
     at["dockerd exec"] = _seen(made, "dockerd to be started", _is_dockerd)
@@ -274,6 +285,8 @@ def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = T
         asked = made.cluster
         at["API"] = made.until("the API to be ready", asked.ready, every=LOOK)
         left: dict[str, Callable[[], bool]] = {"node": asked.node, "account": asked.account}
+        if not made.place.stub:
+            left["network"] = partial(_has_network, made)
         while left:
             for stage in [*left]:
                 with suppress(OSError):
@@ -286,7 +299,10 @@ def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = T
         at["cluster"] = max(at["API"], at["node"], at["account"])
         if pod:
             if first:
+                # A pod that is made before it can have a network waits for kubelet's back-off, 10 s and more.
                 loading.join()
+                if made.kind is Kind.OURS:
+                    made.until("wait-ready to return", _flag(made, "k8s").exists, every=LOOK)
                 asked.run("first", POD)
                 at["pod"] = made.until("a pod to run", lambda: asked.pods() > 0)
             else:  # what the API says of it is of its earlier life
@@ -294,11 +310,21 @@ def watch(made: Box, *, cluster: bool = True, pod: bool = False, first: bool = T
         asked.close()
     if made.kind is Kind.OURS:
         for stage, flag in {"docker is told": "docker", **({"cluster is told": "k8s"} if cluster else {})}.items():
-            file = root(made.pid) / "run/dind-k3s/ready" / flag
+            file = _flag(made, flag)
             made.until(f"{flag} to be told", file.exists)
             at[stage] = file.stat().st_mtime
         at |= {stage: when for stage, (when, _) in own_stages(made).items()}
     return {**{stage: at[stage] - made.began for stage in STAGES if stage in at}, CPU: used}
+
+
+def _flag(made: Box, what: str) -> Path:
+    """Return the file that the image writes when it calls `what` ready."""
+    return root(made.pid) / "run/dind-k3s/ready" / what
+
+
+def _has_network(made: Box) -> bool:
+    """Whether pods can have a network: flannel has written its file in this life of the container."""
+    return (root(made.pid) / "run/flannel/subnet.env").stat().st_mtime >= made.began
 
 
 def _seen(made: Box, what: str, is_it: Callable[[processes.Process], bool]) -> float:

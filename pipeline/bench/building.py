@@ -274,7 +274,7 @@ def describe(
 ) -> dict[str, Any]:
     """Everything that a reader needs to judge or repeat it."""
     return {
-        "stand-in": image.rehearsed,
+        "rehearsed": image.rehearsed,
         "platforms": list(platforms),
         "rounds": len(found[COLD]),
         "rounds with the usual way": len(found[USUAL_COLD]),

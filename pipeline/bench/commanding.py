@@ -116,7 +116,7 @@ def describe(
 ) -> dict[str, Any]:
     """Everything that a reader needs to judge or repeat it."""
     return {
-        "stand-in": False,
+        "rehearsed": False,
         "rounds": 4 * runs,
         "machine": report.machine(),
         "versions": {"Python": platform.python_version()},

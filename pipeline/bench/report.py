@@ -69,7 +69,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
 
 def command(what: str, document: Mapping[str, Any]) -> str:
     """What writes that report."""
-    more = " --dist dist/rehearsal" if document["stand-in"] else ""
+    more = " --dist dist/rehearsal" if document["rehearsed"] else ""
     return f"nox -s bench -- {what} --write{more}{' --rootfs' if document.get('overlaid') else ''}"
 
 

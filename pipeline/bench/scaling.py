@@ -70,7 +70,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool, counts: Sequence[int]
         for number in range(1, min(runs, FILLED) + 1):
             with run.log.step(f"pods and inner containers, round {number} of {min(runs, FILLED)}"):
                 many.append(measures.rounded(measures.scale(place, PODS, CONTAINERS, run.log)))
-    document = describe(found, many, runs, stand_in=image.rehearsed)
+    document = describe(found, many, runs, rehearsed=image.rehearsed, stub=place.stub)
     document["versions"] = {name: own.versions[name] for name in ("docker", "k3s")}
     document["machine"]["load"] = round(load, 1)
     document = report.stored(document)
@@ -215,10 +215,13 @@ def last(points: Mapping[str, Sequence[float]]) -> float:
     return exponent(dict(list(points.items())[-2:]))
 
 
-def describe(found: Seconds, many: Sequence[Mapping[str, Any]], runs: int, *, stand_in: bool) -> dict[str, Any]:
-    """Everything that a reader needs to judge or repeat it."""
+def describe(
+    found: Seconds, many: Sequence[Mapping[str, Any]], runs: int, *, rehearsed: bool, stub: bool
+) -> dict[str, Any]:
+    """Return everything that a reader needs to judge or repeat it; `stub`: whether k3s is one."""
     return {
-        "stand-in": stand_in,
+        "rehearsed": rehearsed,
+        "stub k3s": stub,
         "rounds": runs,
         "machine": report.machine(),
         "targets": targets(found, many),
@@ -328,11 +331,7 @@ def render(document: Mapping[str, Any]) -> str:
         "which tags a manifest has.",
         "",
         "## Pods and inner containers",
-        *(
-            ["", "k3s is a rehearsal's stand-in here: its own memory and time are not a real one's."]
-            if document["stand-in"]
-            else []
-        ),
+        *(["", "k3s is a stub here: its own memory and time are not a real one's."] if document["stub k3s"] else []),
         *_many(document["boxes"]),
         "",
         f"Processor time is that of {', '.join(_STARTERS.values())}.",
@@ -395,8 +394,8 @@ def _starting(document: Mapping[str, Any]) -> str:
     if not target["holds"]:
         most = max(_STARTERS, key=lambda group: after[group] - before[group])
         text += f" The exponent of the pods does not hold, and what grows most is {_STARTERS[most]}"
-        stand_in = most == processes.K3S and document["stand-in"]
-        text += ", the stand-in: the next step is to measure with a real one." if stand_in else "."
+        stub = most == processes.K3S and document["stub k3s"]
+        text += ", a stub: the next step is to measure with a real one." if stub else "."
     return text
 
 

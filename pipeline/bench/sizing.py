@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from pipeline.lock import Lock
 from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
+from pipeline.rehearsal import standin_build
 
 if TYPE_CHECKING:
     from pipeline.workflow import Run
@@ -97,7 +98,7 @@ def main(run: Run, *, write: bool, check: bool) -> dict[str, Any]:
         paths = [parts[layer.digest].path for layer in found[host]]
         with run.log.step(f"gzip and zstd {', '.join(map(str, LEVELS))} over the layers of {host}"):
             packing = recompress(paths)
-    document = describe(found, published(own, run.cache), packing, host, image, own)
+    document = describe(found, published(own, run.cache), packing, host, image, own, stubs(own, run.cache))
     files = {"md": render(document), "svg": draw(document)}
     report.finish("size", document, files, run.root, run.log, write=write, check_=check)
     return document
@@ -108,6 +109,15 @@ def lock_of(run: Run, image: release.Image) -> Lock:
     if image.rehearsed:
         return lock.read(run.dist / "versions.lock.yaml", versions.read(run.dist / "versions.yaml"))
     return run.lock
+
+
+def stubs(own: Lock, cache: Path) -> set[Platform]:
+    """Return the platforms whose k3s is a rehearsal's stub, which its bytes say."""
+    return {
+        file.platform
+        for file in own.artifacts
+        if file.component == "k3s" and standin_build.is_stub(cached.require(cache, file.digest).read_bytes())
+    }
 
 
 def read(path: Path, digest: Digest, compressed: int) -> Layer:
@@ -208,8 +218,9 @@ def describe(
     host: Platform | None,
     image: release.Image,
     own: Lock,
+    stub: Collection[Platform],
 ) -> dict[str, Any]:
-    """Everything that a reader needs to judge or repeat it."""
+    """Return everything that a reader needs to judge or repeat it; `stub`: the platforms whose k3s is a stub."""
     platforms, targets = [], []
     for platform, layers in found.items():
         compressed = sum(layer.compressed for layer in layers)
@@ -218,7 +229,7 @@ def describe(
         limit = round(FACTOR * sum(theirs.values()) + ALLOWANCE)
         without = round(FACTOR * (sum(theirs.values()) - theirs["k3s"]) + ALLOWANCE)
         packed = sum(layer.compressed for layer in layers if layer.name in _VENDORS)
-        if image.rehearsed:
+        if platform in stub:
             targets.append(_target(f"{platform}: of the limit, k3s left out on both sides", compressed - k3s, without))
         else:
             targets.append(_target(f"{platform}: of the limit", compressed, limit))
@@ -230,7 +241,7 @@ def describe(
                 "compressed": compressed,
                 "unpacked": sum(layer.unpacked for layer in layers),
                 "published": dict(sorted(theirs.items())),
-                "limit": without if image.rehearsed else limit,
+                "limit": without if platform in stub else limit,
                 "if packed": round(compressed / (FACTOR * packed + ALLOWANCE), 3),
                 "layers": [
                     {
@@ -256,7 +267,8 @@ def describe(
             }
         )
     return {
-        "stand-in": image.rehearsed,
+        "rehearsed": image.rehearsed,
+        "stub k3s": sorted(stub),
         "image": image.annotations.get("org.opencontainers.image.version", ""),
         "host": host.value if host else "",
         "machine": report.machine(),
@@ -299,10 +311,10 @@ def render(document: Mapping[str, Any]) -> str:
         f"The limit for each platform is {FACTOR:.2f} × what docker, k3s, kubectl, buildx and compose publish "
         f"+ {size(ALLOWANCE)}, compressed.",
     ]
-    if document["stand-in"]:
+    if document["stub k3s"]:
         lines.append(
-            "The k3s in this image is a rehearsal's stand-in, so the ratio for the real one cannot be shown: k3s is "
-            "left out on both sides. A real k3s is compressed in itself, so it adds about the same to both."
+            f"k3s is a stub for {' and '.join(document['stub k3s'])}, so the ratio for the real one cannot be shown: "
+            "k3s is left out on both sides. A real k3s is compressed in itself, so it adds about the same to both."
         )
     lines += [
         "",

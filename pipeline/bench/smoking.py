@@ -63,7 +63,7 @@ def describe(reports: Mapping[Variant, Sequence[SmokeReport]], image: release.Im
         for tier in one.tiers
     ]
     return {
-        "stand-in": image.rehearsed,
+        "rehearsed": image.rehearsed,
         "image": image.annotations.get("org.opencontainers.image.version", ""),
         "machine": report.machine(),
         "targets": targets(tiers),

@@ -27,7 +27,7 @@ from pipeline import base, build, layout, machine, release, versions
 from pipeline import cache as cached
 from pipeline.bench import lab, plot, report
 from pipeline.bench.building import Case, case
-from pipeline.bench.sizing import EXACT, lock_of
+from pipeline.bench.sizing import EXACT, lock_of, stubs
 from pipeline.engine import Engine
 from pipeline.errors import BuildFailed, EngineError
 from pipeline.lock import Artifact, Lock
@@ -36,6 +36,7 @@ from pipeline.oci import Digest, ImageName
 from pipeline.platforms import Platform
 from pipeline.registry import Registry
 from pipeline.rehearsal import registry as local
+from pipeline.rehearsal import standin_build
 from pipeline.release import Image, Variant
 
 if TYPE_CHECKING:
@@ -69,12 +70,11 @@ def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
     with lab.place("a benchmark of updates", run.log) as folder:
         first = case(intent, own, intent.platforms, folder / "first")
         cache = _cache(first, run.cache, folder / "cache")
-        if image.rehearsed:
-            first = replace(first, lock=_real_size(first.lock, cache))
+        first = replace(first, lock=_real_size(first.lock, cache))
         made = _build_all(run, first, cache, folder, image.rehearsed)
         with run.log.step(f"pushed and pulled, {runs} rounds"):
             found = _transfer(run, made, folder, runs)
-    document = describe(found, made["first"].image, own, runs)
+    document = describe(found, made["first"].image, own, runs, stub=bool(stubs(own, run.cache)))
     document["machine"]["load"] = round(load, 1)
     document = report.stored(document)
     files = {"md": render(document), "svg": draw(document)}
@@ -100,10 +100,12 @@ def _put(file: Artifact, data: bytes, cache: Path, version: str | None = None) -
 
 
 def _real_size(own: Lock, cache: Path) -> Lock:
-    """The lock with a stand-in k3s that is as large as a real one: noise behind its end, which nothing reads."""
+    """Return the lock with a stub k3s that is as large as a real one: noise behind its end, which nothing reads."""
 
     def grown(file: Artifact) -> Artifact:
         data = cached.require(cache, file.digest).read_bytes()
+        if not standin_build.is_stub(data):
+            return file
         return _put(file, data + random.Random(file.platform.value).randbytes(REAL_K3S - len(data)), cache)
 
     return replace(own, artifacts=tuple(grown(one) if one.component == "k3s" else one for one in own.artifacts))
@@ -282,10 +284,13 @@ def sizes(made: Mapping[str, Made], what: str, host: Platform) -> dict[str, Any]
     }
 
 
-def describe(found: Mapping[str, Mapping[str, Any]], image: Image, own: Lock, runs: int) -> dict[str, Any]:
-    """Everything that a reader needs to judge or repeat it."""
+def describe(
+    found: Mapping[str, Mapping[str, Any]], image: Image, own: Lock, runs: int, *, stub: bool
+) -> dict[str, Any]:
+    """Return everything that a reader needs to judge or repeat it; `stub`: whether k3s is one."""
     return {
-        "stand-in": image.rehearsed,
+        "rehearsed": image.rehearsed,
+        "stub k3s": stub,
         "platforms": list(image.platforms),
         "host": Platform.host() or "",
         "rounds": runs,
@@ -342,13 +347,13 @@ def render(document: Mapping[str, Any]) -> str:
         *(
             [
                 "",
-                f"**k3s is a rehearsal's stand-in**, with noise behind its end so that it is as large as a real one "
+                f"**k3s is a stub**, with noise behind its end so that it is as large as a real one "
                 f"({size(REAL_K3S)}, which is compressed in itself). A change is a few bytes at the end of each "
                 "program of a component; of the packages, a higher version of the smallest; of our own files, a "
                 "line. How much "
                 "of a component differs makes no difference: a layer is sent as a whole.",
             ]
-            if document["stand-in"]
+            if document["stub k3s"]
             else []
         ),
         *report.busy(document),

@@ -7,22 +7,22 @@ changes with its versions (--pause-image; k3s-io/k3s, pkg/cli/cmds/agent.go).
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from pipeline import zstd
-from pipeline.oci import Digest
+from pipeline.oci import INDEX, MANIFEST, Digest
 from pipeline.platforms import Platform
+from pipeline.smoke.boot import NO_ADDONS
 
 NAME = "dind-k3s.local/pause:1"
 
-# Nothing can be pulled, so the add-ons, which are images, are left out.
-K3S_ARGS = (
-    f"--pause-image={NAME} --disable=coredns --disable=traefik --disable=servicelb --disable=metrics-server "
-    "--disable=local-storage --disable-helm-controller"
-)
+# Nothing can be pulled.
+K3S_ARGS = f"--pause-image={NAME} {NO_ADDONS}"
 
 
 # What k3s-images.txt of v1.37.1+k3s1 lists (sha256 377307d4…), named as `docker save` names them.
@@ -39,23 +39,45 @@ SYSTEM_IMAGES = (
 
 
 def system_images(archive: bytes) -> bytes:
-    """A stand-in for k3s's archive of its system images: the pause image's bytes under all of their names; repeatable.
+    """Return a stub of k3s's archive of system images: the pause image's layer under all of their names; repeatable.
 
-    It is one image for each name, as in k3s's, and a label in each says that it is a stand-in.
+    Its form is that of k3s's: what `ctr images export` writes of one image for each name, an OCI layout with compressed
+    layers, its files in the order of their names, packed with zstd. A label in each image says that it is a stub.
+    Source: containerd's core/images/archive/exporter.go; k3s's scripts/package-airgap.
     """
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         files = {member.name: _read(tar, member) for member in tar}
-    (entry,) = json.loads(files.pop("manifest.json"))
-    config = json.loads(files.pop(entry["Config"]))
-    manifest = []
+    (entry,) = json.loads(files["manifest.json"])
+    (plain,) = (files[name] for name in entry["Layers"])
+    written: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+
+    def blob(data: bytes, media_type: str) -> dict[str, Any]:
+        digest = Digest.of(data)
+        written[_blob(digest.text)] = data
+        return {"mediaType": media_type, "digest": digest.text, "size": len(data)}
+
+    config = json.loads(files[entry["Config"]])
+    layer = blob(gzip.compress(plain, 1, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")
+    index, listed = [], []
     for name in SYSTEM_IMAGES:
-        labels = {"io.github.dind-k3s.stand-in": name}
-        document = json.dumps({**config, "config": {**config["config"], "Labels": labels}}, sort_keys=True).encode()
-        file = f"{Digest.of(document).hex}.json"
-        files[file] = document
-        manifest.append({"Config": file, "RepoTags": [name], "Layers": entry["Layers"]})
-    packed: bytes = zstd.compress(_tar({**files, "manifest.json": json.dumps(manifest).encode()}), 3)
+        labelled = {**config["config"], "Labels": {"io.github.dind-k3s.stand-in": name}}
+        document = json.dumps({**config, "config": labelled}, sort_keys=True).encode()
+        described = blob(document, "application/vnd.oci.image.config.v1+json")
+        manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": [layer]}
+        annotations = {
+            "io.containerd.image.name": f"docker.io/{name}",
+            "org.opencontainers.image.ref.name": name.rpartition(":")[2],
+        }
+        index.append({**blob(json.dumps(manifest).encode(), MANIFEST), "annotations": annotations})
+        listed.append({"Config": _blob(described["digest"]), "RepoTags": [name], "Layers": [_blob(layer["digest"])]})
+    written["index.json"] = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": index}).encode()
+    written["manifest.json"] = json.dumps(listed).encode()
+    packed: bytes = zstd.compress(_tar(dict(sorted(written.items()))), 3)
     return packed
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -18,8 +18,9 @@ import signal
 import ssl
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -34,7 +35,7 @@ from pipeline.oci import ImageName
 from pipeline.platforms import Platform
 from pipeline.rehearsal import clamp, origin, pause, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
-from pipeline.release import Tier, write_text
+from pipeline.release import Tier, Variant, write_text
 from pipeline.smoke.booted import BootOptions
 from pipeline.workflow import Run
 
@@ -45,15 +46,55 @@ _SECURE_PORT = 5443  # and 5444
 _BASE = "library/debian"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Real:
+    """The real files that a rehearsal was given in the place of stubs."""
+
+    k3s: Mapping[Platform, Path]
+    images: Mapping[Platform, Path]  # k3s's archives of system images
+
+    @classmethod
+    def of(cls, k3s: Sequence[str], images: Sequence[str]) -> Real:
+        """Read the arguments of --k3s and --images. Raises IntentError."""
+        made = cls(k3s=_files("k3s", k3s), images=_files("images", images))
+        if alone := [platform for platform in made.images if platform not in made.k3s]:
+            raise IntentError(
+                f"--images {alone[0]}=… needs the k3s that those images are for",
+                next_step=f"give it as well: --k3s {alone[0]}=…",
+            )
+        return made
+
+    def options(self, chosen: engine.Engine, variant: Variant, folder: Path, log: Log) -> BootOptions:
+        """Return what a real k3s needs where nothing can be pulled.
+
+        Its system images where an archive was given; the variant airgap has it already. Else, and on a virtual engine,
+        which would take many minutes to unpack them: a pause image, and no add-ons.
+        """
+        assert chosen.platform is not None
+        if chosen.platform not in self.k3s:
+            return BootOptions()
+        patience = 3.0  # of a real control plane on a small machine; the stub answers within a second
+        archive = self.images.get(chosen.platform)
+        if archive is not None and not chosen.virtual:
+            files = ((archive, f"/app/images/{archive.name}"),) if variant is Variant.IMAGE else ()
+            return BootOptions(extra_files=files, patience=patience)
+        log.say(f"no system images for {chosen.description}: the pause image is {pause.NAME}, add-ons are disabled")
+        return BootOptions(
+            extra_files=((folder / "pause" / f"{chosen.platform.architecture}.tar", "/app/images/pause.tar"),),
+            extra_environment={"K3S_ARGS": pause.K3S_ARGS},
+            patience=patience,
+        )
+
+
 def main(run: Run, parsed: argparse.Namespace) -> int:
     """The command `rehearse`; returns the exit code."""
     folder = run.cache / "rehearsal"
-    k3s = _binaries(parsed.k3s)
+    real = Real.of(parsed.k3s, parsed.images)
     if parsed.phase == "supplies":
-        _bring(run, folder, k3s, refresh=parsed.refresh)
+        _bring(run, folder, real, refresh=parsed.refresh)
         return 0
     if parsed.phase == "release":
-        _release(run, folder, k3s, emulate=not parsed.no_emulation, again=parsed.again)
+        _release(run, folder, real, emulate=not parsed.no_emulation, again=parsed.again)
         return 0
     machine.require_linux_root("a rehearsal")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,9 +161,11 @@ def _child(command: list[str], temporary: Path) -> int:
         process.wait()
 
 
-def _bring(run: Run, folder: Path, k3s: dict[Platform, Path], *, refresh: bool) -> supplies.Supplies:
+def _bring(run: Run, folder: Path, real: Real, *, refresh: bool) -> supplies.Supplies:
     with run.log.step("supplies: what comes from package registries"):
-        brought = supplies.bring(run.intent, run.lock, folder, run.log, k3s=k3s, refresh=refresh)
+        brought = supplies.bring(
+            run.intent, run.lock, folder, run.log, k3s=real.k3s, images=real.images, refresh=refresh
+        )
     # Process 1 of the second phase: the static init that docker ships.
     host = Platform.host()
     assert host is not None
@@ -131,16 +174,15 @@ def _bring(run: Run, folder: Path, k3s: dict[Platform, Path], *, refresh: bool) 
     return brought
 
 
-def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool, again: bool) -> None:
+def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) -> None:
     """The release itself, with an origin, a registry and an engine of its own, on no network."""
     log = run.log
     # Inside, where binfmt_misc is mounted whether or not the machine has it mounted.
     emulation.sweep(log)
-    brought = supplies.bring(run.intent, run.lock, folder, log, k3s=k3s, refresh=False)
+    brought = supplies.bring(run.intent, run.lock, folder, log, k3s=real.k3s, images=real.images, refresh=False)
     dist = run.dist / "rehearsal"
-    real = run.lock
-    # Other supplies under the same versions (a new stand-in, a rebuilt package) would rightly be refused by `resolve`
-    # as bytes that were replaced; here they are expected, so the rehearsal's own lock begins anew.
+    # Other supplies under the same versions (a new stub, a rebuilt package) would rightly be refused by `resolve` as
+    # bytes that were replaced; here they are expected, so the rehearsal's own lock is made again.
     mark = dist / "supplies"
     if not mark.exists() or mark.read_text(encoding="utf-8") != brought.mark:
         (dist / "versions.lock.yaml").unlink(missing_ok=True)
@@ -182,12 +224,10 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
         )
         versions.write(rehearsed.intent_path, intent)
         rehearsed.resolve(check=False)
-        _same_kubectl(real, rehearsed.lock, log)
-        if k3s:
-            log.say(f"real k3s: its pause image is {pause.NAME}, a static binary; no add-ons: none can be pulled")
+        _same_kubectl(run.lock, rehearsed.lock, log)
 
-        def options(chosen: engine.Engine) -> BootOptions:
-            wanted = _for_real_k3s(chosen, folder) if k3s else BootOptions()
+        def options(chosen: engine.Engine, variant: Variant) -> BootOptions:
+            wanted = real.options(chosen, variant, folder, log)
             return wanted if chosen.virtual else clamp.apply(wanted, folder, log)
 
         @functools.cache
@@ -226,16 +266,6 @@ def _release(run: Run, folder: Path, k3s: dict[Platform, Path], *, emulate: bool
         rehearsed.summary()
 
 
-def _for_real_k3s(chosen: engine.Engine, folder: Path) -> BootOptions:
-    """What a real k3s needs where nothing can be pulled: its pause image, and none of its add-ons."""
-    assert chosen.platform is not None
-    return BootOptions(
-        extra_files=((folder / "pause" / f"{chosen.platform.architecture}.tar", "/app/images/pause.tar"),),
-        extra_environment={"K3S_ARGS": pause.K3S_ARGS},
-        patience=3.0,  # of a real control plane on a small machine; the stand-in answers within a second
-    )
-
-
 def _same_kubectl(real: lock.Lock, rehearsed: lock.Lock, log: Log) -> None:
     """Artifacts that are in both locks must be the same bytes; kubectl is the one that a package registry has."""
     known = {(file.component, file.platform): file for file in real.artifacts}
@@ -254,16 +284,16 @@ def _same_kubectl(real: lock.Lock, rehearsed: lock.Lock, log: Log) -> None:
         log.say(f"{file.component} {file.version} {file.platform}: the same bytes as in versions.lock.yaml")
 
 
-def _binaries(arguments: list[str]) -> dict[Platform, Path]:
-    """`PLATFORM=PATH` arguments. Raises IntentError."""
-    found = {}
+def _files(option: str, arguments: Sequence[str]) -> dict[Platform, Path]:
+    """Return the files of `PLATFORM=PATH` arguments. Raises IntentError."""
+    files = {}
     for text in arguments:
         platform, _, path = text.partition("=")
         if platform not in list(Platform) or not Path(path).is_file():
             raise IntentError(
-                f"--k3s {text} cannot be used",
-                expected="PLATFORM=PATH, e.g. linux/amd64=./k3s, with a file at that path",
+                f"--{option} {text} cannot be used",
+                expected=f"PLATFORM=PATH, e.g. linux/amd64=./{option}, with a file at that path",
                 found=f"platform {platform!r}, path {path!r}",
             )
-        found[Platform(platform)] = Path(path).resolve()
-    return found
+        files[Platform(platform)] = Path(path).resolve()
+    return files

@@ -8,8 +8,19 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent / "standin"
 MARKER = "dind-k3s stand-in"
+SUFFIX = "+standin"  # how its version ends
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time that zip can write
 _MAIN = "import sys\n\nfrom standin.__main__ import main\n\nsys.exit(main())\n"
+
+
+def marked(version: str) -> str:
+    """Return the version of the stub in the place of that version of k3s."""
+    return version if version.endswith(SUFFIX) else version + SUFFIX
+
+
+def is_stub(program: bytes) -> bool:
+    """Whether a k3s is the stub, which the comment at its end says."""
+    return f"{MARKER} ".encode() in program[-256:]
 
 
 def build(version: str, platform: str) -> bytes:
@@ -18,7 +29,7 @@ def build(version: str, platform: str) -> bytes:
     Nothing is compressed, for the bytes that zlib makes differ between its builds. The zip's comment says what this is
     in plain text, so that a check can read the version without running anything.
     """
-    if not version.endswith("+standin"):
+    if not version.endswith(SUFFIX):
         raise ValueError(f"the version of a stand-in ends in +standin, found: {version}")
     files = {f"standin/{path.name}": path.read_text(encoding="utf-8") for path in SOURCE.glob("*.py")}
     files["standin/about.py"] = (

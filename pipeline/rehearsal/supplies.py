@@ -3,7 +3,8 @@
 Everything comes through the machine's own package clients (apt, pip) and is laid out as the vendors lay it out, so
 that `resolve` and `fetch` find what they would find upstream. Real: dockerd, containerd, runc, buildx, compose from
 Debian for both platforms; kubectl from PyPI, byte-identical to dl.k8s.io's; Debian's signed package indexes and
-packages; the base image's root. A stand-in: k3s, which no package registry has.
+packages; the base image's root. Stubs, unless real ones are given: k3s and its system images, which no package registry
+has.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import unquote
 
 from filelock import FileLock
@@ -37,6 +39,7 @@ from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import mirror, origin, pause
 from pipeline.rehearsal.standin_build import build as build_standin
+from pipeline.rehearsal.standin_build import marked
 from pipeline.release import read_json, write_json, write_text
 from pipeline.versions import Intent
 
@@ -56,6 +59,7 @@ _ARCHIVE = {
     "runc": "usr/sbin/runc",
 }
 _PLUGINS = {"buildx": "docker-buildx", "compose": "docker-compose"}
+_NONE: Mapping[Platform, Path] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +69,32 @@ class Supplies:
     root: Path  # the origin's folder
     bases: Mapping[Platform, Path]  # root tar of the base image
     versions: Mapping[str, str]  # component → version that the origin offers
-    mark: str  # other supplies, another mark: when they were brought, and the digests of k3s
+    mark: str  # other supplies, another mark: when they were downloaded, and the digests of k3s and its system images
 
 
 def bring(
-    intent: Intent, lock: Lock, folder: Path, log: Log, *, k3s: Mapping[Platform, Path], refresh: bool
+    intent: Intent,
+    lock: Lock,
+    folder: Path,
+    log: Log,
+    *,
+    k3s: Mapping[Platform, Path],
+    images: Mapping[Platform, Path] = _NONE,
+    refresh: bool,
 ) -> Supplies:
     """Fill `folder` with the supplies, or find them there from an earlier run.
 
     `intent` and `lock`: the repository's own; they say which packages and which kubectl. `k3s`: real binaries in the
-    stand-in's place. Raises UpstreamError when a package client fails.
+    stub's place, `images`: their archives of system images. Raises UpstreamError when a package client fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s, images=images)
     with FileLock(folder.with_name("supplies.lock")):
-        return _bring(intent, lock, folder, log, k3s=k3s, refresh=refresh)
+        return _bring(work, refresh=refresh)
 
 
-def _bring(
-    intent: Intent, lock: Lock, folder: Path, log: Log, *, k3s: Mapping[Platform, Path], refresh: bool
-) -> Supplies:
+def _bring(work: _Work, *, refresh: bool) -> Supplies:
+    intent, lock, folder, log = work.intent, work.lock, work.folder, work.log
     record = folder / "supplies.json"
     key = _key(intent, lock)
     bases = {platform: folder / "bases" / f"{platform.architecture}.tar" for platform in intent.platforms}
@@ -92,15 +103,13 @@ def _bring(
         if known.get("key") == key.text:
             log.say(f"supplies: nothing to download, all is there since {known['made']} (renew: --refresh)")
             versions = {str(name): str(version) for name, version in known["versions"].items()}
-            # The stand-in is of this checkout, whichever checkout brought the rest.
-            work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s)
+            # The stub is this checkout's, whichever checkout downloaded the rest.
             versions["k3s"], digests = work.kubernetes()
             mark = " ".join([known["made"], *digests])
             return Supplies(root=folder / "origin", bases=bases, versions=versions, mark=mark)
     for stale in (folder / "origin", folder / "bases"):
         shutil.rmtree(stale, ignore_errors=True)
     record.unlink(missing_ok=True)
-    work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s)
     with ThreadPoolExecutor(max_workers=4) as pool:
         # The base roots take longest and need nothing of the rest. They run beside it.
         rooting = [pool.submit(work.root, platform, bases[platform]) for platform in intent.platforms]
@@ -121,7 +130,7 @@ def _bring(
 
 
 def _key(intent: Intent, lock: Lock) -> Digest:
-    """What the supplies depend on; not k3s, which is laid out anew at every run."""
+    """What the supplies depend on; not k3s, which every run lays out again."""
     parts = [_FORMAT, intent.packages, intent.platforms, intent.suites, lock.versions["kubectl"]]
     return Digest.of(json.dumps(parts, default=dict).encode())
 
@@ -133,6 +142,7 @@ class _Work:
     folder: Path
     log: Log
     k3s: Mapping[Platform, Path]
+    images: Mapping[Platform, Path]
 
     @cached_property
     def where(self) -> mirror.Archives:
@@ -247,28 +257,21 @@ class _Work:
         return version
 
     def kubernetes(self) -> tuple[str, list[str]]:
-        """k3s: the binaries that were given, else the stand-in, which says so in its version; version and digests.
+        """k3s and its system images: what was given, else stubs, of which k3s says so in its version.
 
-        Its system images are stand-ins always: they are on Docker Hub, which is no package registry.
+        Returns the version, and the digests of all files. Raises UpstreamError.
         """
-        minor = re.match(r"v\d+\.\d+\.\d+", self.lock.versions["k3s"])
-        if self.k3s:
-            version = _k3s_version(self.k3s)
-            missing = [platform for platform in self.intent.platforms if platform not in self.k3s]
-            files = {platform: path.read_bytes() for platform, path in self.k3s.items()}
-            if missing:
-                self.log.warn(f"no real k3s given for {', '.join(missing)}: the stand-in takes its place there")
-                files |= {platform: build_standin(f"{version}+standin", platform.value) for platform in missing}
-        else:
-            version = f"{minor[0] if minor else 'v1.37.1'}+standin"
-            self.log.say(
-                f"k3s {version}: a stand-in, since no package registry has k3s (real ones: --k3s PLATFORM=PATH)"
-            )
-            files = {platform: build_standin(version, platform.value) for platform in self.intent.platforms}
-        images = {}
+        version = _k3s_version(self.k3s) if self.k3s else marked(self.lock.versions["k3s"].partition("+")[0])
+        files = {platform: path.read_bytes() for platform, path in self.k3s.items()}
+        images = {platform: path.read_bytes() for platform, path in self.images.items()}
         for platform in self.intent.platforms:
-            pauses = (self.folder / "pause" / f"{platform.architecture}.tar").read_bytes()
-            images[platform] = pause.system_images(pauses)
+            kinds = ["real" if platform in given else "stub" for given in (files, images)]
+            self.log.say(f"k3s {version} for {platform}: {kinds[0]} k3s, {kinds[1]} system images")
+            if platform not in files:
+                files[platform] = build_standin(marked(version), platform.value)
+            if platform not in images:
+                pauses = (self.folder / "pause" / f"{platform.architecture}.tar").read_bytes()
+                images[platform] = pause.system_images(pauses)
         origin.publish_k3s(self.site, version, files, images)
         return version, [Digest.of(data).hex for _, data in sorted([*files.items(), *images.items()])]
 

@@ -28,7 +28,7 @@ from pipeline.virtual.disks import Content
 _LAST_BREATH = 3.0  # seconds
 
 Handler = Callable[[Platform], str | None]
-Options = Callable[[Engine], BootOptions]
+Options = Callable[[Engine, Variant], BootOptions]
 
 
 class Engines(Protocol):
@@ -64,9 +64,9 @@ def run(
     """Check the image in dist/ and write dist/smoke/.
 
     `handler`: the interpreter that the kernel starts a foreign platform's binaries with, or None. `options`: what the
-    boot tier is given on an engine. Raises SmokeFailed, or the EngineError that kept a tier from running, after
-    everything ran, with the first failure; IntentError for a platform that was not built, LockStale and DigestMismatch
-    before anything is checked that they would make meaningless.
+    boot tier of a variant is given on an engine. Raises SmokeFailed, or the EngineError that kept a tier from running,
+    after everything ran, with the first failure; IntentError for a platform that was not built, LockStale and
+    DigestMismatch before anything is checked that they would make meaningless.
     """
     absent = [platform for platform in platforms if platform not in image.platforms]
     if absent:
@@ -194,7 +194,9 @@ class _Run:
         engine = engine or self._started(recorder)
         logs = self.dist / SMOKE / f"{self.platform.architecture}-boot.log"
         check = boot.run_airgap if self.airgap else boot.run
-        check(engine, self._loaded(engine), self.lock, self.options(engine), recorder, self.log, logs)
+        check(
+            engine, self._loaded(engine), self.lock, self.options(engine, self.image.variant), recorder, self.log, logs
+        )
         return recorder.report(_trouble(engine) if recorder.failed else None)
 
     def _started(self, recorder: Recorder) -> Engine:

@@ -30,7 +30,6 @@ class BootOptions:
     extra_environment: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = ()  # of the engine; none: its default
     patience: float = 1.0  # every deadline is multiplied by it, beside the engine's own
-    left: str | None = None  # why node and pods are left to another machine; None: as the engine's speed allows
     keep: bool = False  # leave the container and its volumes, running
 
 
@@ -43,7 +42,7 @@ class Booted:
         self.log = log
         self.logs = logs
         self.name = f"smoke-{uuid.uuid4().hex[:8]}"
-        self.budget = _STOP_BUDGET * engine.patience * options.patience  # seconds for a stop
+        self.budget = _STOP_BUDGET * engine.patience  # seconds for a stop
         self._options = options
         self._trouble = engine.trouble
         self._patience = engine.patience * options.patience

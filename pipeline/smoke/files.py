@@ -18,7 +18,7 @@ from pipeline.lock import Artifact, Lock
 from pipeline.log import size
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
-from pipeline.rehearsal.standin_build import MARKER
+from pipeline.rehearsal.standin_build import MARKER, marked
 from pipeline.smoke import contents, system_images
 from pipeline.smoke.contents import Content, Program
 from pipeline.smoke.record import Recorder
@@ -154,12 +154,11 @@ def _component(component: str, platform: Platform, lock: Lock, content: Content,
     for path in BINARIES[component]:
         program = _program(content, path)
         if component == "k3s" and program.text:
-            _need(rehearsed, "k3s is a stand-in, and this image is not a rehearsal's")
-            # Beside a real k3s of another platform it carries that version with its own mark behind.
-            marked = version if version.endswith("+standin") else f"{version}+standin"
-            said = f"{MARKER} {marked} {platform}"
-            _need(said.encode() in program.text, f"/{path} is a stand-in, but not «{said}»")
-            evidence.append(f"a stand-in that says so: {said}")
+            _need(rehearsed, "k3s is a stub, and this image is not a rehearsal's")
+            # Beside a real k3s of another platform it has that version with its own suffix.
+            comment = f"{MARKER} {marked(version)} {platform}"
+            _need(comment.encode() in program.text, f"/{path} is a stub k3s, but not '{comment}'")
+            evidence.append(f"a stub that says so: {comment}")
         else:
             entry = content.entries[path]
             _need(entry.header, f"/{path} is not an executable (truncated?): {entry.size} bytes")
