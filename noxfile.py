@@ -164,7 +164,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def acceptance(session: nox.Session) -> None:
-    """Test containers of the image with a real k3s (-- --k3s PATH [--images PATH]), else with the stub."""
+    """Test containers of the image with a real k3s (-- --k3s PATH [--images PATH], -- --release dist)."""
     session.install("--quiet", "--require-hashes", "-r", "requirements/tests.txt")
     given = [argument for argument in session.posargs if argument.startswith("tests/")]
     session.run(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.platforms import Platform
@@ -135,26 +135,31 @@ def _string(data: bytes, at: int) -> tuple[bytes, int]:
     return data[at : at + length], at + length
 
 
-def stated_version(data: bytes) -> str | None:
+def stated_version(data: bytes, like: str = "") -> str | None:
     """The version that a binary states of itself; None where it states none, or several that do not go together.
 
     In this order: the main module's version, one that the build flags set, one that the linker set (build flags are
-    left out of programs that are built with -trimpath), what containerd and tini say by themselves.
+    left out of programs that are built with -trimpath), what containerd and tini say by themselves. `like`: an
+    expression for the whole version; others do not count, such as those in archives that a program carries.
     """
+
+    def one(found: Iterable[str]) -> str | None:
+        return _one({text for text in found if not like or re.fullmatch(like, text)})
+
     build = go_build(data)
     if build is not None:
-        if re.fullmatch(_VERSION.decode(), build.version) and not _PSEUDO.search(build.version):
-            return build.version
-        if (flagged := _one(set(_IN_FLAGS.findall(build.settings.get("-ldflags", ""))))) is not None:
+        if re.fullmatch(_VERSION.decode(), build.version) and (own := one([build.version])) is not None:
+            return own
+        if (flagged := one(_IN_FLAGS.findall(build.settings.get("-ldflags", "")))) is not None:
             return flagged
-        if (linked := _one(set(set_by_linker(data)))) is not None:
+        if (linked := one(set_by_linker(data))) is not None:
             return linked
     said = set()
     for literal, expression in _SAID:  # the literal first: an expression that begins with digits is ten times as slow
         for found in re.finditer(literal, data):
             if text := re.search(expression, data[max(0, found.start() - 24) : found.end()]):
                 said.add(text[1].decode())
-    return _one(said)
+    return one(said)
 
 
 def set_by_linker(data: bytes) -> Iterator[str]:

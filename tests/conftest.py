@@ -15,6 +15,7 @@ from hypothesis import Phase, settings
 from python_on_whales import DockerClient
 
 from pipeline import cache, daemon, lock, machine, resolve, sandbox, transport, versions
+from pipeline import engine as engines
 from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
@@ -34,11 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
     parser.addoption("--k3s", type=Path, help="tests/image: a real k3s for this machine, in the stub's place")
     parser.addoption("--images", type=Path, help="tests/image: that k3s's archive of system images (tar.zst)")
+    parser.addoption(
+        "--release", type=Path, help="tests/image: the folder of a built image (dist), with the lock's k3s"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only the other k3s can show: `real_k3s` without --k3s, `stub_k3s` with it."""
-    away = "stub_k3s" if config.getoption("--k3s") else "real_k3s"
+    """Leave out what only the other k3s can show: `real_k3s` without --k3s or --release, `stub_k3s` with it."""
+    away = "stub_k3s" if config.getoption("--k3s") or config.getoption("--release") else "real_k3s"
     left_out = [item for item in items if item.get_closest_marker(away)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -96,8 +100,7 @@ def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors
 @pytest.fixture(scope="session")
 def brought(request: pytest.FixtureRequest) -> supplies.Supplies:
     """The rehearsal's supplies, which hold a real engine; brought now if no rehearsal ran on this machine yet."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("a real engine of our own needs Linux and root")
+    _need_root()
     capture = request.config.pluginmanager.getplugin("capturemanager")
     log = Log()
     intent = versions.read(ROOT / "versions.yaml")
@@ -105,6 +108,11 @@ def brought(request: pytest.FixtureRequest) -> supplies.Supplies:
         machine.ensure([*rehearse.TOOLS, *sandbox.TOOLS], log)
         committed = lock.read(ROOT / "versions.lock.yaml", intent)
         return supplies.bring(intent, committed, cache.folder() / "rehearsal", log, k3s={}, refresh=False)
+
+
+def _need_root() -> None:
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("a real engine of our own needs Linux and root")
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +125,24 @@ def cosigns(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def engine(brought: supplies.Supplies) -> Iterator[DockerClient]:
-    """A real engine in a sandbox of its own, with nothing in it."""
+def engine(request: pytest.FixtureRequest) -> Iterator[DockerClient]:
+    """A real engine in a sandbox of its own, with nothing in it: of the rehearsal's docker, else of the lock's."""
+    folder = Path(tempfile.mkdtemp(prefix="dind-k3s-tests-"))  # short: a socket's path may have 107 characters
+    if request.config.getoption("--release"):
+        _need_root()
+        machine.ensure([*sandbox.TOOLS, "dpkg-deb"], Log())
+        committed = lock.read(ROOT / "versions.lock.yaml", versions.read(ROOT / "versions.yaml"))
+        binaries = engines.unpack(committed, cache.folder())
+    else:
+        binaries = _rehearsed(request.getfixturevalue("brought"), folder)
+    try:
+        with daemon.run(binaries, folder, Log(quiet=True), sandboxed=True, network=False) as client:
+            yield client
+    finally:
+        shutil.rmtree(folder)
+
+
+def _rehearsed(brought: supplies.Supplies, folder: Path) -> daemon.Binaries:
     host = Platform.host()
     assert host is not None
     archive = brought.root / origin.HOSTS["docker"] / "linux/static/stable" / host.names.docker
@@ -126,13 +150,7 @@ def engine(brought: supplies.Supplies) -> Iterator[DockerClient]:
     version = brought.versions["buildx"]
     release = brought.root / origin.HOSTS["github"] / f"docker/buildx/releases/download/v{version}"
     buildx = release / f"buildx-v{version}.linux-{host.names.buildx}"
-    folder = Path(tempfile.mkdtemp(prefix="dind-k3s-tests-"))  # short: a socket's path may have 107 characters
-    binaries = daemon.unpack(docker=archive, digest=Digest.of_file(archive), buildx=buildx, folder=folder)
-    try:
-        with daemon.run(binaries, folder, Log(quiet=True), sandboxed=True, network=False) as client:
-            yield client
-    finally:
-        shutil.rmtree(folder)
+    return daemon.unpack(docker=archive, digest=Digest.of_file(archive), buildx=buildx, folder=folder)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ name, *rest = sys.argv[2:]
 rest = rest[1:] if rest[:1] == ["--"] else rest
 with open({calls!r}, "a") as calls:
     print(name, *rest, file=calls)
-if name in ("smoke", "fetch"):
+if name in ("smoke", "fetch", "acceptance"):
     sys.exit()
 more = {{"sign": ["--key", {key!r}], "verify": ["--key", {public!r}]}}.get(name, [])
 if name == "verify" and not rest:
@@ -136,6 +136,7 @@ def test_a_release_from_job_to_job(
         report = {"name": f"report-{architecture}", "path": f"dist/smoke/{architecture}.json dist/none.json"}
         upload(report, scene.folder, flow.store)
 
+    flow.job("acceptance")
     flow.job("scan")
     plan = flow.job("dry-run")
     assert scene.tags(scene.names[0]) == {}
@@ -162,7 +163,21 @@ def test_a_release_from_job_to_job(
     for name in scene.names:
         assert f"attestation verify oci://{name}@{scene.image.digest}" in gh
     called = [line.split()[0] for line in flow.calls.read_text().splitlines()]
-    in_order = ["scan", "release", "push", "sbom", "sign", "tag", "verify", "verify", "pull", "smoke", "notes"]
+    in_order = [
+        "fetch",
+        "acceptance",
+        "scan",
+        "release",
+        "push",
+        "sbom",
+        "sign",
+        "tag",
+        "verify",
+        "verify",
+        "pull",
+        "smoke",
+        "notes",
+    ]
     assert called == in_order
     assert (plan / "summary.md").exists() is False  # a plan has no steps
     assert "```mermaid" in (tmp_path / "flow" / "push" / "summary.md").read_text()

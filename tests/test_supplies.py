@@ -39,9 +39,10 @@ def k3s(folder: Path, platform: Platform, version: str, *, trimmed: bool = False
 @pytest.mark.parametrize("version", ["v1.36.3+k3s1", "v1.36.3+k3s10", "v1.37.0-rc2+k3s1"])
 def test_a_real_k3s_states_its_version_whatever_text_follows_it(tmp_path: Path, version: str, trimmed: bool) -> None:
     # Go keeps its constants one behind the other: the first text that looks like a version may go on with the next one.
-    text = version.encode() + b"0 days"
+    # k3s carries an archive, in which pieces of versions may look like another one.
+    text = version.encode() + b"0 days\0v2.6.3-k3s11.36.3+0-0.3.1952\0"
     files = {platform: k3s(tmp_path, platform, version, trimmed=trimmed, text=text) for platform in Platform}
-    assert supplies._k3s_version(files) == version
+    assert supplies.k3s_version(files) == version
 
 
 def test_binaries_of_two_releases_are_refused(tmp_path: Path) -> None:
@@ -50,11 +51,11 @@ def test_binaries_of_two_releases_are_refused(tmp_path: Path) -> None:
         Platform.ARM64: k3s(tmp_path, Platform.ARM64, "v1.36.2+k3s1"),
     }
     with pytest.raises(UpstreamError, match="do not state one version") as failed:
-        supplies._k3s_version(files)
+        supplies.k3s_version(files)
     assert f"{files[Platform.ARM64]}: v1.36.2+k3s1" in (failed.value.found or "")
 
 
 @pytest.mark.parametrize("version", ["v1.36.3", "v1.36.3+rke2r1"])
 def test_what_is_no_release_of_k3s_is_refused(tmp_path: Path, version: str) -> None:
     with pytest.raises(UpstreamError, match="do not state one version"):
-        supplies._k3s_version({Platform.AMD64: k3s(tmp_path, Platform.AMD64, version)})
+        supplies.k3s_version({Platform.AMD64: k3s(tmp_path, Platform.AMD64, version)})

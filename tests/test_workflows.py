@@ -271,6 +271,7 @@ def test_every_nox_call_names_a_session_and_arguments_that_it_takes() -> None:
         "lint",
         "tests",
         "rehearse",
+        "acceptance",
         "build",
         "smoke",
         "scan",
@@ -289,6 +290,17 @@ def test_ci_runs_what_the_script_runs() -> None:
     called = {call[2] for one in steps() if one.file == "ci.yml" for call in _calls(one.run)}
     assert script
     assert script == called
+
+
+def test_a_release_is_accepted_with_its_own_k3s_before_it_is_pushed() -> None:
+    """The image that the build left, the lock's files out of the cache, and no stub in either's place."""
+    all_jobs = jobs(GITHUB / "workflows" / "release.yml")
+    accepted = [one for one in steps() if (one.file, one.job) == ("release.yml", "acceptance")]
+    (image,) = [one.data["with"] for one in accepted if one.uses == "actions/download-artifact"]
+    assert image == {"name": "image", "path": "dist"}
+    called = [call for one in accepted for call in _calls(one.run)]
+    assert called == [["nox", "-s", "fetch"], ["nox", "-s", "acceptance", "--", "--release", image["path"]]]
+    assert [name for name, job in all_jobs.items() if "acceptance" in job.get("needs", ())] == ["dry-run", "push"]
 
 
 # The gate

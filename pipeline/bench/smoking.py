@@ -78,7 +78,7 @@ def targets(tiers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     boots = [
         tier for tier in tiers if tier["tier"] == Tier.BOOT and tier["variant"] == Variant.IMAGE and tier["checks"]
     ]
-    native = [tier for tier in boots if tier["where"] == "native"]
+    native = [tier for tier in boots if tier["where"].startswith("native")]
     for tier in boots:
         slower = re.search(r"(\d+(?:\.\d+)?)× slower", tier["where"])
         if slower and native:

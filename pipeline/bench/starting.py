@@ -88,7 +88,7 @@ def prepared(run: Run, image: release.Image, own: Lock, *, rootfs: bool) -> Iter
     assert host is not None
     folder = Path(tempfile.mkdtemp(prefix="dind-k3s-bench-", dir=disk()))
     try:
-        pod = pause.archive(_busybox(cached.require(run.cache, own.busybox(host).digest)), host)
+        pod = pause.archive(busybox(cached.require(run.cache, own.busybox(host).digest)), host)
         binaries = engine.unpack(own, run.cache)
         with daemon.run(binaries, folder / "engine", run.log, sandboxed=True, network=False) as client:
             with run.log.step("the image into a private engine"):
@@ -103,7 +103,7 @@ def prepared(run: Run, image: release.Image, own: Lock, *, rootfs: bool) -> Iter
         shutil.rmtree(folder)
 
 
-def _busybox(package: Path) -> bytes:
+def busybox(package: Path) -> bytes:
     """The static busybox of Debian's package, the one program of the pods."""
     done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], capture_output=True, check=True)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:

@@ -59,6 +59,7 @@ _ARCHIVE = {
     "runc": "usr/sbin/runc",
 }
 _PLUGINS = {"buildx": "docker-buildx", "compose": "docker-compose"}
+_K3S = r"v1\.\d+\.\d+(-rc\d+)?\+k3s\d+"  # how k3s numbers its releases
 _NONE: Mapping[Platform, Path] = MappingProxyType({})
 
 
@@ -261,7 +262,7 @@ class _Work:
 
         Returns the version, and the digests of all files. Raises UpstreamError.
         """
-        version = _k3s_version(self.k3s) if self.k3s else marked(self.lock.versions["k3s"].partition("+")[0])
+        version = k3s_version(self.k3s) if self.k3s else marked(self.lock.versions["k3s"].partition("+")[0])
         files = {platform: path.read_bytes() for platform, path in self.k3s.items()}
         images = {platform: path.read_bytes() for platform, path in self.images.items()}
         for platform in self.intent.platforms:
@@ -375,11 +376,11 @@ def _member(archive: Path, name: str) -> bytes:
         return member.read()
 
 
-def _k3s_version(files: Mapping[Platform, Path]) -> str:
-    """The version that real k3s binaries state of themselves. Raises UpstreamError when they state none or several."""
-    stated = {path: elf.stated_version(path.read_bytes()) for path in files.values()}
+def k3s_version(files: Mapping[Platform, Path]) -> str:
+    """Return the version that real k3s binaries state of themselves. Raises UpstreamError: none, or several."""
+    stated = {path: elf.stated_version(path.read_bytes(), _K3S) for path in files.values()}
     (version, *others) = {*stated.values()}
-    if version is None or others or not re.fullmatch(r"v1\.\d+\.\d+(-rc\d+)?\+k3s\d+", version):
+    if version is None or others:
         raise UpstreamError(
             "the given k3s binaries do not state one version",
             expected="v1.37.1+k3s1 or the like in Go's build information, the same in all",

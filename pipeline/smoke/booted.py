@@ -19,6 +19,7 @@ from pipeline.smoke.inside import patience
 from pipeline.smoke.load import Loaded
 
 _ERROR = re.compile(r"\[?dind-k3s\]?.{0,40}\berror: ")
+_K3S_ENDED = re.compile(r"\[dind-k3s\] k3s: ended by itself \((.*)\)(?:, is started again|: )")  # rootfs/: keeper.py
 _STOP_BUDGET = 10.0  # seconds: what `docker stop` gives before it kills
 
 
@@ -138,6 +139,11 @@ class Booted:
         with patience("docker stop", self.log):
             self.client.stop(self.name, time=int(self.budget))
         return time.monotonic() - started, self.client.container.inspect(self.name).state.exit_code
+
+    def ends_of_k3s(self) -> list[str]:
+        """Return why k3s ended although nobody asked for it, once for each time, of all containers so far."""
+        kept = self.logs.read_text(encoding="utf-8") if self.logs.exists() else ""
+        return _K3S_ENDED.findall(kept + str(self.client.logs(self.name)))
 
     def last_lines(self, count: int = 12) -> str:
         """The end of `docker logs`."""

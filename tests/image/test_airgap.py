@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import cache
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import pause
@@ -29,13 +28,12 @@ OFFLINE = {"networks": ["none"]}
 
 
 @pytest.fixture(scope="module")
-def airgap(image: Image) -> Iterator[Image]:
+def airgap(image: Image, pod_image: bytes) -> Iterator[Image]:
     """The image under test with system images in it."""
-    assert HOST is not None
     folder = image.folder / "airgap"
     files = folder / FOLDER.lstrip("/")
     files.mkdir(parents=True)
-    packed = pause.system_images((cache.folder() / f"rehearsal/pause/{HOST.architecture}.tar").read_bytes())
+    packed = pause.system_images(pod_image)
     (files / ARCHIVE).write_bytes(packed)
     (files / "SHA256SUMS").write_text(f"{Digest.of(packed).hex}  {ARCHIVE}\n")
     (folder / "Dockerfile").write_text(f"FROM {image.name}\nCOPY usr/ /usr/\n")

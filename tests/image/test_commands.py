@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from python_on_whales.exceptions import DockerException
 
-from pipeline import build, lock, versions
+from pipeline import build
+from pipeline.lock import Lock
 from pipeline.platforms import Platform
 from pipeline.release import Variant
+from pipeline.versions import Intent
 from tests.image.box import Box, Image, box
-from tests.image.conftest import DIST
 
 pytestmark = pytest.mark.engine
 
@@ -192,11 +193,10 @@ def test_doctor_at_once(image: Image) -> None:
         assert not [one for one in found.values() if "this check itself failed" in one["evidence"]]
 
 
-def test_verify_tells_what_is_changed_missing_and_a_stranger(image: Image) -> None:
+def test_verify_tells_what_is_changed_missing_and_a_stranger(image: Image, intent: Intent, own: Lock) -> None:
     host = Platform.host()
     assert host is not None
-    intent = versions.read(DIST / "versions.yaml")
-    made = build.manifest(intent, lock.read(DIST / "versions.lock.yaml", intent), host, Variant.IMAGE, INSIDE)
+    made = build.manifest(intent, own, host, Variant.IMAGE, INSIDE)
     files = {"/tmp/manifest.json": json.dumps(made), "/tmp/record": RECORD}
     with box(image, command=("sleep", "600"), files=files) as here:
         here.start()
