@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import random
 import socketserver
 import sqlite3
 import subprocess
+import tarfile
 import threading
 import time
 import zlib
@@ -58,8 +60,9 @@ def fill(root: Path, word: str) -> None:
         (server / path).write_text(word)
     (server / "token").chmod(0o600)
     (root / "app/k3s/.dind-k3s/node/password").write_text(word)
-    if not (server / "node-token").is_symlink():
-        (server / "node-token").symlink_to("token")
+    for link in (server / "node-token", server / "agent-token"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(server / "token")  # absolute, as k3s makes them
 
 
 def words(root: Path) -> set[str]:
@@ -147,6 +150,63 @@ def test_a_snapshot_comes_back_as_it_was(root: Path) -> None:
     assert words(root) == {"second"}
     assert not (root / "app/k3s/.dind-k3s/restore").exists()
     assert not list((root / "app/k3s/.dind-k3s").glob("tmp-*"))
+
+
+def with_links(links: dict[str, str]) -> bytes:
+    """An archive as earlier images made them: a cluster's state, of which some are links."""
+    plain = io.BytesIO()
+    state = {"server/token": b"old"}
+    digests = {
+        name: {"size": 3, "sha256": hashlib.sha256(data).hexdigest(), "mode": 0o600} for name, data in state.items()
+    }
+    head = {"format": 1, "created": "once", "reason": "test", "versions": OF}
+    head["files"] = {**digests, **{name: {"link": target} for name, target in links.items()}}
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        for name, data in {archive.CONTENTS: json.dumps(head).encode(), **state}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        for name, target in links.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            tar.addfile(entry)
+    return gzip.compress(plain.getvalue())
+
+
+@pytest.mark.parametrize("target", ["/app/k3s/server/token", "token"])
+def test_an_archive_with_the_links_that_k3s_makes_is_restored(root: Path, target: str) -> None:
+    data = with_links({"server/node-token": target, "server/agent-token": target})
+    restore.run(io.BytesIO(data), "old.tar.gz", 1)
+    assert (root / "app/k3s/server/token").read_text() == "old"
+    assert (root / "app/k3s/server/node-token").readlink() == Path(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("server/node-token", "/etc/shadow"),
+        ("server/node-token", "../token"),
+        ("server/node-token", "/app/k3s/server/../../../etc/shadow"),
+        ("server/tls/server-ca.crt", "token"),
+        ("server/tls", "/app/k3s/server/token"),
+    ],
+)
+def test_an_archive_with_another_link_is_refused(root: Path, name: str, target: str) -> None:
+    with pytest.raises(Mistake, match=f"{name}: a link to {target}"):
+        restore.run(io.BytesIO(with_links({name: target})), "evil.tar.gz", 1)
+    assert words(root) == {"first"}
+
+
+def test_a_snapshot_has_no_links_whatever_the_cluster_has(root: Path) -> None:
+    (root / "ca.pem").write_text("my own")
+    server_ca = root / "app/k3s/server/tls/server-ca.crt"
+    server_ca.unlink()
+    server_ca.symlink_to(root / "ca.pem")
+    (root / "app/k3s/server/tls/dangling").symlink_to("nowhere")
+    restore.run(io.BytesIO(packed()), "cluster.tar.gz", 1)
+    assert not server_ca.is_symlink()
+    assert server_ca.read_text() == "my own"
+    assert (root / "app/k3s/server/node-token").read_text() == "first"
 
 
 def content(data: bytes) -> bytes:
