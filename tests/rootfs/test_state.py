@@ -250,17 +250,21 @@ def test_an_archive_cannot_write_elsewhere(root: Path) -> None:
     assert words(root) == {"first"}
 
 
-def test_a_swap_is_undone_wherever_it_was_killed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_swap_that_ends_half_way_is_undone(root: Path, monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
     (root / "app/k3s/server/agent-token").write_text("first")  # the other state has none
     moved: list[int] = []
-    rename = Path.rename
+    rename, undo = Path.rename, volume.Swap.undo
 
-    def killed_at(limit: int) -> bool:
+    def ends_at(limit: int) -> bool:
         moved.clear()
 
         def counting(path: Path, target: Path) -> Path:
             moved.append(1)
             if len(moved) == limit:
+                monkeypatch.setattr(Path, "rename", rename)
+                if killed:  # it cannot do anything any more
+                    monkeypatch.setattr(volume.Swap, "undo", lambda _: False)
                 raise KeyboardInterrupt
             return rename(path, target)
 
@@ -278,18 +282,19 @@ def test_a_swap_is_undone_wherever_it_was_killed(root: Path, monkeypatch: pytest
             return True
         finally:
             monkeypatch.setattr(Path, "rename", rename)
+            monkeypatch.setattr(volume.Swap, "undo", undo)
         return False
 
     limit = 0
-    while killed_at(limit := limit + 1):
+    while ends_at(limit := limit + 1):
         # Twice, as if the first one were killed, too; then nothing is left to undo.
-        assert volume.Swap().undo()
+        assert volume.Swap().undo() == killed
         assert not volume.Swap().undo()
         assert words(root) == {"first"}
         assert (root / "app/k3s/server/agent-token").exists()
         assert not (root / "app/k3s/server/cred").exists()
     assert limit > 7
-    assert guard.check({})[0].startswith("a restore was interrupted")
+    assert guard.check({})[0].startswith("a restore or reset was interrupted")
     assert words(root) == {"first"}
 
 
@@ -316,8 +321,8 @@ def test_reset_removes_the_cluster_and_keeps_what_is_the_users(root: Path) -> No
     for name in (*kept, *gone):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).touch()
-    told = reset.run("cluster", sure=True)
-    assert told[-1] == "the next start makes a new cluster"
+    *_, last = reset.run("cluster", sure=True)
+    assert last == "the next start makes a new cluster"
     assert all((here / name).exists() for name in kept)
     assert not any((here / name).exists() for name in (*gone, "server/db", "server/token", ".dind-k3s/node/password"))
     (kept_snapshot,) = (here / "snapshots").iterdir()
