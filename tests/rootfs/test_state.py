@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import random
 import socketserver
 import sqlite3
 import subprocess
+import tarfile
 import threading
 import time
 import zlib
@@ -58,8 +60,9 @@ def fill(root: Path, word: str) -> None:
         (server / path).write_text(word)
     (server / "token").chmod(0o600)
     (root / "app/k3s/.dind-k3s/node/password").write_text(word)
-    if not (server / "node-token").is_symlink():
-        (server / "node-token").symlink_to("token")
+    for link in (server / "node-token", server / "agent-token"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(server / "token")  # absolute, as k3s makes them
 
 
 def words(root: Path) -> set[str]:
@@ -149,6 +152,63 @@ def test_a_snapshot_comes_back_as_it_was(root: Path) -> None:
     assert not list((root / "app/k3s/.dind-k3s").glob("tmp-*"))
 
 
+def with_links(links: dict[str, str]) -> bytes:
+    """An archive as earlier images made them: a cluster's state, of which some are links."""
+    plain = io.BytesIO()
+    state = {"server/token": b"old"}
+    digests = {
+        name: {"size": 3, "sha256": hashlib.sha256(data).hexdigest(), "mode": 0o600} for name, data in state.items()
+    }
+    head = {"format": 1, "created": "once", "reason": "test", "versions": OF}
+    head["files"] = {**digests, **{name: {"link": target} for name, target in links.items()}}
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        for name, data in {archive.CONTENTS: json.dumps(head).encode(), **state}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        for name, target in links.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            tar.addfile(entry)
+    return gzip.compress(plain.getvalue())
+
+
+@pytest.mark.parametrize("target", ["/app/k3s/server/token", "token"])
+def test_an_archive_with_the_links_that_k3s_makes_is_restored(root: Path, target: str) -> None:
+    data = with_links({"server/node-token": target, "server/agent-token": target})
+    restore.run(io.BytesIO(data), "old.tar.gz", 1)
+    assert (root / "app/k3s/server/token").read_text() == "old"
+    assert (root / "app/k3s/server/node-token").readlink() == Path(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("server/node-token", "/etc/shadow"),
+        ("server/node-token", "../token"),
+        ("server/node-token", "/app/k3s/server/../../../etc/shadow"),
+        ("server/tls/server-ca.crt", "token"),
+        ("server/tls", "/app/k3s/server/token"),
+    ],
+)
+def test_an_archive_with_another_link_is_refused(root: Path, name: str, target: str) -> None:
+    with pytest.raises(Mistake, match=f"{name}: a link to {target}"):
+        restore.run(io.BytesIO(with_links({name: target})), "evil.tar.gz", 1)
+    assert words(root) == {"first"}
+
+
+def test_a_snapshot_has_no_links_whatever_the_cluster_has(root: Path) -> None:
+    (root / "ca.pem").write_text("my own")
+    server_ca = root / "app/k3s/server/tls/server-ca.crt"
+    server_ca.unlink()
+    server_ca.symlink_to(root / "ca.pem")
+    (root / "app/k3s/server/tls/dangling").symlink_to("nowhere")
+    restore.run(io.BytesIO(packed()), "cluster.tar.gz", 1)
+    assert not server_ca.is_symlink()
+    assert server_ca.read_text() == "my own"
+    assert (root / "app/k3s/server/node-token").read_text() == "first"
+
+
 def content(data: bytes) -> bytes:
     try:
         return gzip.decompress(data)
@@ -190,17 +250,21 @@ def test_an_archive_cannot_write_elsewhere(root: Path) -> None:
     assert words(root) == {"first"}
 
 
-def test_a_swap_is_undone_wherever_it_was_killed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_swap_that_ends_half_way_is_undone(root: Path, monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
     (root / "app/k3s/server/agent-token").write_text("first")  # the other state has none
     moved: list[int] = []
-    rename = Path.rename
+    rename, undo = Path.rename, volume.Swap.undo
 
-    def killed_at(limit: int) -> bool:
+    def ends_at(limit: int) -> bool:
         moved.clear()
 
         def counting(path: Path, target: Path) -> Path:
             moved.append(1)
             if len(moved) == limit:
+                monkeypatch.setattr(Path, "rename", rename)
+                if killed:  # it cannot do anything any more
+                    monkeypatch.setattr(volume.Swap, "undo", lambda _: False)
                 raise KeyboardInterrupt
             return rename(path, target)
 
@@ -218,18 +282,19 @@ def test_a_swap_is_undone_wherever_it_was_killed(root: Path, monkeypatch: pytest
             return True
         finally:
             monkeypatch.setattr(Path, "rename", rename)
+            monkeypatch.setattr(volume.Swap, "undo", undo)
         return False
 
     limit = 0
-    while killed_at(limit := limit + 1):
+    while ends_at(limit := limit + 1):
         # Twice, as if the first one were killed, too; then nothing is left to undo.
-        assert volume.Swap().undo()
+        assert volume.Swap().undo() == killed
         assert not volume.Swap().undo()
         assert words(root) == {"first"}
         assert (root / "app/k3s/server/agent-token").exists()
         assert not (root / "app/k3s/server/cred").exists()
     assert limit > 7
-    assert guard.check({})[0].startswith("a restore was interrupted")
+    assert guard.check({})[0].startswith("a restore or reset was interrupted")
     assert words(root) == {"first"}
 
 
@@ -256,8 +321,8 @@ def test_reset_removes_the_cluster_and_keeps_what_is_the_users(root: Path) -> No
     for name in (*kept, *gone):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).touch()
-    told = reset.run("cluster", sure=True)
-    assert told[-1] == "the next start makes a new cluster"
+    *_, last = reset.run("cluster", sure=True)
+    assert last == "the next start makes a new cluster"
     assert all((here / name).exists() for name in kept)
     assert not any((here / name).exists() for name in (*gone, "server/db", "server/token", ".dind-k3s/node/password"))
     (kept_snapshot,) = (here / "snapshots").iterdir()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import podfolder
 from .resolver import Resolver
 from .status import Object
 
@@ -102,11 +103,6 @@ def full_name(pod: Object, name: str, attempt: int) -> str:
     return f"k8s_{name}_{metadata['name']}_{metadata['namespace']}_{metadata['uid']}_{attempt}"
 
 
-def volume_folder(kubelet_dir: Path, pod: Object, volume: str) -> Path:
-    """Where an emptyDir lies, as the kubelet has it."""
-    return kubelet_dir / "pods" / str(pod["metadata"]["uid"]) / "volumes/kubernetes.io~empty-dir" / volume
-
-
 def creation(
     pod: Object, spec: Object, attempt: int, *, owner: str | None, kubelet_dir: Path, resolver: Resolver
 ) -> Object:
@@ -186,7 +182,9 @@ def _binds(pod: Object, spec: Object, kubelet_dir: Path) -> list[str]:
             if kind == "DirectoryOrCreate":
                 source.mkdir(parents=True, exist_ok=True)
         elif "emptyDir" in volume:
-            source = volume_folder(kubelet_dir, pod, mount["name"])
+            source = podfolder.volume(kubelet_dir, pod, "empty-dir", mount["name"])
+            if (volume["emptyDir"] or {}).get("medium") == "Memory":
+                podfolder.mount_memory(source)
             if not source.is_dir():
                 source.mkdir(parents=True)
                 source.chmod(0o777)

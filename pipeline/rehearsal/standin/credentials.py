@@ -27,10 +27,10 @@ def ensure_token(config: Config, certificates: Certificates) -> str:
     content = f"K10{ca_hash}::server:{secret}\n"
     if not path.is_file() or path.read_text(encoding="utf-8") != content:
         files.write(path, content)
-    node_token = path.with_name("node-token")
-    if not node_token.is_symlink():
-        node_token.unlink(missing_ok=True)
-        node_token.symlink_to(path.name)
+    for link in (path.with_name("node-token"), path.with_name("agent-token")):
+        if not link.is_symlink():
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)  # absolute, as in pkg/server/server.go
     return secret
 
 

@@ -7,7 +7,6 @@ is polled. What must survive lies in the store and in dockerd, so a new process 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-from . import containers, events, images, log, podstatus
+from . import containers, events, images, log, podfolder, podstatus
 from .containers import Container
 from .engine import Engine, EngineGone, EngineRefused
+from .failure import Failure
 from .podstatus import View, Waiting
 from .resolver import Resolver
 from .status import ApiError, Object
@@ -149,14 +149,14 @@ class Worker(threading.Thread):
         pod = self._pod()
         if pod is None:
             self._remove(self._observe(), grace=0)
-            shutil.rmtree(self._kubelet.kubelet_dir / "pods" / self.uid, ignore_errors=True)
+            podfolder.remove(podfolder.of(self._kubelet.kubelet_dir, self.uid))
             return True, None
         if pod["spec"].get("nodeName") != self._kubelet.node_name:
             return True, None
         if pod["metadata"].get("deletionTimestamp"):
             events.record(self._store, pod, "Normal", "Killing", "Stopping the containers")
             self._remove(self._observe(), grace=pod["metadata"].get("deletionGracePeriodSeconds", 30))
-            shutil.rmtree(self._kubelet.kubelet_dir / "pods" / self.uid, ignore_errors=True)
+            podfolder.remove(podfolder.of(self._kubelet.kubelet_dir, self.uid))
             with contextlib.suppress(ApiError):
                 self._store.delete("pods", *self._key, uid=self.uid)
             return True, None
@@ -265,7 +265,9 @@ class Worker(threading.Thread):
 
     def _create(self, pod: Object, spec: Object, attempt: int, owner: str | None, until: list[float]) -> str | None:
         name = spec["name"]
+        token = podfolder.volume(self._kubelet.kubelet_dir, pod, "projected", "kube-api-access-stub")
         try:
+            podfolder.mount_memory(token)  # empty, since nothing of the stub asks for a token
             body = containers.creation(
                 pod,
                 spec,
@@ -275,7 +277,7 @@ class Worker(threading.Thread):
                 resolver=self._kubelet.resolver,
             )
             made = self._engine.call("POST", "/containers/create", body, name=containers.full_name(pod, name, attempt))
-        except containers.CannotCreate as problem:
+        except (containers.CannotCreate, Failure) as problem:
             waiting = Waiting(reason="CreateContainerConfigError", message=str(problem))
             self._wait(pod, name, waiting, time.time() + RETRY_SECONDS, until)
             return None

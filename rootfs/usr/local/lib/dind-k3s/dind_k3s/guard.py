@@ -46,7 +46,7 @@ def check(env: Mapping[str, str]) -> list[str]:
     told, mistakes = [], []
     volume.remove_temporary()
     if volume.Swap().undo():
-        told.append("a restore was interrupted before its cluster was ready: the state before it is back")
+        told.append("a restore or reset was interrupted: the cluster before it is back")
     for component in components(env):
         now = versions.installed(component)
         was = versions.read_stamp(folder(component)).get(component, "")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dind_k3s.kube_api import Kubernetes
@@ -46,6 +49,22 @@ def start(name: str) -> None:
     # its work once, as preload, had done it before supervisor looked.
     if not any(word in said for word in ("started", "already started", "spawn error", "abnormal termination")):
         raise Mistake(f"{name} could not be started: {said}")
+
+
+@contextmanager
+def stopped(*names: str) -> Iterator[None]:
+    """The programs do not run inside, and run again afterwards, whatever happens; the last one is started first."""
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(start, name)
+            stop(name)
+        yield
+
+
+def end_by_exceptions() -> None:
+    """SIGTERM and SIGHUP, as when the terminal of a `docker exec -it` goes away, are a KeyboardInterrupt, too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _pid(name: str) -> int:

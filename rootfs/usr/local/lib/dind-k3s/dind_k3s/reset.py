@@ -11,12 +11,16 @@ on its volume alone: docker run --rm -v k3s:/app/k3s IMAGE reset cluster --yes
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from dind_k3s import programs, snapshot, versions, volume
+from dind_k3s import k3s, mounts, pod_network, programs, snapshot, versions, volume
 from dind_k3s.plan import Mistake, asked, refuse
 from dind_k3s.root import at, facts
 
@@ -45,58 +49,80 @@ def remove_containers(*, pods: bool, others: bool) -> None:
         docker("rm", "--force", "--volumes", *sorted(chosen))
 
 
-def empty(folder: Path, *but: str) -> None:
-    """Remove what is in a folder; mounts in it are let go first."""
+def remove(*paths: Path) -> list[str]:
+    """Remove files and trees, all that is possible of them; a line for each thing that could not be."""
+    if not paths:
+        return []
+    command = ["rm", "--recursive", "--force", "--one-file-system", "--", *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
+
+
+def empty(folder: Path, *but: str) -> list[str]:
+    """Remove what is in a folder, with the mounts on it; a line for each thing that could not be removed.
+
+    All of it is moved aside first, which takes no time, so that an interruption leaves no part of it in its place.
+    """
     if not folder.is_dir():
-        return
-    inside = f"{folder.resolve()}/"
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for mount in sorted((mount for mount in mounts if mount.startswith(inside)), reverse=True):
-        if mount[len(inside) :].split("/")[0] not in but:
-            subprocess.run(["umount", "--lazy", mount], capture_output=True, check=False)
-    for path in folder.iterdir():
-        if path.name not in but:
-            volume.remove(path)
+        return []
+    mounts.unmount_inside(folder, *but)
+    with contextlib.suppress(OSError):  # without room it is removed where it is
+        aside = Path(tempfile.mkdtemp(dir=folder, prefix=".removed-"))
+        for path in folder.iterdir():
+            if path != aside and path.name not in but:
+                with contextlib.suppress(OSError):
+                    path.rename(aside / path.name)
+    return remove(*(path for path in folder.iterdir() if path.name not in but))
 
 
-def remove_cluster() -> None:
-    """The server last: until it is gone, k3s mends what is missing of the rest."""
-    here = volume.k3s_folder()
-    empty(here / "agent", "etc")
-    empty(volume.ours() / "kubelet")
-    empty(at("/var/lib/kubelet"))
-    empty(here / "storage")
-    empty(volume.ours() / "node")
-    (here / "k3s.yaml").unlink(missing_ok=True)
-    (volume.ours() / versions.STAMP).unlink(missing_ok=True)
-    volume.remove(here / "server/token")  # a half-removed datastore is not to be opened with it
-    empty(here / "server", "manifests")
+def remove_cluster(*, inside: bool) -> list[str]:
+    """Put an empty state in the cluster's place, at once; then remove what belonged to the old one.
 
-
-def reset_cluster(*, inside: bool) -> list[str]:
+    A line for each thing that could not be removed. None of them is in the way of a new cluster.
+    """
+    here, ours = volume.k3s_folder(), volume.ours()
+    swap = volume.Swap()
+    with volume.temporary() as new:
+        if inside:  # both daemons go on with the ranges that they were started with
+            versions.write_stamp(new / ".dind-k3s", {"k3s": versions.installed("k3s")})
+            if (ours / "ranges.json").exists():
+                shutil.copy2(here / volume.RANGES, new / volume.RANGES)
+        swap.prepare(new)
+    swap.do()
+    swap.keep()
+    problems = [*empty(here / "server", "manifests"), *empty(here / "agent", "etc"), *empty(ours / "kubelet")]
+    problems += [*empty(here / "storage"), *remove(here / "k3s.yaml")]
     if inside:
-        programs.stop("k3s")
-    told = [snapshot.keep_before_loss("reset")]
-    if inside:
-        remove_containers(pods=True, others=False)
-    remove_cluster()
-    if inside:
-        start_k3s()
-        told.append("the cluster is new and ready")
+        problems += [*remove(*map(at, pod_network.FILES)), *pod_network.forget()]
+    return problems
+
+
+def reset_cluster(*, inside: bool) -> Iterator[str]:
+    with programs.stopped(*(["k3s"] if inside else [])):
+        volume.Swap().undo()
+        yield snapshot.keep_before_loss("reset")
+        if inside:
+            remove_containers(pods=True, others=False)
+        problems = remove_cluster(inside=inside)
+    result = "the cluster is new and ready" if inside else "the next start makes a new cluster"
+    yield from finish(problems, result, with_k3s=inside)
+
+
+def finish(problems: list[str], result: str, *, with_k3s: bool) -> Iterator[str]:
+    """Wait for the new cluster; the result. Raises Mistake when it is not ready, and for what could not be removed."""
+    mistakes = []
+    if with_k3s and (problem := programs.cluster_ready(LIMIT)):
+        mistakes.append(f"the old cluster is gone, and the new one is not ready: {problem}")
     else:
-        told.append("the next start makes a new cluster")
-    return told
-
-
-def start_k3s() -> None:
-    versions.write_stamp(volume.ours(), {"k3s": versions.installed("k3s")})
-    programs.start("k3s")
-    if problem := programs.cluster_ready(LIMIT):
-        raise Mistake(f"the new cluster is not ready: {problem}")
+        yield result
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        mistakes.append(f"this could not be removed: {'; '.join(problems[:3])}{more}")
+    if mistakes:
+        raise Mistake(*mistakes)
 
 
 def load_again() -> None:
-    """What lies in /app/images is loaded once for each volume; now that is once more."""
+    """What is in /app/images is loaded once for each volume; now that is once more."""
     volume.remove(docker_ours() / "loaded")
     programs.start("preload")
 
@@ -105,32 +131,28 @@ def docker_ours() -> Path:
     return at(facts().get("data", "/var/lib/docker")) / ".dind-k3s"
 
 
-def reset_images() -> list[str]:
+def reset_images() -> Iterator[str]:
     remove_containers(pods=False, others=True)
     docker("image", "prune", "--all", "--force")
     docker("builder", "prune", "--all", "--force")
     load_again()
-    return [f"{len(set(docker('image', 'ls', '--quiet')))} images are left, which pods use"]
+    yield f"{len(set(docker('image', 'ls', '--quiet')))} images are left, which pods use"
 
 
-def reset_all() -> list[str]:
-    disabled = asked(os.environ, "K3S_DISABLE")
-    if not disabled:
+def reset_all() -> Iterator[str]:
+    with_k3s = not asked(os.environ, "K3S_DISABLE")
+    if with_k3s:
         programs.refuse_without_server()
-    if not disabled:
-        programs.stop("k3s")
-    remove_containers(pods=True, others=True)
-    programs.stop("dockerd")
-    empty(docker_ours().parent, ".dind-k3s", "lost+found")
-    remove_cluster()
-    for name in ("manifests", "db"):
-        volume.remove(volume.k3s_folder() / "server" / name)
-    volume.remove(at(volume.SNAPSHOTS))
-    programs.start("dockerd")
-    load_again()
-    if not disabled:
-        start_k3s()
-    return ["both volumes are as new" + ("" if disabled else ", and the cluster is ready")]
+    with programs.stopped(*(["k3s"] if with_k3s else [])):
+        remove_containers(pods=True, others=True)
+        with programs.stopped("dockerd"):
+            problems = remove_cluster(inside=with_k3s)
+            problems += empty(docker_ours().parent, ".dind-k3s", "lost+found")
+            problems += empty(volume.k3s_folder() / "server/manifests", Path(k3s.TRAEFIK).name)
+            problems += remove(at(volume.SNAPSHOTS))
+        load_again()
+    result = "both volumes are as new" + (", and the cluster is ready" if with_k3s else "")
+    yield from finish(problems, result, with_k3s=with_k3s)
 
 
 def confirm(what: str) -> None:
@@ -140,7 +162,8 @@ def confirm(what: str) -> None:
         raise Mistake("nothing was removed")
 
 
-def run(what: str, *, sure: bool) -> list[str]:
+def run(what: str, *, sure: bool) -> Iterator[str]:
+    """What was done, line by line."""
     inside = programs.running()
     if what != "cluster" and not inside:
         raise Mistake(f"reset {what} needs a running container: docker exec; or remove the volume itself")
@@ -150,8 +173,9 @@ def run(what: str, *, sure: bool) -> list[str]:
         confirm(what)
     with volume.only_one(inside=inside):
         if what == "cluster":
-            return reset_cluster(inside=inside)
-        return reset_images() if what == "images" else reset_all()
+            yield from reset_cluster(inside=inside)
+        else:
+            yield from reset_images() if what == "images" else reset_all()
 
 
 def main() -> int:
@@ -164,8 +188,10 @@ def main() -> int:
         # Also whoever wanted the program of this name that mends a terminal.
         print(f"{USAGE}\n(for a terminal: /usr/bin/reset)", file=sys.stderr)
         return 2
+    programs.end_by_exceptions()
     try:
-        print("\n".join(run(words[0], sure=len(words) != len(arguments))))
+        for line in run(words[0], sure=len(words) != len(arguments)):
+            print(line, flush=True)
     except Mistake as mistake:
         return refuse(mistake)
     except OSError as error:

@@ -10,9 +10,7 @@ Without a running container, on its volume alone, the state is swapped and the n
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -57,10 +55,6 @@ def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
 
 def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: float, *, inside: bool) -> list[str]:
     """Swap the states. What to tell."""
-    told: list[str] = []
-    swap = volume.Swap()
-    if swap.undo():
-        told.append("a restore that was interrupted is undone first")
     was, now = contents.versions.get("k3s", ""), versions.installed("k3s")
     # On the volume alone no k3s will run now; the next start asks the same question with its own version.
     why = versions.refusal("k3s", was, now) if inside else ""
@@ -68,24 +62,24 @@ def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: floa
         raise Mistake(f"{name}: {why}. {versions.ALLOW}={now} restores it nevertheless")
     if inside:
         refuse_other_ranges(unpacked, name)
-    swap.prepare(unpacked)
-    versions.write_stamp(swap.new / ".dind-k3s", {"k3s": now if inside else was})
-    if inside:
-        programs.stop("k3s")
-    told.append(snapshot.keep_before_loss("restore"))
+    versions.write_stamp(unpacked / ".dind-k3s", {"k3s": now if inside else was})
+    swap = volume.Swap()
+    told: list[str] = []
+    k3s = ["k3s"] if inside else []
     try:
-        swap.do()
-        forget_agent_certificates()
-        if inside:
-            programs.start("k3s")
-            if problem := programs.cluster_ready(timeout):
-                raise Mistake(f"{name}: {problem}; the cluster before it is put back")
+        with programs.stopped(*k3s):
+            if swap.undo():
+                told.append("a restore that was interrupted is undone first")
+            told.append(snapshot.keep_before_loss("restore"))
+            forget_agent_certificates()
+            swap.prepare(unpacked)
+            swap.do()
+        if inside and (problem := programs.cluster_ready(timeout)):
+            raise Mistake(f"{name}: {problem}; the cluster before it is put back")
     except BaseException:
-        with ExitStack() as finally_start:
-            if inside:
-                programs.stop("k3s")
-                finally_start.callback(programs.start, "k3s")
-            swap.undo()
+        if swap.is_done:
+            with programs.stopped(*k3s):
+                swap.undo()
         raise
     swap.keep()
     after = "is ready" if inside else "is what the next start finds"
@@ -111,8 +105,7 @@ def main() -> int:
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(__doc__)
         return 0
-    for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal of a `docker exec -it` went away
-        signal.signal(number, signal.default_int_handler)
+    programs.end_by_exceptions()
     try:
         name, timeout = parse(sys.argv[1:])
         if name == "-":

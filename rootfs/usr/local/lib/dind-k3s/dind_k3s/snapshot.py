@@ -36,15 +36,15 @@ def copy_state(folder: Path, *, live: bool) -> None:
         )
     for part in volume.STATE:
         source, target = here / part, folder / part
-        if not os.path.lexists(source):
+        if not source.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if source.is_dir() and not source.is_symlink():
+        # Links are followed: node-token and agent-token lead to an absolute path, a user's certificates to anywhere.
+        if source.is_dir():
             beside = {f"{database.name}{end}" for end in ("", "-wal", "-shm")} if part == "server/db" else set[str]()
-            ignore = shutil.ignore_patterns(*beside)
-            shutil.copytree(source, target, symlinks=True, ignore=ignore)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*beside), ignore_dangling_symlinks=True)
         else:
-            shutil.copy2(source, target, follow_symlinks=False)
+            shutil.copy2(source, target)
     if database.exists():
         copy_database(database, folder / volume.DATABASE)
 

@@ -105,18 +105,28 @@ class Swap:
         self.old.mkdir(parents=True, mode=0o700)
         state.rename(self.new)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the new state is in place and has not proved itself yet."""
+        return self.had.exists()
+
     def do(self) -> None:
+        """All of it, or nothing when something fails on the way."""
         here = k3s_folder()
         write_whole(self.had, json.dumps([part for part in SWAPPED if os.path.lexists(here / part)]).encode())
-        for part in SWAPPED:
-            if os.path.lexists(here / part):
-                _move(here / part, self.old / part)
-            if os.path.lexists(self.new / part):
-                _move(self.new / part, here / part)
+        try:
+            for part in SWAPPED:
+                if os.path.lexists(here / part):
+                    _move(here / part, self.old / part)
+                if os.path.lexists(self.new / part):
+                    _move(self.new / part, here / part)
+        except BaseException:
+            self.undo()
+            raise
 
     def undo(self) -> bool:
         """The old state again; whether there was anything to undo."""
-        if not self.had.exists():
+        if not self.is_done:
             remove(self.folder)
             return False
         here = k3s_folder()
