@@ -405,8 +405,12 @@ def test_an_agent_needs_the_token_and_keeps_its_password(store: Store, tmp_path:
         ask("client-ca.crt", "guessed")
     assert ask("client-ca.crt", "secret") == certificates.client_ca.read_bytes()
     assert b"PRIVATE KEY" in ask("client-kubelet.crt", "secret")
+    store.create("nodes", {"metadata": {"name": "far"}})
     with pytest.raises(ApiError, match="Node password rejected"):
         ask("client-kubelet.crt", "secret", "another")
+    store.delete("nodes", "", "far")
+    assert ask("client-kubelet.crt", "secret", "another")
+    assert ask("client-kubelet.crt", "secret", "another")
 
 
 def test_pods_get_the_resolver_that_k3s_would_give_them(tmp_path: Path) -> None:

@@ -63,7 +63,21 @@ def test_a_cluster_of_two_and_its_restarts(network: str, boxes: Callable[..., Bo
     other = token.replace(token[3:10], "0000000")
     refusal = agent.fails("env", f"K3S_TOKEN={other}", "python3", "-I", "-S", "/usr/local/lib/dind-k3s", "join")
     assert "the token is not for the server" in refusal
-    stranger = ["env", "DIND_K3S_STANDIN_ETC=/tmp/etc", "K3S_CONFIG_FILE=", "k3s", "agent", "--docker"]
-    stranger += ["--kubelet-arg=fail-cgroupv1=false", "--data-dir=/tmp/data", f"--node-name={agent.name}"]
-    refusal = agent.fails(*stranger)
-    assert "Node password rejected" in refusal
+
+
+def test_a_node_name_that_is_taken_and_how_to_get_it_back(network: str, boxes: Callable[..., Box]) -> None:
+    """A machine that is set up again, with an empty volume: its server knows the name and another password for it."""
+    server = boxes(options={"networks": [network]}).up()
+    token = server.do("cat", "/app/k3s/server/node-token")
+    joins = {"K3S_URL": f"https://{server.name}:6443", "K3S_TOKEN": token, "K3S_NODE_NAME": "front"}
+    first = boxes(environment=joins, options={"networks": [network]}).up()
+    first.docker.stop(first.name)
+    again = boxes(environment=joins, options={"networks": [network]})
+    again.start()
+    taken = "the node name front is taken"
+    again.until("the problem", lambda: taken in again.do("cat", "/run/dind-k3s/k3s.problem"), 60)
+    assert taken in again.fails("doctor")
+    assert again.log().count(taken) == 1
+    server.kubectl("delete", "node", "front")
+    again.ready(limit=60)
+    again.until("the problem's end", lambda: not again.do("sh", "-c", "ls /run/dind-k3s/k3s.problem || true"), 10)

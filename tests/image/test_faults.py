@@ -102,8 +102,33 @@ def test_what_cannot_be_kept_alive_ends_the_container_with_a_sentence(boxes: Cal
     made.start()
     code, log = made.ends(90)
     assert code == 3
-    assert "error: k3s could not be kept alive, so this container ends; its log is /app/logs/k3s.log" in log
-    assert "no luck today" in log
+    assert (
+        "error: k3s could not be kept alive, so this container ends (exit code 7: no luck today);"
+        " its log is /app/logs/k3s.log" in log
+    )
+
+
+def test_a_k3s_whose_kubelet_fails_ends_the_container_with_the_kubelets_message(boxes: Callable[..., Box]) -> None:
+    """k3s itself exits with 0 then. Until the container ends, doctor reports the message, too."""
+    made = boxes(environment={"K3S_ARGS": "--kubelet-arg=network-plugin=cni"})
+    made.start()
+    reason = "kubelet exited: failed to parse kubelet flag: unknown flag: --network-plugin"
+    made.until("the reason", lambda: reason in made.do("cat", "/run/dind-k3s/k3s.problem"), 120)
+    assert reason in made.fails("doctor")
+    code, _ = made.ends(280)
+    assert code == 3
+    assert made.errors()[0].startswith("k3s could not be kept alive, so this container ends (exit code 0: Shutdown req")
+    assert reason in made.errors()[0]
+
+
+@pytest.mark.parametrize("program", ["dockerd", "network"])
+def test_an_end_with_status_0_is_one_that_nobody_asked_for(boxes: Callable[..., Box], program: str) -> None:
+    script = {f"/usr/local/lib/dind-k3s/run-{program}": "#!/bin/bash\nsleep 1.2\n"}
+    made = boxes(files=script, environment={"K3S_DISABLE": "1"})
+    made.start()
+    code, _ = made.ends(90)
+    assert code == 3
+    assert made.errors()[0].startswith(f"{program} could not be kept alive, so this container ends (exit code 0")
 
 
 def test_a_start_that_is_killed_at_any_step_leaves_nothing_that_the_next_one_minds(boxes: Callable[..., Box]) -> None:

@@ -78,6 +78,8 @@ def test_a_good_host(root: Path) -> None:
         ({"/etc/resolv.conf": "nameserver 192.0.2.1\n"}, "dns", "ok", "192.0.2.1"),
         ({"/run/dind-k3s/facts": "dns=127.0.0.1\n"}, "dns", "fail", "does not answer"),
         ({"/run/dind-k3s/facts": "storage=vfs\n"}, "storage-driver", "warn", "vfs"),
+        ({"/run/dind-k3s/k3s.problem": "k3s ended by itself (no luck)\n"}, "k3s-runs", "fail", "no luck"),
+        ({"/run/dind-k3s/facts": ""}, "dockerd-runs", "ok", "no failure"),
     ],
 )
 def test_each_evidence_has_its_state(
@@ -86,7 +88,7 @@ def test_each_evidence_has_its_state(
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     write(root, files)
     of_host = (host_checks.cgroups, host_checks.memory, host_checks.clock, host_checks.machine)
-    checks = (*of_host, own_checks.dns, own_checks.storage)
+    checks = (*of_host, own_checks.dns, own_checks.storage, own_checks.ends)
     found = {one.id: one for check in checks for one in check()}
     assert found[id].state == state
     assert words in found[id].evidence

@@ -60,6 +60,7 @@ def serve(command: str, arguments: list[str]) -> int:
     """Read the configuration and run the server, or the agent, until a signal ends it."""
     import os
 
+    from . import log
     from .config import load
     from .failure import Failure
 
@@ -76,7 +77,8 @@ def serve(command: str, arguments: list[str]) -> int:
 
         return run(config)
     except Failure as failure:
-        return say(str(failure))
+        log.say(str(failure), level="fatal")
+        return 1
 
 
 if __name__ == "__main__":

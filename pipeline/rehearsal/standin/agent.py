@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import cast
 
-from . import credentials, files, kubelet, log
+from . import credentials, files, log
 from .about import PLATFORM, VERSION
 from .admission import Admission
 from .api import Server
@@ -24,11 +24,16 @@ from .joining import PREFIX
 from .node import own_address
 from .remote import RemoteStore
 from .rest import Rest
-from .server import in_background, leave, register_node, start_pods
+from .server import in_background, leave, register_node, start_kubelet, start_pods
 from .store import Store
 
 KUBELET_PORT = 10250
 RETRY_SECONDS = 1.0
+REJECTED_SECONDS = 5.0
+REJECTED = (
+    "Node password rejected, duplicate hostname or contents of '/etc/rancher/node/password' may not match server"
+    " node-passwd entry, try enabling a unique node name with the --with-node-id flag"
+)
 
 
 class AgentCertificates(Certificates):
@@ -46,14 +51,13 @@ class AgentCertificates(Certificates):
 
 
 def run(config: Config) -> int:
-    """Run until SIGTERM or SIGINT; then leave at once with status 1, pods running, as k3s does."""
+    """Run until SIGTERM or SIGINT; then leave at once with status 0, pods running, as k3s does."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log.say(f"this is a stand-in for rehearsals, not k3s: {VERSION} for {PLATFORM}, an agent of {config.server}")
     for warning in config.warnings:
         log.warn(warning)
-    kubelet.check_host(config.kubelet)
     host, port = _address(config.server)
     address = config.node_ip or own_address()
     certificates = join(config, host, port, address)
@@ -92,6 +96,7 @@ def join(config: Config, host: str, port: int, address: str) -> AgentCertificate
 
 
 def _work(config: Config, host: str, port: int, address: str, certificates: AgentCertificates) -> None:
+    start_kubelet(config)
     context = _context(certificates.server_ca)
     context.load_cert_chain(certificates.kubelet, key_of(certificates.kubelet))
     # It has the methods of Store that a kubelet uses.
@@ -137,6 +142,10 @@ def _fetch(host: str, port: int, path: str, context: ssl.SSLContext, headers: di
             connection.close()
         if answer.status == 200:
             return body
+        if answer.status == 403:  # a node name that is taken; k3s asks again for ever (pkg/agent/config)
+            log.say(f"Waiting to retrieve agent configuration; server is not ready: {REJECTED}")
+            time.sleep(REJECTED_SECONDS)
+            continue
         raise Failure(f"https://{host}:{port}{path}: {answer.status} {answer.reason}: {body.decode(errors='replace')}")
 
 

@@ -49,6 +49,7 @@ class Config:
     server: str = ""  # whom an agent joins
     disabled: frozenset[str] = frozenset()
     kubelet: dict[str, Any] = field(default_factory=dict)
+    kubelet_refusal: str = ""  # what kubelet has against its flags and files; it starts long after they were read
 
 
 Settings = dict[str, list[str]]
@@ -168,6 +169,12 @@ def build(
     runs_pods = not yes("disable-agent")
     etc_dir = Path(environment.get("DIND_K3S_STANDIN_ETC") or "/etc/rancher")
     shared = token(one("token"), one("token-file"))
+    kubelet_settings, kubelet_refusal = {}, ""
+    if runs_pods:
+        try:
+            kubelet_settings = kubelet.effective(settings.get("kubelet-arg", []), data_dir, flags.numbers(version))
+        except Failure as failure:
+            kubelet_refusal = str(failure)
     node_ips = many("node-ip") or many("advertise-address")
     for address in node_ips:
         try:
@@ -196,9 +203,8 @@ def build(
         agent=runs_pods,
         server=one("server"),
         disabled=frozenset(many("disable")),
-        kubelet=kubelet.effective(settings.get("kubelet-arg", []), data_dir, flags.numbers(version))
-        if runs_pods
-        else {},
+        kubelet=kubelet_settings,
+        kubelet_refusal=kubelet_refusal,
     )
 
 

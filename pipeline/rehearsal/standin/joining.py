@@ -44,7 +44,7 @@ class Joining:
         return self._certificates.for_node(node, address, serving=name.startswith("serving"))
 
     def _check_password(self, node: str, password: str) -> None:
-        """The first password of a node name is the right one, for ever."""
+        """The first password of a node name is the right one, as long as the node is there."""
         name = f"{node}.node-password.k3s"
         data = {"hash": base64.b64encode(hashlib.sha256(password.encode()).hexdigest().encode()).decode()}
         try:
@@ -54,7 +54,13 @@ class Joining:
             secret = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": data}
             self._store.create("secrets", secret)
             return
-        if known["data"] != data:
+        if known["data"] == data:
+            return
+        try:
+            self._store.get("nodes", "", node)
+        except ApiError:
+            self._store.modify("secrets", "kube-system", name, lambda secret: {**secret, "data": data})
+        else:
             raise ApiError(
                 403,
                 f"Node password rejected, duplicate hostname or contents of '/etc/rancher/node/password' may not match "

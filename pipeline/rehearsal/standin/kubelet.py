@@ -52,16 +52,17 @@ def effective(arguments: list[str], data_dir: Path, version: tuple[int, ...]) ->
     for argument in arguments:
         flag, _, value = argument.lstrip("-").partition("=")
         if not since(_SINCE.get(flag, ()), version) or version >= _UNTIL.get(flag, (99,)):
-            raise Failure(f"kubelet: failed to parse kubelet flag: unknown flag: --{flag}")
+            raise Failure(f"failed to parse kubelet flag: unknown flag: --{flag}")
         if flag in _KEYS:
             found[_KEYS[flag]] = _value(flag, value)
     return {key: value for key, value in found.items() if since(_SINCE.get(key, ()), version)}
 
 
-def check_host(settings: dict[str, Any]) -> None:
-    """Kubelet's last word before it starts."""
+def refusal(settings: dict[str, Any]) -> str:
+    """Why kubelet does not start on this host; empty when it does."""
     if settings.get("failCgroupV1") and not Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        raise Failure("kubelet is configured to not run on a host using cgroup v1 (failCgroupV1)")
+        return "kubelet is configured to not run on a host using cgroup v1 (failCgroupV1)"
+    return ""
 
 
 def _drop_in(file: Path, version: tuple[int, ...]) -> dict[str, Any]:
@@ -69,14 +70,14 @@ def _drop_in(file: Path, version: tuple[int, ...]) -> dict[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise Failure(f"kubelet: {file} cannot be decoded (the stand-in reads JSON only): {error}") from None
+        raise Failure(f"{file} cannot be decoded (the stand-in reads JSON only): {error}") from None
     if not isinstance(read, dict) or read.get("kind") != "KubeletConfiguration":
-        raise Failure(f"kubelet: {file} is no KubeletConfiguration")
+        raise Failure(f"{file} is no KubeletConfiguration")
     for key in read:
         if key not in _KEYS.values() and key not in _OTHER_KEYS:
-            raise Failure(f"kubelet: {file} has a key that the stand-in does not know: {key}")
+            raise Failure(f"{file} has a key that the stand-in does not know: {key}")
         if not since(_SINCE.get(key, ()), version):
-            raise Failure(f"kubelet: {file} has a key that this version does not know: {key}")
+            raise Failure(f"{file} has a key that this version does not know: {key}")
     return {key: value for key, value in read.items() if key not in ("apiVersion", "kind")}
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -27,9 +28,11 @@ from .status import ApiError, Object
 from .store import Store
 from .streams import Streams
 
+KUBELET_SECONDS = 1.5  # it starts once the API server is ready
+
 
 def run(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; then leave at once with status 1, pods running, as k3s does."""
+    """Serve until SIGTERM or SIGINT; then leave at once with status 0, pods running, as k3s does."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -37,7 +40,6 @@ def run(config: Config) -> int:
     for warning in config.warnings:
         log.warn(warning)
     log.say("services get an address and are not routed; there is no DNS, ingress, storage class or metrics server")
-    kubelet.check_host(config.kubelet)
     try:
         server, store = prepare(config)
     except (OSError, sqlite3.Error) as error:
@@ -104,6 +106,7 @@ def _create(store: Store, plural: str, thing: Object) -> None:
 
 
 def _start_node(config: Config, server: Server, store: Store) -> None:
+    start_kubelet(config)
     address = config.node_ip or own_address()
     start_pods(register_node(config, store, address), config, store, address, server)
     namespaces.Reaper(store).start()
@@ -111,12 +114,18 @@ def _start_node(config: Config, server: Server, store: Store) -> None:
     log.say(f"node {config.node_name} is registered with {address}")
 
 
+def start_kubelet(config: Config) -> None:
+    """End the whole process, seconds after its start, if kubelet refuses its configuration or this host."""
+    if refusal := config.kubelet_refusal or kubelet.refusal(config.kubelet):
+        time.sleep(KUBELET_SECONDS)
+        shut_down(f"kubelet exited: {refusal}")
+
+
 def register_node(config: Config, store: Store, address: str, *, is_agent: bool = False) -> Node:
     """Wait for dockerd, then tell the cluster of this node; without dockerd, end the whole process."""
     node = Node(config, store, Engine(config.docker_socket), address, is_agent=is_agent)
     if not node.wait_for_engine():
-        log.warn(f"dockerd does not answer on {config.docker_socket}; the stand-in makes no pods without it and ends")
-        leave()
+        shut_down(f"failed to start container runtime: dockerd does not answer on {config.docker_socket}")
     node.register()
     return node
 
@@ -158,6 +167,12 @@ def in_background(name: str, work: Callable[[], object]) -> None:
     threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
+def shut_down(reason: str) -> NoReturn:
+    """End because a component failed (k3s: pkg/signals.RequestShutdown): with 0, like an end that was asked for."""
+    log.say(f'Shutdown request received: "{reason}"', level="error")
+    leave()
+
+
 def leave() -> NoReturn:
     """End without waiting for any thread: what matters is in the store, and dockerd keeps the pods."""
-    os._exit(1)
+    os._exit(0)

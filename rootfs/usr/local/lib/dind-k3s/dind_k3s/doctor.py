@@ -30,6 +30,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     own_checks.network,
     own_checks.dns,
     own_checks.docker,
+    own_checks.ends,
     own_checks.readiness,
 )
 

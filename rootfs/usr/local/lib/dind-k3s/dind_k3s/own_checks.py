@@ -183,6 +183,13 @@ def docker() -> Iterator[Finding]:
     )
 
 
+def ends() -> Iterator[Finding]:
+    for name in ("dockerd",) if asked(os.environ, "K3S_DISABLE") else ("dockerd", "k3s"):
+        reported = text(f"{RUN}/{name}.problem")
+        remedy = f"change what it names, then: supervisorctl restart {name}; its log is /app/logs/{name}.log"
+        yield finding(f"{name}-runs", not reported, reported or "no failure", remedy)
+
+
 def readiness() -> Iterator[Finding]:
     try:
         state = json.loads(text(f"{RUN}/state.json") or "{}")
