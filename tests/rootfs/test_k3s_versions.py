@@ -56,13 +56,17 @@ def test_each_version_takes_all_that_it_gets_and_cleans_no_image_away(tmp_path: 
     [
         ("1.22.9", ["--docker", "--egress-selector-mode=disabled"], "egress-selector-mode"),
         ("1.24.3", ["--docker"], "docker"),
-        ("1.30.9", ["--docker", "--kubelet-arg=fail-cgroupv1=false"], "fail-cgroupv1"),
-        ("1.37.1", ["--docker", "--kubelet-arg=containerd=/run/x"], "containerd"),
     ],
 )
 def test_the_stand_in_refuses_what_its_version_lacks(version: str, arguments: list[str], lacks: str) -> None:
     with pytest.raises(Failure, match=lacks):
         config.load(arguments, {}, version=f"v{version}+standin")
+
+
+@pytest.mark.parametrize(("version", "flag"), [("1.30.9", "fail-cgroupv1"), ("1.37.1", "containerd")])
+def test_a_flag_that_its_kubelet_lacks_is_refused_when_kubelet_starts(version: str, flag: str) -> None:
+    loaded = config.load(["--docker", f"--kubelet-arg={flag}=x"], {}, version=f"v{version}+standin")
+    assert loaded.kubelet_refusal == f"failed to parse kubelet flag: unknown flag: --{flag}"
 
 
 def test_drop_ins_are_not_read_before_1_32_1(tmp_path: Path) -> None:

@@ -227,8 +227,9 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             f" /app/logs/{name}.log{suspects(name)}"
         )
         say("error", self.outcome.farewell)
-        for line in self.last_words[name]:
-            say("error", f"  {line.decode(errors='replace')}")
+        if name not in self.reasons:
+            for line in self.last_words[name]:
+                say("error", f"  {line.decode(errors='replace')}")
         self.options.mood = SupervisorStates.SHUTDOWN
 
     # The stop

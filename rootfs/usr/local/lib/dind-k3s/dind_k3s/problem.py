@@ -17,7 +17,7 @@ from dind_k3s.root import RUN, at
 # k3s logs with logrus. A failed component requests a shutdown, and then k3s exits with 0 (pkg/signals/signals.go);
 # every other fatal error is a line at level=fatal (pkg/cli/cmds/root.go). The rest: our run-k3s, Go's runtime, dockerd.
 _LOGRUS = re.compile(r'level=(fatal|panic|error) msg=("(?:[^"\\]|\\.)*"|\S+)')
-_PLAIN = re.compile(r"(?:dind-k3s: error|panic|Error): |failed to start daemon")
+_PLAIN = re.compile(r"(?:dind-k3s: error|panic): |failed to start daemon")
 _REQUEST = "Shutdown request received"
 REJECTED = b"Node password rejected"  # k3s: pkg/agent/config; an agent asks again for ever
 
@@ -69,12 +69,12 @@ def _logrus(line: str) -> tuple[str, str]:
 
 def name_taken() -> str:
     """What to do when a server rejects this node's password."""
-    from dind_k3s import k3s  # keeper.py needs it in this case alone, and what PID 1 imports stays in memory
+    from dind_k3s import k3s_config  # keeper.py needs it in this case alone, and what PID 1 imports stays in memory
 
     try:
-        name = k3s.effective("node-name", os.environ)
-    except Mistake:  # a file that the user is editing
-        name = os.environ.get("K3S_NODE_NAME") or "NAME"
+        name = k3s_config.given(os.environ, "node-name", ours=True)["node-name"]
+    except (Mistake, KeyError):  # a file that somebody edits
+        name = "NAME"
     return (
         f"the node name {name} is taken: another machine uses it, or this one did with another volume at /app/k3s. If"
         f" that one is gone, run `kubectl delete node {name}` on the server, and this one joins by itself; otherwise"
