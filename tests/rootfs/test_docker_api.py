@@ -57,6 +57,59 @@ def test_facts_of_the_network_become_settings() -> None:
     assert (config["default-address-pools"], config["ip6tables"], config["dns"]) == (pools, False, ["169.254.53.53"])
 
 
+@pytest.mark.parametrize(
+    ("args", "file", "profile", "disabled", "opts", "more"),
+    [
+        ([], {}, "dev", "", {"max-size": "8m", "max-file": "3"}, []),
+        ([], {}, "ci", "", {"max-size": "8m", "max-file": "3"}, []),
+        ([], {}, "edge", "1", {"max-size": "8m", "max-file": "3"}, []),
+        ([], {}, "dev", "1", None, []),
+        (
+            [],
+            {"log-opts": {"max-size": "50m", "labels": "a"}},
+            "dev",
+            "",
+            {"max-size": "50m", "max-file": "3", "labels": "a"},
+            [],
+        ),
+        ([], {"log-driver": "journald"}, "dev", "", None, []),
+        ([], {"log-driver": "local", "log-opts": {"max-size": "1m"}}, "dev", "", {"max-size": "1m"}, []),
+        (["--log-driver", "none"], {}, "dev", "", None, []),
+        (["--log-driver=json-file"], {}, "dev", "", {"max-size": "8m", "max-file": "3"}, []),
+        (["--log-opt", "labels=a"], {}, "dev", "", None, ["--log-opt=max-size=8m", "--log-opt=max-file=3"]),
+        (["--log-opt", "max-size=1m"], {}, "dev", "", None, ["--log-opt=max-file=3"]),
+    ],
+)
+def test_logs_of_containers_have_a_limit_below_kubelets(
+    root: Path, args: list[str], file: dict[str, object], profile: str, disabled: str, opts: object, more: list[str]
+) -> None:
+    (root / "etc/docker/daemon.json").write_text(json.dumps(file))
+    plan = dockerd.plan({"K3S_DISABLE": disabled}, args, FACTS, (29, 7), profile)
+    assert json.loads(plan.files["/run/dind-k3s/daemon.json"]).get("log-opts") == opts
+    assert plan.files["/run/dind-k3s/dockerd.args"].split("\0")[:-1] == [*args, *more]
+    other = any(word in str([args, file]) for word in ("journald", "local", "none"))
+    assert any("kubectl logs works with the log driver json-file only" in line for line in plan.told) == other
+
+
+@pytest.mark.parametrize(
+    ("version", "args", "file", "disabled", "routing"),
+    [
+        ((28, 1), [], {}, "", None),
+        ((28, 2), [], {}, "", True),
+        ((29, 7), [], {}, "", True),
+        ((29, 7), [], {}, "1", None),
+        ((29, 7), [], {"allow-direct-routing": False}, "", False),
+        ((29, 7), ["--allow-direct-routing=false"], {}, "", None),
+    ],
+)
+def test_pods_reach_containers_where_dockerd_has_a_setting_for_it(
+    root: Path, version: tuple[int, ...], args: list[str], file: dict[str, object], disabled: str, routing: object
+) -> None:
+    (root / "etc/docker/daemon.json").write_text(json.dumps(file))
+    plan = dockerd.plan({"K3S_DISABLE": disabled}, args, FACTS, version, "dev")
+    assert json.loads(plan.files["/run/dind-k3s/daemon.json"]).get("allow-direct-routing") == routing
+
+
 def make(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the step, with a fake `ip`."""
     (root / "bin").mkdir(exist_ok=True)

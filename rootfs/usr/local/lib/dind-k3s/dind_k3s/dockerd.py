@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dind_k3s import user_files
-from dind_k3s.plan import Mistake, Plan, shown, words
+from dind_k3s import mounts, user_files
+from dind_k3s.plan import Mistake, Plan, asked, shown, words
 from dind_k3s.root import RUN
 
 SOCKET = "unix:///var/run/docker.sock"
@@ -18,6 +18,10 @@ DAEMON_JSON = "/etc/docker/daemon.json"
 # dockerd answers these and ends.
 NO_START = {"--help", "-h", "--version", "-v", "--validate"}
 SPOKEN = (1, 44)  # the API of the client in k3s's cri-dockerd, and the oldest that docker 29 takes by itself
+
+# From 10 MiB on kubelet tries every ten seconds to rotate a log, in vain: cri-dockerd cannot have it opened again
+# (Mirantis/cri-dockerd#150). So dockerd rotates before.
+LOG_LIMITS = {"max-size": "8m", "max-file": "3"}
 
 # dockerd's one-letter flags, and the flags whose key in daemon.json is not their name (dockerd's "conflicting
 # options" check goes by these keys).
@@ -95,6 +99,16 @@ def refusal(plan: Plan) -> str:
     if not said or said.startswith("Usage:"):
         said = "it takes no arguments but flags"
     return shown(said.replace("file /dev/stdin", "these settings"), 400) if done.returncode else ""
+
+
+def last(args: Sequence[str], flag: str) -> str:
+    """The value of a flag that comes last; empty without one."""
+    found = ""
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
+        name, has_value, value = arg.partition("=")
+        if name == flag:
+            found = value if has_value else following
+    return found
 
 
 def addresses(args: Sequence[str], config: Mapping[str, Any]) -> list[str]:
@@ -190,10 +204,21 @@ def plan(
         ours["default-address-pools"] = [{"base": base, "size": int(size)} for base, size in pools]
     if facts.get("ip6tables") == "off":
         ours["ip6tables"] = False
+    if mount := mounts.noexec(facts.get("data", "/var/lib/docker")):
+        if ours["storage-driver"] == "vfs":
+            raise Mistake(f"{mount} is mounted noexec, and vfs runs containers from there: --tmpfs {mount}:exec")
+        made.told.append(f"warning: {mount} is mounted noexec: no program in a docker volume can be run")
     if dns := facts.get("dns"):
         ours["dns"] = [dns]
-    if profile == "edge":
-        ours["log-opts"] = {"max-size": "10m", "max-file": "3"}
+    with_k3s = not asked(env, "K3S_DISABLE")
+    if with_k3s and version >= (28, 2):
+        ours["allow-direct-routing"] = True  # a pod reaches a container by its address, which 28 drops otherwise
+    driver = last(args, "--log-driver") or theirs.get("log-driver", "json-file")
+    if driver == "json-file" and (with_k3s or profile == "edge"):
+        if "log-opts" in given:
+            args += [f"--log-opt={key}={value}" for key, value in LOG_LIMITS.items() if f"{key}=" not in " ".join(args)]
+        else:
+            ours["log-opts"] = {**LOG_LIMITS}
     check_types(ours, theirs, file)
     if theirs.get("features", {}).get("containerd-snapshotter") is True:
         del ours["storage-driver"]
@@ -212,7 +237,7 @@ def plan(
     floor = str(env.get("DOCKER_MIN_API_VERSION") or config.get("min-api-version") or "")
     if (number := re.fullmatch(r"(\d+)\.(\d+)", floor)) and (int(number[1]), int(number[2])) > SPOKEN:
         made.told.append(f"warning: dockerd is told to refuse clients older than {floor}, and k3s speaks 1.44: no pods")
-    if config.get("log-driver", "json-file") != "json-file" or "log-driver" in given:
+    if with_k3s and driver != "json-file":
         made.told.append("warning: kubectl logs works with the log driver json-file only")
     made.files[f"{RUN}/daemon.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
     made.files[f"{RUN}/dockerd.args"] = "".join(f"{arg}\0" for arg in args)

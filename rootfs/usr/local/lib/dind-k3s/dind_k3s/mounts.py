@@ -1,12 +1,18 @@
-"""Mounts in a folder, by whichever path: kubelet's folder is mounted a second time, and its pods' mounts are there."""
+"""Mounts: those in a folder, by whichever path, and whether a program can be run from one.
+
+kubelet's folder is mounted a second time, and its pods' mounts are there.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from dind_k3s.root import at
 
 TABLE = Path("/proc/self/mountinfo")
 
@@ -55,3 +61,15 @@ def unmount_inside(folder: Path, *but: str) -> None:
     for point, path in inside(PurePosixPath(folder.resolve()), parse(TABLE.read_text())):
         if path.parts[0] not in but:
             subprocess.run(["umount", "--lazy", str(point)], capture_output=True, check=False)
+
+
+def noexec(folder: str) -> str:
+    """The mount point of a folder, which need not exist yet, if no program can be run from it; else empty."""
+    path = at(folder)
+    while not path.exists():
+        path = path.parent
+    if not os.statvfs(path).f_flag & os.ST_NOEXEC:
+        return ""
+    while not path.is_mount():
+        path = path.parent
+    return str(path)
