@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
-from dind_k3s import k3s, k3s_versions, limits
+from dind_k3s import dockerd, k3s, k3s_config, k3s_versions, limits
 from dind_k3s.plan import Mistake, Plan
 
 FACTS = {"storage": "overlay2", "cgroup": "2"}
@@ -128,6 +129,73 @@ def test_a_configuration_named_in_k3s_args_is_read_after_the_others(tmp_path: Pa
     plan = k3s.plan({"K3S_ARGS": "server -c /mine.yaml --debug"}, FACTS, NEWEST, "dev")
     assert plan.files["/run/dind-k3s/k3s/also"] == "/mine.yaml"
     assert arguments(plan) == ["server", "--debug"]
+
+
+def test_the_users_files_are_read_in_k3ss_own_order(tmp_path: Path) -> None:
+    """config.yaml first, then what is in config.yaml.d by name; /etc before /app, and the file of --config last."""
+    files = {
+        "etc/rancher/k3s/config.yaml.d/99-etc.yaml": "node-name: etc\n",
+        "app/k3s/config.yaml": "node-name: main\ntoken: main\n",
+        "app/k3s/config.yaml.d/20-more.YML": "node-name: more\n",
+        "app/k3s/config.yaml.d/10-mine.yaml": "node-name: mine\ntoken: mine\n",
+        "app/k3s/config.yaml.d/ignored.txt": "node-name: ignored\n",
+        "mine.yaml": "server: https://named:6443\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    env = {"K3S_ARGS": "-c /mine.yaml --node-ip=::1"}
+    assert k3s_config.files(env) == [
+        "/etc/rancher/k3s/config.yaml",
+        "/etc/rancher/k3s/config.yaml.d/99-etc.yaml",
+        "/app/k3s/config.yaml",
+        "/app/k3s/config.yaml.d/10-mine.yaml",
+        "/app/k3s/config.yaml.d/20-more.YML",
+        "/mine.yaml",
+    ]
+    given = k3s_config.given(env, "node-name", "token", "server", "node-ip", "disable")
+    assert given == {"node-name": "more", "token": "mine", "server": "https://named:6443", "node-ip": "::1"}
+    assert k3s_config.given({"K3S_ARGS": "--node-name last"}, "node-name") == {"node-name": "last"}
+
+
+@pytest.mark.parametrize(
+    ("env", "files", "several"),
+    [
+        ({}, {}, False),
+        ({"K3S_ARGS": "--cluster-init --debug"}, {}, True),
+        ({"K3S_ARGS": "server --server=https://first:6443", "K3S_TOKEN": "x"}, {}, True),
+        ({"K3S_ARGS": "server", "K3S_URL": "https://first:6443"}, {}, True),
+        ({"K3S_DATASTORE_ENDPOINT": "mysql://db"}, {}, True),
+        ({}, {"app/k3s/config.yaml": "cluster-init: true\n"}, True),
+        ({}, {"app/k3s/config.yaml": "cluster-init: false\n"}, False),
+        ({"K3S_ARGS": "--cluster-init"}, {"app/k3s/server/db/state.db": ""}, False),  # a cluster that began with one
+        ({}, {"app/k3s/.dind-k3s/node-name": "host-1\n", "app/k3s/server/db/etcd/x": ""}, True),  # of an earlier start
+    ],
+)
+def test_a_server_is_local_node_unless_it_is_one_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], files: dict[str, str], several: bool
+) -> None:
+    monkeypatch.setattr("os.uname", lambda: os.uname_result(("Linux", "host-1", "", "", "")))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    plan = k3s.plan(env, FACTS, NEWEST, "dev")
+    assert config(plan)["node-name"] == ('"host-1"' if several else '"local-node"')
+
+
+def test_folders_that_are_mounted_noexec(monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.statvfs(Path.cwd())
+    flags = [*really]
+    flags[8] |= os.ST_NOEXEC
+    monkeypatch.setattr("os.statvfs", lambda path: os.statvfs_result(flags) if path.name != "else" else really)
+    with pytest.raises(Mistake, match="is mounted noexec, and k3s runs its programs from /app/k3s/data"):
+        k3s.refuse_noexec("/app/k3s")
+    with pytest.raises(Mistake, match="vfs runs containers from there"):
+        dockerd.plan({}, [], {"storage": "vfs"}, (28, 5), "dev")
+    told = dockerd.plan({}, [], {"storage": "overlay2"}, (28, 5), "dev").told
+    assert told == ["warning: / is mounted noexec: no program in a docker volume can be run"]
+    Path(os.environ["DIND_K3S_TEST_ROOT"], "else").mkdir()
+    k3s.refuse_noexec("/else")
 
 
 def test_flags_that_meet_a_setting_of_ours_are_told() -> None:

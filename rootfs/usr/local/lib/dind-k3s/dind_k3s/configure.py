@@ -12,7 +12,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from dind_k3s import authorities, dockerd, forwarder, k3s, proxy, ranges, registries, user_files, variables
+from dind_k3s import (
+    authorities,
+    dockerd,
+    forwarder,
+    k3s,
+    k3s_config,
+    proxy,
+    ranges,
+    registries,
+    user_files,
+    variables,
+)
 from dind_k3s.plan import Mistake, Plan, asked, refuse, shown
 from dind_k3s.root import RUN, at, facts
 from dind_k3s.versions import Version, installed
@@ -46,7 +57,7 @@ def write(files: Mapping[str, str]) -> None:
 
 def check_k3s_files(env: Mapping[str, str]) -> list[str]:
     """What is wrong with the files that k3s reads at each start, and with the one that it writes."""
-    mistakes = user_files.not_yaml(user_files.of_k3s())
+    mistakes = user_files.not_yaml(k3s_config.files(env))
     output = env.get("K3S_KUBECONFIG_OUTPUT", "")
     if output.startswith("/") and "\0" not in output and at(output).is_dir():
         mistakes.append(f"K3S_KUBECONFIG_OUTPUT is {shown(output)}, which is a folder; a file is expected")
@@ -85,13 +96,13 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     except Mistake as mistake:
         mistakes += mistake.sentences
     if not asked(env, "K3S_DISABLE"):
-        mistakes += check_k3s_files(env)
         try:
+            mistakes += check_k3s_files(env)
             plans.append(k3s.plan(env, found, version_of("k3s"), profile, version_of("docker")))
         except Mistake as mistake:
             mistakes += mistake.sentences
     if mistakes:
-        raise Mistake(*mistakes)
+        raise Mistake(*dict.fromkeys(mistakes))
     files = {name: text for plan in plans for name, text in plan.files.items()}
     if "dns" in found:
         files[f"{RUN}/dnsmasq.conf"] = forwarder.config(found["dns"])

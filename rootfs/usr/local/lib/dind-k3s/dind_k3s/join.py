@@ -16,22 +16,11 @@ import ssl
 import sys
 import time
 
+from dind_k3s import k3s_config
 from dind_k3s.http_api import Connection
-from dind_k3s.k3s import SHORT
-from dind_k3s.plan import words
 from dind_k3s.root import at
 
 PATIENCE = 10.0
-
-
-def setting(name: str, flag: str) -> str:
-    """A flag in K3S_ARGS, else the variable."""
-    args = words("K3S_ARGS", os.environ)
-    for number, arg in enumerate(args):
-        key, has_value, value = arg.partition("=")
-        if SHORT.get(key.lstrip("-"), key.lstrip("-")) == flag:
-            return value if has_value else "".join(args[number + 1 : number + 2])
-    return os.environ.get(name, "")
 
 
 def ask(host: str, port: int, path: str, context: ssl.SSLContext, headers: str = "") -> tuple[int, bytes]:
@@ -54,11 +43,10 @@ def problem(url: str, token: str) -> str:
     if status != 200:
         return f"{url} is not a k3s server (/cacerts answers {status})"
     full = re.match(r"K10([0-9a-f]{64})::(?:[^:]*:)?(.*)", token)
-    if full and hashlib.sha256(ca).hexdigest() != full[1]:
-        return f"the token is not for the server at {url}: its CA is another; see /app/k3s/server/node-token there"
     try:
-        checked = ssl.create_default_context(cadata=ca.decode())
-        checked.check_hostname = False  # agents reach a server by names that its certificate does not have
+        checked = trusting(ca.decode(), full[1] if full else "")
+        if checked is None:
+            return f"the token is not for the server at {url}: its CA is another; see /app/k3s/server/node-token there"
         password = full[2] if full else token
         if re.fullmatch(r"[a-z0-9]{6}\.[a-z0-9]{16}", password):  # of `k3s token create`
             credentials = f"Bearer {password}"
@@ -72,10 +60,42 @@ def problem(url: str, token: str) -> str:
     return "" if status == 200 else f"the server at {url} is not ready to take agents ({status})"
 
 
+def trusting(bundle: str, digest: str) -> ssl.SSLContext | None:
+    """A context that trusts what the token's hash is for; None when that is not in the server's bundle.
+
+    k3s hashes the whole bundle, or, where it has more than one certificate, the DER of the root that the first one
+    leads to (k3s: pkg/clientaccess/token.go). Then this root alone is trusted: the others only help to build the chain.
+    """
+    if digest in ("", hashlib.sha256(bundle.encode()).hexdigest()):
+        return checking(bundle)
+    certificates = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", bundle, re.DOTALL)
+    roots = [one for one in certificates[1:] if hashlib.sha256(ssl.PEM_cert_to_DER_cert(one)).hexdigest() == digest]
+    if not roots:
+        return None
+    pinned = checking("\n".join([*roots, *(one for one in certificates if not is_root(one))]))
+    pinned.verify_flags &= ~ssl.VERIFY_X509_PARTIAL_CHAIN  # a chain has to end in a root
+    return pinned
+
+
+def checking(certificates: str) -> ssl.SSLContext:
+    """As strict as k3s's own client: any name will do, for agents reach a server by names that it does not know."""
+    context = ssl.create_default_context(cadata=certificates)
+    context.check_hostname = False
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def is_root(certificate: str) -> bool:
+    """Whether a certificate is signed by itself."""
+    context = ssl.create_default_context(cadata=certificate)
+    return any(one["issuer"] == one["subject"] for one in context.get_ca_certs())
+
+
 def main() -> int:
-    url, token = setting("K3S_URL", "server"), setting("K3S_TOKEN", "token")
-    if not token:
-        token = at(setting("K3S_TOKEN_FILE", "token-file")).read_text().strip()
+    variables = {"server": "K3S_URL", "token": "K3S_TOKEN", "token-file": "K3S_TOKEN_FILE"}
+    given = {flag: os.environ.get(name, "") for flag, name in variables.items()}
+    given |= k3s_config.given(os.environ, *variables)
+    url, token = given["server"], given["token"] or at(given["token-file"]).read_text().strip()
     told = ""
     while True:
         try:

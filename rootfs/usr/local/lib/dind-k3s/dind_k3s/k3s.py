@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from dind_k3s import limits, user_files
+from dind_k3s import k3s_config, limits, mounts
+from dind_k3s.k3s_config import SHORT
 from dind_k3s.k3s_versions import Version, knows, refusal, runs_dockershim, too_old_to_talk
 from dind_k3s.plan import Mistake, Plan, asked, shown, words
 from dind_k3s.root import RUN, at
+from dind_k3s.volume import has_cluster
 
 Role = Literal["server", "agent"]
 
@@ -30,9 +32,8 @@ NODE_NAME = f"{DATA}/.dind-k3s/node-name"
 
 NAMES = ("localhost", "host.docker.internal", "docker", "k3s", "kubernetes")
 CI_WITHOUT = ("traefik", "servicelb", "metrics-server")
+MORE_SERVERS = ("server", "cluster-init", "datastore-endpoint")  # settings of a server that is not the only one
 MANY = ("tls-san", "disable", "kubelet-arg")  # flags that may come more than once
-SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config", "t": "token", "s": "server"}
-SWITCHES = ("cluster-init",)  # flags that need no value
 BACKENDS = ("host-gw", "vxlan", "wireguard-native", "none")
 
 # Traefik takes ports 80 and 443 of the node itself. k3s's own way to them, servicelb, guesses the iptables backend by
@@ -82,7 +83,11 @@ def plan(
     role = take_role(args, env)
     config_file = take_config_file(args)
     check_pair(version, docker, env, made)
-    settings: dict[str, object] = {"docker": True, "data-dir": DATA, "node-name": node_name(role, env, made)}
+    given = k3s_config.given(env, "data-dir", *MORE_SERVERS)
+    refuse_noexec(given.pop("data-dir", DATA))
+    given |= {"server": env.get("K3S_URL", ""), "datastore-endpoint": env.get("K3S_DATASTORE_ENDPOINT", ""), **given}
+    several = role == "agent" or any(value not in ("", "false") for value in given.values())
+    settings: dict[str, object] = {"docker": True, "data-dir": DATA, "node-name": node_name(several, env, made)}
     # Always said: k3s by itself takes none but global addresses, and asks a public server where there is no such one.
     if not env.get("K3S_RESOLV_CONF"):
         settings["resolv-conf"] = f"{RUN}/resolv.conf" if "dns" in facts else "/etc/resolv.conf"
@@ -116,7 +121,7 @@ def take_role(args: list[str], env: Mapping[str, str]) -> Role:
         raise Mistake(f"K3S_ARGS has the word {shown(args[0])} where a flag is expected")
     if role == "server":
         return role
-    given = flags(args)
+    given = k3s_config.given(env, "server", "token", "token-file")
     url = env.get("K3S_URL", "")
     if not url and "server" not in given:
         raise Mistake("an agent needs K3S_URL, the address of the server: https://NAME:6443")
@@ -145,20 +150,6 @@ def take_config_file(args: list[str]) -> str:
     return ""
 
 
-def effective(name: str, env: Mapping[str, str], default: str = "") -> str:
-    """The value that k3s takes for a setting that comes once: of K3S_ARGS, else of the last file that has it."""
-    line = re.compile(rf"""^["']?{name}["']?[ \t]*:[ \t]*(?:"([^"\n]*)"|'([^'\n]*)'|([^#\n]*))""", re.MULTILINE)
-    for file in (f"{RUN}/k3s/config.yaml", *user_files.of_k3s()):
-        for match in line.finditer(user_files.read_text(file) or ""):
-            default = (match[1] or match[2] or match[3] or "").strip()
-    args = words("K3S_ARGS", env)
-    for arg, following in zip(args, [*args, ""][1:], strict=True):
-        key, has_value, value = arg.partition("=")
-        if arg.startswith("-") and SHORT.get(key.lstrip("-"), key.lstrip("-")) == name:
-            default = value if has_value else "true" if name in SWITCHES else following
-    return default
-
-
 def flags(args: list[str]) -> dict[str, str]:
     """Long name of each flag → how the user wrote it."""
     found = {}
@@ -185,16 +176,27 @@ def check_pair(version: Version, docker: Version, env: Mapping[str, str], made: 
         made.told.append("warning: this k3s is older than this docker; it works only by DOCKER_MIN_API_VERSION")
 
 
-def node_name(role: Role, env: Mapping[str, str], made: Plan) -> str:
-    """A server's is fixed: a host name would leave a dead node behind at each re-creation. An agent needs one of its
-    own, which is its first host name, kept in the volume for the same reason.
+def refuse_noexec(data: str) -> None:
+    """k3s unpacks its programs into <data-dir>/data and runs them there (k3s: cmd/k3s/main.go)."""
+    if mount := mounts.noexec(f"{data}/data"):
+        raise Mistake(
+            f"{mount} is mounted noexec, and k3s runs its programs from {data}/data: mount it with exec. docker mounts"
+            f" a tmpfs noexec unless it is asked otherwise: --tmpfs {mount}:exec"
+        )
+
+
+def node_name(several: bool, env: Mapping[str, str], made: Plan) -> str:
+    """Return `local-node` for the only server: a host name would leave a dead node behind at each re-creation.
+
+    Where there are several machines, each needs another name: its first host name, kept in the volume. A server that
+    began alone keeps its name when others join it.
     """
     if name := env.get("K3S_NODE_NAME"):
         return name
-    if role == "server":
-        return "local-node"
     kept = at(NODE_NAME)
     name = kept.read_text().strip() if kept.is_file() else ""
+    if not name and (not several or has_cluster()):
+        return "local-node"
     if not name:
         name = re.sub(r"[^a-z0-9.-]+", "-", os.uname().nodename.lower()).strip("-.") or "agent"
         made.files[NODE_NAME] = f"{name}\n"

@@ -14,8 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
-from dind_k3s import plain_yaml, user_files
-from dind_k3s.plan import Mistake, words
+from dind_k3s import k3s_config
 from dind_k3s.root import at
 
 CHOICE = "/app/k3s/.dind-k3s/ranges.json"
@@ -72,26 +71,6 @@ def pairs() -> Iterator[tuple[IPv4Network, IPv4Network]]:
     yield pods, services
 
 
-def asked_of_k3s(env: Mapping[str, str]) -> dict[str, str]:
-    """The user's own ranges, from k3s's files and then its arguments, as k3s reads them."""
-    found: dict[str, str] = {}
-    for file in user_files.of_k3s():
-        try:
-            values = plain_yaml.parse(at(file).read_text(), file)
-        except (OSError, ValueError, Mistake):
-            continue  # k3s itself tells what is wrong with it
-        for name in (PODS, SERVICES):
-            if isinstance(values, dict) and values.get(name):
-                value = values[name]
-                found[name] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    args = iter(words("K3S_ARGS", env))
-    for arg in args:
-        flag, has_value, value = arg.lstrip("-").partition("=")
-        if arg.startswith("-") and flag in (PODS, SERVICES):
-            found[flag] = value if has_value else next(args, "")
-    return found
-
-
 def networks(text: str) -> list[IPv4Network]:
     """The IPv4 ones of a list with commas; k3s tells of what is none at all."""
     found = []
@@ -105,7 +84,7 @@ def networks(text: str) -> list[IPv4Network]:
 
 def cluster(env: Mapping[str, str], outside: list[IPv4Network]) -> tuple[dict[str, str], str]:
     """Ranges of pods and services, and a line about them. Remembers what a new cluster gets."""
-    asked = asked_of_k3s(env)
+    asked = k3s_config.given(env, PODS, SERVICES)
     default = {name: str(network) for name, network in zip((PODS, SERVICES), next(pairs()), strict=True)}
     if at(CLUSTER).exists():
         try:

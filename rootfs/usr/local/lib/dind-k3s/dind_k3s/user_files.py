@@ -82,15 +82,6 @@ def read_object(file: str) -> tuple[dict[str, Any], list[str]]:
     return value, twice
 
 
-def of_k3s() -> list[str]:
-    """The files of the user that k3s reads, in its order (run-k3s links them); config.yaml need not be there."""
-    found: list[str] = []
-    for folder in ("/etc/rancher/k3s", "/app/k3s"):
-        more = sorted(path.name for path in at(f"{folder}/config.yaml.d").glob("*.yaml"))
-        found += [f"{folder}/config.yaml", *(f"{folder}/config.yaml.d/{name}" for name in more)]
-    return found
-
-
 def not_yaml(files: Sequence[str]) -> list[str]:
     """A sentence for each file that is not YAML, which k3s would die of again and again.
 
