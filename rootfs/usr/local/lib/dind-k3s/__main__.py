@@ -12,7 +12,7 @@ import sys
 # Called by the image's own scripts, and by its build.
 INTERNAL = (
     *("configure", "data-root", "drain", "guard", "join", "keeper", "manifests"),
-    *("preload", "record", "room", "watch"),
+    *("old-data", "preload", "record", "room", "watch"),
 )
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",

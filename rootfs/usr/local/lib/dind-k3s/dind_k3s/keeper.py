@@ -93,6 +93,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         self.problems: dict[str, str] = {}  # what problem.py's files hold
         self.ended: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=ENDS))
         self.waits_for_room = ""
+        self.tidied = False
         self.containerd = 0
         self.containerd_missed = 0
         self.stop_began = 0.0
@@ -268,6 +269,10 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         if self.waits_for_room and not room.problem():
             self.waits_for_room = ""
         self.watch_containerd()
+        if not self.tidied and (READY / "k8s").exists():
+            self.tidied = True
+            (k3s,) = self.process_groups["k3s"].processes.values()
+            subprocess.Popen([sys.executable, "-I", "-S", LIBRARY, "old-data", str(k3s.pid)])
         if (
             self.stop_began
             and not self.drain
