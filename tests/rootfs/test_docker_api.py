@@ -60,9 +60,9 @@ def test_facts_of_the_network_become_settings() -> None:
 @pytest.mark.parametrize(
     ("args", "file", "profile", "disabled", "opts", "more"),
     [
-        ([], {}, "dev", "", {"max-size": "8m", "max-file": "3"}, []),
-        ([], {}, "ci", "", {"max-size": "8m", "max-file": "3"}, []),
-        ([], {}, "edge", "1", {"max-size": "8m", "max-file": "3"}, []),
+        ([], {}, "dev", "", {"max-size": "10m", "max-file": "3"}, []),
+        ([], {}, "ci", "", {"max-size": "10m", "max-file": "3"}, []),
+        ([], {}, "edge", "1", {"max-size": "10m", "max-file": "3"}, []),
         ([], {}, "dev", "1", None, []),
         (
             [],
@@ -75,8 +75,8 @@ def test_facts_of_the_network_become_settings() -> None:
         ([], {"log-driver": "journald"}, "dev", "", None, []),
         ([], {"log-driver": "local", "log-opts": {"max-size": "1m"}}, "dev", "", {"max-size": "1m"}, []),
         (["--log-driver", "none"], {}, "dev", "", None, []),
-        (["--log-driver=json-file"], {}, "dev", "", {"max-size": "8m", "max-file": "3"}, []),
-        (["--log-opt", "labels=a"], {}, "dev", "", None, ["--log-opt=max-size=8m", "--log-opt=max-file=3"]),
+        (["--log-driver=json-file"], {}, "dev", "", {"max-size": "10m", "max-file": "3"}, []),
+        (["--log-opt", "labels=a"], {}, "dev", "", None, ["--log-opt=max-size=10m", "--log-opt=max-file=3"]),
         (["--log-opt", "max-size=1m"], {}, "dev", "", None, ["--log-opt=max-file=3"]),
     ],
 )
@@ -181,6 +181,7 @@ def test_a_proxy_in_either_spelling_reaches_both_daemons_with_what_is_inside() -
         ("--http-proxy=http://me:geheim@p:3128 x", "--http-proxy=http://***@p:3128 x"),
         ("--http-proxy 'http://me:ge@heim@p'", "--http-proxy 'http://***@p'"),
         ("k3s server --token geheim --agent-token=geheim -v 1", "k3s server --token *** --agent-token=*** -v 1"),
+        ("see /app/k3s/server/node-token there", "see /app/k3s/server/node-token there"),
         ("--token-file /a https://x.example/@b", "--token-file /a https://***@b"),
     ],
 )

@@ -17,7 +17,7 @@ FATAL = {
     ),
     r'time="2026-08-21T06:25:12Z" level=fatal msg="not text: \xff"': r"not text: \xff",
     "time=2026 level=fatal msg=EOF": "EOF",
-    "dind-k3s: error: the token is not for the server": "dind-k3s: error: the token is not for the server",
+    "dind-k3s: error: the token is not for the server": "the token is not for the server",
     "panic: runtime error: index out of range": "panic: runtime error: index out of range",
     "failed to start daemon: no such option": "failed to start daemon: no such option",
     'level=fatal msg="https://user:secret@db.example is not there"': "https://***@db.example is not there",

@@ -20,8 +20,8 @@ NO_START = {"--help", "-h", "--version", "-v", "--validate"}
 SPOKEN = (1, 44)  # the API of the client in k3s's cri-dockerd, and the oldest that docker 29 takes by itself
 
 # From 10 MiB on kubelet tries every ten seconds to rotate a log, in vain: cri-dockerd cannot have it opened again
-# (Mirantis/cri-dockerd#150). So dockerd rotates before.
-LOG_LIMITS = {"max-size": "8m", "max-file": "3"}
+# (Mirantis/cri-dockerd#150). So dockerd rotates before: its 10m are 10,000,000 bytes.
+LOG_LIMITS = {"max-size": "10m", "max-file": "3"}
 
 # dockerd's one-letter flags, and the flags whose key in daemon.json is not their name (dockerd's "conflicting
 # options" check goes by these keys).

@@ -47,7 +47,7 @@ def reason(line: str) -> str:
     level, message = _logrus(line)
     if level in ("fatal", "panic") or message.startswith(_REQUEST):
         return shown(message, 400)
-    return shown(line, 400) if _PLAIN.match(line) else ""
+    return shown(line.removeprefix("dind-k3s: error: "), 400) if _PLAIN.match(line) else ""
 
 
 def error(line: str) -> str:

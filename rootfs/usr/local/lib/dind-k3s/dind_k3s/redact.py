@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _USER = re.compile(r"://[^\s'\"]+@")
-_FLAG = re.compile(r"(--?[\w-]*(?:token|password|secret|secret-key)[ =])('[^']*'|\S+)")
+_FLAG = re.compile(r"(?<![\w/])(--?[\w-]*(?:token|password|secret|secret-key)[ =])('[^']*'|\S+)")
 
 
 def redacted(text: str) -> str:
