@@ -141,7 +141,7 @@ INTERNAL = {
     *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),  # taken away: they are for clients
 }
 # On the page, and read by others than rootfs/: by k3s itself, by clients elsewhere.
-OF_OTHERS = {"K3S_DATASTORE_ENDPOINT", "DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"}
+OF_OTHERS = {"K3S_DATASTORE_ENDPOINT", "DOCKER_API_VERSION", "DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"}
 VARIABLE = r"(?:DIND_K3S|K3S|DOCKER)_[A-Z0-9_]+"
 
 
