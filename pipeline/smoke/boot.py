@@ -93,6 +93,8 @@ def run_airgap(
         if not recorder.failed:
             _system_pods(machine, lock, recorder, disabled="K3S_ARGS" in options.extra_environment)
             _healthy(machine, recorder)
+        recorder.step = Step.CONTROL_PLANE
+        _kept_running(machine, recorder, slow=False)
     finally:
         machine.clean_up(failed=recorder.failed)
 
