@@ -20,6 +20,7 @@ from pipeline.log import Log
 from pipeline.oci import Digest
 from pipeline.platforms import Platform
 from pipeline.rehearsal import origin, rehearse, supplies
+from pipeline.virtual.guests import GUESTS
 from tests.cosigns import Cosign, bring
 from tests.examples import artifact
 from tests.vendors import BASE, Vendors
@@ -35,9 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
     parser.addoption("--k3s", type=Path, help="tests/image: a real k3s for this machine, in the stub's place")
     parser.addoption("--images", type=Path, help="tests/image: that k3s's archive of system images (tar.zst)")
-    parser.addoption(
-        "--release", type=Path, help="tests/image: the folder of a built image (dist), with the lock's k3s"
-    )
+    parser.addoption("--release", type=Path, help="tests/image: a built image (dist), with the lock's own k3s")
+    parser.addoption("--guest", choices=[*GUESTS], help="tests/image: in a small machine under qemu, e.g. default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,6 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker(away)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+    if config.getoption("--guest"):  # its speed is in every deadline of these tests, and cannot be in this one
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0), append=False)
 
 
 @pytest.hookimpl(wrapper=True)

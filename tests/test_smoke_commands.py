@@ -7,6 +7,8 @@ import json
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from python_on_whales import DockerClient
@@ -16,7 +18,7 @@ from pipeline.log import Log
 from pipeline.platforms import Platform
 from pipeline.release import BuiltPlatform, State, Tier, TierReport
 from pipeline.smoke import boot, commands, inside
-from pipeline.smoke.booted import BootOptions
+from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
 from tests.examples import LOCK, VERSIONS, digest
@@ -45,6 +47,8 @@ elif argv[0] == "exec":
         time.sleep(0.01)
     print(text, file=sys.stderr if code else sys.stdout)
     sys.exit(137 if code == "hang" else code)
+elif argv[:2] == ["container", "logs"]:
+    print((folder / "log").read_text() if (folder / "log").exists() else "", end="")
 elif argv[:2] == ["container", "inspect"]:
     data = {{"Id": "a" * 64, "Image": answers["image"], "State": {{"Running": not killed.exists()}}}}
     if answers["manifest"]:
@@ -88,6 +92,11 @@ class Fake:
         recorder = Recorder(Tier.COMMANDS, "here", Log(quiet=True))
         commands.run(self.engine, IMAGE, LOCK, recorder, Log(quiet=True), emulated=emulated)
         return recorder.report()
+
+    def logs(self, text: str) -> None:
+        """What `docker logs` prints from now on."""
+        (self.folder / "answers.json").write_text(json.dumps(self.answers))
+        (self.folder / "log").write_text(text)
 
     @property
     def calls(self) -> list[list[str]]:
@@ -217,3 +226,43 @@ def test_a_boot_that_fails_leaves_nothing_and_keeps_the_log(docker: Fake) -> Non
     removed = [call for call in docker.calls if call[1] in ("rm", "remove")]
     assert [call[-1] for call in removed] == [name, f"{name}-docker", f"{name}-k3s"]
     assert "--- doctor" in logs.read_text()
+
+
+KEEPER = Path(__file__).resolve().parent.parent / "rootfs/usr/local/lib/dind-k3s/dind_k3s/keeper.py"
+LIMIT = 'exit code 0: Shutdown request received: "kubelet exited: timed out waiting for the condition"'
+FLAG = 'exit code 0: Shutdown request received: "kubelet exited: unknown flag: --nonsense (1)"'
+
+
+def ended(why: str, then: str = ", is started again") -> str:
+    return f"[dind-k3s] k3s: ended by itself ({why}){then}"
+
+
+def test_the_ends_of_k3s_are_those_that_the_image_reports_of_every_container_so_far(docker: Fake) -> None:
+    assert 'f"ended by itself ({why}), is started again"' in KEEPER.read_text()
+    logs = docker.folder / "boot.log"
+    booted = Booted(docker.engine, IMAGE, BootOptions(), Log(quiet=True), logs)
+    docker.logs("")
+    assert booted.ends_of_k3s() == []
+    logs.write_text(
+        f"2026-11-30T14:11:46Z {ended(LIMIT)}\n2026-11-30T14:11:46Z [dind-k3s] dockerd: ended by itself (x)\n"
+    )
+    docker.logs(f"[k3s] the line before\n{ended(FLAG)}\n{ended('exit code 1', ': no room; it is started again')}\n")
+    assert booted.ends_of_k3s() == [LIMIT, FLAG, "exit code 1"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "slow", "state", "detail"),
+    [
+        ([], False, State.PASSED, "not once"),
+        ([LIMIT, LIMIT], True, State.PASSED, f"but for 2 starts, on which a fixed time limit ran out: {LIMIT}"),
+        ([LIMIT], False, State.FAILED, f"it did 1 times: {LIMIT}"),
+        ([LIMIT, FLAG], True, State.FAILED, f"it did 1 times: {FLAG}"),
+    ],
+)
+def test_an_end_of_k3s_is_red_but_for_a_time_limit_on_a_slow_engine(
+    ends: list[str], slow: bool, state: State, detail: str
+) -> None:
+    recorder = Recorder(Tier.BOOT, "virtual", Log(quiet=True))
+    boot._kept_running(cast("Booted", SimpleNamespace(ends_of_k3s=lambda: ends)), recorder, slow=slow)
+    (check,) = recorder.report().checks
+    assert (check.state, check.detail) == (state, detail)

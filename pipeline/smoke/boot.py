@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -67,10 +69,19 @@ def run(
     """Run all checks of the tier. The container's log is kept in `logs`."""
     logs.unlink(missing_ok=True)
     machine = Booted(engine, image, for_speed(options, engine), log, logs)
-    try:
+    with _cleaned_up(machine, recorder):
         _checks(machine, lock, recorder, slow=engine.patience > _SLOW)
+
+
+@contextmanager
+def _cleaned_up(machine: Booted, recorder: Recorder) -> Iterator[None]:
+    """Remove the container at the end, after an examination if a check failed; an interrupt does not wait for one."""
+    failed = False
+    try:
+        yield
+        failed = recorder.failed
     finally:
-        machine.clean_up(failed=recorder.failed)
+        machine.clean_up(failed=failed)
 
 
 def run_airgap(
@@ -82,7 +93,7 @@ def run_airgap(
     """
     logs.unlink(missing_ok=True)
     machine = Booted(engine, image, replace(options, networks=("none",)), log, logs)
-    try:
+    with _cleaned_up(machine, recorder):
         recorder.step = Step.DOCKER
         _dockerd(machine, lock, recorder)
         if not recorder.failed:
@@ -93,8 +104,8 @@ def run_airgap(
         if not recorder.failed:
             _system_pods(machine, lock, recorder, disabled="K3S_ARGS" in options.extra_environment)
             _healthy(machine, recorder)
-    finally:
-        machine.clean_up(failed=recorder.failed)
+        recorder.step = Step.CONTROL_PLANE
+        _kept_running(machine, recorder, slow=False)
 
 
 def _system_images(machine: Booted, recorder: Recorder) -> None:

@@ -25,6 +25,7 @@ class Image:
     name: str
     engine: DockerClient
     folder: Path  # for files that are copied into containers
+    patience: float = 1.0  # how many times slower than natively the engine is
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,7 @@ class Box:
     def ready(self, what: str = "k8s", limit: float = 90) -> None:
         """`wait-ready`; its time and the container's log go into the AssertionError."""
         try:
-            self.do("wait-ready", "--for", what, "--timeout", f"{limit:.0f}")
+            self.do("wait-ready", "--for", what, "--timeout", f"{limit * self.image.patience:.0f}")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 
@@ -134,6 +135,7 @@ class Box:
 
     def until(self, what: str, ask: Callable[[], object], limit: float = 60) -> object:
         """Ask until the answer is true; an AssertionError counts as not yet. AssertionError at the deadline."""
+        limit *= self.image.patience
         deadline = time.monotonic() + limit
         last = ""
         while time.monotonic() < deadline:

@@ -1,7 +1,8 @@
 """The image of the last rehearsal in a real engine, with this checkout's rootfs/ and a k3s put over it.
 
 The k3s is the stub, or with `--k3s PATH` a real one; `--images PATH` is its archive of system images. `--release dist`
-takes what was built for a release instead, to the byte, with the lock's k3s and system images in it.
+takes what was built for a release instead, to the byte, with the lock's k3s and system images in it. `--guest NAME`
+starts it in a small machine (pipeline/virtual/guests.py), so that there is cgroup v2 where this machine has v1.
 
 So an edit of rootfs/ is tested without a build of the whole image; the exact bytes that a release would publish are
 what the rehearsal's own smoke boots.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +23,7 @@ from python_on_whales import DockerClient
 from pipeline import cache as cached
 from pipeline import layout, lock, release, versions
 from pipeline.bench import starting
+from pipeline.engines import Engines
 from pipeline.lock import Artifact, Lock
 from pipeline.log import Log
 from pipeline.platforms import Platform
@@ -29,6 +32,8 @@ from pipeline.release import Variant
 from pipeline.smoke import load
 from pipeline.upstream import AIRGAP
 from pipeline.versions import Intent
+from pipeline.virtual.disks import Content
+from pipeline.virtual.guests import GUESTS
 from tests.image.box import Box, Image, box
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,32 +93,59 @@ def file_of(files: Iterable[Artifact], component: str) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def image(
-    engine: DockerClient, released: Path | None, own: Lock, real: Path | None, images: Path | None
-) -> Iterator[Image]:
-    """The image to test: a release's own bytes, of the variant airgap if there is one; else the rehearsed, overlaid."""
-    assert HOST is not None
-    dist = released or DIST
+def folder() -> Iterator[Path]:
+    """For files that are copied into containers."""
+    made = Path(tempfile.mkdtemp(prefix="dind-k3s-image-"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="session")
+def put(
+    released: Path | None, own: Lock, real: Path | None, images: Path | None, folder: Path
+) -> Callable[[DockerClient], str]:
+    """Has an engine take the image; its name. A release's own, with system images if it has any; else the overlaid."""
+    host = HOST
+    assert host is not None
     variant = Variant.AIRGAP if released and images else Variant.IMAGE
-    built = release.Image.read(variant.below(dist))
-    whole = layout.read(variant.below(dist) / release.LAYOUT, built.digest)
-    loaded = load.run(engine, whole, built, HOST, Log(quiet=True))
-    folder = Path(tempfile.mkdtemp(prefix="dind-k3s-image-"))
-    try:
+    dist = variant.below(released or DIST)
+
+    def overlaid(client: DockerClient) -> str:
+        built = release.Image.read(dist)
+        whole = layout.read(dist / release.LAYOUT, built.digest)
+        name = load.run(client, whole, built, host, Log(quiet=True)).name
         if released:
-            yield Image(name=loaded.name, engine=engine, folder=folder)
-            return
-        if real:
-            program = real.read_bytes()
-            version = supplies.k3s_version({HOST: real})
-        else:
-            version = own.versions["k3s"]
-            program = standin_build.build(version, HOST.value)
+            return name
+        version = supplies.k3s_version({host: real}) if real else own.versions["k3s"]
+        program = real.read_bytes() if real else standin_build.build(version, host.value)
         k3s = overlay.K3s(program=program, version=version, images=images)
-        overlay.build(engine, loaded.name, NAME, ROOT, folder, k3s)
-        yield Image(name=NAME, engine=engine, folder=folder)
-    finally:
-        shutil.rmtree(folder)
+        overlay.build(client, name, NAME, ROOT, folder, k3s)
+        return NAME
+
+    return overlaid
+
+
+@pytest.fixture(scope="session")
+def image(
+    request: pytest.FixtureRequest, own: Lock, put: Callable[[DockerClient], str], folder: Path
+) -> Iterator[Image]:
+    """The image to test: in a private engine, or with --guest in that of a small machine."""
+    name = request.config.getoption("--guest")
+    if name is None:
+        engine: DockerClient = request.getfixturevalue("engine")
+        yield Image(name=put(engine), engine=engine, folder=folder)
+        return
+    assert HOST is not None
+    names: list[str] = []
+    content = Content(key=uuid.uuid4().hex, fill=lambda client: names.append(put(client)))
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    made = Engines(
+        lock=own, cache=cached.folder(), log=Log(), start=lambda: pytest.fail("a guest alone"), guest=GUESTS[name]
+    )
+    with ExitStack() as stack:
+        with capture.global_and_fixture_disabled():
+            machine = stack.enter_context(made.virtual(HOST, content, folder / "console"))
+        yield Image(name=names[0], engine=machine.docker, folder=folder, patience=machine.patience)
 
 
 @pytest.fixture
