@@ -11,7 +11,7 @@ import sys
 
 # Called by the image's own scripts, and by its build.
 INTERNAL = (
-    *("configure", "data-root", "drain", "first-images", "guard", "join", "keeper", "manifests"),
+    *("address", "configure", "data-root", "drain", "etcd", "first-images", "guard", "join", "keeper", "manifests"),
     *("preload", "record", "room", "watch"),
 )
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them

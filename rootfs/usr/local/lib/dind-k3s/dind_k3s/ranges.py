@@ -72,22 +72,22 @@ def pairs() -> Iterator[tuple[IPv4Network, IPv4Network]]:
     yield pods, services
 
 
-def asked_of_k3s(env: Mapping[str, str]) -> dict[str, str]:
-    """The user's own ranges, from k3s's files and then its arguments, as k3s reads them."""
+def asked_of_k3s(env: Mapping[str, str], names: Iterable[str] = (PODS, SERVICES)) -> dict[str, str]:
+    """The user's own settings of these names, from k3s's files and then its arguments, as k3s reads them."""
     found: dict[str, str] = {}
     for file in user_files.of_k3s():
         try:
             values = plain_yaml.parse(at(file).read_text(), file)
         except (OSError, ValueError, Mistake):
             continue  # k3s itself tells what is wrong with it
-        for name in (PODS, SERVICES):
+        for name in names:
             if isinstance(values, dict) and values.get(name):
                 value = values[name]
                 found[name] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     args = iter(words("K3S_ARGS", env))
     for arg in args:
         flag, has_value, value = arg.lstrip("-").partition("=")
-        if arg.startswith("-") and flag in (PODS, SERVICES):
+        if arg.startswith("-") and flag in names:
             found[flag] = value if has_value else next(args, "")
     return found
 
