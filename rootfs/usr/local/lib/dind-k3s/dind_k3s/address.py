@@ -88,6 +88,7 @@ def main() -> int:
             if isinstance(problem, NotMoved) and problem.members and now - began > MAJORITY and not reported:
                 report(problem)
                 reported = True
+    kubernetes.forget()
     write_whole(volume.k3s_folder() / volume.ADDRESS, f"{address}\n".encode())
     return 0
 

@@ -76,7 +76,9 @@ class Etcd:
     def mend(self) -> str:
         """Give this member the address that k3s has started it with. What was done; nothing when it has it already."""
         members = self.members()  # first: once it answers, its configuration is that of this start
-        name, url = (self._folder / "name").read_text().strip(), self._setting("listen-peer-urls")[-1]
+        name, (*loopback, url) = (self._folder / "name").read_text().strip(), self._setting("listen-peer-urls")
+        if not loopback:
+            raise OSError("k3s makes another cluster of it (--cluster-reset)")
         own = next((member for member in members if member["name"] == name), None)
         if own is None:
             raise OSError(f"{name} is no member of etcd")
@@ -115,6 +117,7 @@ class Etcd:
 def reset(command: list[str], snapshot: Path) -> bool:
     """Make a cluster of one member from a snapshot; from the member that is there when the file is empty."""
     (snapshot.parent / "reset-flag").unlink(missing_ok=True)  # of an earlier one: k3s would refuse
+    before = copies()
     command = [*command, "--cluster-reset"]
     if snapshot.stat().st_size:
         command.append(f"--cluster-reset-restore-path={snapshot}")
@@ -134,7 +137,15 @@ def reset(command: list[str], snapshot: Path) -> bool:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if done:
         snapshot.unlink()
+        for path in copies() - before:
+            volume.remove(path)
     return done
+
+
+def copies() -> set[Path]:
+    """What k3s has kept of what it replaced at a --cluster-reset: certificates and the etcd before."""
+    here = volume.k3s_folder()
+    return {*here.glob("server/tls-*"), *here.glob(f"{volume.ETCD}-old-*")}
 
 
 def main() -> NoReturn:
