@@ -91,7 +91,9 @@ def join(config: Config, host: str, port: int, address: str) -> AgentCertificate
         certificate, _, key = both.partition("-----BEGIN PRIVATE")
         files.write(key_of(path), f"-----BEGIN PRIVATE{key}")
         files.write(path, certificate)
-    _write_kubeconfig(config, certificates, host, port)
+    credentials.write_kubelet_kubeconfig(
+        config, certificates.kubelet, ca=certificates.server_ca, server=f"{f'[{host}]' if ':' in host else host}:{port}"
+    )
     return certificates
 
 
@@ -147,27 +149,3 @@ def _fetch(host: str, port: int, path: str, context: ssl.SSLContext, headers: di
             time.sleep(REJECTED_SECONDS)
             continue
         raise Failure(f"https://{host}:{port}{path}: {answer.status} {answer.reason}: {body.decode(errors='replace')}")
-
-
-def _write_kubeconfig(config: Config, certificates: AgentCertificates, host: str, port: int) -> None:
-    """k3s's points to a load balancer of its own on 127.0.0.1:6444; here it is the server itself."""
-    content = f"""apiVersion: v1
-clusters:
-- cluster:
-    server: https://{f"[{host}]" if ":" in host else host}:{port}
-    certificate-authority: {certificates.server_ca}
-  name: local
-contexts:
-- context:
-    cluster: local
-    user: user
-  name: Default
-current-context: Default
-kind: Config
-users:
-- name: user
-  user:
-    client-certificate: {certificates.kubelet}
-    client-key: {key_of(certificates.kubelet)}
-"""
-    files.write(config.data_dir / "agent/kubelet.kubeconfig", content)

@@ -46,9 +46,13 @@ class Certificates:
         """The administrator's certificate, as in the kubeconfig."""
         return self.folder / "client-admin.crt"
 
+    def of_node(self, node: str, *, serving: bool) -> Path:
+        """Where the certificate that `for_node` makes is."""
+        return self.folder / f"nodes/{'serving' if serving else 'client'}-{node}.crt"
+
     def for_node(self, node: str, address: str, *, serving: bool) -> bytes:
         """A new certificate and its key for an agent: to serve at its address, or to be known by its name."""
-        path = self.folder / f"nodes/{'serving' if serving else 'client'}-{node}.crt"
+        path = self.of_node(node, serving=serving)
         path.parent.mkdir(exist_ok=True)
         subject = f"/O=system:nodes/CN=system:node:{node}"
         if serving:

@@ -67,5 +67,29 @@ users:
     files.write(config.kubeconfig, content, mode=config.kubeconfig_mode)
 
 
+def write_kubelet_kubeconfig(config: Config, certificate: Path, *, ca: Path, server: str) -> None:
+    """The kubelet's own. An agent's points to a load balancer on 127.0.0.1:6444 in k3s; here to the server itself."""
+    content = f"""apiVersion: v1
+clusters:
+- cluster:
+    server: https://{server}
+    certificate-authority: {ca}
+  name: local
+contexts:
+- context:
+    cluster: local
+    user: user
+  name: Default
+current-context: Default
+kind: Config
+users:
+- name: user
+  user:
+    client-certificate: {certificate}
+    client-key: {key_of(certificate)}
+"""
+    files.write(config.data_dir / "agent/kubelet.kubeconfig", content)
+
+
 def _embedded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii")

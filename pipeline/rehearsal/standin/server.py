@@ -108,6 +108,10 @@ def _create(store: Store, plural: str, thing: Object) -> None:
 def _start_node(config: Config, server: Server, store: Store) -> None:
     start_kubelet(config)
     address = config.node_ip or own_address()
+    made = certs.Certificates(folder=config.data_dir / "server/tls")
+    made.for_node(config.node_name, address, serving=False)
+    client = made.of_node(config.node_name, serving=False)
+    credentials.write_kubelet_kubeconfig(config, client, ca=made.server_ca, server=f"127.0.0.1:{config.port}")
     start_pods(register_node(config, store, address), config, store, address, server)
     namespaces.Reaper(store).start()
     server.ready = True

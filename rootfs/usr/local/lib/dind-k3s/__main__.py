@@ -11,7 +11,7 @@ import sys
 
 # Called by the image's own scripts, and by its build.
 INTERNAL = (
-    *("configure", "data-root", "drain", "guard", "join", "keeper", "manifests"),
+    *("address", "configure", "data-root", "drain", "etcd", "guard", "join", "keeper", "manifests"),
     *("old-data", "preload", "record", "room", "watch"),
 )
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them

@@ -94,10 +94,10 @@ class Connection:
         self._stream = cast(BinaryIO, sock.makefile("rb"))
         self._head = f"Host: {host}\r\n{headers}"
 
-    def ask(self, method: str, path: str) -> Answer:
-        """Ask, without a body; that of the answer is to be read before the next question."""
-        length = "" if method == "GET" else "Content-Length: 0\r\n"
-        self._socket.sendall(f"{method} {path} HTTP/1.1\r\n{self._head}{length}\r\n".encode())
+    def ask(self, method: str, path: str, body: bytes = b"") -> Answer:
+        """Send a request. The body of its answer must be read before the next one."""
+        length = "" if method == "GET" else f"Content-Length: {len(body)}\r\n"
+        self._socket.sendall(f"{method} {path} HTTP/1.1\r\n{self._head}{length}\r\n".encode() + body)
         return Answer(self._stream)
 
     def get(self, path: str) -> Answer:

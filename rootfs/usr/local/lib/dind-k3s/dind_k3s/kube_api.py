@@ -62,7 +62,7 @@ class Kubernetes:
             return f"the API server does not answer ({why})"
         return "" if answer.status == 200 else f"the API server is not ready (readyz answers {answer.status})"
 
-    def connect(self) -> Connection:
+    def connect(self, headers: str = "") -> Connection:
         """A connection of its own. OSError, KeyError or ValueError when there is none to be had."""
         with self._lock:
             self._load()
@@ -73,7 +73,7 @@ class Kubernetes:
         except BaseException:
             sock.close()
             raise
-        return Connection(tls, f"{self._server[0]}:{self._server[1]}", "Accept: application/json\r\n")
+        return Connection(tls, f"{self._server[0]}:{self._server[1]}", f"Accept: application/json\r\n{headers}")
 
     def get(self, path: str) -> tuple[int, Object]:
         """One question and its answer."""
@@ -81,6 +81,14 @@ class Kubernetes:
             answer = connection.get(path)
             body = answer.read()
         return answer.status, json.loads(body) if body.startswith(b"{") else {}
+
+    def patch(self, path: str, change: Object) -> None:
+        """Merge a change into an object (RFC 7396). Raises OSError when the server refuses it."""
+        with self.connect("Content-Type: application/merge-patch+json\r\n") as connection:
+            answer = connection.ask("PATCH", path, json.dumps(change).encode())
+            body = answer.read()
+        if answer.status != 200:
+            raise OSError(f"{path}: {answer.status} {body.decode(errors='replace')}")
 
     def forget(self) -> None:
         """Ask the next question on a new connection."""

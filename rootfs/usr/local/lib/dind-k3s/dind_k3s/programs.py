@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dind_k3s import k3s_config
 from dind_k3s.kube_api import Kubernetes
 from dind_k3s.plan import Mistake, asked
+from dind_k3s.root import RUN, at
 from dind_k3s.volume import K3S
 
 CONTROL = "/run/supervisor.sock"
@@ -28,8 +30,21 @@ def refuse_without_server() -> None:
     """Where this container has no cluster of its own."""
     if asked(os.environ, "K3S_DISABLE"):
         raise Mistake("k3s is switched off here (K3S_DISABLE), so there is no cluster")
-    if server := os.environ.get("K3S_URL"):
+    server = k3s_config.given(os.environ, "server").get("server") or os.environ.get("K3S_URL", "")
+    if at(f"{RUN}/k3s.args").read_text().startswith("agent\0"):
         raise Mistake(f"this is an agent; its cluster is at {server}")
+    if server:
+        raise Mistake(f"this server has joined the cluster at {server}: do it on the server that made that cluster")
+
+
+def refuse_external_datastore() -> None:
+    """Where the cluster's objects are not in this volume, which then has no more than the keys to them."""
+    name = "datastore-endpoint"
+    if endpoint := k3s_config.given(os.environ, name).get(name) or os.environ.get("K3S_DATASTORE_ENDPOINT"):
+        raise Mistake(
+            f"the cluster's datastore is {endpoint} and not in {K3S}: save and restore it with its own tools, together"
+            f" with {K3S}/server/token, which opens it"
+        )
 
 
 def _control(action: str, name: str) -> str:

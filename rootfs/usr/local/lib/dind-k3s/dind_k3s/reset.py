@@ -82,10 +82,11 @@ def remove_cluster(*, inside: bool) -> list[str]:
     here, ours = volume.k3s_folder(), volume.ours()
     swap = volume.Swap()
     with volume.temporary() as new:
-        if inside:  # both daemons go on with the ranges that they were started with
+        if inside:  # both daemons go on with the ranges and the address that they were started with
             versions.write_stamp(new / ".dind-k3s", {"k3s": versions.installed("k3s")})
-            if (ours / "ranges.json").exists():
-                shutil.copy2(here / volume.RANGES, new / volume.RANGES)
+            for kept in (volume.RANGES, volume.ADDRESS):
+                if (here / kept).exists():
+                    shutil.copy2(here / kept, new / kept)
         swap.prepare(new)
     swap.do()
     swap.keep()
@@ -169,6 +170,8 @@ def run(what: str, *, sure: bool) -> Iterator[str]:
         raise Mistake(f"reset {what} needs a running container: docker exec; or remove the volume itself")
     if what == "cluster" and inside:
         programs.refuse_without_server()
+    if what != "images":
+        programs.refuse_external_datastore()
     if not sure:
         confirm(what)
     with volume.only_one(inside=inside):

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from dind_k3s import archive, programs, snapshot, versions, volume
+from dind_k3s import archive, etcd, programs, snapshot, versions, volume
 from dind_k3s.plan import Mistake, refuse
 
 USAGE = "usage: restore FILE|- [--timeout SECONDS]"
@@ -39,16 +39,34 @@ def refuse_other_ranges(unpacked: Path, name: str) -> None:
         )
 
 
+def refuse_other_members() -> None:
+    """They would go on with the state before, as a majority, and this server without them."""
+    try:
+        members = etcd.Etcd().members()
+    except (OSError, ValueError):  # no etcd, or it does not run
+        return
+    if len(members) > 1:
+        raise Mistake(
+            f"etcd has {len(members)} members ({', '.join(member['name'] for member in members)}). Stop all of these"
+            " servers, restore on the volume of one (docker run --rm -v k3s:/app/k3s IMAGE restore FILE), start it, and"
+            " let the others join it with new volumes"
+        )
+
+
 def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
     """What to tell."""
+    programs.refuse_external_datastore()
     inside = programs.running()
     if inside:
         programs.refuse_without_server()
+        refuse_other_members()
     with volume.temporary() as unpacked:
         # Read to its end before the lock: a `snapshot -` at the other end of a pipe wants it, too.
         contents = archive.unpack(source, name, unpacked)
         if (database := unpacked / volume.DATABASE).exists():
             snapshot.check_database(database, f"the datastore in {name}")
+        if (unpacked / volume.ETCD).is_dir():
+            (unpacked / volume.ETCD_SNAPSHOT).touch()  # other members, and another address: the next start's matter
         with volume.only_one(inside=inside):
             return replace(contents, unpacked, name, timeout, inside=inside)
 
@@ -63,11 +81,13 @@ def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: floa
     if inside:
         refuse_other_ranges(unpacked, name)
     versions.write_stamp(unpacked / ".dind-k3s", {"k3s": now if inside else was})
+    if not (address := unpacked / volume.ADDRESS).exists():  # archives of earlier images
+        address.write_text("unknown\n")
     swap = volume.Swap()
     told: list[str] = []
-    k3s = ["k3s"] if inside else []
+    both = ["network", "k3s"] if inside else []  # network looks at the address again when it starts
     try:
-        with programs.stopped(*k3s):
+        with programs.stopped(*both):
             if swap.undo():
                 told.append("a restore that was interrupted is undone first")
             told.append(snapshot.keep_before_loss("restore"))
@@ -78,7 +98,7 @@ def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: floa
             raise Mistake(f"{name}: {problem}; the cluster before it is put back")
     except BaseException:
         if swap.is_done:
-            with programs.stopped(*k3s):
+            with programs.stopped(*both):
                 swap.undo()
         raise
     swap.keep()

@@ -1,7 +1,7 @@
 """snapshot [FILE|-]: the cluster's state in one file, while k3s runs.
 
-In it: the datastore, token, certificates, the node's password, and the versions it comes from. Not in it: images,
-contents of volumes, config.yaml. Without FILE it goes to /app/k3s/snapshots; with - to stdout.
+In it: the datastore (sqlite, or k3s's own etcd), token, certificates, the node's password, and the versions it comes
+from. Not in it: images, contents of volumes, config.yaml. Without FILE it goes to /app/k3s/snapshots; with - to stdout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from dind_k3s import archive, programs, versions, volume
+from dind_k3s import archive, etcd, programs, versions, volume
 from dind_k3s.archive import Contents
 from dind_k3s.plan import Mistake, refuse
 from dind_k3s.root import at
@@ -26,27 +26,36 @@ KEPT = 3  # of those that are made by themselves
 
 
 def copy_state(folder: Path, *, live: bool) -> None:
-    """The cluster's state as of one moment. Only sqlite can be copied while k3s runs: etcd has its own snapshots."""
+    """The cluster's state as of one moment; `live`: while k3s runs."""
     here = volume.k3s_folder()
-    database = here / volume.DATABASE
-    if live and not database.exists():
-        raise Mistake(
-            f"there is no {database}: a cluster on etcd is copied by `k3s etcd-snapshot`, one on an external datastore"
-            " with that one's own tools"
-        )
+    copy_datastore(here, folder, live=live)
     for part in volume.STATE:
         source, target = here / part, folder / part
-        if not source.exists():
+        if part == volume.DATASTORE or not source.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Links are followed: node-token and agent-token lead to an absolute path, a user's certificates to anywhere.
         if source.is_dir():
-            beside = {f"{database.name}{end}" for end in ("", "-wal", "-shm")} if part == "server/db" else set[str]()
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*beside), ignore_dangling_symlinks=True)
+            shutil.copytree(source, target, ignore_dangling_symlinks=True)
         else:
             shutil.copy2(source, target)
-    if database.exists():
-        copy_database(database, folder / volume.DATABASE)
+
+
+def copy_datastore(here: Path, folder: Path, *, live: bool) -> None:
+    """etcd where there is one, as k3s itself decides (pkg/cluster/managed.go), else sqlite."""
+    (folder / volume.DATASTORE).mkdir(parents=True, mode=0o700)
+    pending = here / volume.ETCD_SNAPSHOT
+    if pending.exists():  # restored, and not started yet
+        shutil.copy2(pending, folder / volume.ETCD_SNAPSHOT)
+    if (here / volume.ETCD / "member/wal").is_dir():
+        if live:
+            etcd.Etcd().save(folder / volume.ETCD_SNAPSHOT)
+        else:  # with the log, which the database may lag behind; *.tmp is room for more of it
+            shutil.copytree(here / volume.ETCD, folder / volume.ETCD, ignore=shutil.ignore_patterns("*.tmp"))
+    elif (here / volume.DATABASE).exists():
+        copy_database(here / volume.DATABASE, folder / volume.DATABASE)
+    elif live:
+        raise Mistake(f"there is neither etcd nor {here / volume.DATABASE} yet: wait-ready waits for the cluster")
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -130,6 +139,7 @@ def main() -> int:
         print((__doc__ or "") if help_wanted else USAGE, file=sys.stdout if help_wanted else sys.stderr)
         return 0 if help_wanted else 2
     try:
+        programs.refuse_external_datastore()
         if not volume.has_cluster():
             raise Mistake(f"there is no cluster in {volume.K3S} yet")
         live = programs.running()

@@ -20,18 +20,25 @@ OURS = f"{K3S}/.dind-k3s"
 SNAPSHOTS = f"{K3S}/snapshots"
 TEMPORARY = "tmp-"
 RANGES = ".dind-k3s/ranges.json"  # of pods and services, which a cluster keeps for its life (ranges.py)
-DATABASE = "server/db/state.db"
+ADDRESS = ".dind-k3s/address"  # by which the cluster knows this node (address.py)
+DATASTORE = "server/db"
+DATABASE = f"{DATASTORE}/state.db"  # sqlite
+ETCD = f"{DATASTORE}/etcd"
+# What the next start of k3s makes an etcd of (etcd.py): a snapshot of it, or nothing where ETCD is all there.
+ETCD_SNAPSHOT = f"{DATASTORE}/etcd.snapshot"
+KEPT_BY_K3S = f"{DATASTORE}/snapshots"  # its own of etcd, each half day; in no snapshot of ours
 
 # What makes the cluster, below /app/k3s. The token opens what is encrypted in the datastore; the node's password is
 # known to it by a hash (k3s-io/k3s#802). Certificates of the agent are made anew from these at each start of k3s.
 STATE = (
-    "server/db",
+    DATASTORE,
     "server/tls",
     "server/cred",
     "server/token",
     "server/agent-token",
     "server/node-token",
     ".dind-k3s/node/password",
+    ADDRESS,
     RANGES,
 )
 # What a swap moves: with the state goes the note of who wrote it.
@@ -47,7 +54,7 @@ def ours() -> Path:
 
 
 def has_cluster() -> bool:
-    return (k3s_folder() / "server/db").is_dir()
+    return (k3s_folder() / DATASTORE).is_dir()
 
 
 def remove(path: Path) -> None:
@@ -141,7 +148,10 @@ class Swap:
         return True
 
     def keep(self) -> None:
-        """What is in place now stays."""
+        """What is in place now stays, and so do k3s's own snapshots of etcd."""
+        own, here = self.old / KEPT_BY_K3S, k3s_folder() / KEPT_BY_K3S
+        if own.is_dir() and here.parent.is_dir() and not here.exists():
+            own.rename(here)
         self.had.unlink()
         remove(self.folder)
 
