@@ -31,7 +31,7 @@ def cluster(image: Image) -> Iterator[Box]:
         create(made, deployment("web", "mkdir /www; hostname >/www/index.html; exec httpd -f -p 8080 -h /www"))
         create(made, service("web", 8080))
         made.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
-        made.kubectl("run", "client", f"--image={busybox(made)}", "--restart=Never", "--", "sleep", "100000")
+        made.kubectl("run", "client", f"--image={busybox(made)}", "--", "sleep", "100000")
         made.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
         yield made
 
@@ -148,7 +148,7 @@ def test_a_host_port_is_a_port_of_the_container(cluster: Box) -> None:
 def test_a_network_policy_is_enforced(cluster: Box) -> None:
     script = "mkdir /w; echo in >/w/index.html; httpd -f -p 8080 -h /w"
     create(cluster, deployment("shut", script, 1), service("shut", 8080))
-    cluster.until("the service", lambda: in_client(cluster, "wget -qO- -T 2 http://shut") == "in")
+    cluster.until("the service", lambda: in_client(cluster, "wget -qO- -T 5 http://shut") == "in", 180)
     policy = {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -157,7 +157,7 @@ def test_a_network_policy_is_enforced(cluster: Box) -> None:
     }
     create(cluster, policy)
     shut = "wget -qO- -T 2 http://shut >/dev/null 2>&1 && echo open || echo shut"
-    cluster.until("the policy", lambda: in_client(cluster, shut) == "shut")
+    cluster.until("the policy", lambda: in_client(cluster, shut) == "shut", 180)
 
 
 def test_a_persistent_volume_outlives_its_pod(cluster: Box) -> None:

@@ -73,6 +73,16 @@ def test_traefik_needs_the_helm_controller(root: Path) -> None:
     assert not TRAEFIK.enabled(asked({}))  # --disable-helm-controller
 
 
+def test_a_node_is_of_no_use_before_its_kubelet_listens(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(components, "KUBELET_PORT", listener.getsockname()[1])
+        assert components.kubelet_problem() == ""  # --disable-agent: there is none
+        (root / "app/k3s/agent").mkdir(parents=True)
+        (root / "app/k3s/agent/kubelet.kubeconfig").touch()
+        assert components.kubelet_problem() == ""
+    assert "kubelet does not answer on port" in components.kubelet_problem()
+
+
 def test_pods_get_no_network_before_flannel_has_its_subnet(root: Path) -> None:
     assert components.network_problem() == ""  # another CNI
     (root / "app/k3s/agent/etc/flannel").mkdir(parents=True)

@@ -42,7 +42,7 @@ def state(root: Path) -> dict[str, object]:
 def test_a_stage_is_ready_when_all_of_its_sources_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = Board(board.STAGES, "server")
     ready = tmp_path / "run/dind-k3s/ready"
-    for source in ("docker", "containerd", "api", "node", "account"):
+    for source in ("docker", "containerd", "api", "node", "account", "kubelet"):
         found.report(source, "")
     found.report("network", "flannel has not written its subnet")
     assert {file.name for file in ready.iterdir()} == {"docker"}

@@ -9,7 +9,7 @@ remove_leftovers() {
     rm -rf --one-file-system "${R}/${path:?}" 2>/dev/null ||
       warn leftovers "/$path could not be removed; is something of the host mounted there?"
   done
-  # k3s makes them anew where it runs flannel, and only then does readiness wait for flannel.
+  # k3s writes them again where it runs flannel, and only there does readiness wait for flannel.
   rm -f "$R"/app/k3s/agent/etc/{flannel/net-conf.json,cni/net.d/10-flannel.conflist} 2>/dev/null || true
   rm -f "$R"/run/docker*.pid "$R"/run/container*.pid "$R"/run/supervisord.pid "$R"/run/supervisor.sock 2>/dev/null || true
   if [[ -S $R/run/docker.sock ]]; then

@@ -22,7 +22,7 @@ from dind_k3s.root import RUN, at
 
 # What each stage takes: sources in the order in which their problems are told.
 DOCKER = ("docker", "containerd")
-KUBERNETES = (*DOCKER, "api", "node", "account", "network")
+KUBERNETES = (*DOCKER, "api", "node", "account", "kubelet", "network")
 DNS = (*KUBERNETES, "dns")
 COMPONENTS = ("local-storage", "metrics-server", "traefik")  # k3s's own (components.py)
 ADDONS = (*KUBERNETES, "images", "manifests")

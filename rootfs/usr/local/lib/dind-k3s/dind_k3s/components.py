@@ -6,11 +6,13 @@ manifest of each component that is not disabled into server/manifests (docs.k3s.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dind_k3s import k3s_config
 from dind_k3s.kube_api import Kubernetes, Object, is_ready
 from dind_k3s.root import at, facts
 
@@ -18,9 +20,11 @@ MANIFESTS = "/app/k3s/server/manifests"
 TRAEFIK_CONFIG = f"{MANIFESTS}/dind-k3s-traefik.yaml"  # ours; empty or not there where the user has one (k3s.py)
 PODS = "/api/v1/namespaces/kube-system/pods"
 EVENTS = "/api/v1/namespaces/kube-system/events?fieldSelector=type%3DWarning,involvedObject.kind%3DPod"
+KUBELET = "/app/k3s/agent/kubelet.kubeconfig"  # k3s writes it where it runs a kubelet
+KUBELET_PORT = 10250
 FLANNEL = "/app/k3s/agent/etc/flannel/net-conf.json"  # k3s writes it where it runs flannel
 SUBNET = "/run/flannel/subnet.env"  # flannel's CNI plugin needs it for each pod
-PATIENCE = 0.5  # seconds for a connection to Traefik
+PATIENCE = 0.5  # seconds for a connection to Traefik or kubelet
 STARTING = ("", "ContainerCreating", "PodInitializing")  # states of a container that need no explanation
 NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull")
 
@@ -71,6 +75,17 @@ TRAEFIK = Component(
     needs_helm=True,
 )
 ALL = (STORAGE, METRICS, TRAEFIK)
+
+
+def kubelet_problem() -> str:
+    """Why nothing can run on this node yet. After k3s was killed its node stays Ready for 40 s, with no kubelet."""
+    if not at(KUBELET).exists() or k3s_config.given(os.environ, "disable-agent").get("disable-agent", "") == "true":
+        return ""
+    try:
+        socket.create_connection(("127.0.0.1", KUBELET_PORT), PATIENCE).close()
+    except OSError as error:
+        return f"kubelet does not answer on port {KUBELET_PORT} ({error.strerror or error})"
+    return ""
 
 
 def network_problem() -> str:

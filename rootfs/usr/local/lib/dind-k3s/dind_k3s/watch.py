@@ -32,7 +32,6 @@ STEADY = 10.0
 RENEW_AGAIN = 20 * 3600.0
 STALE = 1.0  # a dockerd that has not found its new containerd yet is asked again; it logs a line for each time
 TOKENS = 300.0  # a clock that is set back by more leaves pods with tokens that are not valid yet (clock.py)
-AGENT_KUBECONFIG = "/app/k3s/agent/kubelet.kubeconfig"
 WAKE = f"{RUN}/wake"  # a pipe: whoever writes a byte has us look at once
 
 NODES = "/api/v1/nodes"
@@ -112,7 +111,7 @@ class Cluster:
         self._wake = wake
         self._server = role == "server"
         ours = os.environ.get("K3S_KUBECONFIG_OUTPUT") or os.environ.get("KUBECONFIG") or "/app/k3s/k3s.yaml"
-        self._kubernetes = Kubernetes(Path(ours if self._server else AGENT_KUBECONFIG))
+        self._kubernetes = Kubernetes(Path(ours if self._server else components.KUBELET))
         self._kubernetes.on_loss = wake.up
         self._endpoints: dict[str, Object] | None = None
         self._addons: dict[str, Object] = {}
@@ -140,9 +139,10 @@ class Cluster:
         if not self._started:
             self._started = True
             self._start_watches()
-        network = components.network_problem()
+        kubelet, network = components.kubelet_problem(), components.network_problem()
+        self._board.report("kubelet", kubelet)
         self._board.report("network", network)
-        if network:
+        if kubelet or network:
             return PROBE
         return min(self._check_dns(), self._check_components()) if self._server else STEADY
 
