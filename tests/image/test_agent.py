@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.authorities import issue
 from tests.image.box import Box, Image
 
 pytestmark = pytest.mark.engine
@@ -65,6 +67,28 @@ def test_a_cluster_of_two_and_its_restarts(network: str, boxes: Callable[..., Bo
     assert "the token is not for the server" in refusal
 
 
+@pytest.mark.real_k3s
+def test_an_agent_takes_the_token_of_a_server_whose_ca_is_below_a_root(
+    network: str, boxes: Callable[..., Box], tmp_path: Path
+) -> None:
+    root = issue("my-root")
+    between = issue("my-intermediate", root)
+    folder = tmp_path / "server/tls"
+    (folder / "etcd").mkdir(parents=True)
+    for name in ("server-ca", "client-ca", "request-header-ca", "etcd/peer-ca", "etcd/server-ca"):
+        ca = issue(name.replace("/", "-"), between)
+        (folder / f"{name}.crt").write_bytes(ca.pem + between.pem + root.pem)
+        (folder / f"{name}.key").write_bytes(ca.secret)
+    server = boxes(environment={"PROFILE": "ci"}, options={"networks": [network]})
+    server.create()
+    server.docker.copy(tmp_path / "server", (server.name, "/app/k3s"))
+    server.up(limit=400)
+    token = server.do("cat", "/app/k3s/server/node-token")
+    assert token.startswith(f"K10{root.digest}::")
+    joins = {"K3S_URL": f"https://{server.name}:6443", "K3S_TOKEN": token}
+    boxes(environment=joins, options={"networks": [network]}).up(limit=400)
+
+
 def test_a_node_name_that_is_taken_and_how_to_get_it_back(network: str, boxes: Callable[..., Box]) -> None:
     """A machine that is set up again, with an empty volume: its server knows the name and another password for it."""
     server = boxes(options={"networks": [network]}).up()
@@ -75,9 +99,10 @@ def test_a_node_name_that_is_taken_and_how_to_get_it_back(network: str, boxes: C
     again = boxes(environment=joins, options={"networks": [network]})
     again.start()
     taken = "the node name front is taken"
-    again.until("the problem", lambda: taken in again.do("cat", "/run/dind-k3s/k3s.problem"), 60)
+    again.until("the problem", lambda: taken in again.do("cat", "/run/dind-k3s/k3s.problem"), 200)
     assert taken in again.fails("doctor")
+    assert taken in again.fails("wait-ready", "--for=k8s", "--timeout=2")
     assert again.log().count(taken) == 1
     server.kubectl("delete", "node", "front")
-    again.ready(limit=60)
+    again.ready(limit=200)
     again.until("the problem's end", lambda: not again.do("sh", "-c", "ls /run/dind-k3s/k3s.problem || true"), 10)

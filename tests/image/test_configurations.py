@@ -190,6 +190,7 @@ def named(case: Case, line: str) -> bool:
     return bool(re.match(r"dind-k3s: error: .", line)) and len(line) < 1200 and any(name in line for name in sources)
 
 
+@pytest.mark.stub_k3s  # the stub's own parser of k3s's configuration is asked
 @pytest.mark.timeout(600)
 def test_two_hundred_configurations_are_taken_or_refused_in_a_sentence(running: Box) -> None:
     folder = Path(tempfile.mkdtemp(prefix="cases-"))
@@ -237,10 +238,38 @@ def test_ten_of_them_in_containers(boxes: Callable[..., Box], tmp_path: Path, ca
     assert "Traceback" not in made.log()
 
 
+def test_the_users_files_are_read_in_k3ss_own_order(boxes: Callable[..., Box], tmp_path: Path) -> None:
+    made = boxes(environment={"PROFILE": "ci"})
+    made.create()
+    folder = tmp_path / "k3s/config.yaml.d"
+    folder.mkdir(parents=True)
+    for path, mode in {folder.parent / "config.yaml": "0604", folder / "10-mine.yaml": "0640"}.items():
+        path.write_text(f"write-kubeconfig-mode: '{mode}'\n")
+    made.docker.copy(tmp_path / "k3s", (made.name, "/app"))
+    made.start()
+    made.ready(limit=300)
+    assert made.do("stat", "-c", "%a", "/app/k3s/k3s.yaml") == "640"
+    made.shell("echo 'write-kubeconfig-mode: \"0644\"' >/app/k3s/config.yaml.d/20-more.yml; rm /app/k3s/k3s.yaml")
+    made.do("supervisorctl", "restart", "k3s")
+    made.until("the mode", lambda: made.do("stat", "-c", "%a", "/app/k3s/k3s.yaml") == "644", 120)
+
+
+def test_a_tmpfs_that_docker_mounted_noexec_is_refused_before_k3s_dies_of_it(boxes: Callable[..., Box]) -> None:
+    made = boxes(options={"tmpfs": ["/app/k3s"]})
+    made.volumes = [(f"{made.name}-docker", "/var/lib/docker")]
+    made.start()
+    code, _ = made.ends()
+    assert code == 2
+    assert made.errors() == [
+        "/app/k3s is mounted noexec, and k3s runs its programs from /app/k3s/data: mount it with exec. docker mounts"
+        " a tmpfs noexec unless it is asked otherwise: --tmpfs /app/k3s:exec"
+    ]
+
+
 def test_a_flag_that_only_k3s_can_refuse_ends_the_container_with_its_words(boxes: Callable[..., Box]) -> None:
     made = boxes(environment={"K3S_ARGS": "--no-such-flag"})
     made.start()
-    code, _ = made.ends()
+    code, _ = made.ends(200)
     assert code == 3
     assert made.errors()[0].startswith("k3s could not be kept alive")
     assert "flag provided but not defined: -no-such-flag" in made.errors()[0]

@@ -41,6 +41,7 @@ def test_edge_cleans_up_and_the_node_offers_what_the_container_has(boxes: Callab
     assert box.kubectl("get", "helmchartconfig", "-n", "kube-system", "-o", "name") == ""
 
 
+@pytest.mark.stub_k3s
 def test_the_oldest_k3s_starts_with_what_it_knows(boxes: Callable[..., Box]) -> None:
     """The article's 1.22: kubelet's flags instead of a drop-in, and a datastore in memory as `ci` may have it."""
     box = boxes(environment={"PROFILE": "ci", "DOCKER_MIN_API_VERSION": "1.24"}, options={"tmpfs": ["/app/k3s:exec"]})

@@ -199,6 +199,54 @@ def test_the_streams_of_kubectl(cluster: Box) -> None:
     cluster.until("the debug container", lambda: "debugged" in cluster.kubectl("logs", "client", "-c", name))
 
 
+def test_a_pod_reaches_containers_by_their_addresses_whichever_daemon_came_last(cluster: Box) -> None:
+    serve = "mkdir /w; hostname >/w/index.html; exec httpd -f -p 80 -h /w"
+    cluster.do("docker", "network", "create", "beside")
+    for network in ("bridge", "beside"):
+        name = f"in-{network}"
+        options = ("--detach", "--restart=always", f"--network={network}", f"--hostname={name}", f"--name={name}")
+        cluster.do("docker", "run", *options, busybox(cluster), "sh", "-c", serve)
+
+    def answers() -> bool:
+        form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        names = ("in-bridge", "in-beside")
+        addresses = [cluster.do("docker", "inspect", "--format", form, name) for name in names]
+        return [in_client(cluster, f"wget -qO- -T 3 http://{one}") for one in addresses] == [*names]
+
+    cluster.until("the containers", answers)
+    for program in ("dockerd", "k3s"):
+        cluster.shell(f"kill -9 $(supervisorctl pid {program})")
+        cluster.until(f"the loss of {program}", lambda: "all" not in state(cluster)["ready_after"])
+        cluster.ready("all", LIMIT)
+        cluster.until(f"the containers after {program} was killed", answers)
+
+
+def test_the_log_of_a_container_is_rotated_and_followed_without_a_gap(cluster: Box) -> None:
+    lines = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); echo line $i 0123456789012345678901234567890123456789; done"
+    create(cluster, deployment("writer", f"sleep 5; {lines}; sleep 100000", 1))
+    cluster.kubectl("rollout", "status", "deployment/writer", "--timeout=120s")
+    followed = "timeout 120 kubectl logs -f deployment/writer | sed '/^line 300000 /q'"
+    last = cluster.shell(f"{followed} | awk '$2 != NR {{ print \"a gap before line \" $2; exit }} END {{ print NR }}'")
+    assert last == "300000"
+    assert cluster.kubectl("logs", "deployment/writer", "--tail=1").startswith("line 300000 ")
+    sizes = cluster.shell("stat -c %s /var/lib/docker/containers/*/*-json.log*").split()
+    assert max(map(int, sizes)) < 10 << 20
+    assert "Failed to rotate log" not in cluster.shell("cat /app/logs/k3s.log*")
+    cluster.kubectl("delete", "deployment", "writer", "--now")
+
+
+def test_what_an_earlier_k3s_unpacked_goes_when_the_next_one_is_ready(image: Image) -> None:
+    with box(image, options=OFFLINE) as made:
+        made.up("k8s", LIMIT)
+        old = "a" * 64
+        made.shell(f"cd /app/k3s/data; cp -a $(readlink current) {old}; ln -s $PWD/{old} previous; mkdir {old}-tmp")
+        made.recreate()
+        made.ready("k8s", LIMIT)
+        made.until("the removal", lambda: old not in made.do("ls", "-l", "/app/k3s/data"), 20)
+        made.kubectl("run", "after", f"--image={busybox(made)}", "--restart=Never", "--", "sleep", "1000")
+        made.kubectl("wait", "--for=condition=Ready", "pod/after", "--timeout=60s")
+
+
 def test_daemons_that_are_killed_leave_pods_alone(cluster: Box) -> None:
     before = in_client(cluster, "date >/tmp/alive; cat /tmp/alive")
     for program in ("k3s", "dockerd"):

@@ -170,6 +170,9 @@ def with_versions(made: Box, **versions: str) -> None:
 def test_versions_may_go_up_one_minor_with_a_snapshot_and_not_down(boxes: Callable[..., Box]) -> None:
     made = boxes().up()
     create(made, config_map("kept"))
+    was = {entry["component"]: entry["version"] for entry in json.loads(made.do("cat", MANIFEST))}
+    major, minor, _ = was["k3s"].split(".", 2)
+    next_one, skipped_to = (f"{major}.{int(minor) + number}.0+k3s1" for number in (1, 2))
 
     def again(environment: dict[str, str], **versions: str) -> None:
         made.docker.remove(made.name, force=True)
@@ -178,34 +181,34 @@ def test_versions_may_go_up_one_minor_with_a_snapshot_and_not_down(boxes: Callab
         with_versions(made, **versions)
         made.start()
 
-    again({}, k3s="v1.39.0+k3s1", docker="20.10.0")
+    again({}, k3s=skipped_to, docker="20.10.0")
     code, _ = made.ends()
     assert code == 2
     older, skipped = made.errors()
-    assert older.startswith("docker 20.10.0 is older than 28.5.2, which wrote this volume")
-    assert skipped.startswith("k3s v1.39.0+k3s1 skips a minor version: v1.37.1+standin wrote this volume")
-    assert "take the risk with DIND_K3S_ALLOW_VERSION=v1.39.0+k3s1" in skipped
+    assert older.startswith(f"docker 20.10.0 is older than {was['docker']}, which wrote this volume")
+    assert skipped.startswith(f"k3s {skipped_to} skips a minor version: {was['k3s']} wrote this volume")
+    assert f"take the risk with DIND_K3S_ALLOW_VERSION={skipped_to}" in skipped
 
-    again({}, k3s="v1.38.0+k3s1", docker="29.0.0")
+    again({}, k3s=next_one, docker="29.0.0")
     made.ready()
     assert has(made, "kept")
-    assert "k3s v1.38.0+k3s1 after v1.37.1+standin" in made.log()
+    assert f"k3s {next_one} after {was['k3s']}" in made.log()
     (kept,) = made.shell("ls /app/k3s/snapshots/before-upgrade-*").splitlines()
-    assert f"the cluster of k3s v1.37.1+standin is kept in {kept}" in made.log()
+    assert f"the cluster of k3s {was['k3s']} is kept in {kept}" in made.log()
     create(made, config_map("newer"))
 
-    again({}, k3s="v1.37.1+k3s1", docker="28.5.2")
+    again({}, **was)
     code, _ = made.ends()
     assert code == 2
-    assert "k3s v1.37.1+k3s1 is older than v1.38.0+k3s1" in made.errors()[1]
+    assert f"k3s {was['k3s']} is older than {next_one}" in made.errors()[1]
     assert f"restore {kept}" in made.errors()[1]
 
-    # The way back that the sentence names.
+    # The way back that the error names.
     made.docker.remove(made.name, force=True)
     said = made.docker.run(made.image.name, ["restore", kept], volumes=[(f"{made.name}-k3s", "/app/k3s")], remove=True)
     assert "is what the next start finds" in str(said)
-    again({"DIND_K3S_ALLOW_VERSION": "28.5.2"}, k3s="v1.37.1+k3s1", docker="28.5.2")
+    again({"DIND_K3S_ALLOW_VERSION": was["docker"]}, **was)
     made.ready()
-    assert "warning: docker 28.5.2 is older than 29.0.0" in made.log()
+    assert f"warning: docker {was['docker']} is older than 29.0.0" in made.log()
     assert has(made, "kept")
     assert not has(made, "newer")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
+from dind_k3s import problem
 from dind_k3s.finding import Finding, finding, number, said, size, text, tried
 from dind_k3s.host_checks import lacks
 from dind_k3s.manifest import components
@@ -185,7 +186,7 @@ def docker() -> Iterator[Finding]:
 
 def ends() -> Iterator[Finding]:
     for name in ("dockerd",) if asked(os.environ, "K3S_DISABLE") else ("dockerd", "k3s"):
-        reported = text(f"{RUN}/{name}.problem")
+        reported = problem.read(name)
         remedy = f"change what it names, then: supervisorctl restart {name}; its log is /app/logs/{name}.log"
         yield finding(f"{name}-runs", not reported, reported or "no failure", remedy)
 

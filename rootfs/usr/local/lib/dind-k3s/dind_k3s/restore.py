@@ -85,7 +85,7 @@ def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: floa
         address.write_text("unknown\n")
     swap = volume.Swap()
     told: list[str] = []
-    both = ["network", "k3s"] if inside else []  # network looks at the address again when it starts
+    both = ["k3s", "network"] if inside else []  # network compares addresses when it starts
     try:
         with programs.stopped(*both):
             if swap.undo():
