@@ -79,11 +79,13 @@ ALL = (STORAGE, METRICS, TRAEFIK)
 
 def kubelet_problem() -> str:
     """Why nothing can run on this node yet. After k3s was killed its node stays Ready for 40 s, with no kubelet."""
-    if not at(KUBELET).exists() or k3s_config.given(os.environ, "disable-agent").get("disable-agent", "") == "true":
+    if not at(KUBELET).exists():
         return ""
     try:
         socket.create_connection(("127.0.0.1", KUBELET_PORT), PATIENCE).close()
     except OSError as error:
+        if k3s_config.given(os.environ, "disable-agent").get("disable-agent") == "true":
+            return ""
         return f"kubelet does not answer on port {KUBELET_PORT} ({error.strerror or error})"
     return ""
 
