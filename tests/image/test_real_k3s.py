@@ -253,7 +253,7 @@ def test_daemons_that_are_killed_leave_pods_alone(cluster: Box) -> None:
         cluster.shell(f"kill -9 $(supervisorctl pid {program})")
         cluster.until(f"the loss of {program}", lambda: "all" not in state(cluster)["ready_after"])
         cluster.ready("all", LIMIT)
-        assert in_client(cluster, "cat /tmp/alive") == before
+        cluster.until("the pod, as it was", lambda: in_client(cluster, "cat /tmp/alive") == before)
 
 
 def test_images_that_were_pruned_come_back_at_the_next_start(image: Image) -> None:
