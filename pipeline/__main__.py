@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from pipeline import errors
-from pipeline.errors import IntentError, PipelineError
-from pipeline.platforms import Platform
+from pipeline.core import errors
+from pipeline.core.errors import IntentError, PipelineError
+from pipeline.core.platforms import Platform
 
 if TYPE_CHECKING:
-    from pipeline.engine import Engine
-    from pipeline.log import Log
+    from pipeline.core.log import Log
+    from pipeline.engine.engine import Engine
     from pipeline.workflow import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _errors()
     if parsed.command == "platforms":
         return _platforms(parsed)
-    from pipeline.log import Log
+    from pipeline.core.log import Log
 
     log = Log()
     try:
@@ -184,8 +184,8 @@ def _summarize(command: str, log: Log) -> None:
     shown = sorted((one for one in log.done if one.depth <= 1), key=lambda one: (one.start, one.depth))
     if not path or not shown:
         return
-    from pipeline.log import seconds
-    from pipeline.markdown import gantt
+    from pipeline.core.log import seconds
+    from pipeline.core.markdown import gantt
 
     bars, section = [], ""
     for one in shown:
@@ -210,7 +210,7 @@ def _lacks(error: ModuleNotFoundError) -> int:
 
 def _tell(error: PipelineError, log: Log) -> int:
     """Print a failure as a person should see it; returns its exit code."""
-    from pipeline.log import redact
+    from pipeline.core.log import redact
 
     first, *rest = map(redact, error.lines())
     log.console.print(f"error: {first}", style="bold red")
@@ -224,7 +224,7 @@ def _tell(error: PipelineError, log: Log) -> int:
 
 def _folder(parsed: argparse.Namespace) -> Path:
     """The folder that fills up first."""
-    from pipeline import cache
+    from pipeline.core import cache
 
     return Path(parsed.cache or cache.folder())
 
@@ -238,7 +238,7 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
 def _platforms(parsed: argparse.Namespace) -> int:
     """The platforms of versions.yaml. The workflows' matrix asks before there is more than requirements/nox.txt."""
     try:
-        from pipeline import versions
+        from pipeline.inputs import versions
 
         names = [platform.value for platform in versions.read(parsed.versions).platforms]
     except ModuleNotFoundError as error:
@@ -257,7 +257,7 @@ def _errors() -> int:
 
 
 def _run(parsed: argparse.Namespace, log: Log) -> int:
-    from pipeline import cache
+    from pipeline.core import cache
     from pipeline.workflow import Run
 
     run = Run(
@@ -350,7 +350,7 @@ def _bench(run: Run, parsed: argparse.Namespace) -> None:
 def _retention(run: Run, parsed: argparse.Namespace) -> None:
     from datetime import timedelta
 
-    from pipeline.retention import Rule
+    from pipeline.publish.retention import Rule
 
     if parsed.newest < 1 or parsed.days < 0:
         raise IntentError(
@@ -360,13 +360,13 @@ def _retention(run: Run, parsed: argparse.Namespace) -> None:
 
 
 def _update(run: Run, parsed: argparse.Namespace) -> None:
-    from pipeline import lock, update
+    from pipeline.inputs import changes, lock
 
     refused: PipelineError | None = None
     if parsed.diff:
         old, new = (lock.parse(_text(path), str(path)) for path in parsed.diff)
-        said, refused = update.findings(new)
-        text = update.markdown(old, new, said)
+        said, refused = changes.findings(new)
+        text = changes.markdown(old, new, said)
     else:
         text = run.update()
     _print(text, parsed.output)
@@ -376,7 +376,7 @@ def _update(run: Run, parsed: argparse.Namespace) -> None:
 
 def _print(text: str, output: Path | None) -> None:
     """To a file, or to standard output."""
-    from pipeline.release import write_text
+    from pipeline.core.records import write_text
 
     if output:
         write_text(output, text)
@@ -392,13 +392,14 @@ def _text(path: Path) -> str:
 
 
 def _engine(run: Run, stack: ExitStack) -> Engine:
-    from pipeline import engine
+    from pipeline.engine import engine
 
     return stack.enter_context(engine.choose(run.lock, run.cache, run.log))
 
 
 def _release(run: Run, parsed: argparse.Namespace) -> None:
-    from pipeline import emulation, engines, steps
+    from pipeline import steps
+    from pipeline.engine import emulation, engines
     from pipeline.smoke.booted import BootOptions
 
     with ExitStack() as stack:
@@ -420,8 +421,8 @@ def _release(run: Run, parsed: argparse.Namespace) -> None:
 
 
 def _smoke(run: Run, parsed: argparse.Namespace) -> None:
-    from pipeline import emulation, engines
-    from pipeline.release import Image, Tier
+    from pipeline.core.records import Image, Tier
+    from pipeline.engine import emulation, engines
     from pipeline.smoke.booted import BootOptions
 
     platforms = [_known(Platform, text, "platform") for text in parsed.platform]

@@ -12,10 +12,10 @@ import subprocess
 from html import escape
 from pathlib import Path
 
-from pipeline import machine
-from pipeline.errors import EngineError, IntentError
-from pipeline.log import Log
-from pipeline.release import write_text
+from pipeline.core import machine
+from pipeline.core.errors import EngineError, IntentError
+from pipeline.core.log import Log
+from pipeline.core.records import write_text
 
 FOLDER = "docs/pictures"
 MARK = "source: sha256:"  # in a comment of the SVG, before the digest of the .dot file

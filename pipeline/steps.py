@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import build, push, sbom, scan, tag
-from pipeline.engine import Engine
-from pipeline.errors import IntentError, PipelineError, SmokeFailed, VerificationFailed
-from pipeline.log import Log
-from pipeline.release import (
+from pipeline import sbom
+from pipeline.build import build
+from pipeline.core.errors import IntentError, PipelineError, SmokeFailed, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.records import (
     Image,
     Release,
     ScanReport,
@@ -26,8 +26,10 @@ from pipeline.release import (
     require_scanned,
     require_smoked,
 )
+from pipeline.engine.engine import Engine
+from pipeline.publish import push, scan, tag
 from pipeline.sbom import Form
-from pipeline.signer import KeySigner, identity_token
+from pipeline.signing.signer import KeySigner, identity_token
 from pipeline.workflow import Run
 
 

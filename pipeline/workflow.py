@@ -15,49 +15,29 @@ from pathlib import Path
 
 import httpx
 
-from pipeline import (
-    base,
-    build,
-    bundle,
-    compat,
-    embedded,
-    emulation,
-    fetch,
-    lock,
-    mirrors,
-    notes,
-    packages,
-    published,
-    pull,
-    push,
-    reproduce,
-    resolve,
-    retention,
-    rollback,
-    sbom,
-    scan,
-    sign,
-    signature,
-    smoke,
-    tag,
-    transport,
-    update,
-    vendor,
-    verify,
-    versions,
-)
-from pipeline.bundle import Trust
-from pipeline.engine import Engine
-from pipeline.errors import LockStale
-from pipeline.fetch import Fetched
-from pipeline.lock import Lock
-from pipeline.log import Log, size
-from pipeline.oci import ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Credentials, Registry
-from pipeline.release import IMAGE, Image, Release, ScanReport, SmokeReport, Tier, Variant, require_smoked
-from pipeline.signer import KeySigner, keyless
-from pipeline.versions import Intent
+from pipeline import sbom, smoke
+from pipeline.build import build, reproduce
+from pipeline.core.errors import LockStale
+from pipeline.core.log import Log, size
+from pipeline.core.names import ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import IMAGE, Image, Release, ScanReport, SmokeReport, Tier, Variant, require_smoked
+from pipeline.engine import emulation
+from pipeline.engine.engine import Engine
+from pipeline.fetch import base, fetch, mirrors, vendor
+from pipeline.fetch.fetch import Fetched
+from pipeline.http import transport
+from pipeline.inputs import changes, compat, lock, versions
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
+from pipeline.inspect import embedded
+from pipeline.oci import github_packages
+from pipeline.oci.registry import Credentials, Registry
+from pipeline.publish import notes, published, pull, push, retention, rollback, scan, sign, tag, verify
+from pipeline.resolve import resolve
+from pipeline.signing import bundle, signature
+from pipeline.signing.bundle import Trust
+from pipeline.signing.signer import KeySigner, keyless
 
 
 def docker_config() -> Path:
@@ -128,14 +108,14 @@ class Run:
                 fetched = self._bring(made)
             with self.log.step("what is in the files"):
                 inside = embedded.of_lock(made, self.cache, self.log)
-            made = update.complete(made, fetched.sizes, inside, datetime.now(UTC).date())
+            made = changes.complete(made, fetched.sizes, inside, datetime.now(UTC).date())
             said = self._warn(made)
             if self._is_written(made):
                 self.log.say("nothing changed: upstream gives the same lock")
-                return update.NOTHING
+                return changes.NOTHING
             lock.write(self.lock_path, made)
             self.log.say(f"{self.lock_path.name} written")
-            return update.markdown(previous, made, said, made.weak(self.intent.policy))
+            return changes.markdown(previous, made, said, made.weak(self.intent.policy))
 
     def _resolved(self, previous: Lock | None) -> Lock:
         """What the origins give; what is known to be inside of unchanged files is kept."""
@@ -312,8 +292,8 @@ class Run:
         with self.log.step("retention"):
             for name in self.intent.names:
                 registry = self.registry(name)
-                github = name.registry == packages.HOST
-                remove = packages.Packages(self.client, name, self.token).delete if github else registry.delete
+                github = name.registry == github_packages.HOST
+                remove = github_packages.Packages(self.client, name, self.token).delete if github else registry.delete
                 retention.run(registry, rule, self.log, remove if delete else None)
 
     def reproduce(self, text: str, engine: Callable[[], Engine]) -> None:

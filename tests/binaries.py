@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from pipeline.platforms import Platform
+from pipeline.core.platforms import Platform
 
 
 def binary(text: str = "", platform: Platform = Platform.AMD64, *, end: int = 0) -> bytes:

@@ -14,13 +14,17 @@ import pytest
 from hypothesis import Phase, settings
 from python_on_whales import DockerClient
 
-from pipeline import cache, daemon, lock, machine, resolve, sandbox, transport, versions
-from pipeline import engine as engines
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core import cache, machine
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.engine import daemon, sandbox
+from pipeline.engine import engine as engines
+from pipeline.engine.virtual.guests import GUESTS
+from pipeline.http import transport
+from pipeline.inputs import lock, versions
 from pipeline.rehearsal import origin, rehearse, supplies
-from pipeline.virtual.guests import GUESTS
+from pipeline.resolve import resolve
 from tests.cosigns import Cosign, bring
 from tests.examples import artifact
 from tests.vendors import BASE, Vendors

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pipeline import cache, machine, versions
-from pipeline.errors import PipelineError
-from pipeline.log import Log
-from pipeline.platforms import Platform
+from pipeline.core import cache, machine
+from pipeline.core.errors import PipelineError
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.inputs import versions
 from pipeline.rehearsal import mirror
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,16 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import push, tag, transport
-from pipeline.bake import KEY
-from pipeline.credentials import Credentials
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, REFERENCE_TYPE, Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
-from pipeline.rehearsal.registry import Served, free_ports, serve
-from pipeline.release import (
+from pipeline.build.bake import KEY
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, REFERENCE_TYPE, Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import (
     BuiltPlatform,
     Check,
     Image,
@@ -35,7 +30,13 @@ from pipeline.release import (
     TierReport,
     Variant,
 )
-from pipeline.versions import Intent
+from pipeline.http import transport
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
+from pipeline.oci.credentials import Credentials
+from pipeline.oci.registry import Registry
+from pipeline.publish import push, tag
+from pipeline.rehearsal.registry import Served, free_ports, serve
 from tests.examples import LOCK, digest
 
 Change = Callable[[str, dict[str, Any]], object]  # what is written ("index", "manifest", …) and its document

@@ -13,14 +13,18 @@ from pathlib import Path
 
 import httpx
 
-from pipeline import build, lock, published, steps, transport, versions
-from pipeline.bundle import Trust
-from pipeline.log import Log
-from pipeline.oci import Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
+from pipeline import steps
+from pipeline.build import build
+from pipeline.core.log import Log
+from pipeline.core.names import Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Release
+from pipeline.http import transport
+from pipeline.inputs import lock, versions
+from pipeline.oci.registry import Registry
+from pipeline.publish import published
 from pipeline.rehearsal.registry import Served, free_ports, serve
-from pipeline.release import Release
+from pipeline.signing.bundle import Trust
 from pipeline.workflow import Run
 from tests import test_sbom
 from tests.examples import INTENT

@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import published, referrers, sbom, sign
-from pipeline.bundle import Trust
-from pipeline.log import Log
-from pipeline.oci import INDEX, Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
-from pipeline.release import Image, Release
-from pipeline.signer import KeySigner, Signer, make_key
+from pipeline import sbom
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image, Release
+from pipeline.oci import referrers
+from pipeline.oci.registry import Registry
+from pipeline.publish import published, sign
+from pipeline.signing.bundle import Trust
+from pipeline.signing.signer import KeySigner, Signer, make_key
 from tests.examples import INTENT
 from tests.images import Change, Line, Place, make, publish
 from tests.test_sbom import layer, lock, roots

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import lock, transport, upstream, versions
-from pipeline.cache import path_of
-from pipeline.lock import Artifact
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, Digest
-from pipeline.platforms import Platform
+from pipeline.core.cache import path_of
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.core.platforms import Platform
+from pipeline.http import transport
+from pipeline.inputs import lock, versions
+from pipeline.inputs.lock import Artifact
+from pipeline.resolve import upstream
 from pipeline.workflow import Run
 from tests.examples import GUEST, INTENT, LOCK, VERSIONS, artifact
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lock, versions
-from pipeline.errors import IntentError, LockStale
-from pipeline.release import Variant
+from pipeline.core.errors import IntentError, LockStale
+from pipeline.core.records import Variant
+from pipeline.inputs import lock, versions
 from pipeline.workflow import Run, _meant
 from tests.examples import AIRGAP_LOCK, LOCK
 from tests.images import make, scanned, smoked

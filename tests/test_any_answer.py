@@ -17,15 +17,17 @@ import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from pipeline import lock, resolve, transport, versions
-from pipeline.errors import IntentError, LockStale, PipelineError
-from pipeline.evidence import Grade
-from pipeline.lock import Lock
-from pipeline.log import Log, redact
-from pipeline.oci import ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
-from pipeline.versions import COMPONENTS, MIRRORED, ORIGINS, Intent
+from pipeline.core.errors import IntentError, LockStale, PipelineError
+from pipeline.core.log import Log, redact
+from pipeline.core.names import ImageName
+from pipeline.core.platforms import Platform
+from pipeline.http import transport
+from pipeline.inputs import lock, versions
+from pipeline.inputs.evidence import Grade
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import COMPONENTS, MIRRORED, ORIGINS, Intent
+from pipeline.oci.registry import Registry
+from pipeline.resolve import resolve
 from tests import signing
 from tests.examples import artifact
 from tests.vendors import MIRROR, RECORDED, Given, Vendors

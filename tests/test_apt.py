@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import apt
-from pipeline.platforms import Platform
+from pipeline.core.platforms import Platform
+from pipeline.resolve import apt
 
 # What packages and administrators put into apt.conf.d: index targets and a hook as appstream has them, languages, a
 # proxy, credentials of a client certificate, and what nobody should allow.

@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from pipeline import bake
-from pipeline.platforms import Platform
-from pipeline.release import Variant
-from pipeline.versions import Intent
+from pipeline.build import bake
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.inputs.versions import Intent
 from tests.examples import INTENT, LOCK, digest
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "docker-bake.json"

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.bench import fetching, origin
 from pipeline.bench.fetching import Run
-from pipeline.log import Log
+from pipeline.core.log import Log
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import lock, release, versions
 from pipeline.bench import building, lab
 from pipeline.bench.building import BAKE, COLD, NOTHING, ONE, PARTS, SCENARIOS, USUAL_COLD
 from pipeline.bench.lab import Took
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core import records
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.inputs import lock, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 INTENT = versions.read(ROOT / "versions.yaml")
@@ -76,7 +77,7 @@ def test_ratios_are_made_within_a_round_and_the_usual_way_is_not_in_all() -> Non
 
 
 def test_a_page_is_made_of_any_figures() -> None:
-    image = release.Image(
+    image = records.Image(
         digest=Digest.of(b""),
         inputs=Digest.of(b""),
         lock=Digest.of(b""),

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.bench import commanding
 from pipeline.bench.commanding import HELP, MENU, NOTHING
-from pipeline.log import Log
+from pipeline.core.log import Log
 
 ROOT = Path(__file__).resolve().parent.parent
 

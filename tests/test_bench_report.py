@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.__main__ import parser
 from pipeline.bench import plot, report
-from pipeline.errors import Slower
-from pipeline.log import Log
+from pipeline.core.errors import Slower
+from pipeline.core.log import Log
 
 
 def document(*targets: dict[str, Any]) -> dict[str, Any]:

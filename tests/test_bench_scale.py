@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import retention
 from pipeline.bench import scaling
 from pipeline.bench.processes import DOCKER, K3S, OURS, SHIMS
 from pipeline.bench.scaling import BARE, DELETE, FETCH, FEW, LIST, LOOKUP, PLAN
+from pipeline.publish import retention
 from pipeline.workflow import Run
 from tests.images import Line, Place, program, running
 from tests.sites import committed

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import lock, release, versions
 from pipeline.bench import sizing
 from pipeline.bench.elfparts import removable
 from pipeline.bench.sizing import Layer
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core import records
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.inputs import lock, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,7 +87,7 @@ def described(*, stub: bool) -> dict[str, Any]:
         for name, count in {"base image": 50_000_000, "docker": 70_000_000, "k3s": 60_000_000}.items()
     ]
     vendors = {Platform.AMD64: {"docker": 80_000_000, "k3s": 70_000_000}}
-    image = release.Image(
+    image = records.Image(
         digest=Digest.of(b""),
         inputs=Digest.of(b""),
         lock=Digest.of(b""),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.bench import smoking
-from pipeline.errors import IntentError
-from pipeline.release import Check, Image, SmokeReport, State, Tier, TierReport, Variant
+from pipeline.core.errors import IntentError
+from pipeline.core.records import Check, Image, SmokeReport, State, Tier, TierReport, Variant
 from tests.images import make, smoked
 from tests.sites import committed
 

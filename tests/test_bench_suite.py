@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import __main__ as cli
 from pipeline.bench import report, suite
-from pipeline.errors import EngineError, Slower
+from pipeline.core.errors import EngineError, Slower
 from tests.sites import committed
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cache as cached
 from pipeline.bench import updating
 from pipeline.bench.sizing import stubs
 from pipeline.bench.updating import LAYERS, OWN, Made
-from pipeline.lock import Artifact, Lock
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core import cache as cached
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image
+from pipeline.inputs.lock import Artifact, Lock
 from pipeline.rehearsal import standin_build
-from pipeline.release import Image
 from tests.examples import LOCK, artifact
 from tests.images import make, program
 from tests.sites import committed

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline import build
-from pipeline.cache import path_of
-from pipeline.engine import Engine
-from pipeline.errors import BuildFailed, UpstreamError
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, Digest
-from pipeline.platforms import Platform
-from pipeline.release import Image, Variant
-from pipeline.versions import Intent
+from pipeline.build import build
+from pipeline.core.cache import path_of
+from pipeline.core.errors import BuildFailed, UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image, Variant
+from pipeline.engine.engine import Engine
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
 from tests.examples import AIRGAP_LOCK, INTENT, LOCK, artifact
 
 # Stands for docker: writes the argv down, exports a layout as buildx would, streams two lines of progress.

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__ as cli
-from pipeline import versions
-from pipeline.errors import PipelineError
-from pipeline.platforms import Platform
+from pipeline.core.errors import PipelineError
+from pipeline.core.platforms import Platform
+from pipeline.inputs import versions
 from tests.examples import INTENT
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import compat
-from pipeline.compat import Finding, State
-from pipeline.errors import Incompatible
+from pipeline.core.errors import Incompatible
+from pipeline.inputs import compat
+from pipeline.inputs.compat import Finding, State
 
 DOCS = Path(__file__).parent.parent / "docs" / "versions.md"
 GOOD = {"docker": "29.7.2", "k3s": "v1.37.1+k3s1", "kubectl": "v1.37.1", "buildx": "0.36.1", "compose": "5.4.0"}

@@ -14,14 +14,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import compat, lock, releases, signature, transport, upstream, versions
-from pipeline.log import Log
-from pipeline.oci import Digest, ImageName
-from pipeline.origins import Head, Origins
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
-from pipeline.versions import COMPONENTS, EXACT, UPSTREAM
-from pipeline.witnesses import Witnesses
+from pipeline.core.log import Log
+from pipeline.core.names import Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.http import transport
+from pipeline.inputs import compat, lock, versions
+from pipeline.inputs.versions import COMPONENTS, EXACT, UPSTREAM
+from pipeline.oci.registry import Registry
+from pipeline.resolve import channels, upstream
+from pipeline.resolve.origins import Head, Origins
+from pipeline.resolve.witnesses import Witnesses
+from pipeline.signing import signature
 from tests.vendors import CHANNELS
 
 pytestmark = pytest.mark.contract
@@ -44,7 +47,7 @@ FILES = (*COMPONENTS, upstream.AIRGAP)
 @pytest.fixture(scope="module")
 def chosen(origins: Origins) -> dict[str, str]:
     """Component → version; k3s's system images have k3s's."""
-    found = releases.choose(origins, None, Log(), datetime.now(UTC))
+    found = channels.choose(origins, None, Log(), datetime.now(UTC))
     return {**found, upstream.AIRGAP: found["k3s"]}
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.credentials import Challenge, Credentials
-from pipeline.errors import RegistryError
+from pipeline.core.errors import RegistryError
+from pipeline.oci.credentials import Challenge, Credentials
 
 SECRET = "s3cret:with a colon"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import debian
-from pipeline.errors import IntentError, UpstreamError
-from pipeline.evidence import Grade
-from pipeline.lock import Artifact
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.versions import Intent
+from pipeline.core.errors import IntentError, UpstreamError
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.inputs.evidence import Grade
+from pipeline.inputs.lock import Artifact
+from pipeline.inputs.versions import Intent
+from pipeline.resolve import debian
 from tests.examples import INTENT
 
 # Suite → packages, each as name=version and what else its stanza says.

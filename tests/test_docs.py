@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from pipeline import pictures
-from pipeline.errors import EngineError, IntentError
-from pipeline.log import Log
+from pipeline.core.errors import EngineError, IntentError
+from pipeline.core.log import Log
 from tests.shell_files import shell_files
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline import elf
-from pipeline.platforms import Platform
+from pipeline.core.platforms import Platform
+from pipeline.inspect import elf
 from tests.binaries import binary, go_binary
 
 

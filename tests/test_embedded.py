@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import embedded, lock
-from pipeline.cache import path_of
-from pipeline.errors import Incompatible, UpstreamError
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core.cache import path_of
+from pipeline.core.errors import Incompatible, UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.inputs import lock
+from pipeline.inputs.lock import Lock
+from pipeline.inspect import embedded
 from pipeline.rehearsal import origin, supplies
 from tests.binaries import binary, go_binary
 from tests.examples import LOCK, artifact

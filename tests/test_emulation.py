@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import emulation
-from pipeline.log import Log
-from pipeline.platforms import Platform
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.engine import emulation
 
 AARCH64 = "7f454c460201010000000000000000000200b700"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline import daemon
-from pipeline import engine as engines
-from pipeline.errors import EngineError
-from pipeline.log import Log
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
+from pipeline.engine import daemon
+from pipeline.engine import engine as engines
 from tests.examples import LOCK
 
 pytestmark = pytest.mark.engine

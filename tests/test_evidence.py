@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import evidence
-from pipeline.evidence import Evidence, Grade
+from pipeline.inputs import evidence
+from pipeline.inputs.evidence import Evidence, Grade
 
 reasons = st.lists(
     st.builds(

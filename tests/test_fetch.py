@@ -12,14 +12,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import fetch, transport
-from pipeline import log as logs
-from pipeline.cache import path_of
-from pipeline.errors import DigestMismatch, UpstreamError
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core import log as logs
+from pipeline.core.cache import path_of
+from pipeline.core.errors import DigestMismatch, UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.fetch import fetch
+from pipeline.http import transport
+from pipeline.inputs.lock import Lock
 from tests.examples import INTENT, LOCK, artifact
 from tests.servers import Server, running
 

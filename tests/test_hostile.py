@@ -15,14 +15,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import fetch, transport
-from pipeline.cache import path_of
-from pipeline.errors import DigestMismatch, PipelineError, UpstreamError
-from pipeline.lane import Rules
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core.cache import path_of
+from pipeline.core.errors import DigestMismatch, PipelineError, UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.fetch import fetch
+from pipeline.fetch.attempt import Rules
+from pipeline.http import transport
+from pipeline.inputs.lock import Lock
 from tests import hostile
 from tests.examples import INTENT, LOCK, artifact
 from tests.servers import Answer, Server, running

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import bundle, statement
-from pipeline.bundle import Trust
-from pipeline.errors import UpstreamError, VerificationFailed
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.signer import Keyless, keyless
+from pipeline.core.errors import UpstreamError, VerificationFailed
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.signing import bundle, statement
+from pipeline.signing.bundle import Trust
+from pipeline.signing.signer import Keyless, keyless
 from tests import sigstores
 from tests.cosigns import Cosign
 from tests.images import Place, running

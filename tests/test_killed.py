@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline import fetch, transport
 from pipeline.bench import driver, origin
-from pipeline.log import Log
-from pipeline.oci import Digest
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.fetch import fetch
+from pipeline.http import transport
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = 50

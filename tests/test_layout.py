@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import layout
-from pipeline.errors import DigestMismatch
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.release import Image
+from pipeline.core.errors import DigestMismatch
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image
+from pipeline.oci import layout
 from tests.examples import digest
 from tests.images import make
 

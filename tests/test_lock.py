@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import lock, versions
-from pipeline.errors import LockStale, VerificationFailed
-from pipeline.evidence import Evidence, Grade
-from pipeline.lock import Artifact, Base, Lock
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.release import Variant
-from pipeline.versions import Intent
+from pipeline.core.errors import LockStale, VerificationFailed
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.inputs import lock, versions
+from pipeline.inputs.evidence import Evidence, Grade
+from pipeline.inputs.lock import Artifact, Base, Lock
+from pipeline.inputs.versions import Intent
 from tests.examples import AIRGAP_LOCK, INTENT, LOCK, VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,9 +5,9 @@ import time
 import pytest
 
 from pipeline import __main__ as cli
-from pipeline import log as logs
-from pipeline.errors import UpstreamError
-from pipeline.log import Log, redact, seconds, size
+from pipeline.core import log as logs
+from pipeline.core.errors import UpstreamError
+from pipeline.core.log import Log, redact, seconds, size
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import mirrors, transport
-from pipeline.errors import UpstreamError
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.mirrors import Measured
-from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
-from pipeline.versions import Intent
+from pipeline.core.errors import UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.fetch import mirrors
+from pipeline.fetch.mirrors import Measured
+from pipeline.http import transport
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
+from pipeline.oci.registry import Registry
 from tests import hostile, images
 from tests.examples import INTENT, LOCK, artifact
 from tests.images import Line

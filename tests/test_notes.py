@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from pipeline import __main__ as command
-from pipeline import notes
-from pipeline.log import Log
-from pipeline.platforms import Platform
-from pipeline.release import Image, Release, Variant
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image, Release, Variant
+from pipeline.publish import notes
 from tests.examples import LOCK
 from tests.images import make, smoked
 

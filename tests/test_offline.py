@@ -15,15 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lock, machine, sandbox, transport, update, versions
-from pipeline.log import Log
-from pipeline.machine import find
-from pipeline.oci import Digest, ImageName
-from pipeline.platforms import Platform
+from pipeline.core import machine
+from pipeline.core.log import Log
+from pipeline.core.machine import find
+from pipeline.core.names import Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image
+from pipeline.engine import sandbox
+from pipeline.http import transport
+from pipeline.inputs import changes, lock, versions
 from pipeline.rehearsal import origin, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
 from pipeline.rehearsal.registry import free_ports
-from pipeline.release import Image
 from pipeline.workflow import Run
 from tests.images import program
 from tests.sites import Site
@@ -38,8 +41,9 @@ pytestmark = pytest.mark.skipif(
 _PREPARE = """
 import json, socket, sys
 from pathlib import Path
-from pipeline import __main__ as cli, build
-from pipeline.log import Log
+from pipeline import __main__ as cli
+from pipeline.build import build
+from pipeline.core.log import Log
 from pipeline.workflow import Run
 
 *arguments, dist, cache = sys.argv[1:]
@@ -143,7 +147,7 @@ def filled(brought: supplies.Supplies) -> Iterator[Run]:
             text = run.update()
             assert "## A new lock" in text
             before = run.lock_path.read_bytes()
-            assert run.update() == update.NOTHING
+            assert run.update() == changes.NOTHING
             assert run.lock_path.read_bytes() == before
         yield run
     finally:

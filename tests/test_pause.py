@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline.platforms import Platform
+from pipeline.core.platforms import Platform
 from pipeline.rehearsal import pause
 from pipeline.rehearsal.supplies import Supplies
 

@@ -15,16 +15,19 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import published, referrers, retention, sbom, statement
-from pipeline.bake import KEY, REHEARSAL
-from pipeline.bundle import Trust
-from pipeline.errors import IntentError, VerificationFailed
-from pipeline.layout import Part
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, REFERENCE_TYPE, Digest
-from pipeline.platforms import Platform
+from pipeline import sbom
+from pipeline.build.bake import KEY, REHEARSAL
+from pipeline.core.errors import IntentError, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, REFERENCE_TYPE, Digest
+from pipeline.core.platforms import Platform
+from pipeline.oci import referrers
+from pipeline.oci.layout import Part
+from pipeline.publish import published, retention
 from pipeline.sbom import Form
-from pipeline.signer import BUNDLE
+from pipeline.signing import statement
+from pipeline.signing.bundle import Trust
+from pipeline.signing.signer import BUNDLE
 from tests.images import Place, running
 from tests.signed import Signed, new_key
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import layout, pull
-from pipeline.errors import RegistryError
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.release import Image, Variant
+from pipeline.core.errors import RegistryError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.records import Image, Variant
+from pipeline.oci import layout
+from pipeline.publish import pull
 from tests.examples import INTENT, LOCK
 from tests.images import Line, Place, make, publish, running
 

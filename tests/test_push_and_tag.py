@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import push, tag
-from pipeline.bake import REHEARSAL
-from pipeline.credentials import Credentials
-from pipeline.errors import (
+from pipeline.build.bake import REHEARSAL
+from pipeline.core.errors import (
     BuildFailed,
     DigestMismatch,
     IntentError,
@@ -22,13 +20,15 @@ from pipeline.errors import (
     SmokeFailed,
     VerificationFailed,
 )
-from pipeline.evidence import Grade
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import Digest, ImageName
-from pipeline.registry import Registry
-from pipeline.release import Image, Release, Variant
-from pipeline.versions import Intent
+from pipeline.core.log import Log
+from pipeline.core.names import Digest, ImageName
+from pipeline.core.records import Image, Release, Variant
+from pipeline.inputs.evidence import Grade
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
+from pipeline.oci.credentials import Credentials
+from pipeline.oci.registry import Registry
+from pipeline.publish import push, tag
 from tests.examples import INTENT, LOCK, digest
 from tests.images import Line, Place, make, publish, running, scanned, smoked
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline.engine import Engine
-from pipeline.errors import IntentError
-from pipeline.log import Log
-from pipeline.platforms import Platform
+from pipeline.core.errors import IntentError
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.engine.engine import Engine
 from pipeline.rehearsal import pause
 from pipeline.rehearsal.rehearse import Real
-from pipeline.release import Variant
 
 AMD64, ARM64 = Platform.AMD64, Platform.ARM64
 

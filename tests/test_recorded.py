@@ -11,13 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import base, signature, transport, upstream
-from pipeline.errors import UpstreamError, VerificationFailed
-from pipeline.lock import Base
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
+from pipeline.core.errors import UpstreamError, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.fetch import base
+from pipeline.http import transport
+from pipeline.inputs.lock import Base
+from pipeline.oci.registry import Registry
+from pipeline.resolve import upstream
+from pipeline.signing import signature
 from tests.examples import PUBLISHED
 from tests.vendors import RECORDED
 

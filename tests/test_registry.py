@@ -10,13 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import transport
-from pipeline.credentials import Credentials
-from pipeline.errors import RegistryError
-from pipeline.log import Log
-from pipeline.oci import INDEX, Digest, ImageName
-from pipeline.registry import PAUSES, Registry
-from pipeline.release import Image
+from pipeline.core.errors import RegistryError
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, Digest, ImageName
+from pipeline.core.records import Image
+from pipeline.http import transport
+from pipeline.oci.credentials import Credentials
+from pipeline.oci.registry import PAUSES, Registry
 from tests.images import Line, Place, make, running
 
 LOG = Log(quiet=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline.errors import EngineError
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
 from pipeline.rehearsal import registry as rehearsal
 from pipeline.rehearsal.registry import free_ports
 from tests.images import Line, program, running

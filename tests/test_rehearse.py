@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cache
+from pipeline.core import cache
 from pipeline.rehearsal import supplies
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BuildFailed, IntentError, SmokeFailed
-from pipeline.platforms import Platform
-from pipeline.release import (
+from pipeline.core.errors import BuildFailed, IntentError, SmokeFailed
+from pipeline.core.platforms import Platform
+from pipeline.core.records import (
     RELEASE,
     Image,
     Release,

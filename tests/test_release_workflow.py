@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import lock
-from pipeline.release import Release
+from pipeline.core.records import Release
+from pipeline.inputs import lock
 from tests.cosigns import Cosign
 from tests.released import ROOT, Registries, Scene, serving
 from tests.test_workflows import artifacts, bash, download, steps, upload

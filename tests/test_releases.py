@@ -7,12 +7,13 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from pipeline import lock, resolve, update
-from pipeline.errors import DigestMismatch, UpstreamError
-from pipeline.evidence import Grade
-from pipeline.platforms import Platform
-from pipeline.release import Variant
-from pipeline.versions import UPSTREAM, KnownFix
+from pipeline.core.errors import DigestMismatch, UpstreamError
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.inputs import changes, lock
+from pipeline.inputs.evidence import Grade
+from pipeline.inputs.versions import UPSTREAM, KnownFix
+from pipeline.resolve import resolve
 from tests import vendors as fake
 from tests.vendors import CHANNELS, Given, Vendors, times
 
@@ -311,7 +312,7 @@ def test_a_lock_gets_them_when_they_are_asked_for(vendors: Vendors) -> None:
     assert resolve.diff(before, made) == [
         *(f"system images k3s-airgap-images ({arch}): nothing → {AIRGAP}" for arch in ("amd64", "arm64")),
     ]
-    told = update.markdown(before, made, ())
+    told = changes.markdown(before, made, ())
     assert "| k3s-airgap-images | amd64, arm64 | — | v1.37.1+k3s1 |" in told
     assert "| linux/arm64 airgap | — |" in told
 

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline import build, cache, difference, lock, release, reproduce, versions
-from pipeline.bake import KEY
-from pipeline.difference import Side
-from pipeline.engine import Engine
-from pipeline.errors import LockStale, RegistryError, VerificationFailed
-from pipeline.log import Log
-from pipeline.oci import INDEX, Digest
-from pipeline.platforms import Platform
-from pipeline.registry import Manifest
+from pipeline.build import build, reproduce
+from pipeline.build.bake import KEY
+from pipeline.core import cache, records
+from pipeline.core.errors import LockStale, RegistryError, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, Digest
+from pipeline.core.platforms import Platform
+from pipeline.engine.engine import Engine
+from pipeline.inputs import lock, versions
+from pipeline.oci import difference
+from pipeline.oci.difference import Side
+from pipeline.oci.registry import Manifest
 from tests.examples import LOCK
 from tests.images import Line, make, running
 
@@ -101,7 +104,7 @@ def test_a_layer_more_and_another_setting_are_told(side: Callable[..., Side]) ->
 # Against a registry
 
 
-def index_of(dist: Path, image: release.Image) -> Manifest:
+def index_of(dist: Path, image: records.Image) -> Manifest:
     raw = (dist / "image/blobs/sha256" / image.digest.hex).read_bytes()
     return Manifest(raw=raw, media_type=INDEX, digest=image.digest)
 
@@ -164,9 +167,9 @@ def test_another_lock_is_refused_with_the_commit_that_has_the_right_one(tmp_path
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_a_cold_build_on_another_engine_gives_the_same_manifests(engine: DockerClient, tmp_path: Path) -> None:
-    if not (DIST / release.IMAGE).exists():
+    if not (DIST / records.IMAGE).exists():
         pytest.skip("there is no image to build again: nox -s rehearse makes one in dist/rehearsal/")
-    published = release.Image.read(DIST)
+    published = records.Image.read(DIST)
     intent = versions.read(DIST / "versions.yaml")
     locked = lock.read(DIST / "versions.lock.yaml", intent)
     text, _ = build.plan(intent, locked, root=ROOT, dist=DIST, rehearsed=True)
@@ -184,7 +187,7 @@ def test_a_cold_build_on_another_engine_gives_the_same_manifests(engine: DockerC
         cold=True,
     )
     for variant, image in again.items():
-        published = release.Image.read(variant.below(DIST))
+        published = records.Image.read(variant.below(DIST))
         assert {platform: built.digest for platform, built in image.platforms.items()} == {
             platform: built.digest for platform, built in published.platforms.items()
         }

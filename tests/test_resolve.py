@@ -10,14 +10,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import lock, resolve, transport
-from pipeline.errors import DigestMismatch, Incompatible, UpstreamError
-from pipeline.evidence import Evidence, Grade
-from pipeline.lock import Base, Lock
-from pipeline.log import Log
-from pipeline.platforms import Platform
+from pipeline.core.errors import DigestMismatch, Incompatible, UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.http import transport
+from pipeline.inputs import lock
+from pipeline.inputs.evidence import Evidence, Grade
+from pipeline.inputs.lock import Base, Lock
+from pipeline.inputs.versions import Intent
 from pipeline.rehearsal import origin
-from pipeline.versions import Intent
+from pipeline.resolve import resolve
 from tests.examples import INTENT, PUBLISHED, artifact, digest
 
 CHANNELS = {"docker": "latest", "buildx": "latest", "compose": "2", "k3s": "stable", "kubectl": "k3s"}
@@ -163,7 +165,7 @@ def test_an_unreachable_origin_is_named(vendors: Upstream) -> None:
 
 
 def test_the_origins_port_is_taken(vendors: Upstream, tmp_path: Path) -> None:
-    from pipeline.errors import EngineError
+    from pipeline.core.errors import EngineError
 
     port = int(vendors.intent.upstream["docker"].split(":")[2].split("/")[0])
     with pytest.raises(EngineError, match=f"127.0.0.1:{port}"), origin.serve(tmp_path, port):

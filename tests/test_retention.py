@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import retention, rollback
-from pipeline.errors import IntentError, RegistryError
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
-from pipeline.packages import Packages
-from pipeline.registry import Registry
-from pipeline.release import Image, Variant
-from pipeline.retention import Rule
+from pipeline.core.errors import IntentError, RegistryError
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest, ImageName
+from pipeline.core.records import Image, Variant
+from pipeline.oci.github_packages import Packages
+from pipeline.oci.registry import Registry
+from pipeline.publish import retention, rollback
+from pipeline.publish.retention import Rule
 from tests.examples import INTENT, LOCK
 from tests.examples import digest as made_up
 from tests.images import Line, Place, make, publish, running

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import sandbox
-from pipeline.machine import find
+from pipeline.core.machine import find
+from pipeline.engine import sandbox
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or find("unshare") is None, reason="needs Linux, root and unshare"

@@ -20,13 +20,15 @@ from spdx_tools.spdx.model.relationship import RelationshipType
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
-from pipeline import layout, sbom, zstd
-from pipeline.errors import DigestMismatch, LockStale
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.release import Image, Variant
+from pipeline import sbom
+from pipeline.core import zstd
+from pipeline.core.errors import DigestMismatch, LockStale
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image, Variant
+from pipeline.inputs.lock import Lock
+from pipeline.oci import layout
 from pipeline.sbom import Form, licences, rootfs
 from tests.binaries import binary, go_binary
 from tests.examples import LOCK, artifact

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import scan
-from pipeline.errors import IntentError, VerificationFailed
-from pipeline.log import Log
-from pipeline.platforms import Platform
-from pipeline.release import ScanReport, require_scanned
+from pipeline.core.errors import IntentError, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import ScanReport, require_scanned
+from pipeline.publish import scan
 from tests.examples import digest
 from tests.images import make
 

@@ -11,15 +11,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import bundle, layout, referrers, sbom, sign, statement
-from pipeline.bundle import Trust
-from pipeline.errors import IntentError, RegistryError, VerificationFailed
-from pipeline.log import Log
-from pipeline.oci import MANIFEST, Digest
-from pipeline.platforms import Platform
-from pipeline.release import Release
+from pipeline import sbom
+from pipeline.core.errors import IntentError, RegistryError, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.names import MANIFEST, Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Release
+from pipeline.oci import layout, referrers
+from pipeline.publish import sign
 from pipeline.sbom import Form
-from pipeline.signer import KeySigner, keyless
+from pipeline.signing import bundle, statement
+from pipeline.signing.bundle import Trust
+from pipeline.signing.signer import KeySigner, keyless
 from tests.cosigns import Cosign
 from tests.examples import INTENT
 from tests.images import Line, Place, running

@@ -15,9 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from pipeline import signature
-from pipeline.errors import VerificationFailed
-from pipeline.oci import Digest
+from pipeline.core.errors import VerificationFailed
+from pipeline.core.names import Digest
+from pipeline.signing import signature
 from tests import signing
 from tests.signing import Pair
 from tests.vendors import RECORDED

@@ -15,19 +15,20 @@ from typing import Any
 
 import pytest
 
-from pipeline import layout as layouts
-from pipeline import smoke, zstd
-from pipeline.lock import Artifact, Lock
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, Digest
-from pipeline.platforms import Platform
+from pipeline import smoke
+from pipeline.core import zstd
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Check, SmokeReport, State, Tier, TierReport, Variant
+from pipeline.inputs.lock import Artifact, Lock
+from pipeline.oci import layout as layouts
 from pipeline.rehearsal import pause
 from pipeline.rehearsal.standin_build import build as standin
-from pipeline.release import Check, SmokeReport, State, Tier, TierReport, Variant
+from pipeline.resolve.upstream import AIRGAP
 from pipeline.smoke import files, report
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
-from pipeline.upstream import AIRGAP
 from tests.binaries import binary, go_binary
 from tests.examples import AIRGAP_LOCK, LOCK, VERSIONS, digest
 from tests.images import make

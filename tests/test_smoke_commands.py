@@ -13,10 +13,10 @@ from typing import cast
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline.engine import Engine
-from pipeline.log import Log
-from pipeline.platforms import Platform
-from pipeline.release import BuiltPlatform, State, Tier, TierReport
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import BuiltPlatform, State, Tier, TierReport
+from pipeline.engine.engine import Engine
 from pipeline.smoke import boot, commands, inside
 from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded

@@ -17,17 +17,18 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline import emulation, smoke
-from pipeline import layout as layouts
-from pipeline.engine import Engine
-from pipeline.errors import IntentError, LockStale, SmokeFailed
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, Digest
-from pipeline.platforms import Platform
-from pipeline.release import BuiltPlatform, Image, SmokeReport, State, Tier
+from pipeline import smoke
+from pipeline.core.errors import IntentError, LockStale, SmokeFailed
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import BuiltPlatform, Image, SmokeReport, State, Tier
+from pipeline.engine import emulation
+from pipeline.engine.engine import Engine
+from pipeline.engine.virtual.disks import Content
+from pipeline.oci import layout as layouts
 from pipeline.smoke import commands, inside, load
 from pipeline.smoke.booted import BootOptions
-from pipeline.virtual.disks import Content
 from tests.examples import LOCK, VERSIONS
 
 pytestmark = pytest.mark.engine

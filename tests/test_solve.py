@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 import json
 
-from pipeline.solve import Solve
+from pipeline.build.progress import Solve
 
 START, END = "2026-11-22T10:00:00.123456789Z", "2026-11-22T10:00:02.623456789Z"
 

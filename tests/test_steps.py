@@ -17,12 +17,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import registry, transport
-from pipeline.errors import IntentError, RegistryError, SmokeFailed
-from pipeline.log import Log
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
-from pipeline.release import SmokeReport, State, Tier
+from pipeline.core.errors import IntentError, RegistryError, SmokeFailed
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import SmokeReport, State, Tier
+from pipeline.http import transport
+from pipeline.oci import registry
+from pipeline.oci.registry import Registry
 from tests.images import tier
 from tests.released import ROOT, STEPS, Registries, Scene, serving
 from tests.test_scan import grype, match

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UpstreamError
-from pipeline.platforms import Platform
+from pipeline.core.errors import UpstreamError
+from pipeline.core.platforms import Platform
 from pipeline.rehearsal import supplies
 from tests.binaries import go_binary
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import transport
-from pipeline.download import download as download_
-from pipeline.errors import DigestMismatch, EngineError, UpstreamError
-from pipeline.lane import Rules
-from pipeline.oci import Digest
+from pipeline.core.errors import DigestMismatch, EngineError, UpstreamError
+from pipeline.core.names import Digest
+from pipeline.fetch.attempt import Rules
+from pipeline.fetch.download import download as download_
+from pipeline.http import transport
 from tests import hostile, http2
 from tests.servers import Server, running
 

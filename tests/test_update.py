@@ -13,13 +13,15 @@ import httpx
 import pytest
 
 from pipeline import __main__ as cli
-from pipeline import lock, resolve, transport, update, versions
-from pipeline.errors import Incompatible
-from pipeline.evidence import Evidence, Grade
-from pipeline.lock import Artifact, Lock
-from pipeline.platforms import Platform
+from pipeline.core.errors import Incompatible
+from pipeline.core.platforms import Platform
+from pipeline.http import transport
+from pipeline.inputs import changes, lock, versions
+from pipeline.inputs.evidence import Evidence, Grade
+from pipeline.inputs.lock import Artifact, Lock
 from pipeline.rehearsal import origin
 from pipeline.rehearsal.registry import free_ports
+from pipeline.resolve import resolve
 from tests import test_embedded
 from tests.binaries import go_binary
 from tests.examples import LOCK, VERSIONS, artifact, digest
@@ -82,33 +84,33 @@ def golden(request: pytest.FixtureRequest, name: str, text: str) -> None:
 def test_is_the_golden_file(request: pytest.FixtureRequest) -> None:
     """`pytest --update-golden` writes it anew; the diff is what is judged."""
     new = renewed()
-    golden(request, "update.md", update.markdown(OLD, new, update.findings(new)[0]))
+    golden(request, "update.md", changes.markdown(OLD, new, changes.findings(new)[0]))
 
 
 def test_the_first_lock_is_the_golden_file(request: pytest.FixtureRequest) -> None:
-    golden(request, "update-first.md", update.markdown(None, OLD, []))
+    golden(request, "update-first.md", changes.markdown(None, OLD, []))
 
 
 def test_only_a_guest_package_changed(request: pytest.FixtureRequest) -> None:
-    golden(request, "update-guest.md", update.markdown(OLD, replace(OLD, guest=renewed().guest), []))
+    golden(request, "update-guest.md", changes.markdown(OLD, replace(OLD, guest=renewed().guest), []))
 
 
 def test_nothing_changed_is_said() -> None:
-    assert update.markdown(OLD, lock.parse(lock.render(OLD), "x"), []) == update.NOTHING
+    assert changes.markdown(OLD, lock.parse(lock.render(OLD), "x"), []) == changes.NOTHING
 
 
 def test_what_the_policy_does_not_believe_is_told() -> None:
     weak = renewed().weak({"docker": Grade.CORROBORATED})
-    text = update.markdown(OLD, renewed(), [], weak)
+    text = changes.markdown(OLD, renewed(), [], weak)
     told = text.partition("### Push will refuse this lock\n")[2].split("\n### ")[0]
     assert told.count("is first use, and the policy asks for corroborated or better") == len(Platform)
-    assert "Push will refuse" not in update.markdown(OLD, renewed(), [])
+    assert "Push will refuse" not in changes.markdown(OLD, renewed(), [])
 
 
 def test_bytes_replaced_under_the_same_version_stand_out() -> None:
     first: Artifact = OLD.artifacts[0]
     new = replace(OLD, artifacts=(replace(first, digest=digest("replaced")), *OLD.artifacts[1:]))
-    text = update.markdown(OLD, new, [])
+    text = changes.markdown(OLD, new, [])
     assert "The same version, other bytes: find out why" in text
     assert first.digest.text in text
     assert digest("replaced").text in text
@@ -116,7 +118,7 @@ def test_bytes_replaced_under_the_same_version_stand_out() -> None:
 
 def test_unknown_sizes_make_no_false_sums() -> None:
     new = replace(OLD, artifacts=(replace(OLD.artifacts[0], size=None), *OLD.artifacts[1:]))
-    row = next(line for line in update.markdown(OLD, new, []).splitlines() if line.startswith("| linux/amd64"))
+    row = next(line for line in changes.markdown(OLD, new, []).splitlines() if line.startswith("| linux/amd64"))
     assert "1 files of unknown size" in row
     assert "not known" in row
 
@@ -127,12 +129,12 @@ def test_unknown_sizes_make_no_false_sums() -> None:
 )
 def test_docker_changed_how_it_names_its_tags(version: str, link: str) -> None:
     new = replace(OLD, versions={**VERSIONS, "docker": version}, date="2026-12-01")
-    assert link in update.markdown(OLD, new, [])
+    assert link in changes.markdown(OLD, new, [])
 
 
 def test_a_version_of_a_distribution_has_no_link_that_leads_nowhere() -> None:
     new = replace(OLD, embedded={"docker": {"runc": "1.1.5+ds1"}})
-    row = next(line for line in update.markdown(OLD, new, []).splitlines() if "1.1.5+ds1" in line)
+    row = next(line for line in changes.markdown(OLD, new, []).splitlines() if "1.1.5+ds1" in line)
     assert "http" not in row
 
 
@@ -140,7 +142,9 @@ def test_a_version_of_k3ss_fork_is_linked_in_the_fork() -> None:
     old = replace(OLD, embedded={"k3s": {"containerd": "v2.1.4"}})
     row = next(
         line
-        for line in update.markdown(old, replace(OLD, embedded={"k3s": {"containerd": "v2.1.5-k3s1"}}), []).splitlines()
+        for line in changes.markdown(
+            old, replace(OLD, embedded={"k3s": {"containerd": "v2.1.5-k3s1"}}), []
+        ).splitlines()
         if "v2.1.5-k3s1" in line
     )
     assert "github.com/k3s-io/containerd/releases/tag/v2.1.5-k3s1" in row
@@ -149,7 +153,7 @@ def test_a_version_of_k3ss_fork_is_linked_in_the_fork() -> None:
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
     wide = 0
-    for line in update.markdown(OLD, renewed(), ["a | b"]).splitlines():
+    for line in changes.markdown(OLD, renewed(), ["a | b"]).splitlines():
         if not line.startswith("|"):
             wide = 0
             continue
@@ -161,8 +165,8 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
 def test_complete_fills_in_what_the_bytes_tell_and_dates_a_change_of_the_image() -> None:
     unknown = replace(OLD, artifacts=(replace(OLD.artifacts[0], size=None), *OLD.artifacts[1:]), embedded={})
     sizes = {file.digest: file.size or 0 for file in OLD.all_files}
-    assert update.complete(OLD, sizes, TOLD, date(2030, 1, 1)) == OLD
-    made = update.complete(unknown, sizes, TOLD, date(2030, 1, 1))
+    assert changes.complete(OLD, sizes, TOLD, date(2030, 1, 1)) == OLD
+    made = changes.complete(unknown, sizes, TOLD, date(2030, 1, 1))
     assert made == replace(OLD, date="2030-01-01")
 
 
@@ -184,7 +188,7 @@ def test_two_lock_files_are_enough(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_same_lock_twice_says_that_nothing_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path, "lock.yaml", OLD)
     assert cli.main(["update", "--diff", file, file]) == 0
-    assert capsys.readouterr().out == update.NOTHING
+    assert capsys.readouterr().out == changes.NOTHING
 
 
 def test_a_lock_of_broken_versions_is_shown_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +253,7 @@ def test_update_resolves_fetches_reads_and_writes(vendors: Vendors) -> None:
 def test_update_of_an_unchanged_upstream_leaves_the_lock_byte_for_byte(vendors: Vendors) -> None:
     vendors.run.update()
     before = vendors.run.lock_path.stat(), vendors.run.lock_path.read_bytes()
-    assert vendors.run.update() == update.NOTHING
+    assert vendors.run.update() == changes.NOTHING
     assert (vendors.run.lock_path.stat().st_mtime_ns, vendors.run.lock_path.read_bytes()) == (
         before[0].st_mtime_ns,
         before[1],

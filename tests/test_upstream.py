@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import upstream
-from pipeline.errors import UpstreamError
-from pipeline.platforms import Platform
+from pipeline.core.errors import UpstreamError
+from pipeline.core.platforms import Platform
+from pipeline.resolve import upstream
 
 RECORDED = Path(__file__).parent / "data/upstream"  # README.md there tells where each file is from
 

@@ -14,13 +14,15 @@ import pytest
 import yaml
 
 from pipeline import __main__ as cli
-from pipeline import base, build, lock, vendor, versions
-from pipeline.cache import path_of
-from pipeline.errors import LockStale, RegistryError, UpstreamError
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.vendor import Vendored
+from pipeline.build import build
+from pipeline.core.cache import path_of
+from pipeline.core.errors import LockStale, RegistryError, UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.fetch import base, vendor
+from pipeline.fetch.vendor import Vendored
+from pipeline.inputs import lock, versions
 from tests.sites import Site
 
 LOG = Log(quiet=True)

@@ -11,13 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import transport, verify
-from pipeline.bake import KEY
-from pipeline.errors import IntentError, VerificationFailed
-from pipeline.log import Log
-from pipeline.oci import INDEX, REFERENCE_TYPE, Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.release import Image, Release, Variant
+from pipeline.build.bake import KEY
+from pipeline.core.errors import IntentError, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, REFERENCE_TYPE, Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image, Release, Variant
+from pipeline.http import transport
+from pipeline.publish import verify
 from tests.examples import INTENT, LOCK
 from tests.images import Change, Line, Place, make, publish, running, spoil
 
@@ -185,7 +186,7 @@ def test_a_spoiled_blob(what: str, how: str, published: Published) -> None:
 
 
 def _parts(published: Published) -> list[Any]:
-    from pipeline import layout
+    from pipeline.oci import layout
 
     return list(layout.read(published.dist / "image", published.image.digest))
 

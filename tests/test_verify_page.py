@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import __main__, machine, signature, versions
-from pipeline.log import Log
-from pipeline.oci import ImageName
-from pipeline.platforms import Platform
+from pipeline import __main__
+from pipeline.core import machine
+from pipeline.core.log import Log
+from pipeline.core.names import ImageName
+from pipeline.core.platforms import Platform
+from pipeline.inputs import versions
 from pipeline.sbom import Form, path
-from pipeline.signer import keyless
+from pipeline.signing import signature
+from pipeline.signing.signer import keyless
 from tests import sigstores
 from tests.cosigns import Cosign
 from tests.images import Place, running

@@ -8,10 +8,10 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline import versions
-from pipeline.errors import IntentError
-from pipeline.evidence import Grade
-from pipeline.release import Variant
+from pipeline.core.errors import IntentError
+from pipeline.core.records import Variant
+from pipeline.inputs import versions
+from pipeline.inputs.evidence import Grade
 from tests.examples import INTENT
 
 ROOT = Path(__file__).resolve().parent.parent

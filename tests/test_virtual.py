@@ -24,23 +24,26 @@ import pytest
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
-from pipeline import cache, lock, smoke, virtual
-from pipeline import layout as layouts
-from pipeline.engine import Engine, unpack
-from pipeline.errors import EngineError, SmokeFailed
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import INDEX, MANIFEST, Digest
-from pipeline.platforms import Platform
+from pipeline import smoke
+from pipeline.core import cache
+from pipeline.core.errors import EngineError, SmokeFailed
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image, SmokeReport, State, Tier
+from pipeline.engine import virtual
+from pipeline.engine.engine import Engine, unpack
+from pipeline.engine.virtual import disks, qemu
+from pipeline.engine.virtual.disks import Content
+from pipeline.engine.virtual.guests import GUESTS, Guest
+from pipeline.engine.virtual.qemu import Machine
+from pipeline.inputs import lock
+from pipeline.inputs.lock import Lock
+from pipeline.oci import layout as layouts
 from pipeline.rehearsal import clamp, supplies
-from pipeline.release import Image, SmokeReport, State, Tier
 from pipeline.smoke import boot, load
 from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.record import Recorder
-from pipeline.virtual import disks, qemu
-from pipeline.virtual.disks import Content
-from pipeline.virtual.guests import GUESTS, Guest
-from pipeline.virtual.qemu import Machine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
@@ -341,8 +344,10 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.test_virtual import HOST, Rehearsed, guest
-from pipeline import cache, layout, lock
-from pipeline.release import Image
+from pipeline.core import cache
+from pipeline.inputs import lock
+from pipeline.oci import layout
+from pipeline.core.records import Image
 dist = Path({root!r}) / "dist" / "rehearsal"
 image = Image.read(dist)
 locked = lock.parse((dist / "versions.lock.yaml").read_text(), "")

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from pipeline import virtual
-from pipeline.engine import Engine
-from pipeline.errors import EngineError, IntentError
-from pipeline.log import Log
-from pipeline.platforms import Platform
-from pipeline.release import Check, State, Tier, TierReport
+from pipeline.core.errors import EngineError, IntentError
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Check, State, Tier, TierReport
+from pipeline.engine import virtual
+from pipeline.engine.engine import Engine
+from pipeline.engine.virtual import initramfs, qemu
+from pipeline.engine.virtual.disks import System
+from pipeline.engine.virtual.guests import GUESTS
+from pipeline.engine.virtual.qemu import Accelerator, Folder
 from pipeline.smoke import boot
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
-from pipeline.virtual import initramfs, qemu
-from pipeline.virtual.disks import System
-from pipeline.virtual.guests import GUESTS
-from pipeline.virtual.qemu import Accelerator, Folder
 
 TCG = Accelerator(name="tcg", argument="tcg,thread=multi,tb-size=512", cpu="cortex-a72")
 
@@ -107,7 +107,7 @@ def test_the_matrix_of_guests_says_what_each_is_for() -> None:
 
 
 def test_an_unknown_guest_is_an_error_of_intent() -> None:
-    from pipeline import engines
+    from pipeline.engine import engines
 
     with pytest.raises(IntentError, match="no guest 'cgroup-v3'") as failed:
         engines.guest("cgroup-v3")

@@ -12,14 +12,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import fetch, lock, resolve, signature, transport, upstream, versions, witnesses
-from pipeline.errors import DigestMismatch, UpstreamError, VerificationFailed
-from pipeline.evidence import Grade
-from pipeline.lock import Artifact, Lock
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.versions import UPSTREAM
+from pipeline.core.errors import DigestMismatch, UpstreamError, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.fetch import fetch
+from pipeline.http import transport
+from pipeline.inputs import lock, versions
+from pipeline.inputs.evidence import Grade
+from pipeline.inputs.lock import Artifact, Lock
+from pipeline.inputs.versions import UPSTREAM
+from pipeline.resolve import resolve, upstream, witnesses
+from pipeline.signing import signature
 from pipeline.workflow import Run
 from tests import signing
 from tests.signing import Pair

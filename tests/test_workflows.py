@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import layout, machine
 from pipeline.__main__ import parser
-from pipeline.log import Log
-from pipeline.platforms import Platform
-from pipeline.release import (
+from pipeline.core import machine
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import (
     LAYOUT,
     SMOKE,
     Image,
@@ -38,6 +38,7 @@ from pipeline.release import (
     require_scanned,
     require_smoked,
 )
+from pipeline.oci import layout
 from tests import images
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import httpx
 
-from pipeline import lock, resolve, transport, upstream
-from pipeline.lock import Base, Lock
-from pipeline.log import Log
-from pipeline.oci import Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
-from pipeline.versions import UPSTREAM, Intent
+from pipeline.core.log import Log
+from pipeline.core.names import Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.http import transport
+from pipeline.inputs import lock
+from pipeline.inputs.lock import Base, Lock
+from pipeline.inputs.versions import UPSTREAM, Intent
+from pipeline.oci.registry import Registry
+from pipeline.resolve import resolve, upstream
 from tests.examples import INTENT, PUBLISHED, digest
 
 RECORDED = Path(__file__).parent / "data/upstream"

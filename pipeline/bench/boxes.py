@@ -23,10 +23,10 @@ from typing import Any
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
-from pipeline import machine
 from pipeline.bench import processes
 from pipeline.bench.reach import Cluster, Dockerd, root
-from pipeline.errors import EngineError
+from pipeline.core import machine
+from pipeline.core.errors import EngineError
 from pipeline.rehearsal import clamp, pause, standin_build
 
 LIMIT = 240.0  # seconds for any wait: a real k3s on a busy machine

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline import engine
-from pipeline.errors import PipelineError
-from pipeline.log import Log
+from pipeline.core.errors import PipelineError
+from pipeline.core.log import Log
+from pipeline.engine import engine
 from pipeline.workflow import Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent

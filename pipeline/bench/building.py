@@ -20,18 +20,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import build, debian, emulation, lock, machine, release, versions
 from pipeline.bench import lab, plot, report
 from pipeline.bench.lab import Lab, Took
 from pipeline.bench.sizing import lock_of
-from pipeline.errors import EngineError
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.release import Variant
-from pipeline.solve import Solve
-from pipeline.versions import Intent
+from pipeline.build import build
+from pipeline.build.progress import Solve
+from pipeline.core import machine, records
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.engine import emulation
+from pipeline.inputs import lock, versions
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
+from pipeline.resolve import debian
 
 if TYPE_CHECKING:
     from pipeline.workflow import Run
@@ -76,7 +80,7 @@ class Case:
 
 def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
     """Measure, print, compare or write. Raises EngineError, IntentError, UpstreamError, Slower."""
-    image = release.Image.read(run.dist)
+    image = records.Image.read(run.dist)
     own = lock_of(run, image)
     intent = versions.read(run.dist / "versions.yaml") if image.rehearsed else run.intent
     load = os.getloadavg()[0]
@@ -137,7 +141,7 @@ def _round(
     with lab.started(both.lock, run.cache, folder, run.log) as engine:
         shutil.rmtree(both.dist, ignore_errors=True)
         keep(COLD, ours(engine, both, run, rehearsed))
-        layers.append(release.Image.read(both.dist).platforms[one_of(one)].layers)
+        layers.append(records.Image.read(both.dist).platforms[one_of(one)].layers)
         keep(NOTHING, ours(engine, both, run, rehearsed))
         build.prepare(both.intent, both.lock, dist=both.dist, cache=run.cache, log=Log(quiet=True))
         keep(BAKE, bare(engine, both.dist / build.BAKE_FILE, run.root))
@@ -146,7 +150,7 @@ def _round(
     with lab.started(one.lock, run.cache, folder, run.log) as engine:
         shutil.rmtree(one.dist, ignore_errors=True)
         keep(ONE, ours(engine, one, run, rehearsed))
-        layers.append(release.Image.read(one.dist).platforms[one_of(one)].layers)
+        layers.append(records.Image.read(one.dist).platforms[one_of(one)].layers)
     kept[ONE]["layers that differ"] = sum(a != b for a, b in zip(*layers, strict=True))
     return kept
 
@@ -247,7 +251,7 @@ def prepare_usual(both: Case, folder: Path, root: Path, cache: Path, log: Log) -
         "output": [f"type=oci,dest={os.path.relpath(folder, root)}/image,tar=false,oci-mediatypes=true"],
     }
     path = folder / build.BAKE_FILE
-    release.write_json(path, {"target": {Variant.IMAGE.value: target}})
+    records.write_json(path, {"target": {Variant.IMAGE.value: target}})
     return path
 
 
@@ -268,7 +272,7 @@ def _stanzas(packages: Path) -> Iterator[tuple[str, str]]:
 
 def describe(
     found: Mapping[str, Sequence[Mapping[str, Any]]],
-    image: release.Image,
+    image: records.Image,
     own: Lock,
     platforms: Sequence[Platform],
 ) -> dict[str, Any]:

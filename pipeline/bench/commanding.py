@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bench import plot, report
-from pipeline.errors import EngineError
-from pipeline.log import Log
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
 
 MENU, HELP, NOTHING = "nox -l", "python -m pipeline --help", "python -c pass"
 LIMITS = {MENU: 0.4, HELP: 0.3}  # seconds

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import fetch, transport
-from pipeline.errors import PipelineError
-from pipeline.lane import Rules
-from pipeline.log import Log
-from pipeline.oci import Digest
+from pipeline.core.errors import PipelineError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+from pipeline.fetch import fetch
+from pipeline.fetch.attempt import Rules
+from pipeline.http import transport
 
 
 def read(path: Path) -> list[fetch.Wanted]:

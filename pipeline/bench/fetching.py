@@ -24,16 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import machine
 from pipeline.bench import origin, plot, report
-from pipeline.errors import EngineError
-from pipeline.log import Log, size
-from pipeline.oci import Digest
-from pipeline.release import write_json, write_text
+from pipeline.core import machine
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log, size
+from pipeline.core.names import Digest
+from pipeline.core.records import write_json, write_text
 
 # Bytes, about what a lock has: docker, k3s, kubectl, buildx and compose for two platforms, and Debian's packages.
 _SIZES = (*(85_700_000, 72_000_000, 60_000_000, 58_000_000, 32_000_000) * 2, *(400_000,) * 200)
-_AT_ONCE = "8"  # what fetch itself does (pipeline/fetch.py)
+_AT_ONCE = "8"  # what fetch itself does (pipeline/fetch/fetch.py)
 _LIMIT = 125_000_000.0  # bytes a second: a line of 1 Gbit/s
 
 FETCH = "fetch"

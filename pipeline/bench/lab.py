@@ -14,12 +14,13 @@ from pathlib import Path
 
 from python_on_whales import DockerClient
 
-from pipeline import daemon, emulation, engine, machine, sandbox
 from pipeline.bench import processes
 from pipeline.bench.fetching import disk
-from pipeline.errors import EngineError
-from pipeline.lock import Lock
-from pipeline.log import Log
+from pipeline.core import machine
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
+from pipeline.engine import daemon, emulation, engine, sandbox
+from pipeline.inputs.lock import Lock
 
 
 @dataclass(frozen=True, kw_only=True)

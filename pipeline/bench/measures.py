@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.bench import boxes, processes
 from pipeline.bench.boxes import IN_POD, POD, Box, Kind, Place
-from pipeline.log import Log
+from pipeline.core.log import Log
 
 STUBBORN = 10  # pods that ignore SIGTERM, at a stop
 _HEALTH_RUNS = 20  # of the health check, to have more than a clock tick

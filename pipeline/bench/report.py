@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import release
-from pipeline.errors import Slower
-from pipeline.log import Log, size
+from pipeline.core import records
+from pipeline.core.errors import Slower
+from pipeline.core.log import Log, size
 
 FOLDER = Path("docs/benchmarks")
 FACTOR = 1.5  # how many times worse than the committed median a ratio has to be for `--check` to fail …
@@ -169,8 +169,8 @@ def finish(
     path = root / FOLDER / f"{what}.json"
     if check_:
         next_step = f"make one: nox -s bench -- {what} --write"
-        check(release.read_json(path, next_step=next_step), document, log, str(FOLDER / path.name))
+        check(records.read_json(path, next_step=next_step), document, log, str(FOLDER / path.name))
     if write:
-        release.write_json(path, document)
+        records.write_json(path, document)
         for suffix, text in files.items():
-            release.write_text(path.with_suffix(f".{suffix}"), text)
+            records.write_text(path.with_suffix(f".{suffix}"), text)

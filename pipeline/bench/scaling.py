@@ -20,16 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import cache as cached
-from pipeline import fetch, layout, machine, release, retention
-from pipeline.bake import KEY
 from pipeline.bench import measures, plot, processes, report, starting
 from pipeline.bench.fetching import disk
 from pipeline.bench.sizing import lock_of
-from pipeline.log import Log, size
-from pipeline.oci import INDEX, MANIFEST, Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
+from pipeline.build.bake import KEY
+from pipeline.core import cache as cached
+from pipeline.core import machine, records
+from pipeline.core.log import Log, size
+from pipeline.core.names import INDEX, MANIFEST, Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.fetch import fetch
+from pipeline.oci import layout
+from pipeline.oci.registry import Registry
+from pipeline.publish import retention
 from pipeline.rehearsal import registry as local
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ Seconds = dict[str, dict[str, list[float]]]  # what → count, as text → secon
 
 def main(run: Run, *, runs: int, write: bool, check: bool, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
     """Measure, print, compare or write. Raises EngineError, IntentError, Slower."""
-    image = release.Image.read(run.dist)
+    image = records.Image.read(run.dist)
     own = lock_of(run, image)
     machine.require_linux_root("a benchmark of pods")
     machine.ensure(["docker-registry", "curl"], run.log)

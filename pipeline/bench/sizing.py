@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import cache as cached
-from pipeline import layout, lock, release, versions
 from pipeline.bench import plot, report
 from pipeline.bench.elfparts import removable
-from pipeline.lock import Lock
-from pipeline.log import size
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core import cache as cached
+from pipeline.core import records
+from pipeline.core.log import size
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.inputs import lock, versions
+from pipeline.inputs.lock import Lock
+from pipeline.oci import layout
 from pipeline.rehearsal import standin_build
 
 if TYPE_CHECKING:
@@ -80,9 +82,9 @@ class Layer:
 
 def main(run: Run, *, write: bool, check: bool) -> dict[str, Any]:
     """Measure, print, compare or write. Raises IntentError, DigestMismatch, Slower."""
-    image = release.Image.read(run.dist)
+    image = records.Image.read(run.dist)
     own = lock_of(run, image)
-    whole = layout.read(run.dist / release.LAYOUT, image.digest)
+    whole = layout.read(run.dist / records.LAYOUT, image.digest)
     parts = {part.digest: part for part in whole}
     found: dict[Platform, list[Layer]] = {}
     for platform, built in image.platforms.items():
@@ -104,7 +106,7 @@ def main(run: Run, *, write: bool, check: bool) -> dict[str, Any]:
     return document
 
 
-def lock_of(run: Run, image: release.Image) -> Lock:
+def lock_of(run: Run, image: records.Image) -> Lock:
     """The lock that the image was built from: a rehearsal keeps its own beside the image."""
     if image.rehearsed:
         return lock.read(run.dist / "versions.lock.yaml", versions.read(run.dist / "versions.yaml"))
@@ -216,7 +218,7 @@ def describe(
     vendors: Mapping[Platform, Mapping[str, int]],
     packing: Sequence[Mapping[str, Any]],
     host: Platform | None,
-    image: release.Image,
+    image: records.Image,
     own: Lock,
     stub: Collection[Platform],
 ) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline import release
 from pipeline.bench import plot, report
 from pipeline.bench.sizing import lock_of
-from pipeline.errors import IntentError
-from pipeline.log import seconds
-from pipeline.release import SmokeReport, State, Tier, Variant
+from pipeline.core import records
+from pipeline.core.errors import IntentError
+from pipeline.core.log import seconds
+from pipeline.core.records import SmokeReport, State, Tier, Variant
 
 if TYPE_CHECKING:
     from pipeline.workflow import Run
@@ -24,17 +24,17 @@ SLOWEST = 12  # checks that the page names
 
 def main(run: Run, *, write: bool, check: bool) -> dict[str, Any]:
     """Read, print, compare or write. Raises IntentError when the built image was not smoked, Slower."""
-    image = release.Image.read(run.dist)
+    image = records.Image.read(run.dist)
     own = lock_of(run, image)
     reports = {}
     for variant in Variant:
         folder = variant.below(run.dist)
-        if (folder / release.IMAGE).exists():
-            made = release.Image.read(folder)
+        if (folder / records.IMAGE).exists():
+            made = records.Image.read(folder)
             found = [SmokeReport.read(folder, platform) for platform in made.platforms]
             if any(one.index != made.digest for one in found):
                 raise IntentError(
-                    f"{folder / release.SMOKE} is about another image than was built", next_step="nox -s smoke"
+                    f"{folder / records.SMOKE} is about another image than was built", next_step="nox -s smoke"
                 )
             reports[variant] = found
     document = describe(reports, image)
@@ -45,7 +45,7 @@ def main(run: Run, *, write: bool, check: bool) -> dict[str, Any]:
     return document
 
 
-def describe(reports: Mapping[Variant, Sequence[SmokeReport]], image: release.Image) -> dict[str, Any]:
+def describe(reports: Mapping[Variant, Sequence[SmokeReport]], image: records.Image) -> dict[str, Any]:
     """Everything that a reader needs to judge it."""
     tiers = [
         {

@@ -18,15 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import cache as cached
-from pipeline import daemon, engine, layout, machine, release, sandbox
 from pipeline.bench import boxes, measures, plot, processes, report
 from pipeline.bench.fetching import disk
 from pipeline.bench.sizing import lock_of
-from pipeline.errors import IntentError
-from pipeline.lock import Lock
-from pipeline.log import size
-from pipeline.platforms import Platform
+from pipeline.core import cache as cached
+from pipeline.core import machine, records
+from pipeline.core.errors import IntentError
+from pipeline.core.log import size
+from pipeline.core.platforms import Platform
+from pipeline.engine import daemon, engine, sandbox
+from pipeline.inputs.lock import Lock
+from pipeline.oci import layout
 from pipeline.rehearsal import overlay, pause
 from pipeline.smoke import load
 
@@ -59,7 +61,7 @@ _SEGMENTS = {
 
 def main(run: Run, *, runs: int, write: bool, check: bool, rootfs: bool) -> dict[str, Any]:
     """Measure, print, compare or write. Raises EngineError, IntentError, Slower."""
-    image = release.Image.read(run.dist)
+    image = records.Image.read(run.dist)
     own = lock_of(run, image)
     if rootfs and not image.rehearsed:
         raise IntentError("--rootfs changes the image, and this one is for use", next_step="--dist dist/rehearsal")
@@ -78,7 +80,7 @@ def main(run: Run, *, runs: int, write: bool, check: bool, rootfs: bool) -> dict
 
 
 @contextmanager
-def prepared(run: Run, image: release.Image, own: Lock, *, rootfs: bool) -> Iterator[boxes.Place]:
+def prepared(run: Run, image: records.Image, own: Lock, *, rootfs: bool) -> Iterator[boxes.Place]:
     """A private engine that has the image and nothing else."""
     machine.require_linux_root("a benchmark of the start")
     machine.ensure([*sandbox.TOOLS, "dpkg-deb"], run.log)
@@ -113,7 +115,7 @@ def busybox(package: Path) -> bytes:
 
 
 def describe(
-    found: Mapping[str, Any], runs: int, image: release.Image, own: Lock, *, k3s: Mapping[str, Any], rootfs: bool
+    found: Mapping[str, Any], runs: int, image: records.Image, own: Lock, *, k3s: Mapping[str, Any], rootfs: bool
 ) -> dict[str, Any]:
     """Return everything that a reader needs to judge or repeat it; `k3s`: its version, and whether it is a stub."""
     return {

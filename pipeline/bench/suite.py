@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.bench import report
-from pipeline.errors import Slower
+from pipeline.core.errors import Slower
 
 if TYPE_CHECKING:
     from pipeline.workflow import Run

@@ -23,21 +23,25 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import base, build, layout, machine, release, versions
-from pipeline import cache as cached
 from pipeline.bench import lab, plot, report
 from pipeline.bench.building import Case, case
 from pipeline.bench.sizing import EXACT, lock_of, stubs
-from pipeline.engine import Engine
-from pipeline.errors import BuildFailed, EngineError
-from pipeline.lock import Artifact, Lock
-from pipeline.log import Log, seconds, size
-from pipeline.oci import Digest, ImageName
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
+from pipeline.build import build
+from pipeline.core import cache as cached
+from pipeline.core import machine, records
+from pipeline.core.errors import BuildFailed, EngineError
+from pipeline.core.log import Log, seconds, size
+from pipeline.core.names import Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image, Variant
+from pipeline.engine.engine import Engine
+from pipeline.fetch import base
+from pipeline.inputs import versions
+from pipeline.inputs.lock import Artifact, Lock
+from pipeline.oci import layout
+from pipeline.oci.registry import Registry
 from pipeline.rehearsal import registry as local
 from pipeline.rehearsal import standin_build
-from pipeline.release import Image, Variant
 
 if TYPE_CHECKING:
     from pipeline.workflow import Run
@@ -62,7 +66,7 @@ class Made:
 
 def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
     """Measure, print, compare or write. Raises EngineError, IntentError, UpstreamError, BuildFailed, Slower."""
-    image = release.Image.read(run.dist)
+    image = records.Image.read(run.dist)
     own = lock_of(run, image)
     intent = versions.read(run.dist / "versions.yaml") if image.rehearsed else run.intent
     machine.ensure(["docker-registry"], run.log)
@@ -208,7 +212,7 @@ def _build_all(run: Run, first: Case, cache: Path, folder: Path, rehearsed: bool
 
 
 def _parts(made: Made) -> dict[Digest, layout.Part]:
-    return {part.digest: part for part in layout.read(made.dist / release.LAYOUT, made.image.digest)}
+    return {part.digest: part for part in layout.read(made.dist / records.LAYOUT, made.image.digest)}
 
 
 def to_pull(made: Made, platform: Platform) -> list[layout.Part]:
@@ -228,12 +232,12 @@ def _transfer(run: Run, made: Mapping[str, Made], folder: Path, runs: int) -> di
             name = ImageName(registry=served.host, repository=f"bench/{number}")
             writing, reading = Registry(run.client, name, served.credentials), Registry(run.client, name)
             before = made["first"]
-            writing.push_layout(before.dist / release.LAYOUT, before.image.digest, Log(quiet=True))
+            writing.push_layout(before.dist / records.LAYOUT, before.image.digest, Log(quiet=True))
             have = {part.digest for part in to_pull(before, host)}
             for what, entry in found.items():
                 one = made[what]
                 started = time.monotonic()
-                pushed = writing.push_layout(one.dist / release.LAYOUT, one.image.digest, Log(quiet=True))
+                pushed = writing.push_layout(one.dist / records.LAYOUT, one.image.digest, Log(quiet=True))
                 entry["push seconds"].append(round(time.monotonic() - started, 3))
                 entry["push"] = max(entry["push"], pushed.bytes_sent)
                 started = time.monotonic()

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import machine
-from pipeline.log import Log
+from pipeline.core import machine
+from pipeline.core.log import Log
 from pipeline.smoke.booted import BootOptions
 
 INSIDE = "/usr/local/libexec/runc-clamped"  # its path in the booted container

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import apt, machine
-from pipeline.errors import UpstreamError
-from pipeline.log import Log
-from pipeline.machine import disk_full
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core import machine
+from pipeline.core.errors import UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.machine import disk_full
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.resolve import apt
 
 _KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
 _HELPER = "/usr/lib/apt/apt-helper"  # apt's own downloader, with apt's own configuration (apt-helper(8))

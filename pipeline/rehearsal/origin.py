@@ -9,7 +9,7 @@
     <root>/dl.k8s.io/release/<v>/bin/linux/<arch>/kubectl, kubectl.sha256, release/stable-1.<n>.txt
     <root>/deb.debian.org/debian/dists/… and pool/…                           Debian's own signed indexes
 
-The names, the layout and the checksum files are the vendors' (facts with sources: pipeline/upstream.py).
+The names, the layout and the checksum files are the vendors' (facts with sources: pipeline/resolve/upstream.py).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import EngineError
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.release import write_json, write_text
-from pipeline.upstream import AIRGAP
+from pipeline.core.errors import EngineError
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import write_json, write_text
+from pipeline.resolve.upstream import AIRGAP
 
 # A key of versions.ORIGINS → its folder below the root.
 HOSTS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from python_on_whales import DockerClient
 
-from pipeline.oci import Digest
+from pipeline.core.names import Digest
 
 # As the Dockerfile's stages `own` and `system-images` do it. Byte code in there is never checked, so none of the old
 # one may stay.

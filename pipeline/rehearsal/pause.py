@@ -14,9 +14,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from pipeline import zstd
-from pipeline.oci import INDEX, MANIFEST, Digest
-from pipeline.platforms import Platform
+from pipeline.core import zstd
+from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.core.platforms import Platform
 from pipeline.smoke.boot import NO_ADDONS
 
 NAME = "dind-k3s.local/pause:1"

@@ -27,14 +27,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.credentials import Credentials
-from pipeline.errors import EngineError
-from pipeline.log import Log
-from pipeline.machine import find
-from pipeline.oci import INDEX, MANIFEST, Digest
-from pipeline.platforms import Platform
-from pipeline.registry import Registry
-from pipeline.release import write_json, write_text
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
+from pipeline.core.machine import find
+from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import write_json, write_text
+from pipeline.oci.credentials import Credentials
+from pipeline.oci.registry import Registry
 
 _ISSUER = "dind-k3s rehearsal"
 _SERVICE = "rehearsal"

@@ -4,7 +4,7 @@
     supplies   in a pid and mount namespace: everything that comes from apt and pip
     release    in namespaces without any network: origin, registry, engine and the stages of a release
 
-Both phases are processes in a sandbox (pipeline/sandbox.py): when this process ends, by whatever signal, the kernel
+Both phases are processes in a sandbox (pipeline/engine/sandbox.py): when this process ends, by whatever signal, the kernel
 removes theirs with every mount, bridge and container, and the next rehearsal goes on from what was finished.
 """
 
@@ -26,16 +26,21 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from pipeline import emulation, engine, lock, machine, sandbox, signer, steps, transport, versions, virtual
-from pipeline.daemon import CGROUP
-from pipeline.engines import Engines
-from pipeline.errors import DigestMismatch, EngineError, IntentError, VerificationFailed
-from pipeline.log import Log, seconds
-from pipeline.oci import ImageName
-from pipeline.platforms import Platform
+from pipeline import steps
+from pipeline.core import machine
+from pipeline.core.errors import DigestMismatch, EngineError, IntentError, VerificationFailed
+from pipeline.core.log import Log, seconds
+from pipeline.core.names import ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Tier, Variant, write_text
+from pipeline.engine import emulation, engine, sandbox, virtual
+from pipeline.engine.daemon import CGROUP
+from pipeline.engine.engines import Engines
+from pipeline.http import transport
+from pipeline.inputs import lock, versions
 from pipeline.rehearsal import clamp, origin, pause, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
-from pipeline.release import Tier, Variant, write_text
+from pipeline.signing import signer
 from pipeline.smoke.booted import BootOptions
 from pipeline.workflow import Run
 

@@ -13,7 +13,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.scan import STAND_IN
+from pipeline.publish.scan import STAND_IN
 
 
 def main() -> None:

@@ -30,18 +30,19 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from pipeline import debian, elf
-from pipeline.errors import UpstreamError
-from pipeline.lock import Lock
-from pipeline.log import Log
-from pipeline.machine import disk_full
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core.errors import UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.machine import disk_full
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import read_json, write_json, write_text
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
+from pipeline.inspect import elf
 from pipeline.rehearsal import mirror, origin, pause
 from pipeline.rehearsal.standin_build import build as build_standin
 from pipeline.rehearsal.standin_build import marked
-from pipeline.release import read_json, write_json, write_text
-from pipeline.versions import Intent
+from pipeline.resolve import debian
 
 _FORMAT = 6  # raised when what this module writes changes, so that older supplies are made again
 _SUITES = ("sid", "trixie", "bookworm")  # newest first: where the engine's packages are looked for

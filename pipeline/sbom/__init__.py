@@ -15,12 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline import layout
-from pipeline.lock import Lock
-from pipeline.log import Log, size
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
-from pipeline.release import LAYOUT, Image, write_text
+from pipeline.core.log import Log, size
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import LAYOUT, Image, write_text
+from pipeline.inputs.lock import Lock
+from pipeline.oci import layout
 from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
 
 FOLDER = "sbom"

@@ -16,11 +16,11 @@ from pathlib import PurePosixPath
 from debian.deb822 import Packages
 from packageurl import PackageURL
 
-from pipeline.errors import DigestMismatch
-from pipeline.lock import Artifact, Lock
-from pipeline.oci import ImageName
-from pipeline.platforms import Platform
-from pipeline.release import Image, Variant
+from pipeline.core.errors import DigestMismatch
+from pipeline.core.names import ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image, Variant
+from pipeline.inputs.lock import Artifact, Lock
 from pipeline.sbom import licences, rootfs
 from pipeline.sbom.rootfs import Program, Root
 

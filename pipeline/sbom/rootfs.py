@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import elf, embedded, zstd
-from pipeline.errors import DigestMismatch
-from pipeline.layout import Layout
-from pipeline.oci import Digest
+from pipeline.core import zstd
+from pipeline.core.errors import DigestMismatch
+from pipeline.core.names import Digest
+from pipeline.inspect import elf, embedded
+from pipeline.oci.layout import Layout
 
 STATUS = "var/lib/dpkg/status"
 _TEXT = re.compile(r"usr/share/doc/[^/]+(/copyright)?|(usr/lib|etc)/os-release|" + re.escape(STATUS))

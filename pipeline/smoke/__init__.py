@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline import emulation, layout
-from pipeline.engine import Engine
-from pipeline.errors import EngineError, IntentError, SmokeFailed
-from pipeline.lock import Artifact, Lock
-from pipeline.log import Log
-from pipeline.platforms import Platform
-from pipeline.release import LAYOUT, SMOKE, Image, SmokeReport, State, Tier, TierReport, Variant
+from pipeline.core.errors import EngineError, IntentError, SmokeFailed
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import LAYOUT, SMOKE, Image, SmokeReport, State, Tier, TierReport, Variant
+from pipeline.engine import emulation
+from pipeline.engine.engine import Engine
+from pipeline.engine.virtual.disks import Content
+from pipeline.inputs.lock import Artifact, Lock
+from pipeline.oci import layout
 from pipeline.smoke import boot, commands, files, load, report
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder, not_run
-from pipeline.virtual.disks import Content
 
 _LAST_BREATH = 3.0  # seconds
 
@@ -32,7 +33,7 @@ Options = Callable[[Engine, Variant], BootOptions]
 
 
 class Engines(Protocol):
-    """What smoke asks for; pipeline/engines.py has it."""
+    """What smoke asks for; pipeline/engine/engines.py has it."""
 
     always_virtual: bool
 

@@ -19,9 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import Engine
-from pipeline.lock import Lock
-from pipeline.log import Log, seconds
+from pipeline.core.log import Log, seconds
+from pipeline.engine.engine import Engine
+from pipeline.inputs.lock import Lock
 from pipeline.rehearsal.standin_build import SUFFIX, marked
 from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded

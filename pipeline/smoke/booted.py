@@ -11,8 +11,8 @@ from pathlib import Path
 
 from python_on_whales.exceptions import DockerException
 
-from pipeline.engine import Engine
-from pipeline.log import Log, seconds
+from pipeline.core.log import Log, seconds
+from pipeline.engine.engine import Engine
 from pipeline.smoke import inside
 from pipeline.smoke.commands import LABEL
 from pipeline.smoke.inside import patience

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
-from pipeline.engine import Engine
-from pipeline.lock import Lock
-from pipeline.log import Log
+from pipeline.core.log import Log
+from pipeline.engine.engine import Engine
+from pipeline.inputs.lock import Lock
 from pipeline.smoke import inside
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder

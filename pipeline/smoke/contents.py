@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
-from pipeline import elf
-from pipeline.oci import Digest
+from pipeline.core.names import Digest
+from pipeline.inspect import elf
 
 _CHUNK = 1 << 20
 _BLOCK = 1 << 16  # what tarfile keeps in memory; it copies the rest of it for every member

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline import elf
-from pipeline.layout import Layout
-from pipeline.lock import Artifact, Lock
-from pipeline.log import size
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core.log import size
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.inputs.lock import Artifact, Lock
+from pipeline.inspect import elf
+from pipeline.oci.layout import Layout
 from pipeline.rehearsal.standin_build import MARKER, marked
 from pipeline.smoke import contents, system_images
 from pipeline.smoke.contents import Content, Program

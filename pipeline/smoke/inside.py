@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
-from pipeline.log import Log, seconds
+from pipeline.core.log import Log, seconds
 
 TELL_EVERY = 4.0  # seconds between two lines about what is waited for
 _GRACE = 15.0  # seconds behind timeout(1)'s limit after which the whole container is killed

@@ -12,13 +12,13 @@ from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 from python_on_whales.utils import run as run_docker
 
-from pipeline.engine import has_containerd_store
-from pipeline.errors import EngineError
-from pipeline.layout import Layout, Part
-from pipeline.log import Log
-from pipeline.oci import INDEX, Digest
-from pipeline.platforms import Platform
-from pipeline.release import BuiltPlatform, Image
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import BuiltPlatform, Image
+from pipeline.engine.engine import has_containerd_store
+from pipeline.oci.layout import Layout, Part
 from pipeline.smoke.inside import patience
 
 _CHUNK = 1 << 20

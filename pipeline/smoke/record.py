@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from python_on_whales.exceptions import DockerException
 
-from pipeline.log import Log, seconds
-from pipeline.release import Check, State, Tier, TierReport
+from pipeline.core.log import Log, seconds
+from pipeline.core.records import Check, State, Tier, TierReport
 
 
 class Recorder:

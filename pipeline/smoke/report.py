@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.log import Log, seconds
-from pipeline.release import SmokeReport, State, TierReport, write_text
+from pipeline.core.log import Log, seconds
+from pipeline.core.records import SmokeReport, State, TierReport, write_text
 
 
 def junit(reports: Sequence[SmokeReport]) -> str:

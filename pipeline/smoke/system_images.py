@@ -10,8 +10,8 @@ import json
 import tarfile
 from typing import Any
 
-from pipeline import zstd
-from pipeline.platforms import Platform
+from pipeline.core import zstd
+from pipeline.core.platforms import Platform
 
 FOLDER = "usr/share/dind-k3s/images"  # where run-preload looks (rootfs/)
 NEEDED = ("pause", "coredns")  # what every pod and every cluster waits for

@@ -14,7 +14,7 @@ from typing import Any
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
-from pipeline import machine
+from pipeline.core import machine
 from pipeline.rehearsal import clamp
 
 

@@ -2,7 +2,7 @@
 
 The k3s is the stub, or with `--k3s PATH` a real one; `--images PATH` is its archive of system images. `--release dist`
 takes what was built for a release instead, to the byte, with the lock's k3s and system images in it. `--guest NAME`
-starts it in a small machine (pipeline/virtual/guests.py), so that there is cgroup v2 where this machine has v1.
+starts it in a small machine (pipeline/engine/virtual/guests.py), so that there is cgroup v2 where this machine has v1.
 
 So an edit of rootfs/ is tested without a build of the whole image; the exact bytes that a release would publish are
 what the rehearsal's own smoke boots.
@@ -20,20 +20,22 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline import cache as cached
-from pipeline import layout, lock, release, versions
 from pipeline.bench import starting
-from pipeline.engines import Engines
-from pipeline.lock import Artifact, Lock
-from pipeline.log import Log
-from pipeline.platforms import Platform
+from pipeline.core import cache as cached
+from pipeline.core import records
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.engine.engines import Engines
+from pipeline.engine.virtual.disks import Content
+from pipeline.engine.virtual.guests import GUESTS
+from pipeline.inputs import lock, versions
+from pipeline.inputs.lock import Artifact, Lock
+from pipeline.inputs.versions import Intent
+from pipeline.oci import layout
 from pipeline.rehearsal import overlay, pause, standin_build, supplies
-from pipeline.release import Variant
+from pipeline.resolve.upstream import AIRGAP
 from pipeline.smoke import load
-from pipeline.upstream import AIRGAP
-from pipeline.versions import Intent
-from pipeline.virtual.disks import Content
-from pipeline.virtual.guests import GUESTS
 from tests.image.box import Box, Image, box
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,8 +113,8 @@ def put(
     dist = variant.below(released or DIST)
 
     def overlaid(client: DockerClient) -> str:
-        built = release.Image.read(dist)
-        whole = layout.read(dist / release.LAYOUT, built.digest)
+        built = records.Image.read(dist)
+        whole = layout.read(dist / records.LAYOUT, built.digest)
         name = load.run(client, whole, built, host, Log(quiet=True)).name
         if released:
             return name

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.oci import Digest
-from pipeline.platforms import Platform
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
 from pipeline.rehearsal import pause
 from tests.image.box import Box, Image, box
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from python_on_whales.exceptions import DockerException
 
-from pipeline import build
-from pipeline.lock import Lock
-from pipeline.platforms import Platform
-from pipeline.release import Variant
-from pipeline.versions import Intent
+from pipeline.build import build
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
 from tests.image.box import Box, Image, box
 
 pytestmark = pytest.mark.engine

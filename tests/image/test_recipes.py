@@ -20,7 +20,7 @@ import yaml
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
-from pipeline import machine
+from pipeline.core import machine
 from pipeline.rehearsal import clamp
 from tests.image.box import CONTEXT, Image
 

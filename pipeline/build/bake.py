@@ -1,0 +1,99 @@
+"""The one bake file: what buildx is asked for, rendered from the intent and the lock. No I/O.
+
+The same arguments give the same bytes, so the file is compared with a golden one in the tests and is part of what
+decides whether a build is needed at all. Paths are relative to the folder that buildx is started in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from pipeline.core.log import redact
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import COMPONENTS, Intent
+
+KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
+REHEARSAL = f"{KEY}.rehearsal"
+VARIANT = f"{KEY}.variant"
+
+
+def describe(
+    intent: Intent, lock: Lock, variant: Variant, *, lock_digest: Digest, created: str, rehearsed: bool
+) -> dict[str, str]:
+    """What the image says of itself: as labels in each config, as annotations on the index and each manifest.
+
+    `created` is RFC 3339. Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
+    """
+    said = {
+        "org.opencontainers.image.title": intent.title,
+        "org.opencontainers.image.description": intent.description,
+        "org.opencontainers.image.source": intent.source,
+        "org.opencontainers.image.licenses": intent.licenses,
+        "org.opencontainers.image.version": f"{lock.versions['k3s']}-docker-{lock.versions['docker']}",
+        "org.opencontainers.image.created": created,
+        "org.opencontainers.image.base.name": lock.base.image,
+        "org.opencontainers.image.base.digest": lock.base.digest.text,
+        f"{KEY}.lock": lock_digest.text,
+        **{f"{KEY}.{component}": lock.versions[component] for component in COMPONENTS},
+    }
+    if variant is not Variant.IMAGE:
+        said[VARIANT] = variant.value
+    if rehearsed:
+        said[REHEARSAL] = "made of stand-ins on one machine; not for use"
+    return {key: redact(value) for key, value in said.items()}
+
+
+def variant_of(said: Mapping[str, str]) -> Variant:
+    """Which one an image is, from what it says of itself."""
+    return Variant(said.get(VARIANT, Variant.IMAGE))
+
+
+def render(
+    *,
+    platforms: tuple[Platform, ...],
+    said: Mapping[Variant, Mapping[str, str]],
+    base: Digest,
+    context: PurePosixPath,
+    outputs: Mapping[Variant, PurePosixPath],
+    epoch: int,
+) -> str:
+    """The text of docker-bake.json: a target for each variant, to be built in one call.
+
+    A variant's stage begins with the image's, so no layer is made a second time.
+
+    `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
+    `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
+    are exported to, as OCI layouts. `epoch`: seconds since 1970 that configs and their histories are dated.
+
+    - Layers are repeatable as they are made: the Dockerfile gives their files one time (`settle`). The exporter's
+      `rewrite-timestamp` (BuildKit docs/build-repro.md) would pack each a second time, half of a cold build, and date
+      it with the lock's day, so that an update of one component would send all layers (docs/benchmarks/update.md).
+    - `oci-mediatypes` is said because its default changed with BuildKit 0.32.
+    - The provenance attestation holds times and ids, so the index digest differs from build to build; the digests of
+      the platforms' manifests do not (docker-library/official-images#16044).
+    """
+    targets = {
+        variant.value: {
+            "context": ".",
+            "dockerfile": "Dockerfile",
+            "target": variant.value,
+            "platforms": [platform.value for platform in platforms],
+            "contexts": {
+                "base": f"oci-layout://{context}/base@{base}",
+                "artifacts": f"{context}/artifacts",
+            },
+            "args": {"SOURCE_DATE_EPOCH": str(epoch)},
+            "labels": dict(sorted(said[variant].items())),
+            "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said[variant].items())],
+            "attest": ["type=provenance,mode=max"],
+            "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true"],
+            "network": "none",
+        }
+        for variant, output in outputs.items()
+    }
+    return json.dumps({"target": targets}, indent=2, sort_keys=True) + "\n"

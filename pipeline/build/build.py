@@ -1,0 +1,306 @@
+"""Stage `build`: the locked files and rootfs/ become one image index for all platforms, and one for each variant.
+
+The result is an OCI layout in dist/image/: those very bytes are smoked, pushed and verified. Nothing is downloaded
+here and nothing of a foreign platform runs: the base image and every file come verified from the cache. A variant is
+another target of the same Dockerfile, built in the same call: the image's very layers, and one more on top.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+from python_on_whales.exceptions import DockerException
+
+from pipeline.build import bake
+from pipeline.build.progress import Solve
+from pipeline.core import cache as cached
+from pipeline.core.errors import BuildFailed, DigestMismatch
+from pipeline.core.log import Log, size
+from pipeline.core.names import REFERENCE_TYPE, Digest
+from pipeline.core.platforms import Platform
+from pipeline.core.records import IMAGE, LAYOUT, BuiltPlatform, Image, Variant, write_json, write_text
+from pipeline.engine.engine import Engine
+from pipeline.fetch import base
+from pipeline.inputs.lock import RENEW, Artifact, Lock
+from pipeline.inputs.versions import COMPONENTS, Intent
+from pipeline.inspect import embedded
+from pipeline.oci import layout as layouts
+from pipeline.resolve.upstream import AIRGAP
+
+BAKE_FILE = "docker-bake.json"
+
+# Name of each component's file in the build context; the Dockerfile unpacks or copies it from there.
+_IN_CONTEXT = {"docker": "docker.tgz", "buildx": "buildx", "compose": "compose", "k3s": "k3s", "kubectl": "kubectl"}
+
+# All five are under one licence, each in its own repository's LICENSE file. The system images are other projects' work;
+# Apache-2.0 is k3s's own for the archive, and each image in it tells its own.
+_LICENSES = dict.fromkeys((*COMPONENTS, AIRGAP), "Apache-2.0")
+
+
+Said = Mapping[Variant, Mapping[str, str]]
+
+
+def plan(intent: Intent, lock: Lock, *, root: Path, dist: Path, rehearsed: bool) -> tuple[str, Said]:
+    """The bake file's text, and what each image will say of itself. Pure but for the two paths' relation."""
+    epoch = int(datetime.fromisoformat(lock.date).replace(tzinfo=UTC).timestamp())
+    created = f"{lock.date}T00:00:00Z"
+    said = {
+        variant: bake.describe(intent, lock, variant, lock_digest=lock.digest, created=created, rehearsed=rehearsed)
+        for variant in lock.variants
+    }
+    relative = PurePosixPath(os.path.relpath(dist, root))
+    text = bake.render(
+        platforms=intent.platforms,
+        said=said,
+        base=lock.base.digest,
+        context=relative / "context",
+        outputs={variant: PurePosixPath(os.path.relpath(_partial(dist, variant), root)) for variant in said},
+        epoch=epoch,
+    )
+    return text, said
+
+
+def run(
+    intent: Intent,
+    lock: Lock,
+    *,
+    root: Path,
+    dist: Path,
+    cache: Path,
+    engine: Engine | Callable[[], Engine],
+    log: Log,
+    rehearsed: bool,
+    cold: bool = False,
+) -> Mapping[Variant, Image]:
+    """Build all platforms and variants in one call of buildx, unless dist/ holds what these inputs give.
+
+    A variant that the lock has no files for is left out with a warning; `push` does not. `root`: the repository,
+    buildx's build context. `cache`: what `fetch` filled. `engine`: a function is called when there is something to
+    build, for an engine may have to be started. `cold`: take nothing from the builder's cache. Raises
+    BuildFailed with the failing step and its last lines; DigestMismatch and IntentError when the cache is not complete.
+    """
+    for variant in sorted({*intent.variants} - {*lock.variants}):
+        log.warn(f"without {variant}: the lock lacks its files for {', '.join(intent.platforms)}; {RENEW}")
+    text, said = plan(intent, lock, root=root, dist=dist, rehearsed=rehearsed)
+    inputs = inputs_of(root, text)
+    known = {variant: already_built(variant.below(dist), inputs) for variant in said}
+    images = {variant: image for variant, image in known.items() if image is not None}
+    if len(images) == len(said):
+        log.say(f"nothing to build: {_names(images)} was built from exactly these inputs")
+        return images
+    images = {}
+    chosen = engine() if callable(engine) else engine
+    context = prepare(intent, lock, dist=dist, cache=cache, log=log)
+    write_text(dist / BAKE_FILE, text)
+    solve = Solve()
+    for variant in said:
+        shutil.rmtree(_partial(dist, variant), ignore_errors=True)
+    _bake(root, dist, list(said), chosen, solve, log, cold=cold)
+    for variant in said:
+        digest, built = _read_layout(_partial(dist, variant))
+        images[variant] = Image(
+            digest=digest,
+            inputs=inputs,
+            lock=lock.digest,
+            platforms=built,
+            annotations=said[variant],
+            rehearsed=rehearsed,
+            variant=variant,
+        )
+        images[variant].require_layers_of(images[Variant.IMAGE])
+    shutil.rmtree(context)
+    for variant, image in images.items():
+        layout = variant.below(dist) / LAYOUT
+        shutil.rmtree(layout, ignore_errors=True)
+        _partial(dist, variant).rename(layout)
+        if variant is not Variant.IMAGE:
+            _share(dist / LAYOUT, layout)
+        image.write(variant.below(dist))
+    log.say(f"{solve.ran} steps run, {solve.cached} from the cache")
+    for name, took in solve.slowest:
+        log.say(f"slowest: {took:.1f} s  {name}")
+    for variant, image in images.items():
+        for platform, one in image.platforms.items():
+            log.say(f"{platform}{variant.suffix}: {one.digest}  {size(one.size)} compressed")
+    return images
+
+
+def _names(images: Mapping[Variant, Image]) -> str:
+    return " and ".join(f"{image.digest}{variant.suffix and f' ({variant})'}" for variant, image in images.items())
+
+
+def _partial(dist: Path, variant: Variant) -> Path:
+    """Where buildx exports to; it is renamed when it is whole."""
+    return variant.below(dist) / f"{LAYOUT}.partial"
+
+
+def _share(layout: Path, variant: Path) -> None:
+    """Make one file of each blob that both layouts have: buildx exports every image whole."""
+    for blob in (variant / "blobs" / "sha256").iterdir():
+        same = layout / "blobs" / "sha256" / blob.name
+        if same.exists() and not same.samefile(blob):
+            blob.unlink()
+            cached.link(same, blob)
+
+
+def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) -> Path:
+    """Put the build context together out of the cache alone; returns its folder. Raises as `run`."""
+    context = dist / "context"
+    with log.step("put the build context together"):
+        shutil.rmtree(context, ignore_errors=True)
+        for platform in Platform:
+            # The Dockerfile mounts the build platform's, and says in a sentence when it is empty.
+            (context / "artifacts" / platform.architecture / "packages").mkdir(parents=True)
+        for platform in intent.platforms:
+            folder = context / "artifacts" / platform.architecture
+            _stage_files(lock.files(platform), cache, folder)
+            if airgap := [file for file in lock.airgap if file.platform == platform]:
+                _stage_files(airgap, cache, folder / Variant.AIRGAP)
+        # Read from the very bytes and not from the lock, where it may be missing: it is no part of the lock's digest.
+        inside = embedded.of_lock(lock, cache, log)
+        for platform in intent.platforms:
+            folder = context / "artifacts" / platform.architecture
+            for variant in lock.variants:
+                below = folder if variant is Variant.IMAGE else folder / variant
+                write_json(below / "manifest.json", manifest(intent, lock, platform, variant, inside))
+        base.write_layout(lock.base.digest, intent.platforms, cache, context / "base")
+    return context
+
+
+def _bake(
+    root: Path,
+    dist: Path,
+    variants: Sequence[Variant],
+    engine: Engine,
+    solve: Solve,
+    log: Log,
+    *,
+    cold: bool,
+) -> None:
+    """Hand the file to buildx and tell each step as it ends. Raises BuildFailed."""
+    bake_file = PurePosixPath(os.path.relpath(dist / BAKE_FILE, root))
+    no_cache = ["--no-cache"] if cold else []
+    names = [variant.value for variant in variants]
+    log.command(["docker", "buildx", "bake", *no_cache, "--file", str(bake_file), *names])
+    # buildx resolves relative paths against its working directory, and python-on-whales has no parameter for that.
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        lines = engine.docker.buildx.bake(
+            names,
+            files=str(bake_file),
+            builder=engine.builder,
+            cache=not cold,
+            progress="rawjson",  # type: ignore[arg-type]  # passed on as it is; the hint does not know it
+            stream_logs=True,
+            metadata_file=str(dist / "metadata.json"),
+            # All paths lie below the working directory but for dist/, which users may put elsewhere
+            # (python-on-whales has no --allow: gabrieldemarmiesse/python-on-whales#722).
+            variables={"BUILDX_BAKE_ENTITLEMENTS_FS": "0", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"},
+        )
+        for line in lines:
+            for told in solve.feed(str(line)):
+                log.say(told)
+    except DockerException as error:
+        step, tail = solve.failure()
+        raise BuildFailed(
+            f"the build failed in: {step}",
+            found="\n    ".join(tail[-20:]) or str(error.stderr or "no output"),
+            where=str(dist / BAKE_FILE),
+            next_step="mend that step of the Dockerfile and run `nox -s build` again; what went well is cached",
+        ) from None
+    finally:
+        os.chdir(before)
+
+
+def _stage_files(artifacts: Sequence[Artifact], cache: Path, folder: Path) -> None:
+    """Link one platform's files out of the cache under the names that the Dockerfile expects."""
+    for artifact in artifacts:
+        file = PurePosixPath(artifact.path).name
+        name = _IN_CONTEXT.get(artifact.component, file if artifact.component == AIRGAP else f"packages/{file}")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cached.link(cached.require(cache, artifact.digest), folder / name)
+
+
+def manifest(
+    intent: Intent, lock: Lock, platform: Platform, variant: Variant, inside: embedded.Embedded
+) -> list[dict[str, object]]:
+    """/usr/share/dind-k3s/manifest.json but for the files' digests, which the Dockerfile adds. Pure."""
+    ours: dict[str, object] = {
+        "component": "dind-k3s",
+        "version": f"{lock.versions['k3s']}-docker-{lock.versions['docker']}",
+        "url": intent.source,
+        "licence": intent.licenses,
+        "built": lock.date,
+    }
+    files = [*lock.files(platform), *(lock.airgap if variant is Variant.AIRGAP else ())]
+    theirs: list[dict[str, object]] = [
+        {
+            "component": artifact.component,
+            "version": artifact.version,
+            "sha256": artifact.digest.hex,
+            "url": artifact.url,
+            "licence": _LICENSES[artifact.component],
+            "embedded": dict(inside.get(artifact.component, {})),
+        }
+        for artifact in files
+        if artifact.component in _LICENSES and artifact.platform == platform
+    ]
+    return [ours, *theirs]
+
+
+def inputs_of(root: Path, bake_text: str) -> Digest:
+    """The digest of everything that decides the image: the bake file (with the lock in it), Dockerfile, rootfs/."""
+    state = hashlib.sha256(bake_text.encode())
+    own = (path for path in (root / "rootfs").rglob("*") if "__pycache__" not in path.parts)  # as .dockerignore says
+    files = [root / "Dockerfile", root / ".dockerignore", *sorted(own)]
+    for path in files:
+        mode = path.lstat().st_mode
+        state.update(f"\0{path.relative_to(root)}\0{mode:o}\0".encode())
+        if path.is_symlink():
+            state.update(str(path.readlink()).encode())
+        elif path.is_file():
+            state.update(path.read_bytes())
+    return Digest(f"sha256:{state.hexdigest()}")
+
+
+def already_built(dist: Path, inputs: Digest) -> Image | None:
+    """A folder's image if it was made from these inputs and its layout is whole (sizes, not bytes: smoke hashes)."""
+    if not (dist / IMAGE).exists():
+        return None
+    image = Image.read(dist)
+    if image.inputs != inputs:
+        return None
+    try:
+        digest, platforms = _read_layout(dist / LAYOUT)
+    except (OSError, ValueError, KeyError, DigestMismatch):
+        return None
+    return image if digest == image.digest and platforms == image.platforms else None
+
+
+def _read_layout(folder: Path) -> tuple[Digest, Mapping[Platform, BuiltPlatform]]:
+    """The index digest and the platforms of an OCI layout that buildx wrote.
+
+    Raises DigestMismatch when it is not whole; OSError, ValueError or KeyError when it is no layout.
+    """
+    top = json.loads((folder / "index.json").read_text(encoding="utf-8"))["manifests"][0]
+    whole = layouts.read(folder, Digest(top["digest"]))
+    manifests = {part.digest: json.loads(part.path.read_bytes()) for part in whole.manifests}
+    platforms: dict[Platform, BuiltPlatform] = {}
+    for entry in json.loads(whole.index.path.read_bytes())["manifests"]:
+        if REFERENCE_TYPE in entry.get("annotations", {}):
+            continue
+        manifest = manifests[Digest(entry["digest"])]
+        platforms[Platform(f"{entry['platform']['os']}/{entry['platform']['architecture']}")] = BuiltPlatform(
+            digest=Digest(entry["digest"]),
+            config=Digest(manifest["config"]["digest"]),
+            size=sum(layer["size"] for layer in manifest["layers"]),
+            layers=tuple(Digest(layer["digest"]) for layer in manifest["layers"]),
+        )
+    return whole.index.digest, platforms

@@ -1,0 +1,63 @@
+"""The cache of verified files: `<cache>/sha256/<hex>`, shared by every checkout of this user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.core.errors import UpstreamError
+from pipeline.core.log import Log
+from pipeline.core.names import Digest
+
+
+def folder() -> Path:
+    """DIND_K3S_CACHE, else `dind-k3s` in the user's cache folder (XDG Base Directory specification)."""
+    if own := os.environ.get("DIND_K3S_CACHE"):
+        return Path(own).resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dind-k3s"
+
+
+@contextmanager
+def writing(cache: Path, log: Log | None = None) -> Iterator[None]:
+    """Held by whoever writes below `cache`/sha256/, so that runs share a cache and leftovers can be told from work.
+
+    A run that has to wait for another one says so. The kernel lets go of the lock of a process that was killed.
+    """
+    (cache / "sha256").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache / "fetch.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if log is not None:
+            log.say(f"another run writes to {cache}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def path_of(cache: Path, digest: Digest) -> Path:
+    """Where the file of that digest is or would be."""
+    return cache / "sha256" / digest.hex
+
+
+def require(cache: Path, digest: Digest) -> Path:
+    """The path of a file that `fetch` must have brought. Raises UpstreamError with the command that brings it."""
+    path = path_of(cache, digest)
+    if not path.exists():
+        raise UpstreamError(f"{digest} is not in the cache", where=str(path), next_step="nox -s fetch")
+    return path
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file systems differ."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,177 @@
+"""What this machine has; what is missing is named, then installed by apt-get as root on Debian and Ubuntu."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
+
+# A program that we start → the Debian/Ubuntu package that has it.
+PACKAGES = {
+    "apt-ftparchive": "apt-utils",
+    "aria2c": "aria2",
+    "curl": "curl",
+    "depmod": "kmod",
+    "docker-registry": "docker-registry",
+    "dot": "graphviz",
+    "dpkg-deb": "dpkg",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "mkfs.ext4": "e2fsprogs",
+    "mmdebstrap": "mmdebstrap",
+    "mount": "mount",
+    "openssl": "openssl",
+    "qemu-aarch64-static": "qemu-user-static",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-x86_64-static": "qemu-user-static",
+    "setpriv": "util-linux",
+    "slirp4netns": "slirp4netns",
+    "tar": "tar",
+    "unshare": "util-linux",
+}
+
+# Programs whose backport is taken where Debian has one for this release: qemu 10 boots a guest in two thirds of the
+# time that qemu 7.2 takes. All of qemu, since its packages of different versions do not go together.
+_BACKPORTED = {program for program in PACKAGES if program.startswith("qemu-")}
+
+# Root's usual folders; a minimal PATH (cron, some CI) lacks the sbin ones.
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def find(program: str) -> str | None:
+    """The path of a program, looked for on PATH and in root's own folders; None when there is none."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
+
+
+def require_linux_root(what: str) -> None:
+    """Raise EngineError unless this is Linux and we are root; `what` begins the sentence."""
+    if sys.platform != "linux":
+        raise EngineError(
+            f"{what} needs Linux",
+            found=sys.platform,
+            next_step="run it in a virtual machine, or in a privileged container: "
+            "docker run --privileged -it -v $PWD:/src -w /src debian:trixie",
+        )
+    if os.geteuid() != 0:
+        raise EngineError(
+            f"{what} needs root: it makes namespaces, mounts and cgroups",
+            found=f"user id {os.geteuid()}",
+            next_step="run the same command with sudo, or in a root shell",
+        )
+
+
+def ensure(programs: Iterable[str], log: Log) -> None:
+    """Have these programs, a key of PACKAGES each. Raises EngineError that names what is missing and how to get it."""
+    missing = sorted(program for program in programs if find(program) is None)
+    if not missing:
+        return
+    packages = sorted({PACKAGES[program] for program in missing})
+    by_hand = f"apt-get install --no-install-recommends {' '.join(packages)}"
+    if find("apt-get") is None or os.geteuid() != 0:
+        raise EngineError(
+            f"this machine lacks {', '.join(missing)}",
+            expected=f"packages {', '.join(packages)} (names of Debian and Ubuntu)",
+            next_step=f"as root: {by_hand}",
+        )
+    log.say(f"this machine lacks {', '.join(missing)}: installing {', '.join(packages)} with apt-get")
+    _apt_get(["update", "-qq"], log)
+    done = None
+    if _BACKPORTED & set(missing):
+        done = _install_backports(packages, log)
+    if done is None or done.returncode != 0:
+        done = _apt_get(["install", "-qq", "--yes", "--no-install-recommends", *packages], log)
+    if done.returncode != 0:
+        raise EngineError(
+            f"apt-get could not install {', '.join(packages)}",
+            found="; ".join((done.stderr or done.stdout).strip().splitlines()[-5:]),
+            next_step=f"install them by hand, then run this again: {by_hand}",
+        )
+    if still := sorted(program for program in missing if find(program) is None):
+        raise EngineError(f"{', '.join(packages)} installed, but {', '.join(still)} cannot be found on PATH")
+
+
+def _apt_get(arguments: Sequence[str], log: Log) -> subprocess.CompletedProcess[str]:
+    log.command(["apt-get", *arguments])
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    return subprocess.run(
+        ["apt-get", *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def _install_backports(packages: Sequence[str], log: Log) -> subprocess.CompletedProcess[str] | None:
+    """Install from the backports of this machine's Debian release, beside the sources that it has.
+
+    The source and its lists are there for these two commands alone: nothing of the machine's configuration changes.
+    None where there are no backports.
+    """
+    codename, suites = debian_suites()
+    if codename not in suites:
+        return None
+    with tempfile.TemporaryDirectory(prefix="dind-k3s-apt-") as folder:
+        (Path(folder) / "lists" / "partial").mkdir(parents=True)
+        own = Path("/etc/apt/sources.list")
+        sources = own.read_text(encoding="utf-8") if own.exists() else ""
+        listed = Path(folder) / "sources.list"
+        listed.write_text(
+            f"{sources}\ndeb [target=Packages] {suites[codename]} {codename}-backports main\n", encoding="utf-8"
+        )
+        options = ["-o", f"Dir::Etc::sourcelist={listed}", "-o", f"Dir::State::lists={folder}/lists"]
+        if _apt_get([*options, "update", "-qq", "--error-on=any"], log).returncode != 0:
+            return None
+        install = ["install", "-qq", "--yes", "--no-install-recommends", "-t", f"{codename}-backports", *packages]
+        return _apt_get([*options, *install], log)
+
+
+def debian_suites() -> tuple[str, dict[str, str]]:
+    """The release name of this machine's Debian, and the suites of its sources, each with its archive's base URL.
+
+    ("", {}) elsewhere than on Debian.
+    """
+    release = os_release()
+    codename = release.get("VERSION_CODENAME", "")
+    if release.get("ID") != "debian" or find("apt-get") is None:
+        return "", {}
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    pairs = (line.partition(" ") for line in done.stdout.splitlines())
+    return codename, {suite: uri.rstrip("/") for uri, _, suite in pairs}
+
+
+def os_release() -> dict[str, str]:
+    """os-release(5); empty where there is none."""
+    try:
+        lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
+
+
+def disk_full(said: str, where: Path) -> EngineError | None:
+    """The error for a program that ended because the disk is full, by what it said; None when it said nothing of it."""
+    if "No space left on device" not in said:
+        return None
+    return EngineError(
+        "the disk is full",
+        found=next(line for line in said.splitlines() if "No space left on device" in line)[:200],
+        where=str(where),
+        next_step="make room there, or choose another folder: DIND_K3S_CACHE=…",
+    )
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process may ever use a capability (capabilities(7) numbers them): its bounding set has it."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapBnd:"):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
+CAP_SYS_RESOURCE = 24  # needed to lower oom_score_adj below 0

@@ -1,0 +1,217 @@
+"""A private docker engine, started from the very artifacts of the lock, that touches nothing of the machine's own.
+
+Own socket, data root, cgroup parent and (unless it runs inside one already) a sandbox: see pipeline/engine/sandbox.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from python_on_whales import DockerClient
+from python_on_whales.exceptions import DockerException
+
+from pipeline.core.errors import EngineError
+from pipeline.core.log import Log, seconds
+from pipeline.core.machine import find
+from pipeline.core.names import Digest
+from pipeline.engine import sandbox
+
+CGROUP = "dind-k3s"
+_BUILDS = "12GB"  # of the builder's cache; one build of both platforms and the variant fills 5 GB
+_START = 60.0  # seconds that dockerd may take to answer; it takes 2-3 on two cores
+_STOP = 25.0  # seconds for an orderly stop, before the sandbox is killed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binaries:
+    """An unpacked docker archive and a folder with the client's plugins."""
+
+    bin: Path
+    config: Path
+
+    @property
+    def init(self) -> Path:
+        """The static init of the archive."""
+        return self.bin / "docker-init"
+
+
+def unpack(*, docker: Path, digest: Digest, buildx: Path, folder: Path) -> Binaries:
+    """Unpack docker's static archive into `folder`, once for each digest, and set the buildx plugin beside it."""
+    target = folder / f"docker-{digest.hex[:16]}"
+    if not target.exists():
+        partial = folder / f".docker-{os.getpid()}"
+        partial.mkdir(parents=True)
+        with tarfile.open(docker) as archive:
+            archive.extractall(partial, filter="data")
+        (partial / "docker").rename(target)
+        partial.rmdir()
+    plugins = folder / "config" / "cli-plugins"
+    plugins.mkdir(parents=True, exist_ok=True)
+    plugin = plugins / "docker-buildx"
+    plugin.unlink(missing_ok=True)
+    plugin.write_bytes(buildx.read_bytes())
+    plugin.chmod(0o755)
+    return Binaries(bin=target, config=folder / "config")
+
+
+@contextmanager
+def run(binaries: Binaries, folder: Path, log: Log, *, sandboxed: bool, network: bool) -> Iterator[DockerClient]:
+    """Run dockerd for the length of the block and yield a client for it.
+
+    `folder`: holds socket, data root and log; kept between runs, so the build cache is too. `sandboxed`: make
+    namespaces (False: we are inside some already). `network`: give the sandbox a way out through slirp4netns.
+    Raises EngineError when dockerd does not answer, with its last lines.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    socket = folder / "docker.sock"
+    if len(str(socket)) > 100:
+        raise EngineError(
+            "the path of the engine's socket is too long for the kernel",
+            expected="at most 100 characters",
+            found=str(socket),
+            next_step="set DIND_K3S_CACHE to a folder with a shorter path",
+        )
+    try:
+        lock = FileLock(folder / "lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise EngineError(
+            "another run uses the private engine",
+            where=str(folder),
+            next_step="wait for it, or give this run a folder of its own: DIND_K3S_CACHE=…",
+        ) from None
+    try:
+        sandbox.sweep_cgroups(CGROUP)
+        for stale in (socket, folder / "dockerd.pid"):
+            stale.unlink(missing_ok=True)
+        started = time.monotonic()
+        process = _start(binaries, folder, socket, sandboxed=sandboxed, network=network)
+        try:
+            client = DockerClient(
+                host=f"unix://{socket}", config=binaries.config, client_call=[str(binaries.bin / "docker")]
+            )
+            _wait(client, process, folder)
+            log.say(f"dockerd answered after {seconds(time.monotonic() - started)}")
+            _drop_leftovers(client)
+            yield client
+        finally:
+            _stop(process, sandboxed=sandboxed)
+            sandbox.sweep_cgroups(CGROUP)
+    finally:
+        lock.release()
+
+
+def _start(
+    binaries: Binaries, folder: Path, socket: Path, *, sandboxed: bool, network: bool
+) -> subprocess.Popen[bytes]:
+    config = folder / "daemon.json"
+    settings = {
+        "hosts": [f"unix://{socket}"],
+        "data-root": str(folder / "data"),
+        "pidfile": str(folder / "dockerd.pid"),
+        "cgroup-parent": f"/{CGROUP}",
+        # One index with several platforms can only be held by the containerd image store.
+        "features": {"containerd-snapshotter": True},
+        # BuildKit's own limit is a tenth of the disk, whatever its size; in somebody's cache two builds are enough
+        # (docs.docker.com/build/cache/garbage-collection).
+        "builder": {"gc": {"enabled": True, "defaultKeepStorage": _BUILDS}},
+    }
+    config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    command = [str(binaries.bin / "dockerd"), "--config-file", str(config)]
+    resolv = folder / "resolv.conf"
+    resolv.write_text("nameserver 10.0.2.3\n", encoding="ascii")  # slirp4netns's forwarder
+    if sandboxed:
+        command = sandbox.wrap(command, init=binaries.init, resolv_conf=resolv if network else None)
+    sbin = Path(find("iptables") or "/usr/sbin/iptables").parent
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries.bin}:{os.environ.get('PATH', '')}:{sbin}",
+        # dockerd must not read a docker configuration of the user.
+        "DOCKER_CONFIG": str(binaries.config),
+    }
+    with (folder / "dockerd.log").open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is ours to handle: dockerd is told to stop once, in order
+        )
+    if sandboxed and network:
+        _connect(process, folder)
+    return process
+
+
+def _connect(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Give the sandbox's network namespace a way out; the helper ends with the namespace's first process."""
+    program = find("slirp4netns")
+    if program is None:
+        return
+    deadline = time.monotonic() + 5
+    child = 0
+    while not child and time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError, ValueError, IndexError):
+            child = sandbox.first_inside(process.pid)
+    if not child:
+        return
+    with (folder / "slirp4netns.log").open("wb") as output:
+        subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", program, "--configure", "--mtu=65520", str(child), "tap0"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait(client: DockerClient, process: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline = time.monotonic() + _START
+    while True:
+        with suppress(DockerException):
+            if client.system.info().server_version:
+                return
+        if process.poll() is not None or time.monotonic() > deadline:
+            log = folder / "dockerd.log"
+            tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+            raise EngineError(
+                "the private docker engine did not start",
+                expected=f"an answer within {_START:.0f} s",
+                found="\n    ".join(tail) or "no output",
+                where=str(log),
+                next_step="the last lines tell what dockerd misses; `nox -s rehearse` installs what it needs",
+            )
+
+
+def _drop_leftovers(client: DockerClient) -> None:
+    """Remove what a killed run left in our data root: every container and volume in it is ours."""
+    for container in client.container.list(all=True):
+        container.remove(force=True, volumes=True)
+    for volume in client.volume.list():
+        with suppress(DockerException):
+            volume.remove()
+
+
+def _stop(process: subprocess.Popen[bytes], *, sandboxed: bool) -> None:
+    """Stop dockerd in order, so that its data root is left clean; then by force, which its sandbox survives not."""
+    if process.poll() is not None:
+        return
+    if sandboxed:
+        sandbox.signal_inside(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
+    try:
+        process.wait(_STOP)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

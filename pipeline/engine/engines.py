@@ -1,0 +1,119 @@
+"""The engines that smoke runs its tiers on: this machine's, hosts of other platforms that were named, virtual ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from python_on_whales import DockerClient
+from python_on_whales.client_config import ClientNotFoundError
+from python_on_whales.exceptions import DockerException
+
+from pipeline.core.errors import EngineError, IntentError
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.engine import virtual
+from pipeline.engine.engine import Engine, describe, platform_of, unpack
+from pipeline.engine.virtual import qemu
+from pipeline.engine.virtual.disks import Content
+from pipeline.engine.virtual.guests import GUESTS, Guest
+from pipeline.inputs.lock import Lock
+
+
+@dataclass(kw_only=True)
+class Engines:
+    """The engines that smoke runs its tiers on, each started when it is first asked for."""
+
+    lock: Lock
+    cache: Path
+    log: Log
+    start: Callable[[], Engine]  # the engine of this machine
+    others: tuple[str, ...] = ()  # docker hosts, for the platforms that they run natively
+    guest: Guest = GUESTS["default"]
+    always_virtual: bool = False  # boot natively nowhere
+    keep: bool = False  # leave virtual engines running
+    _found: dict[Platform, Engine] = field(default_factory=dict)
+
+    def native(self, platform: Platform) -> Engine | None:
+        """An engine that runs the platform natively; None when there is none. Raises EngineError."""
+        if self.others and not self._found:
+            for host in self.others:
+                engine = named(host)
+                if engine.platform is None:
+                    raise EngineError(f"the engine {host} runs no platform of the image")
+                self._found[engine.platform] = engine
+        if platform not in self._found and platform == Platform.host():
+            self._found[platform] = self.start()
+        return self._found.get(platform)
+
+    def local(self) -> Engine:
+        """The engine of this machine, on which foreign binaries run if the kernel has a handler for them."""
+        host = Platform.host()
+        if host is None:
+            raise EngineError("this machine is of no platform of the image")
+        engine = self.native(host)
+        assert engine is not None
+        return engine
+
+    def why_not_virtual(self, platform: Platform) -> str | None:
+        """Why this machine can have no virtual engine of that platform; None when it can."""
+        return virtual.why_not(platform)
+
+    @contextmanager
+    def virtual(self, platform: Platform, content: Content, console: Path) -> Iterator[Engine]:
+        """A virtual engine of that platform, with that content. Raises EngineError."""
+        binaries = unpack(self.lock, self.cache)
+        running = virtual.run(
+            platform,
+            self.guest,
+            content,
+            lock=self.lock,
+            cache=self.cache,
+            binaries=binaries,
+            console=console,
+            log=self.log,
+            keep=self.keep,
+        )
+        with running as guest:
+            host = f"tcp://127.0.0.1:{guest.port}"
+            client = DockerClient(host=host, config=binaries.config, client_call=[str(binaries.bin / "docker")])
+            release = ".".join(map(str, qemu.version(platform)))
+            description = f"virtual engine: qemu {release} {guest.accelerator.name}, {guest.speed:.0f}× slower"
+            yield Engine(
+                docker=client,
+                builder=None,
+                description=description + ("" if self.guest.name == "default" else f", guest {self.guest.name}"),
+                platform=platform,
+                host=host,
+                virtual=True,
+                patience=max(1.0, guest.speed),
+                story=guest.story,
+                trouble=lambda: guest.trouble,
+            )
+            if self.keep:
+                self.log.say(f"the guest goes on: DOCKER_HOST={host}; its console: {console}; end it: kill {guest.pid}")
+
+
+def guest(name: str) -> Guest:
+    """The guest of that name. Raises IntentError."""
+    if name not in GUESTS:
+        raise IntentError(f"there is no guest {name!r}", expected=", ".join(GUESTS), found=name)
+    return GUESTS[name]
+
+
+def named(host: str) -> Engine:
+    """The docker host of that URL (ssh://, tcp://, unix://). Raises EngineError when it does not answer."""
+    try:
+        client = DockerClient(host=host)
+        description = f"{host}, {describe(client)}"
+        return Engine(docker=client, builder=None, description=description, platform=platform_of(client), host=host)
+    except (ClientNotFoundError, DockerException) as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        raise EngineError(
+            "the engine that --engine names does not answer",
+            found=said[-1] if said else "no answer",
+            where=host,
+            next_step=f"try it by hand: docker --host {host} info",
+        ) from None

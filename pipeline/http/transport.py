@@ -1,0 +1,359 @@
+"""HTTP: one client with a connection for each request in flight, bounded answers, bounded retries.
+
+httpx follows no redirects unless told and retries nothing but connects: that is done here. Files of the lock come
+through pipeline/fetch/download.py, which adds resuming, racing and the digest.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import random
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from urllib.parse import urlsplit, urlunsplit
+
+import httpcore
+import httpx
+from h2.exceptions import H2Error
+
+from pipeline.core.errors import UpstreamError
+from pipeline.core.names import ImageName
+from pipeline.http.folders import Folders
+
+Sleep = Callable[[float], None]
+
+PAUSES = (0.5, 1.5, 4.0)  # seconds before the second, third and fourth try; `jittered` when used
+LONGEST_PAUSE = 60.0  # seconds; no server is waited for longer, whatever its Retry-After says
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be others in a moment
+REDIRECTS = 5  # in a row; GitHub and dl.k8s.io need one
+_TEXT = 32 << 20  # bytes; listings, checksums and channels are below 1 MB
+
+NEXT_STEP = (
+    "see whether the network is up, or name another server in versions.yaml (docs/versions.md): `mirrors` for what is "
+    "fetched, `upstream` for what is resolved; a rehearsal needs no vendor: nox -s rehearse"
+)
+
+_GREETING = 2.0  # seconds for a registry on loopback to answer
+
+_READ = 256 << 10  # bytes at a time; httpcore's own 64 KiB take twice the processor time on loopback
+_LONG = 1 << 20  # bytes from which on a body is worth a connection of its own
+# Bytes at a time of such a body. Receiving, writing and hashing a piece let go of the interpreter and wait for it
+# again; larger pieces do so less often (docs/fetch.md), and eight of them are 16 MiB of memory.
+_PIECE = 2 << 20
+httpcore.HTTP11Connection.READ_NUM_BYTES = _READ
+httpcore.HTTP2Connection.READ_NUM_BYTES = _READ
+
+
+def make_client(
+    handler: httpx.BaseTransport | None = None, *, read: float = 30.0, verify: ssl.SSLContext | None = None
+) -> httpx.Client:
+    """The client that everything uses; `handler` stands in for the network in tests, `verify` for the usual CAs.
+
+    `read`: seconds without a byte after which a server is given up. `identity` encoding: what is hashed is what the
+    vendor published, not what a proxy made of it.
+    """
+    return httpx.Client(
+        transport=handler or _Connections(verify),
+        mounts={"file://": Folders()},
+        event_hooks={"response": [_stay_outside]},
+        follow_redirects=True,
+        max_redirects=REDIRECTS,
+        timeout=httpx.Timeout(read, connect=min(read, 5.0)),
+        headers={"User-Agent": "dind-k3s-pipeline", "Accept-Encoding": "identity"},
+    )
+
+
+def registry_origin(name: ImageName) -> str:
+    """`https://host[:port]` of the registry that holds a repository.
+
+    As docker has it, a registry on loopback may speak plain HTTP: whether it does is found by asking. Nothing is
+    trusted here: the client that uses the address checks the certificate.
+    """
+    host = "registry-1.docker.io" if name.registry == "docker.io" else name.registry
+    return f"{'http' if name.is_loopback and not _speaks_tls(host) else 'https'}://{host}"
+
+
+def _speaks_tls(host: str) -> bool:
+    """Whether what listens at `host[:port]` answers a TLS greeting."""
+    url = urlsplit(f"//{host}")
+    name = url.hostname or host
+    asking = ssl.create_default_context()
+    asking.check_hostname = False
+    asking.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((name, url.port or 443), timeout=_GREETING) as plain,
+            asking.wrap_socket(plain, server_hostname=name),
+        ):
+            return True
+    except OSError:
+        return False
+
+
+def _stay_outside(response: httpx.Response) -> None:
+    """A server may send on to another server, never to a file of this machine, which only versions.yaml may name."""
+    if not response.has_redirect_location:
+        return
+    try:
+        target = httpx.URL(response.headers["Location"])  # read as httpx reads it when it follows
+    except httpx.InvalidURL:
+        return  # httpx refuses to follow it
+    if target.scheme not in ("", "http", "https"):
+        raise httpx.UnsupportedProtocol(f"a redirect to {shown(str(target))}", request=response.request)
+
+
+class _Connections(httpx.BaseTransport):
+    """HTTP/2 where the server offers it, else HTTP/1.1; a connection serves one request at a time, then the next.
+
+    httpx would put all requests to a host onto one HTTP/2 connection. Threads that share one share its faults: a read
+    timeout of one ends all, a response that is closed early (httpcore sends no RST_STREAM) leaves its bytes in the
+    window of the others, and h2's state is not made for threads.
+    """
+
+    def __init__(self, verify: ssl.SSLContext | None) -> None:
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._idle: dict[tuple[str, str, int | None], list[httpx.HTTPTransport]] = {}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        key = (request.url.scheme, request.url.host, request.url.port)
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            connection = idle.pop() if idle else self._new(request.url)
+        try:
+            response = connection.handle_request(request)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, H2Error):  # httpcore lets some of them through
+                raise httpx.RemoteProtocolError(str(error), request=request) from None
+            raise
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        response.stream = _Lent(response.stream, connection, idle)
+        return response
+
+    def _new(self, url: httpx.URL) -> httpx.HTTPTransport:
+        if url.scheme == "https" and self._verify is None:  # made once: reading the CAs takes longer than a small file
+            self._verify = httpx.create_ssl_context()
+        proxies = urllib.request.getproxies()
+        proxy = proxies.get(url.scheme) or proxies.get("all")
+        if proxy and (urllib.request.proxy_bypass(url.host) or url.host in ("127.0.0.1", "localhost", "::1")):
+            proxy = None
+        if proxy and "://" not in proxy:
+            proxy = f"http://{proxy}"
+        unused = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return httpx.HTTPTransport(verify=self._verify or unused, http2=True, proxy=proxy)
+
+    def close(self) -> None:
+        with self._lock:
+            for idle in self._idle.values():
+                while idle:
+                    idle.pop().close()
+
+
+class _Lent(httpx.SyncByteStream):
+    """The body of a response; its connection is used again once the body has come to its end."""
+
+    def __init__(
+        self, body: httpx.SyncByteStream, connection: httpx.HTTPTransport, idle: list[httpx.HTTPTransport]
+    ) -> None:
+        self._body = body
+        self._connection: httpx.HTTPTransport | None = connection
+        self._idle = idle
+        self._whole = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._body
+        except H2Error as error:
+            raise httpx.RemoteProtocolError(str(error)) from None
+        self._whole = True
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._body.close()
+        if self._whole:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+
+def pieces(response: httpx.Response) -> Iterator[bytes | memoryview]:
+    """The body as it comes, for large files; a piece is only valid until the next one is asked for.
+
+    Of a long HTTP/1.1 body httpcore parses the beginning; from there the socket holds Content-Length bytes and nothing
+    else, which are read into one buffer: that takes half the processor time of reading them through h11. The
+    connection ends with the body then. Raises httpx.TransportError as httpx does.
+    """
+    body = response.iter_raw()
+    length = response.headers.get("Content-Length", "")
+    raw = _socket(response)
+    if response.http_version != "HTTP/1.1" or raw is None or not length.isdigit() or int(length) < _LONG:
+        yield from body
+        return
+    first = next(body, b"")
+    yield first
+    left, buffer = int(length) - len(first), memoryview(bytearray(min(_PIECE, int(length))))
+    while left:
+        try:
+            count = raw.recv_into(buffer[:left])
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(str(error)) from None
+        except OSError as error:
+            raise httpx.ReadError(str(error)) from None
+        if not count:
+            raise httpx.RemoteProtocolError(f"the connection ended {left} bytes before the body")
+        left -= count
+        yield buffer[:count]
+
+
+def hang_up(response: httpx.Response) -> None:
+    """End a connection whose response another thread is reading: that thread's read fails at once."""
+    if (raw := _socket(response)) is not None:
+        with suppress(OSError):  # SSLSocket.shutdown would drop its state while the other thread uses it
+            socket.socket.shutdown(raw, socket.SHUT_RDWR)
+
+
+def _socket(response: httpx.Response) -> socket.socket | None:
+    """What a response comes through; None for one that a test made."""
+    stream = response.extensions.get("network_stream")
+    raw = stream.get_extra_info("socket") if stream is not None else None
+    return raw if isinstance(raw, socket.socket) else None
+
+
+def shown(url: str) -> str:
+    """A URL without credentials, and without the query, where vendors' CDNs carry signatures."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a URL that cannot be read"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def get(
+    client: httpx.Client,
+    url: str,
+    *,
+    what: str,
+    expected: frozenset[int] = frozenset({200}),
+    headers: Mapping[str, str] | None = None,
+    sleep: Sleep = time.sleep,
+) -> httpx.Response:
+    """GET; `what` names the thing in messages. Only an expected status is an answer, of 32 MB at most.
+
+    Raises UpstreamError.
+    """
+    return _request(client, "GET", url, what=what, expected=expected, headers=headers, sleep=sleep)
+
+
+def head(
+    client: httpx.Client,
+    url: str,
+    *,
+    what: str,
+    expected: frozenset[int] = frozenset({200}),
+    headers: Mapping[str, str] | None = None,
+    sleep: Sleep = time.sleep,
+) -> httpx.Response:
+    """HEAD, as `get`."""
+    return _request(client, "HEAD", url, what=what, expected=expected, headers=headers, sleep=sleep)
+
+
+def _request(
+    client: httpx.Client,
+    method: str,
+    url: str,
+    *,
+    what: str,
+    expected: frozenset[int],
+    headers: Mapping[str, str] | None,
+    sleep: Sleep,
+) -> httpx.Response:
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            with client.stream(method, url, headers=dict(headers or {})) as streamed:
+                if streamed.url.scheme not in ("https", urlsplit(url).scheme):
+                    raise httpx.UnsupportedProtocol(f"a redirect to {shown(str(streamed.url))}")
+                response = _whole(streamed, what)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
+            # Refused, unknown host, TLS, filtered: trying again within seconds changes nothing, and a user waits.
+            raise unreachable(url, what, str(error)) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if (pause := next(pauses, None)) is None:
+                raise unreachable(url, what, str(error) or type(error).__name__) from None
+            sleep(jittered(pause))
+            continue
+        if response.status_code in expected:
+            return response
+        pause = next(pauses, None)
+        if response.status_code not in AGAIN or pause is None:
+            raise UpstreamError(
+                f"{what}: unexpected answer",
+                expected=f"status {' or '.join(map(str, sorted(expected)))}",
+                found=f"status {response.status_code}",
+                where=shown(url),
+                next_step=NEXT_STEP,
+            )
+        sleep(asked_pause(response, pause))
+
+
+def _whole(streamed: httpx.Response, what: str) -> httpx.Response:
+    """The answer with its body, which is neither unpacked nor endless: a small file can unpack to more than memory."""
+    encoding = streamed.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity") and streamed.request.method != "HEAD":
+        raise UpstreamError(
+            f"{what}: the answer is packed",
+            expected="Content-Encoding: identity, as asked for",
+            found=encoding,
+            where=shown(str(streamed.url)),
+            next_step=NEXT_STEP,
+        )
+    body = bytearray()
+    for chunk in [streamed.content] if streamed.is_closed else streamed.iter_raw():
+        body += chunk
+        if len(body) > _TEXT:
+            raise UpstreamError(
+                f"{what}: the answer does not end",
+                expected=f"{_TEXT} bytes at most",
+                where=shown(str(streamed.url)),
+                next_step=NEXT_STEP,
+            )
+    return httpx.Response(
+        streamed.status_code,
+        headers=streamed.headers,
+        content=bytes(body),
+        request=streamed.request,
+        history=streamed.history,
+        extensions={key: value for key, value in streamed.extensions.items() if key != "network_stream"},
+    )
+
+
+def unreachable(url: str, what: str, found: str) -> UpstreamError:
+    """The error for a host that does not answer."""
+    return UpstreamError(
+        f"{what}: {urlsplit(url).hostname} cannot be reached", found=found, where=shown(url), next_step=NEXT_STEP
+    )
+
+
+def jittered(pause: float) -> float:
+    """A pause of about that many seconds: clients that failed together should not come back together."""
+    return pause * random.uniform(0.75, 1.25)
+
+
+def asked_pause(response: httpx.Response, pause: float, longest: float = LONGEST_PAUSE) -> float:
+    """What Retry-After asks for (seconds or a date, RFC 9110 §10.2.3), within bounds; else our own pause."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), longest)
+    with suppress(ValueError, TypeError, OverflowError):
+        left = (email.utils.parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+        return min(max(left, 0.0), longest)
+    return jittered(pause)

@@ -1,0 +1,124 @@
+"""Who we are to a registry: what `docker login` left behind, and the registry's two ways to ask for it.
+
+Sources: distribution's docs/spec/auth/token.md (Bearer challenge), RFC 7617 (Basic), and docker's config.json as
+docker/cli documents it. Secrets never appear in a message or a repr.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import RegistryError
+
+# Docker Hub is filed under the address of its first API.
+_HUB_KEY = "https://index.docker.io/v1/"
+_HELPER_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """A user name and a password or access token."""
+
+    username: str
+    password: str = field(repr=False)
+
+    @property
+    def basic(self) -> str:
+        """The value of an Authorization header, scheme Basic."""
+        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+
+    @classmethod
+    def from_docker_config(cls, registry: str, config_dir: Path) -> Credentials | None:
+        """What docker's config.json knows about a registry, out of a credential helper where one is set.
+
+        None when nobody logged in there. Raises RegistryError when the file or the helper is broken.
+        """
+        path = config_dir / "config.json"
+        key = _HUB_KEY if registry == "docker.io" else registry
+        try:
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            # Not the parser's own text: it could quote a part of the file.
+            raise RegistryError(
+                f"{path} cannot be read", found=type(error).__name__, next_step=_login(registry)
+            ) from None
+        helpers = config.get("credHelpers", {})
+        if helper := helpers.get(key) or helpers.get(registry) or config.get("credsStore"):
+            return cls._from_helper(helper, key, registry)
+        entry = config.get("auths", {}).get(key, {})
+        if entry.get("identitytoken"):
+            raise _identity_token(registry)
+        if not entry.get("auth"):
+            return None
+        try:
+            username, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
+        except ValueError:
+            raise RegistryError(
+                f"the entry of {registry} in {path} is not base64", next_step=_login(registry)
+            ) from None
+        return cls(username=username, password=password.rstrip("\0"))
+
+    @classmethod
+    def _from_helper(cls, helper: str, key: str, registry: str) -> Credentials | None:
+        """Ask `docker-credential-<helper> get`; its protocol is in docker/docker-credential-helpers."""
+        program = f"docker-credential-{helper}"
+        try:
+            done = subprocess.run(
+                [program, "get"], input=key, capture_output=True, text=True, timeout=_HELPER_SECONDS, check=False
+            )
+            if "credentials not found" in done.stdout:
+                return None
+            answer = json.loads(done.stdout)
+            found = cls(username=answer["Username"], password=answer["Secret"])
+        except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
+            raise RegistryError(
+                f"{program} gave no credentials for {registry}", found=type(error).__name__, next_step=_login(registry)
+            ) from None
+        if found.username == "<token>":
+            raise _identity_token(registry)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Challenge:
+    """How a registry wants to be asked: the part of WWW-Authenticate that we answer."""
+
+    scheme: str  # `bearer` or `basic`
+    realm: str  # of bearer: the URL of the token server
+    service: str
+
+    @classmethod
+    def of(cls, headers: Sequence[str]) -> Challenge | None:
+        """The best challenge among the WWW-Authenticate headers; None when there is none that we can answer."""
+        found: dict[str, Challenge] = {}
+        for header in headers:
+            scheme, _, rest = header.strip().partition(" ")
+            words = {
+                name.lower(): quoted or bare
+                for name, quoted, bare in re.findall(r'(\w+)\s*=\s*(?:"([^"]*)"|([^\s,"]+))', rest)
+            }
+            found[scheme.lower()] = cls(
+                scheme=scheme.lower(), realm=words.get("realm", ""), service=words.get("service", "")
+            )
+        return found.get("bearer") or found.get("basic")
+
+
+def _login(registry: str) -> str:
+    return f"docker login {registry}"
+
+
+def _identity_token(registry: str) -> RegistryError:
+    return RegistryError(
+        f"docker holds an identity token for {registry}, which cannot be used here",
+        expected="a user name with a password or access token",
+        next_step=f"docker login --username USER --password-stdin {registry}",
+    )

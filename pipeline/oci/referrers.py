@@ -1,0 +1,113 @@
+"""Artifacts that point at a manifest: how signatures and attestations lie beside an image in a registry.
+
+A registry that has the referrers API lists them itself; in others a tag made of the digest, `sha256-<hex>`, names an
+index of them (OCI distribution-spec, «Referrers Tag Schema»). cosign and other readers look in both places.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import RegistryError
+from pipeline.core.log import Log
+from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.oci.layout import Part
+from pipeline.oci.registry import Registry
+
+EMPTY = "application/vnd.oci.empty.v1+json"
+_NOTHING = b"{}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One file that says something about a manifest or an index."""
+
+    subject: Part
+    kind: str  # artifact type and media type of the file
+    annotations: Mapping[str, str]
+    path: Path  # of the file
+
+
+def found(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
+    """The descriptors of everything that points at that manifest. Raises RegistryError."""
+    listed = registry.referrers(subject)
+    return _at_tag(registry, subject) if listed is None else listed
+
+
+def push(registry: Registry, artifact: Artifact, folder: Path, log: Log) -> bool:
+    """Put the artifact beside its subject; False when it was there. Run again, it completes what was interrupted.
+
+    `folder` is for the file of two bytes that stands for «no config». Raises RegistryError.
+    """
+    nothing = folder / "empty.json"
+    nothing.write_bytes(_NOTHING)
+    config = _part(nothing, EMPTY)
+    file = _part(artifact.path, artifact.kind)
+    raw = json.dumps(_manifest(artifact, config, file), sort_keys=True, separators=(",", ":")).encode()
+    digest = Digest.of(raw)
+    listed = registry.referrers(artifact.subject.digest)
+    there = registry.has("manifests", digest)
+    if not there:
+        registry.push_blobs((config, file), log)
+        registry.tag(digest.text, raw, MANIFEST)
+    if listed is not None:
+        return not there
+    # No referrers API: the list is ours to keep. What others have entered stays.
+    tag, entries = tag_of(artifact.subject.digest), _at_tag(registry, artifact.subject.digest)
+    if any(entry["digest"] == digest.text for entry in entries):
+        return not there
+    described = {
+        "mediaType": MANIFEST,
+        "digest": digest.text,
+        "size": len(raw),
+        "artifactType": artifact.kind,
+        "annotations": dict(artifact.annotations),
+    }
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries, described]}
+    registry.tag(tag, json.dumps(index, sort_keys=True, separators=(",", ":")).encode(), INDEX)
+    return True
+
+
+def _at_tag(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
+    tagged = registry.manifest(tag_of(subject))
+    if tagged is None:
+        return []
+    try:
+        return [entry for entry in json.loads(tagged.raw)["manifests"] if isinstance(entry["digest"], str)]
+    except (ValueError, KeyError, TypeError):
+        raise RegistryError(
+            "the list of what refers to a manifest cannot be read",
+            expected=INDEX,
+            found=tagged.media_type,
+            where=f"{registry.name}:{tag_of(subject)}",
+            next_step="somebody else uses that tag: look at it, and delete it if nothing needs it",
+        ) from None
+
+
+def tag_of(subject: Digest) -> str:
+    """The tag that stands for the list where there is no referrers API."""
+    return subject.text.replace(":", "-", 1)
+
+
+def _manifest(artifact: Artifact, config: Part, file: Part) -> dict[str, Any]:
+    return {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": artifact.kind,
+        "config": _descriptor(config),
+        "layers": [_descriptor(file)],
+        "subject": _descriptor(artifact.subject),
+        "annotations": dict(artifact.annotations),
+    }
+
+
+def _part(path: Path, media_type: str) -> Part:
+    return Part(digest=Digest.of_file(path), size=path.stat().st_size, media_type=media_type, path=path)
+
+
+def _descriptor(part: Part) -> dict[str, Any]:
+    return {"mediaType": part.media_type, "digest": part.digest.text, "size": part.size}

@@ -1,0 +1,472 @@
+"""One repository of a registry, over the registry's HTTP API: read it, push an OCI layout into it, tag it.
+
+Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md. Image bytes are never rewritten, so a
+digest is the same here, in the layout and in every registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from pipeline.core.errors import RegistryError
+from pipeline.core.log import Log, Transfers
+from pipeline.core.names import ANY_MANIFEST, INDEX, Digest, ImageName
+from pipeline.http.transport import registry_origin
+from pipeline.oci import layout as layouts
+from pipeline.oci.credentials import Challenge, Credentials
+
+__all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
+
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries; one try more than pauses
+_LONGEST_PAUSE = 60.0  # seconds; more is not waited for, whatever Retry-After says
+_AT_ONCE = 3  # blobs
+_CHUNK = 1 << 20
+NO_SUCH_LIST = (400, 404, 405, 406)  # how registries answer that have no referrers API
+
+# After the last byte of a layer a registry may copy it to where it belongs before it answers.
+_UPLOAD = httpx.Timeout(30.0, read=300.0)  # seconds
+
+# `identity`: the digest is over the bytes as they are stored, not as a proxy may compress them.
+_AS_STORED = {"Accept-Encoding": "identity"}
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A manifest or index exactly as the registry sent it."""
+
+    raw: bytes
+    media_type: str
+    digest: Digest  # of `raw`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What a push had to do; manifests count like blobs."""
+
+    sent: int  # files
+    skipped: int  # files that the repository had
+    bytes_sent: int
+    bytes_skipped: int
+
+
+class _Again(Exception):
+    """Something that another try may cure; `pause` is what the registry asks for, in seconds."""
+
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class Registry:
+    """One repository. HTTPS; on loopback plain HTTP where the registry speaks nothing else.
+
+    Every method raises RegistryError when the registry refuses, contradicts itself or stays unreachable: broken
+    connections, timeouts, 429 and 5xx are tried again with growing pauses; everything else is final, a connection that
+    cannot be made at all too (trying again within seconds changes nothing, and a user waits).
+    """
+
+    def __init__(
+        self,
+        client: httpx.Client,
+        name: ImageName,
+        credentials: Credentials | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.name = name
+        self._client = client
+        self._credentials = credentials
+        self._sleep = sleep
+        self._authorization: dict[str, str] = {}  # actions → value of the header
+        self._authorizing = threading.Lock()
+
+    @cached_property
+    def _origin(self) -> httpx.URL:
+        return httpx.URL(registry_origin(self.name))
+
+    @property
+    def _base(self) -> httpx.URL:
+        return self._origin.join(f"/v2/{self.name.repository}/")
+
+    def manifest(self, reference: str) -> Manifest | None:
+        """The manifest or index behind a tag or a digest; None when there is none."""
+        headers = {"Accept": ", ".join(ANY_MANIFEST), **_AS_STORED}
+        answer = self._ask("GET", f"manifests/{reference}", expect=(200, 404), headers=headers)
+        if answer.status_code == 404:
+            return None
+        raw = answer.content
+        digest = Digest.of(raw)
+        promised = answer.headers.get("Docker-Content-Digest", digest.text)
+        expected = reference if reference.startswith("sha256:") else promised
+        if digest.text != promised or digest.text != expected:
+            raise RegistryError(
+                "the registry sent another manifest than it says",
+                expected=expected,
+                found=digest.text,
+                where=f"{self.name}:{reference}",
+            )
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        return Manifest(raw=raw, media_type=media_type, digest=digest)
+
+    @contextmanager
+    def blob(self, digest: Digest) -> Iterator[Iterator[bytes]]:
+        """The bytes of a blob, hashed on their way: RegistryError at the end when they are not what was asked for.
+
+        A broken connection is resumed where it broke.
+        """
+        chunks = self._chunks(digest)
+        try:
+            yield chunks
+        finally:
+            chunks.close()
+
+    @property
+    def url(self) -> str:
+        """The repository's address in the registry's API."""
+        return str(self._base).rstrip("/")
+
+    def ping(self) -> str:
+        """Ask for nothing (end-1 of the specification); returns the protocol as httpx names it, e.g. HTTP/2."""
+        return self._ask("GET", self._origin.join("/v2/"), expect=(200, 401)).http_version
+
+    def has(self, kind: str, digest: Digest, *, write: bool = True) -> bool:
+        """Whether the repository holds it; `kind`: `blobs` or `manifests`; `write`: asked by a push."""
+        headers = {"Accept": ", ".join(ANY_MANIFEST)}
+        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=write)
+        return answer.status_code == 200
+
+    def tags(self) -> tuple[str, ...]:
+        """All tags of the repository, sorted; none when it does not exist yet."""
+        found: list[str] = []
+        url: httpx.URL | None = self._base.join("tags/list?n=1000")
+        while url is not None:
+            answer = self._ask("GET", url, expect=(200, 404))
+            if answer.status_code == 404:
+                break
+            found += answer.json().get("tags") or ()
+            following = answer.links.get("next", {}).get("url")
+            url = url.join(following) if following else None
+        return tuple(sorted(found))
+
+    def tag(self, tag: str, raw: bytes, media_type: str) -> None:
+        """Point a tag at a manifest or index that the repository holds: the same bytes under another name."""
+        self._put_manifest(tag, raw, media_type)
+
+    def delete(self, digest: Digest) -> None:
+        """Remove a manifest or index, and every tag that points at it; nothing happens when it is gone already.
+
+        Docker Hub and ghcr.io do not offer this (distribution-spec, «Content Management», is optional); the latter has
+        an API of its own: packages.py.
+        """
+        answer = self._ask("DELETE", f"manifests/{digest}", expect=(202, 200, 404, 405), write=True)
+        if answer.status_code == 405:
+            raise RegistryError(
+                f"{self.name.registry} does not let manifests be deleted over its API",
+                expected="status 202",
+                found="status 405",
+                where=f"{self.name}@{digest}",
+                next_step="delete by hand what `nox -s retention` lists, or switch deletion on in that registry",
+            )
+
+    def referrers(self, subject: Digest) -> list[dict[str, Any]] | None:
+        """The descriptors of what points at a manifest; None when the registry does not keep that list.
+
+        It should say so with 404; some that have never heard of it say otherwise.
+        """
+        found: list[dict[str, Any]] = []
+        url: httpx.URL | None = self._base.join(f"referrers/{subject}")
+        while url is not None:
+            answer = self._ask("GET", url, expect=(200, *NO_SUCH_LIST), headers={"Accept": INDEX, **_AS_STORED})
+            if answer.status_code != 200:
+                return None
+            try:
+                found += [entry for entry in answer.json()["manifests"] if isinstance(entry["digest"], str)]
+            except (ValueError, KeyError, TypeError):
+                raise RegistryError(
+                    "the list of what refers to a manifest cannot be read",
+                    expected=INDEX,
+                    found=answer.text[:80],
+                    where=str(url),
+                ) from None
+            following = answer.links.get("next", {}).get("url")
+            url = url.join(following) if following else None
+        return found
+
+    def push_blobs(self, blobs: tuple[layouts.Part, ...], log: Log) -> None:
+        """Have these files in the repository; what it holds already is not sent."""
+        with log.transfers() as transfers:
+            self._push_blobs(blobs, transfers)
+
+    def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
+        """Bring the index and everything below it into the repository, without any tag.
+
+        Blobs first, at most three at once, then the manifests, then the index, so that at no moment something is
+        there whose parts are missing. What the repository holds already is not sent again; an interrupted push is
+        completed by calling it again. Raises DigestMismatch too, when the layout is not complete.
+        """
+        parts = layouts.read(layout, index)
+        with log.transfers() as transfers:
+            sent = self._push_blobs(parts.blobs, transfers)
+        for part in (*parts.manifests, parts.index):
+            if not self.has("manifests", part.digest):
+                self._put_manifest(part.digest.text, part.path.read_bytes(), part.media_type)
+                sent.append(part)
+        everything = tuple(parts)
+        bytes_sent = sum(part.size for part in sent)
+        return Pushed(
+            sent=len(sent),
+            skipped=len(everything) - len(sent),
+            bytes_sent=bytes_sent,
+            bytes_skipped=sum(part.size for part in everything) - bytes_sent,
+        )
+
+    def _push_blobs(self, blobs: tuple[layouts.Part, ...], transfers: Transfers) -> list[layouts.Part]:
+        """Returns those that had to be sent. The first failure stops the others."""
+        stop = threading.Event()
+
+        def push(blob: layouts.Part) -> bool:
+            if self.has("blobs", blob.digest):
+                return False
+            self._retrying(lambda: self._upload(blob, transfers, stop))
+            return True
+
+        pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
+        try:
+            futures = {pool.submit(push, blob): blob for blob in blobs}
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done() and (failure := future.exception()):
+                    raise failure
+            return [blob for future, blob in futures.items() if future.result()]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _upload(self, blob: layouts.Part, transfers: Transfers, stop: threading.Event) -> None:
+        """One try: open an upload, send the whole file, close it with the digest that the registry shall check."""
+        if stop.is_set():
+            raise RegistryError("stopped")
+        opened = self._send("POST", "blobs/uploads/", expect=(202,), headers={"Content-Length": "0"}, write=True)
+        location = opened.request.url.join(opened.headers["Location"])
+        transfer = transfers.start(f"push {blob.digest.short}", blob.size)
+
+        def body() -> Iterator[bytes]:
+            with blob.path.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    if stop.is_set():
+                        raise RegistryError("stopped")
+                    yield chunk
+                    transfer.advance(len(chunk))
+
+        headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
+        url = location.copy_merge_params({"digest": blob.digest.text})
+        self._send("PUT", url, expect=(201,), headers=headers, body=body, write=True)
+
+    def _put_manifest(self, reference: str, raw: bytes, media_type: str) -> None:
+        digest = Digest.of(raw)
+        answer = self._ask(
+            "PUT",
+            f"manifests/{reference}",
+            expect=(201,),
+            headers={"Content-Type": media_type},
+            body=lambda: iter((raw,)),
+            write=True,
+        )
+        stored = answer.headers.get("Docker-Content-Digest", digest.text)
+        if stored != digest.text:
+            raise RegistryError(
+                "the registry stored something else than was sent",
+                expected=digest.text,
+                found=stored,
+                where=f"{self.name}:{reference}",
+            )
+
+    def _chunks(self, digest: Digest) -> Generator[bytes, None, None]:
+        state, received, failures = hashlib.sha256(), 0, 0
+        while True:
+            headers = {**_AS_STORED, **({"Range": f"bytes={received}-"} if received else {})}
+            answer = self._ask("GET", f"blobs/{digest}", expect=(200, 206), headers=headers, stream=True)
+            # A server that does not know Range begins again; what we have is skipped.
+            skip = received if answer.status_code == 200 else 0
+            try:
+                for chunk in answer.iter_raw():
+                    fresh, skip = chunk[skip:], max(0, skip - len(chunk))
+                    if fresh:
+                        state.update(fresh)
+                        received += len(fresh)
+                        failures = 0
+                        yield fresh
+                break
+            except httpx.TransportError as error:
+                if failures >= len(PAUSES):
+                    raise self._unreachable(_reason(error)) from None
+                self._sleep(PAUSES[failures])
+                failures += 1
+            finally:
+                answer.close()
+        if state.hexdigest() != digest.hex:
+            raise RegistryError(
+                "the registry sent other bytes than were asked for",
+                expected=digest.text,
+                found=f"sha256:{state.hexdigest()}, {received} B",
+                where=f"{self.name}@{digest}",
+            )
+
+    def _ask(self, method: str, path: str | httpx.URL, **options: Any) -> httpx.Response:
+        """`_send` with tries."""
+        return self._retrying(lambda: self._send(method, path, **options))
+
+    def _retrying(self, attempt: Callable[[], _T]) -> _T:
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                return attempt()
+            except _Again as again:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise self._unreachable(f"{again}, {len(PAUSES) + 1} times") from None
+                self._sleep(pause if again.pause is None else min(again.pause, _LONGEST_PAUSE))
+
+    def _send(
+        self,
+        method: str,
+        path: str | httpx.URL,
+        *,
+        expect: tuple[int, ...],
+        headers: Mapping[str, str] | None = None,
+        body: Callable[[], Iterator[bytes]] | None = None,
+        write: bool = False,
+        stream: bool = False,
+    ) -> httpx.Response:
+        """One request, answered with one of `expect`; a refused token is renewed once. Raises _Again, RegistryError."""
+        actions = "pull,delete" if method == "DELETE" else "pull,push" if write else "pull"
+        url = path if isinstance(path, httpx.URL) else self._base.join(path)
+        # A second round only after the registry has asked who we are.
+        for renew in (False, True):
+            given = {**(headers or {}), **self._authorized(actions, url)}
+            options: dict[str, Any] = {"content": body(), "timeout": _UPLOAD} if body else {}
+            request = self._client.build_request(method, url, headers=given, **options)
+            try:
+                # A layer's download is redirected to storage elsewhere; httpx drops Authorization on the way there.
+                answer = self._client.send(request, stream=stream, follow_redirects=method in ("GET", "HEAD"))
+            except httpx.ConnectError as error:
+                raise self._unreachable(_reason(error)) from None
+            except (httpx.RequestError, httpx.InvalidURL) as error:
+                raise _Again(_reason(error)) from None
+            if answer.status_code in expect:
+                return answer
+            if stream:
+                answer.read()
+                answer.close()
+            if answer.status_code == 401 and not renew and self._authorize(answer, actions):
+                continue
+            break
+        if answer.status_code == 429 or answer.status_code >= 500:
+            asked = answer.headers.get("Retry-After", "")
+            raise _Again(f"status {answer.status_code}", float(asked) if asked.isdigit() else None)
+        if answer.status_code in (401, 403):
+            raise RegistryError(
+                f"{self.name.registry} refuses {'to be written' if write else 'to be read'}",
+                expected=f"the right to {actions.replace(',', ' and ')} {self.name.repository}",
+                found=f"status {answer.status_code}, "
+                + (f"as {self._credentials.username}" if self._credentials else "without credentials"),
+                next_step=f"docker login {self.name.registry}",
+            )
+        raise RegistryError(
+            f"{self.name.registry} gave an unexpected answer",
+            expected=f"status {' or '.join(map(str, expect))}",
+            found=f"status {answer.status_code}{_said(answer)}",
+            where=f"{method} {url.copy_with(query=None)}",
+        )
+
+    def _authorized(self, actions: str, url: httpx.URL) -> dict[str, str]:
+        # An upload may be sent to storage elsewhere, which is not to see our token.
+        value = self._authorization.get(actions) if url.netloc == self._base.netloc else None
+        return {"Authorization": value} if value else {}
+
+    def _authorize(self, refused: httpx.Response, actions: str) -> bool:
+        """Answer a challenge; False when there is none that we can answer. Threads wait for the first one's token."""
+        challenge = Challenge.of(refused.headers.get_list("WWW-Authenticate"))
+        if challenge is None:
+            return False
+        with self._authorizing:
+            tried = refused.request.headers.get("Authorization")
+            if self._authorization.get(actions) not in (None, tried):
+                return True
+            if challenge.scheme == "basic":
+                if self._credentials is None:
+                    return False
+                self._authorization[actions] = self._credentials.basic
+                return True
+            self._authorization[actions] = f"Bearer {self._token(challenge, actions)}"
+            return True
+
+    def _token(self, challenge: Challenge, actions: str) -> str:
+        """A token for our repository from the token server that the registry names; anonymous without credentials."""
+        asked = {"service": challenge.service, "scope": f"repository:{self.name.repository}:{actions}"}
+        headers = {"Authorization": self._credentials.basic} if self._credentials else {}
+        try:
+            realm = httpx.URL(challenge.realm)
+        except httpx.InvalidURL as error:
+            raise RegistryError(f"{self.name.registry} names a token server that is none", found=str(error)) from None
+        if realm.scheme != "https" and not self.name.is_loopback:
+            raise RegistryError(
+                f"{self.name.registry} wants credentials to be sent in the clear",
+                expected="a token server at https://…",
+                found=f"{realm.scheme}://{realm.host}",
+                next_step="ask who runs that registry; nothing was sent",
+            )
+        try:
+            answer = self._client.get(realm.copy_merge_params(asked), headers=headers)
+        except httpx.ConnectError as error:
+            raise self._unreachable(f"its token server {realm.host}: {_reason(error)}") from None
+        except httpx.RequestError as error:
+            raise _Again(f"its token server {realm.host}: {_reason(error)}") from None
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise _Again(f"its token server: status {answer.status_code}")
+        if answer.status_code != 200:
+            raise RegistryError(
+                f"{self.name.registry} did not accept the credentials",
+                found=f"status {answer.status_code} of its token server",
+                next_step=f"docker login {self.name.registry}",
+            )
+        try:
+            document = answer.json()
+            return str(document.get("token") or document["access_token"])
+        except (ValueError, KeyError, AttributeError):
+            raise RegistryError(f"the token server of {self.name.registry} gave no token", where=realm.host) from None
+
+    def _unreachable(self, found: str) -> RegistryError:
+        next_step = "check the network and the registry's status page, then run the same command again: "
+        next_step += "what was pushed is not pushed again"
+        if "status 429" in found and self._credentials is None:
+            next_step = f"docker login {self.name.registry}: who is not logged in may ask less often"
+        return RegistryError(
+            f"{self.name.registry} is not available", found=found, where=str(self._base), next_step=next_step
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _said(answer: httpx.Response) -> str:
+    """What the registry says of its refusal (distribution-spec, «Error Codes»), within a line."""
+    try:
+        errors = answer.json()["errors"]
+        return ": " + "; ".join(f"{entry['code']} {entry.get('message', '')}".strip() for entry in errors)[:200]
+    except (ValueError, KeyError, TypeError):
+        return ""

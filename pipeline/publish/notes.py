@@ -1,0 +1,121 @@
+"""What a release says of itself, from the records in dist/ and the locks of two releases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.core.log import seconds, size
+from pipeline.core.markdown import folded, table
+from pipeline.core.names import Digest
+from pipeline.core.records import LAYOUT, Image, Release, SmokeReport, State, Tier, Variant
+from pipeline.inputs import changes
+from pipeline.inputs.lock import Lock
+from pipeline.oci import layout
+from pipeline.oci.layout import Layout, Part
+
+_LONGEST = 60  # characters of a layer's command
+
+
+def markdown(images: Mapping[Variant, Image], dist: Path, old: Lock | None, new: Lock) -> str:
+    """The notes of a release: how to pull and check it, what is in it, how big, how it booted, what changed.
+
+    `old`: the lock of the release before; None: the first one. Raises IntentError when a record is missing,
+    DigestMismatch when the layout is not whole.
+    """
+    parts = [
+        f"# k3s {new.versions['k3s']}, docker {new.versions['docker']}",
+        *(_names(image, Release.read(variant.below(dist), image.digest)) for variant, image in images.items()),
+        "## What is in it",
+        _components(old, new),
+        "## How big it is, and how it booted",
+        _platforms(images, dist),
+        *(_layers(images[Variant.IMAGE], dist)),
+        _check(images[Variant.IMAGE], Release.read(dist, images[Variant.IMAGE].digest)),
+    ]
+    if old is not None:
+        # One level down: there these are a page, here they are a part of one.
+        changed = changes.markdown(old, new, ()).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
+        parts += ["## What changed since the release before", changed.strip()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _names(image: Image, release: Release) -> str:
+    title = "The image" if image.variant is Variant.IMAGE else f"The variant {image.variant}"
+    names = "\n".join(f"- `{one}`" for one in release.tagged) or "- no tag yet"
+    return f"{title} is `{image.digest}`:\n\n{names}"
+
+
+def _components(old: Lock | None, new: Lock) -> str:
+    rows = []
+    for name, version in sorted(new.versions.items()):
+        before = old.versions.get(name) if old else None
+        inside = ", ".join(f"{what} {found}" for what, found in sorted(new.embedded.get(name, {}).items()))
+        rows.append([name, version, "the same" if before == version else before or "—", inside or "—"])
+    rows.append(["Debian packages", str(len({file.component for file in new.packages})), "", f"on {new.base.image}"])
+    return table(["component", "version", "before", "with"], rows)
+
+
+def _platforms(images: Mapping[Variant, Image], dist: Path) -> str:
+    rows = []
+    for variant, image in images.items():
+        for platform, built in image.platforms.items():
+            report = SmokeReport.read(variant.below(dist), platform)
+            rows.append([f"{platform}{variant.suffix}", f"`{built.digest}`", size(built.size), _boot(report)])
+    return table(["platform", "manifest", "to pull", "boot"], rows)
+
+
+def _boot(report: SmokeReport) -> str:
+    for tier in report.tiers:
+        if tier.tier is Tier.BOOT:
+            if tier.state is State.NOT_RUN:
+                return f"not run: {tier.reason}"
+            return f"{tier.state} in {seconds(tier.seconds)} ({tier.where})"
+    return "not run"
+
+
+def _layers(image: Image, dist: Path) -> Iterator[str]:
+    """A folded table of each platform's layers, the lowest first."""
+    built = layout.read(dist / LAYOUT, image.digest)
+    parts = {part.digest: part for part in built.blobs}
+    for platform, one in image.platforms.items():
+        made = _commands(built, one.config)
+        rows = [
+            [command[:_LONGEST], size(parts[digest].size), f"`{digest}`"]
+            for command, digest in zip(_filled(made, len(one.layers)), one.layers, strict=True)
+        ]
+        text = table(["layer", "compressed", "digest"], rows)
+        yield folded(f"Layers of {platform}: {size(one.size)}", text)
+
+
+def _commands(built: Layout, config: Digest) -> list[str]:
+    """What made each layer, as the config's history says; steps that made none are left out."""
+    (part,) = [one for one in built.blobs if one.digest == config]
+    return [
+        str(entry.get("comment") or "") + " " + str(entry.get("created_by", ""))
+        for entry in _document(part).get("history", ())
+        if not entry.get("empty_layer")
+    ]
+
+
+def _document(part: Part) -> Mapping[str, list[Mapping[str, object]]]:
+    found: Mapping[str, list[Mapping[str, object]]] = json.loads(part.path.read_bytes())
+    return found
+
+
+def _filled(made: Sequence[str], count: int) -> list[str]:
+    """As many entries as there are layers; a history that says less has empty ones in front, the base's."""
+    cleaned = [" ".join(text.replace("buildkit.dockerfile.v0", "").split()) for text in made][-count:]
+    return [*[""] * (count - len(cleaned)), *cleaned]
+
+
+def _check(image: Image, release: Release) -> str:
+    name = release.pushed[0] if release.pushed else "IMAGE"
+    return f"""## Check it
+
+    nox -s verify -- {name}@{image.digest}
+
+in a checkout of this tag downloads every byte without credentials and holds digests, signatures and SBOMs against each
+other; with cosign and gh alone: [docs/verify.md](docs/verify.md). `nox -s reproduce -- {name}@{image.digest}` builds it
+once more from its lock, and ends with the same manifests."""

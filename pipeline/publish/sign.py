@@ -1,0 +1,190 @@
+"""Stage `sign`: sign the index and each platform's manifest, and attest each platform's SBOMs, in every repository.
+
+A claim is a statement in a Sigstore bundle. It is signed once, kept in dist/signed/, and pushed with the same bytes to
+every repository of the image, as an artifact that refers to what it is about: where cosign 3 puts and finds it. What
+was signed before, here or in any of the repositories, is used again.
+
+    dist/signed/index.signature.json                     the index
+    dist/signed/amd64.{signature,spdx,cdx}.json, …       each platform's manifest
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import sbom
+from pipeline.core.errors import IntentError, VerificationFailed
+from pipeline.core.log import Log
+from pipeline.core.names import Digest, ImageName
+from pipeline.core.records import LAYOUT, Image, Release, read_json, require_at_home, write_text
+from pipeline.inputs.versions import Intent
+from pipeline.oci import layout, referrers
+from pipeline.oci.layout import Part
+from pipeline.oci.referrers import Artifact
+from pipeline.oci.registry import Registry
+from pipeline.sbom import Form
+from pipeline.signing import bundle, statement
+from pipeline.signing.bundle import Trust
+from pipeline.signing.signer import BUNDLE, Signer
+
+FOLDER = "signed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One thing that is signed."""
+
+    name: str  # index, amd64 …, a dot, and what it says: signature, spdx, cdx
+    subject: Part
+    predicate_type: str
+    statement: bytes
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """By these a reader chooses without downloading (as cosign and GitHub write them)."""
+        return {
+            "dev.sigstore.bundle.content": "dsse-envelope",
+            "dev.sigstore.bundle.predicateType": self.predicate_type,
+        }
+
+    def path(self, dist: Path) -> Path:
+        """Where its bundle is kept."""
+        return dist / FOLDER / f"{self.name}.json"
+
+
+def claims(image: Image, dist: Path) -> tuple[Claim, ...]:
+    """All that is signed of an image.
+
+    Raises IntentError when an SBOM is missing, VerificationFailed when one is another image's, DigestMismatch when the
+    layout has changed.
+    """
+    built = layout.read(dist / LAYOUT, image.digest)
+    parts = {part.digest: part for part in (built.index, *built.manifests)}
+    return tuple(_claims(image, dist, parts))
+
+
+def _claims(image: Image, dist: Path, parts: dict[Digest, Part]) -> Iterator[Claim]:
+    title = image.annotations.get("org.opencontainers.image.title", "image")
+
+    def claim(name: str, about: str, digest: Digest, kind: str, predicate: dict[str, object]) -> Claim:
+        said = statement.make(about, digest, kind, predicate)
+        return Claim(name=name, subject=parts[digest], predicate_type=kind, statement=said)
+
+    yield claim("index.signature", title, image.digest, statement.SIGNATURE, {})
+    for platform, built in image.platforms.items():
+        about = f"{title} {platform}"
+        yield claim(f"{platform.architecture}.signature", about, built.digest, statement.SIGNATURE, {})
+        for form in Form:
+            path = sbom.path(dist, platform, form)
+            document = read_json(path, next_step="write the SBOMs first: nox -s sbom")
+            if (found := sbom.subject(form, document)) != built.digest:
+                raise VerificationFailed(
+                    f"{path.name} is not about this image",
+                    expected=built.digest.text,
+                    found=found.text if found else "no digest of a manifest",
+                    where=str(path),
+                    next_step="nox -s sbom",
+                )
+            yield claim(f"{platform.architecture}.{form}", about, built.digest, form.predicate, document)
+
+
+def run(
+    intent: Intent,
+    image: Image,
+    dist: Path,
+    registry_for: Callable[[ImageName], Registry],
+    signer: Callable[[], Signer],
+    trust: Trust,
+    log: Log,
+) -> Release:
+    """Sign what is not signed yet, and have every claim in every repository of the intent; recorded in release.json.
+
+    Only a digest that is recorded as pushed is signed. `signer` is called only when there is something to sign.
+    `trust`: whose earlier signatures count as ours; what is signed now must hold against it too. Raises IntentError,
+    RegistryError, UpstreamError, VerificationFailed.
+    """
+    require_at_home(intent.names, rehearsed=image.rehearsed)
+    release = Release.read(dist, image.digest)
+    release.require("pushed", intent.names)
+    everything = claims(image, dist)
+    registries = [registry_for(name) for name in intent.names]
+    for registry in registries:
+        if not registry.has("manifests", image.digest):
+            raise IntentError(
+                f"{registry.name} does not have this image", expected=image.digest.text, next_step="nox -s push"
+            )
+    _have(everything, dist, registries, signer, trust, log)
+    for registry in registries:
+        sent = 0
+        for claim in everything:
+            artifact = Artifact(
+                subject=claim.subject, kind=BUNDLE, annotations=claim.annotations, path=claim.path(dist)
+            )
+            sent += referrers.push(registry, artifact, dist / FOLDER, log)
+        log.say(f"{registry.name}: " + (f"{sent} of {len(everything)} claims pushed" if sent else "nothing to push"))
+        release = release.having(signed=str(registry.name))
+        release.write(dist)
+    return release
+
+
+def _have(
+    everything: Sequence[Claim],
+    dist: Path,
+    registries: Sequence[Registry],
+    signer: Callable[[], Signer],
+    trust: Trust,
+    log: Log,
+) -> None:
+    """Have a bundle of every claim in dist/signed/."""
+    who: Signer | None = None
+    for claim in everything:
+        path = claim.path(dist)
+        if path.exists() and _holds(claim, path.read_bytes(), trust):
+            log.say(f"{claim.name}: signed before")
+            continue
+        known = next((raw for registry in registries if (raw := _earlier(claim, registry, trust)) is not None), None)
+        if known is None:
+            who = who or signer()
+            known = who.sign(claim.statement)
+            if not _holds(claim, known, trust):
+                raise VerificationFailed(
+                    "what was signed does not hold against what verify asks for",
+                    expected=str(trust),
+                    found=str(who),
+                    next_step="sign in the release workflow of versions.yaml's source, or with the key to verify",
+                )
+            log.say(f"{claim.name}: signed by {who}")
+        else:
+            log.say(f"{claim.name}: signed before, found in the registry")
+        write_text(path, known.decode())
+
+
+def _earlier(claim: Claim, registry: Registry, trust: Trust) -> bytes | None:
+    """A bundle of that very statement that lies beside its subject."""
+    for entry in referrers.found(registry, claim.subject.digest):
+        manifest = registry.manifest(entry["digest"])
+        if manifest is None:
+            continue
+        try:
+            document = json.loads(manifest.raw)
+            (layer,) = document["layers"]
+            if layer["mediaType"] != BUNDLE:
+                continue
+            digest = Digest(layer["digest"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        with registry.blob(digest) as chunks:
+            raw = b"".join(chunks)
+        if _holds(claim, raw, trust):
+            return raw
+    return None
+
+
+def _holds(claim: Claim, raw: bytes, trust: Trust) -> bool:
+    try:
+        return bool(bundle.statement(raw, trust) == json.loads(claim.statement))
+    except VerificationFailed:
+        return False

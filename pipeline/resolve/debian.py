@@ -1,0 +1,281 @@
+"""Debian packages, chosen by apt itself for any architecture, with nothing of it executed.
+
+apt runs on this machine with a state of its own: the base image's dpkg status and keyrings, the archives of
+versions.yaml, and the target's architecture. It prints what it would install or download; the digests come from
+the package indexes, whose signature it has checked (apt-secure(8)).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pipeline.core.errors import EngineError, IntentError, UpstreamError
+from pipeline.core.machine import find
+from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
+from pipeline.http.transport import NEXT_STEP
+from pipeline.inputs.evidence import Evidence, Grade
+from pipeline.inputs.lock import BUSYBOX, KERNEL, Artifact
+from pipeline.inputs.versions import Intent
+from pipeline.resolve import apt
+
+_STATUS = "var/lib/dpkg/status"
+_KEYRINGS = "usr/share/keyrings/"
+_SIGNED = "listed in the archive's package index, under its signed Release file"
+
+# Its kernel (6.1) is Debian's last one that has the memory and cpuset controllers of cgroup v1. The suite had its last
+# point release, so the file stays where it is, while the kernels of bookworm-security come and go.
+CGROUP_V1_SUITE = "bookworm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSystem:
+    """What apt must know of a base image: its installed packages, and whose signatures it trusts."""
+
+    status: bytes  # var/lib/dpkg/status
+    keyrings: Mapping[str, bytes]  # file name → content of usr/share/keyrings/
+
+
+def read_layers(layers: list[bytes]) -> BaseSystem:
+    """The base system inside an image's layers (tar or tar.gz), lowest first. Raises UpstreamError."""
+    status, keyrings = b"", {}
+    for layer in layers:
+        try:
+            with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    wanted = name == _STATUS or (name.startswith(_KEYRINGS) and name.endswith((".gpg", ".pgp")))
+                    if not wanted or not (member.isfile() or member.islnk()):
+                        continue
+                    stream = archive.extractfile(member)
+                    data = stream.read() if stream else b""
+                    if name == _STATUS:
+                        status = data
+                    else:
+                        keyrings[name.removeprefix(_KEYRINGS)] = data
+        except tarfile.TarError as error:
+            raise UpstreamError(
+                "a layer of the base image cannot be read",
+                expected="tar, plain or compressed with gzip",
+                found=str(error),
+                next_step="choose another base image in versions.yaml",
+            ) from None
+    if not status or not keyrings:
+        raise UpstreamError(
+            "the base image is no Debian system",
+            expected=f"{_STATUS} and keyrings in {_KEYRINGS}",
+            next_step="choose a Debian image as base in versions.yaml",
+        )
+    return BaseSystem(status=status, keyrings=keyrings)
+
+
+def solve(
+    intent: Intent, platform: Platform, base: BaseSystem, folder: Path, upstream: Mapping[str, str]
+) -> tuple[Artifact, ...]:
+    """The packages that apt adds to the base for `intent.packages`, sorted by name.
+
+    `folder`: apt's state, kept so that the next solve only asks for what changed. `upstream`: base URLs of the
+    archives; `file:` works too. Raises IntentError for an unknown package, UpstreamError, EngineError without apt.
+    """
+    configuration = _update(intent.suites, platform, base, folder, upstream)
+    printed = _apt(
+        configuration,
+        *("apt-get", "install", "--no-install-recommends", "--yes", "-qq", "--print-uris"),
+        *intent.packages,
+    )
+    chosen = _artifacts(printed, intent, platform, configuration, upstream)
+    if not chosen and intent.packages:
+        raise UpstreamError("apt chose no package", found=printed[-300:], next_step=NEXT_STEP)
+    return tuple(sorted(chosen, key=lambda package: package.component))
+
+
+def guest(
+    intent: Intent, platform: Platform, base: BaseSystem, folder: Path, upstream: Mapping[str, str]
+) -> tuple[Artifact, ...]:
+    """What smoke boots that platform's virtual machines with, sorted by name: a static busybox and two cloud kernels.
+
+    One kernel is the newest of the intent's suites, one is CGROUP_V1_SUITE's. These packages alone and nothing that
+    they depend on (initramfs-tools, kmod): smoke takes the files out of them. The arguments are those of `solve`, whose
+    state of apt in `folder` is used again. Raises UpstreamError, EngineError without apt.
+    """
+    newest = _update(intent.suites, platform, base, folder, upstream)
+    # A state of its own: beside a newer suite apt would never choose this one's.
+    older = _update({"debian": (CGROUP_V1_SUITE,)}, platform, base, folder / CGROUP_V1_SUITE, upstream)
+    chosen: dict[str, Artifact] = {}
+    for configuration, names in ((older, ()), (newest, (BUSYBOX,))):
+        wanted = (_kernel(configuration, platform), *names)
+        printed = _apt(configuration, "apt-get", "download", "-qq", "--print-uris", *wanted)
+        found = _artifacts(printed, intent, platform, configuration, upstream)
+        if len(found) != len(wanted):
+            raise UpstreamError(
+                "apt does not tell where a package is",
+                expected=", ".join(wanted),
+                found=printed[-300:],
+                next_step=NEXT_STEP,
+            )
+        chosen |= {package.component: package for package in found}
+    return tuple(package for _, package in sorted(chosen.items()))
+
+
+def index(folder: Path) -> str:
+    """Everything that the archives offered when `solve` last asked them, a stanza for each package (deb822(5)).
+
+    `folder`: where `solve` keeps apt's state. Raises IntentError when it was not asked on this machine.
+    """
+    configuration = folder / "apt.conf"
+    if not configuration.exists():
+        raise IntentError(
+            "Debian's index of packages is not in the cache",
+            expected="what `resolve` leaves there",
+            where=str(folder),
+            next_step="run `nox -s resolve`, or `nox -s rehearse` on a machine without internet",
+        )
+    return _apt(configuration.resolve(), "apt-cache", "dumpavail")
+
+
+def suites(intent: Intent) -> Mapping[str, tuple[str, ...]]:
+    """Every suite that `solve` and `guest` ask, by archive."""
+    return {**intent.suites, "debian": tuple(dict.fromkeys((*intent.suites["debian"], CGROUP_V1_SUITE)))}
+
+
+def _kernel(configuration: Path, platform: Platform) -> str:
+    """The package of the newest cloud kernel and its modules, as apt takes it: `name=version`."""
+    metapackage = f"{KERNEL}cloud-{platform.names.debian}"
+    shown = _apt(configuration, "apt-cache", "show", "--no-all-versions", metapackage)
+    found = re.search(rf"^Depends: (?:.*, )?({KERNEL}\S+) \(= (\S+)\)", shown, re.MULTILINE)
+    if found is None:
+        raise UpstreamError(
+            f"{metapackage} does not tell which kernel it stands for",
+            expected=f"Depends: {KERNEL}… (= …)",
+            found="; ".join(re.findall("^Depends: .*", shown, re.MULTILINE)) or "no Depends",
+            where=str(configuration.with_name("sources.list")),
+        )
+    return f"{found[1]}={found[2]}"
+
+
+def _artifacts(
+    printed: str, intent: Intent, platform: Platform, configuration: Path, upstream: Mapping[str, str]
+) -> list[Artifact]:
+    """The packages that apt printed with --print-uris."""
+    chosen = []
+    for line in printed.splitlines():
+        found = re.fullmatch(r"'([^']+)' (\S+) (\d+) (\S+)", line.strip())
+        if found is None:
+            continue
+        uri, _, size, checksum = found.groups()
+        origin, path = _split(uri, upstream)
+        name, version = _name_version(path)
+        digest = _digest(checksum) or _indexed(configuration, name, version, path)
+        chosen.append(
+            Artifact(
+                component=name,
+                version=version,
+                platform=platform,
+                origin=origin,
+                path=path,
+                url=f"{intent.upstream[origin]}/{path}",
+                digest=digest,
+                size=int(size),
+                evidence=(Evidence(grade=Grade.SIGNED, source=_SIGNED),),
+            )
+        )
+    return chosen
+
+
+def _update(
+    suites: Mapping[str, tuple[str, ...]],
+    platform: Platform,
+    base: BaseSystem,
+    folder: Path,
+    upstream: Mapping[str, str],
+) -> Path:
+    """Have apt's state for these suites of each archive in `folder`; returns the path of its configuration."""
+    if find("apt-get") is None:
+        raise EngineError(
+            "Debian packages are chosen by apt, and this machine has none",
+            expected="apt-get, as on Debian and Ubuntu",
+            next_step="run it in a container: docker run -it -v $PWD:/src -w /src debian:trixie",
+        )
+    configuration = _configure(suites, platform, base, folder.resolve(), upstream)
+    _apt(configuration, "apt-get", "update", "-qq", "--error-on=any")
+    return configuration
+
+
+def _configure(
+    suites: Mapping[str, tuple[str, ...]],
+    platform: Platform,
+    base: BaseSystem,
+    folder: Path,
+    upstream: Mapping[str, str],
+) -> Path:
+    """Write apt's private state and return the path of its configuration."""
+    keys = folder / "keyrings"
+    keys.mkdir(parents=True, exist_ok=True)
+    for name, data in base.keyrings.items():
+        (keys / name).write_bytes(data)
+    debians = sorted(name for name in base.keyrings if name.startswith("debian-archive-keyring"))
+    signed = ",".join(str(keys / name) for name in debians or sorted(base.keyrings))
+    sources = ((upstream[archive], suite, signed) for archive, names in suites.items() for suite in names)
+    return apt.configure(folder, sources, [platform], base.status)
+
+
+def _split(uri: str, upstream: Mapping[str, str]) -> tuple[str, str]:
+    """A package's URI → the archive's key and the path below it."""
+    for origin, base in sorted(upstream.items(), key=lambda item: -len(item[1])):
+        # apt writes file:///path as file:/path
+        begins = base.replace("file:///", "file:/", 1) + "/"
+        if uri.startswith(begins):
+            return origin, uri.removeprefix(begins)
+    raise UpstreamError(f"apt names an archive that versions.yaml does not: {urlsplit(uri).hostname}")
+
+
+def _name_version(path: str) -> tuple[str, str]:
+    """`pool/main/i/iptables/iptables_1.8.11-2_amd64.deb` → name and version (an epoch is not in file names)."""
+    name, version, _ = unquote(path.rsplit("/", 1)[1]).split("_")
+    return name, version
+
+
+def _digest(checksum: str) -> Digest | None:
+    kind, _, value = checksum.partition(":")
+    return Digest.of_hex(value) if kind == "SHA256" else None
+
+
+def _indexed(configuration: Path, name: str, version: str, path: str) -> Digest:
+    """The SHA256 of the index for that very file: older apts print only MD5."""
+    for stanza in _apt(configuration, "apt-cache", "show", name).split("\n\n"):
+        fields = dict(re.findall(r"^(Filename|SHA256): (\S+)$", stanza, re.MULTILINE))
+        if fields.get("Filename") == unquote(path):
+            return Digest.of_hex(fields["SHA256"])
+    raise UpstreamError(f"{name} {version} is in no package index", where=path)
+
+
+def _apt(configuration: Path, *command: str) -> str:
+    done = apt.run(configuration, *command)
+    if done.returncode == 0:
+        return done.stdout
+    last = done.stderr.strip().splitlines()
+    unknown = re.findall(
+        r"Unable to locate package (\S+)|Package '?(\S+?)'? has no installation|Version '\S+' for '(\S+)' was not",
+        done.stderr,
+    )
+    names = sorted({name for groups in unknown for name in groups if name})
+    if names and command[1] == "install":  # the one command that takes names which people wrote
+        raise IntentError(
+            f"Debian has no package {', '.join(names)}",
+            where="packages.install in versions.yaml",
+            next_step="correct the name there",
+        )
+    asked = str(configuration.with_name("sources.list"))
+    if names or "No packages found" in done.stderr:  # apt-cache does not say which
+        raise UpstreamError(
+            f"the archive has no package {', '.join(names) or command[-1]}",
+            where=asked,
+            next_step="see whether it has these suites whole: packages.suites, upstream and mirrors in versions.yaml",
+        )
+    raise UpstreamError(f"{' '.join(command[:2])} failed", found="; ".join(last[-4:]), where=asked, next_step=NEXT_STEP)

@@ -1,0 +1,132 @@
+"""Reading Sigstore bundles that sign a statement: who signed, and what exactly. No network, and no code that signs.
+
+Two kinds of trust: a public key, or the identity of a workflow that Sigstore certified and whose signature its public
+log holds. The log is asked through the bundle alone: it carries the log's signed word.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pipeline.core.errors import IntentError, VerificationFailed
+from pipeline.signing import signature
+
+if TYPE_CHECKING:
+    from sigstore.models import TrustedRoot
+
+TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_STATEMENT = "application/vnd.in-toto+json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """Whose word counts: the holder of a key, else an identity that an issuer vouched for."""
+
+    identity: str = ""  # a URI or address; * stands for anything
+    issuer: str = signature.GITHUB_ACTIONS
+    key: ec.EllipticCurvePublicKey | None = None
+    root: TrustedRoot | None = None  # None: Sigstore's own
+
+    def __str__(self) -> str:
+        return "the holder of the key" if self.key is not None else f"{self.identity}, known to {self.issuer}"
+
+
+def public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """A public key on P-256 in PEM. Raises IntentError."""
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise IntentError("the public key cannot be read", found=str(error), where=str(path)) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise IntentError("the public key is of another kind", expected="EC on P-256, in PEM", where=str(path))
+    return key
+
+
+def statement(raw: bytes, trust: Trust) -> dict[str, Any]:
+    """The statement that a bundle signs. Raises VerificationFailed when the bundle is not by whom it must be."""
+    try:
+        document = json.loads(raw)
+        envelope = document["dsseEnvelope"]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        material = document["verificationMaterial"]
+        signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
+        kind = str(envelope["payloadType"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error):
+        raise VerificationFailed("a bundle cannot be read", expected=f"{TYPE} with a DSSE envelope") from None
+    if kind != _STATEMENT:
+        raise VerificationFailed("a bundle signs something else than a statement", expected=_STATEMENT, found=kind)
+    if len(signatures) != 1:
+        raise VerificationFailed("a bundle has not one signature", found=str(len(signatures)))
+    if trust.key is not None:
+        _by_key(trust.key, kind, payload, signatures[0])
+    elif not isinstance(material, Mapping) or "publicKey" in material:
+        raise VerificationFailed("somebody else signed", expected=str(trust), found="the holder of some key")
+    else:
+        payload = _by_identity(raw, trust)
+    try:
+        said = json.loads(payload)
+        if not isinstance(said, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise VerificationFailed("a bundle signs a statement that is none", found=repr(payload[:80])) from None
+    return said
+
+
+def _by_key(key: ec.EllipticCurvePublicKey, kind: str, payload: bytes, signed: bytes) -> None:
+    covered = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
+    try:
+        key.verify(signed, covered, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise VerificationFailed(
+            "somebody else signed, or what was signed has changed", expected="a signature of the given key"
+        ) from None
+
+
+def _by_identity(raw: bytes, trust: Trust) -> bytes:
+    from sigstore.errors import Error, VerificationError
+    from sigstore.models import Bundle
+    from sigstore.verify import Verifier, policy
+
+    issued = policy.AnyOf([policy.OIDCIssuer(trust.issuer), policy.OIDCIssuerV2(trust.issuer)])
+    try:
+        bundle = Bundle.from_json(raw)
+        verifier = Verifier(trusted_root=trust.root or signature.trust())
+        _, payload = verifier.verify_dsse(bundle, policy.AllOf([issued, _Named(trust.identity)]))
+    except (VerificationError, x509.ExtensionNotFound) as error:
+        raise VerificationFailed("somebody else signed", expected=str(trust), found=str(error)) from None
+    except (Error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise VerificationFailed("a bundle cannot be read", expected=TYPE, found=reason) from None
+    return payload
+
+
+class _Named:
+    """A policy of the sigstore library: the certificate's name fits."""
+
+    def __init__(self, identity: str) -> None:
+        self._identity = identity
+
+    def verify(self, certificate: x509.Certificate) -> None:
+        """Raises sigstore's VerificationError."""
+        from sigstore.errors import VerificationError
+
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = [
+            *names.get_values_for_type(x509.UniformResourceIdentifier),
+            *names.get_values_for_type(x509.RFC822Name),
+        ]
+        pattern = ".*".join(re.escape(part) for part in self._identity.split("*"))
+        if not any(re.fullmatch(pattern, name) for name in found):
+            raise VerificationError(f"the certificate names {', '.join(found) or 'nobody'}")

@@ -1,0 +1,166 @@
+"""Who signs: a workflow on GitHub without any stored key (Sigstore), or a key in a file, for rehearsals and forks.
+
+Both give a Sigstore bundle around a DSSE envelope, the format that cosign 3 writes and reads.
+Sources: https://github.com/sigstore/protobuf-specs (sigstore_bundle.proto),
+https://github.com/secure-systems-lab/dsse/blob/master/protocol.md, sigstore-python's sigstore.sign.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pipeline.core.errors import IntentError, UpstreamError
+from pipeline.core.names import Digest
+from pipeline.signing.statement import PAYLOAD
+
+if TYPE_CHECKING:
+    from sigstore.models import ClientTrustConfig
+    from sigstore.sign import SigningContext
+
+BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+
+class Signer(Protocol):
+    """Signs statements."""
+
+    def sign(self, statement: bytes) -> bytes:
+        """The statement in a bundle."""
+
+    def __str__(self) -> str:
+        """Who that is, for people."""
+
+
+class KeySigner:
+    """An ECDSA P-256 key. The same statement gives the same bundle (RFC 6979), so it is never signed in two ways."""
+
+    def __init__(self, path: Path) -> None:
+        """Read an unencrypted private key in PEM. Raises IntentError."""
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except (OSError, ValueError, TypeError) as error:
+            raise IntentError(
+                "the signing key cannot be read",
+                expected="an unencrypted EC key on P-256 in PEM",
+                found=str(error),
+                where=str(path),
+                next_step="make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out FILE",
+            ) from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise IntentError("the signing key is of another kind", expected="EC on P-256", where=str(path))
+        self._key = key
+        self._path = path
+
+    @property
+    def public(self) -> ec.EllipticCurvePublicKey:
+        """What it is verified with."""
+        return self._key.public_key()
+
+    def sign(self, statement: bytes) -> bytes:
+        """A bundle that names the key by its digest, as cosign does; nothing is in any log."""
+        described = self.public.public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        head = f"DSSEv1 {len(PAYLOAD)} {PAYLOAD} {len(statement)} ".encode()
+        signed = self._key.sign(head + statement, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+        bundle = {
+            "mediaType": BUNDLE,
+            "verificationMaterial": {
+                "publicKey": {"hint": base64.b64encode(bytes.fromhex(Digest.of(described).hex)).decode()}
+            },
+            "dsseEnvelope": {
+                "payload": base64.b64encode(statement).decode(),
+                "payloadType": PAYLOAD,
+                "signatures": [{"sig": base64.b64encode(signed).decode()}],
+            },
+        }
+        return json.dumps(bundle, sort_keys=True, separators=(",", ":")).encode()
+
+    def __str__(self) -> str:
+        return f"the key {self._path.name}"
+
+
+def make_key(path: Path) -> Path:
+    """Have a private key at that path, for its owner alone, and the public one beside it; returns the latter's path."""
+    public = path.with_suffix(".pub")
+    if not path.exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        form = serialization.PrivateFormat.PKCS8
+        path.touch(mode=0o600)
+        path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    described = KeySigner(path).public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    public.write_bytes(described)
+    return public
+
+
+class Keyless:
+    """The identity of this workflow, certified by Sigstore for ten minutes; each signature is in its public log."""
+
+    def __init__(self, context: SigningContext, token: str) -> None:
+        """`token`: OpenID Connect, for the audience `sigstore`."""
+        from sigstore.oidc import IdentityToken
+
+        self._context = context
+        self._token = IdentityToken(token)
+
+    def sign(self, statement: bytes) -> bytes:
+        """A bundle with the certificate and the log's entry. Raises UpstreamError when Sigstore does not answer."""
+        from sigstore.dsse import Statement
+
+        try:
+            # A certificate for each signature: it lives ten minutes. (`cache=False` would make a key for each use.)
+            with self._context.signer(self._token) as signer:
+                return signer.sign_dsse(Statement(statement)).to_json().encode()
+        except Exception as error:
+            # The library's clients of Fulcio and Rekor raise classes of its own that have no common base.
+            if type(error).__module__.partition(".")[0] not in ("sigstore", "requests", "pydantic_core", "urllib3"):
+                raise
+            raise UpstreamError(
+                "Sigstore did not sign",
+                found=str(error).partition("\n")[0][:300] or type(error).__name__,
+                next_step="run it again: what was signed is kept and not signed again (status: status.sigstore.dev)",
+            ) from None
+
+    def __str__(self) -> str:
+        return f"{self._token.identity}, by Sigstore"
+
+
+def identity_token() -> str:
+    """What proves which workflow this is. Raises IntentError where there is no identity."""
+    from sigstore.oidc import IdentityError, detect_credential
+
+    try:
+        token = detect_credential()
+    except IdentityError as error:
+        raise IntentError("this workflow's identity cannot be had", found=str(error), next_step=_NEXT) from None
+    if token is None:
+        raise IntentError("there is no identity to sign with", found="no workflow on GitHub", next_step=_NEXT)
+    return token
+
+
+def keyless(trust: ClientTrustConfig | None = None) -> Keyless:
+    """The ambient identity of a workflow that may write id-tokens.
+
+    `trust`: which Sigstore; None: the public one. Raises IntentError where there is no identity, UpstreamError.
+    """
+    from sigstore.errors import Error
+    from sigstore.models import ClientTrustConfig
+    from sigstore.sign import SigningContext
+
+    token = identity_token()
+    logging.getLogger("sigstore").setLevel(logging.ERROR)
+    try:
+        return Keyless(SigningContext.from_trust_config(trust or ClientTrustConfig.production()), token)
+    except Error as error:
+        raise UpstreamError("Sigstore's trust root cannot be renewed", found=str(error)[:300]) from None
+
+
+_NEXT = "in a workflow: `permissions: id-token: write` for the job; anywhere else: --key FILE"
