@@ -175,11 +175,12 @@ def acceptance(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff, mypy --strict, shellcheck, shfmt, hadolint, yamllint; actionlint, zizmor and the schemas for .github."""
+    """ruff, mypy --strict, import-linter, shellcheck, shfmt, hadolint, yamllint; actionlint, zizmor and the schemas for .github."""
     session.install("--quiet", "--require-hashes", "-r", "requirements/lint.txt")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
+    session.run("lint-imports")
     session.run("python", "-m", "tests.shell_files", "shellcheck", "--external-sources")
     session.run("python", "-m", "tests.shell_files", "shfmt", "-i", "2", "-ci", "-d")
     session.run("hadolint", "Dockerfile")

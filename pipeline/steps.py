@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import sbom
 from pipeline.build import build
+from pipeline.core import sboms
 from pipeline.core.errors import IntentError, PipelineError, SmokeFailed, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.records import (
@@ -26,9 +26,9 @@ from pipeline.core.records import (
     require_scanned,
     require_smoked,
 )
+from pipeline.core.sboms import Form
 from pipeline.engine.engine import Engine
 from pipeline.publish import push, scan, tag
-from pipeline.sbom import Form
 from pipeline.signing.signer import KeySigner, identity_token
 from pipeline.workflow import Run
 
@@ -171,10 +171,10 @@ def _to_describe(run: Run) -> list[str]:
         for platform, one in image.platforms.items():
             for form in Form:
                 try:
-                    document = read_json(sbom.path(folder, platform, form), next_step="nox -s sbom")
+                    document = read_json(sboms.path(folder, platform, form), next_step="nox -s sbom")
                 except IntentError:
                     document = {}
-                if sbom.subject(form, document) != one.digest:
+                if sboms.subject(form, document) != one.digest:
                     left.append(f"write the {form} of {platform}{image.variant.suffix}")
     return left
 

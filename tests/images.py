@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.build.bake import KEY
+from pipeline.core.annotations import KEY
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, REFERENCE_TYPE, Digest, ImageName
 from pipeline.core.platforms import Platform

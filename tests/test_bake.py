@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from pipeline.build import bake
+from pipeline.core import annotations as keys
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.inputs.versions import Intent
@@ -56,12 +57,12 @@ def test_labels_and_annotations_say_the_same(variant: Variant) -> None:
 
 
 def test_only_a_rehearsed_image_carries_the_label() -> None:
-    assert all(bake.REHEARSAL in describe(variant, rehearsed=True) for variant in Variant)
-    assert not any(bake.REHEARSAL in describe(variant) for variant in Variant)
+    assert all(keys.REHEARSAL in describe(variant, rehearsed=True) for variant in Variant)
+    assert not any(keys.REHEARSAL in describe(variant) for variant in Variant)
 
 
 def test_a_variant_says_which_it_is_and_nothing_else_of_its_own() -> None:
-    assert set(describe(Variant.AIRGAP).items()) - set(describe().items()) == {(f"{bake.KEY}.variant", "airgap")}
+    assert set(describe(Variant.AIRGAP).items()) - set(describe().items()) == {(f"{keys.KEY}.variant", "airgap")}
 
 
 def test_a_label_never_holds_credentials() -> None:

@@ -15,16 +15,16 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import sbom
-from pipeline.build.bake import KEY, REHEARSAL
+from pipeline.core import sboms
+from pipeline.core.annotations import KEY, REHEARSAL
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, REFERENCE_TYPE, Digest
 from pipeline.core.platforms import Platform
+from pipeline.core.sboms import Form
 from pipeline.oci import referrers
 from pipeline.oci.layout import Part
 from pipeline.publish import published, retention
-from pipeline.sbom import Form
 from pipeline.signing import statement
 from pipeline.signing.bundle import Trust
 from pipeline.signing.signer import BUNDLE
@@ -357,7 +357,7 @@ def attestation_gone(signed: Signed) -> None:
 def attestation_of_a_stranger(signed: Signed) -> None:
     stranger = new_key(signed.dist.parent / "stranger.key")
     digest = signed.image.platforms[AMD64].digest
-    document = json.loads(sbom.path(signed.dist, AMD64, Form.SPDX).read_text(encoding="utf-8"))
+    document = json.loads(sboms.path(signed.dist, AMD64, Form.SPDX).read_text(encoding="utf-8"))
     raw = stranger.sign(statement.make("dind-k3s", digest, Form.SPDX.predicate, document))
     entry = _put_bundle(signed, digest, raw, Form.SPDX.predicate)
     _only(signed, digest, Form.SPDX.predicate, [entry])
@@ -379,12 +379,12 @@ def _signed_sbom(signed: Signed, document: Any, form: Form) -> None:
 
 def sbom_of_the_other_platform(signed: Signed) -> None:
     for form in Form:
-        document = json.loads(sbom.path(signed.dist, ARM64, form).read_text(encoding="utf-8"))
+        document = json.loads(sboms.path(signed.dist, ARM64, form).read_text(encoding="utf-8"))
         _signed_sbom(signed, document, form)
 
 
 def sbom_of_another_version(signed: Signed) -> None:
-    document = json.loads(sbom.path(signed.dist, AMD64, Form.CYCLONEDX).read_text(encoding="utf-8"))
+    document = json.loads(sboms.path(signed.dist, AMD64, Form.CYCLONEDX).read_text(encoding="utf-8"))
     next(one for one in document["components"] if one["name"] == "k3s")["version"] = "v1.0.0+k3s1"
     _signed_sbom(signed, document, Form.CYCLONEDX)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.build.bake import REHEARSAL
+from pipeline.core.annotations import REHEARSAL
 from pipeline.core.errors import (
     BuildFailed,
     DigestMismatch,

@@ -16,8 +16,8 @@ import pytest
 from python_on_whales import DockerClient
 
 from pipeline.build import build, reproduce
-from pipeline.build.bake import KEY
 from pipeline.core import cache, records
+from pipeline.core.annotations import KEY
 from pipeline.core.errors import LockStale, RegistryError, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, Digest

@@ -21,15 +21,16 @@ from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 from pipeline import sbom
-from pipeline.core import zstd
+from pipeline.core import sboms, zstd
 from pipeline.core.errors import DigestMismatch, LockStale
 from pipeline.core.log import Log
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image, Variant
+from pipeline.core.sboms import Form
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
-from pipeline.sbom import Form, licences, rootfs
+from pipeline.sbom import licences, rootfs
 from tests.binaries import binary, go_binary
 from tests.examples import LOCK, artifact
 from tests.images import make
@@ -164,7 +165,7 @@ class Made:
         sbom.run([self.image], self.lock, self.dist, LOG)
 
     def text(self, form: Form, platform: Platform = Platform.AMD64) -> str:
-        return sbom.path(self.dist, platform, form).read_text(encoding="utf-8")
+        return sboms.path(self.dist, platform, form).read_text(encoding="utf-8")
 
     def spdx(self, platform: Platform = Platform.AMD64) -> dict[str, dict[str, Any]]:
         """The packages by name; of two runc's, docker's."""
@@ -181,7 +182,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.mark.parametrize("platform", Platform)
 def test_the_libraries_find_nothing_wrong(made: Made, platform: Platform) -> None:
-    document = parse_file(str(sbom.path(made.dist, platform, Form.SPDX)))
+    document = parse_file(str(sboms.path(made.dist, platform, Form.SPDX)))
     assert [one.validation_message for one in validate_full_spdx_document(document)] == []
     text = made.text(Form.CYCLONEDX, platform)
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
@@ -277,7 +278,7 @@ def test_the_licence_of_a_machine_readable_file_through_a_linked_folder(made: Ma
 
 
 def test_what_holds_what(made: Made) -> None:
-    document = parse_file(str(sbom.path(made.dist, Platform.AMD64, Form.SPDX)))
+    document = parse_file(str(sboms.path(made.dist, Platform.AMD64, Form.SPDX)))
     names = {package.spdx_id: package.name for package in document.packages}
     found = {
         (names.get(one.spdx_element_id, "document"), one.relationship_type, names[str(one.related_spdx_element_id)])
@@ -400,14 +401,14 @@ def test_the_system_images_of_the_variant_airgap(tmp_path: Path) -> None:
     image, locked = airgap(tmp_path, ARCHIVE)
     sbom.run([image], locked, tmp_path, LOG)
     folder = Variant.AIRGAP.below(tmp_path)
-    document = parse_file(str(sbom.path(folder, Platform.ARM64, Form.SPDX)))
+    document = parse_file(str(sboms.path(folder, Platform.ARM64, Form.SPDX)))
     assert validate_full_spdx_document(document) == []
     found = {package.name: package for package in document.packages}
     assert found["k3s-airgap-images"].checksums[0].value == Digest.of(ARCHIVE).hex
     assert found["rancher/mirrored-pause"].version == "3.6"
     locators = {package.name: [one.locator for one in package.external_references] for package in document.packages}
     assert locators["docker.io/rancher/mirrored-coredns"] == ["pkg:docker/rancher/mirrored-coredns@1.12"]
-    text = sbom.path(folder, Platform.ARM64, Form.CYCLONEDX).read_text(encoding="utf-8")
+    text = sboms.path(folder, Platform.ARM64, Form.CYCLONEDX).read_text(encoding="utf-8")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import sbom
+from pipeline.core import sboms
 from pipeline.core.errors import IntentError, RegistryError, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.names import MANIFEST, Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Release
+from pipeline.core.sboms import Form
 from pipeline.oci import layout, referrers
 from pipeline.publish import sign
-from pipeline.sbom import Form
 from pipeline.signing import bundle, statement
 from pipeline.signing.bundle import Trust
 from pipeline.signing.signer import KeySigner, keyless
@@ -150,7 +150,7 @@ def test_a_registry_that_keeps_the_list_itself(signed: Signed) -> None:
 
 
 def test_an_sbom_of_another_image_is_not_signed(signed: Signed) -> None:
-    first, second = (sbom.path(signed.dist, platform, Form.SPDX) for platform in Platform)
+    first, second = (sboms.path(signed.dist, platform, Form.SPDX) for platform in Platform)
     first.write_bytes(second.read_bytes())
     with pytest.raises(VerificationFailed, match=r"amd64.spdx.json is not about this image"):
         signed.sign()
@@ -233,7 +233,7 @@ def test_cosign_accepts_the_sboms(cosigns: dict[int, Cosign], signed: Signed) ->
             assert code == 0, said
             line = next(line for line in said.splitlines() if line.startswith("{"))
             predicate = json.loads(base64.b64decode(json.loads(line)["payload"]))["predicate"]
-            assert predicate == json.loads(sbom.path(signed.dist, platform, form).read_text(encoding="utf-8"))
+            assert predicate == json.loads(sboms.path(signed.dist, platform, form).read_text(encoding="utf-8"))
 
 
 def test_cosign_refuses_another_key(cosigns: dict[int, Cosign], signed: Signed, tmp_path: Path) -> None:

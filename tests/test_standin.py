@@ -17,7 +17,8 @@ import httpx
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline.rehearsal.standin_build import MARKER, build
+from pipeline.core.stub import MARKER
+from pipeline.rehearsal.standin_build import build
 
 VERSION = "v1.37.1+standin"
 PLATFORM = "linux/amd64"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.build.bake import KEY
+from pipeline.core.annotations import KEY
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, REFERENCE_TYPE, Digest, ImageName

@@ -18,8 +18,8 @@ from pipeline.core import machine
 from pipeline.core.log import Log
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
+from pipeline.core.sboms import Form, path
 from pipeline.inputs import versions
-from pipeline.sbom import Form, path
 from pipeline.signing import signature
 from pipeline.signing.signer import keyless
 from tests import sigstores

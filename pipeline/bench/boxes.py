@@ -25,9 +25,9 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline.bench import processes
 from pipeline.bench.reach import Cluster, Dockerd, root
-from pipeline.core import machine
+from pipeline.core import machine, stub
 from pipeline.core.errors import EngineError
-from pipeline.rehearsal import clamp, pause, standin_build
+from pipeline.rehearsal import clamp, pause
 
 LIMIT = 240.0  # seconds for any wait: a real k3s on a busy machine
 LOOK = 0.005  # seconds between two looks at a start
@@ -94,7 +94,7 @@ class Place:
     @property
     def stub(self) -> bool:
         """Whether k3s is a rehearsal's stub, not a real one."""
-        return self.k3s.endswith(standin_build.SUFFIX)
+        return self.k3s.endswith(stub.SUFFIX)
 
 
 @dataclass(kw_only=True)

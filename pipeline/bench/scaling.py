@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bench import measures, plot, processes, report, starting
 from pipeline.bench.fetching import disk
 from pipeline.bench.sizing import lock_of
-from pipeline.build.bake import KEY
 from pipeline.core import cache as cached
 from pipeline.core import machine, records
+from pipeline.core.annotations import KEY
 from pipeline.core.log import Log, size
 from pipeline.core.names import INDEX, MANIFEST, Digest, ImageName
 from pipeline.core.platforms import Platform

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bench import plot, report
 from pipeline.bench.elfparts import removable
 from pipeline.core import cache as cached
-from pipeline.core import records
+from pipeline.core import records, stub
 from pipeline.core.log import size
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.inputs import lock, versions
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
-from pipeline.rehearsal import standin_build
 
 if TYPE_CHECKING:
     from pipeline.workflow import Run
@@ -118,7 +117,7 @@ def stubs(own: Lock, cache: Path) -> set[Platform]:
     return {
         file.platform
         for file in own.artifacts
-        if file.component == "k3s" and standin_build.is_stub(cached.require(cache, file.digest).read_bytes())
+        if file.component == "k3s" and stub.is_stub(cached.require(cache, file.digest).read_bytes())
     }
 
 

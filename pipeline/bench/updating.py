@@ -28,7 +28,7 @@ from pipeline.bench.building import Case, case
 from pipeline.bench.sizing import EXACT, lock_of, stubs
 from pipeline.build import build
 from pipeline.core import cache as cached
-from pipeline.core import machine, records
+from pipeline.core import machine, records, stub
 from pipeline.core.errors import BuildFailed, EngineError
 from pipeline.core.log import Log, seconds, size
 from pipeline.core.names import Digest, ImageName
@@ -41,7 +41,6 @@ from pipeline.inputs.lock import Artifact, Lock
 from pipeline.oci import layout
 from pipeline.oci.registry import Registry
 from pipeline.rehearsal import registry as local
-from pipeline.rehearsal import standin_build
 
 if TYPE_CHECKING:
     from pipeline.workflow import Run
@@ -108,7 +107,7 @@ def _real_size(own: Lock, cache: Path) -> Lock:
 
     def grown(file: Artifact) -> Artifact:
         data = cached.require(cache, file.digest).read_bytes()
-        if not standin_build.is_stub(data):
+        if not stub.is_stub(data):
             return file
         return _put(file, data + random.Random(file.platform.value).randbytes(REAL_K3S - len(data)), cache)
 

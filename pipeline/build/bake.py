@@ -10,16 +10,13 @@ import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from pipeline.core.annotations import KEY, REHEARSAL, VARIANT
 from pipeline.core.log import redact
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import COMPONENTS, Intent
-
-KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
-REHEARSAL = f"{KEY}.rehearsal"
-VARIANT = f"{KEY}.variant"
 
 
 def describe(
@@ -46,11 +43,6 @@ def describe(
     if rehearsed:
         said[REHEARSAL] = "made of stand-ins on one machine; not for use"
     return {key: redact(value) for key, value in said.items()}
-
-
-def variant_of(said: Mapping[str, str]) -> Variant:
-    """Which one an image is, from what it says of itself."""
-    return Variant(said.get(VARIANT, Variant.IMAGE))
 
 
 def render(

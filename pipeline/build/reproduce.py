@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.build.bake import KEY, REHEARSAL, variant_of
+from pipeline.core.annotations import KEY, REHEARSAL, variant_of
 from pipeline.core.errors import LockStale, PipelineError, RegistryError, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.names import REFERENCE_TYPE, Digest

@@ -40,8 +40,8 @@ def download(
     """Bring the file of that digest from the URLs, in order; returns its bytes.
 
     It is hashed while it streams and moved into place only when it is right. What is safe of a broken download stays
-    for the next run (pipeline/fetch/partial.py); wrong bytes are set aside as `<target>.<n>.bad`. `stop`: set by the caller
-    to end early. `tell` gets a sentence about whatever a person should know although it went well.
+    for the next run (partial.py); wrong bytes are set aside as `<target>.<n>.bad`. `stop`: set by the caller to end
+    early. `tell` gets a sentence about whatever a person should know although it went well.
 
     Raises DigestMismatch when every URL that answers has other bytes, UpstreamError when none has the file or one that
     might have it cannot be reached, EngineError when the disk is full.

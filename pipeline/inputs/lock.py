@@ -79,7 +79,7 @@ class Lock:
     packages: tuple[Artifact, ...]  # Debian packages
     guest: tuple[Artifact, ...]  # Debian packages that smoke's virtual machines are made of; no part of the image
     airgap: tuple[Artifact, ...] = ()  # k3s's system images, for the variant of that name
-    # Component → what is in its files → version (pipeline/inspect/embedded.py): told by the bytes, so it changes no image.
+    # Component → what is in its files → version, read from the bytes (inspect/embedded.py), so it changes no image.
     embedded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from pipeline.build.bake import KEY, REHEARSAL
+from pipeline.core.annotations import KEY, REHEARSAL
 from pipeline.core.errors import VerificationFailed
 from pipeline.core.log import Log, seconds, size
 from pipeline.core.names import ANY_MANIFEST, INDEX, MANIFEST, REFERENCE_TYPE, ImageName

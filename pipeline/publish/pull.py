@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.build.bake import KEY, REHEARSAL, variant_of
+from pipeline.core.annotations import KEY, REHEARSAL, variant_of
 from pipeline.core.errors import RegistryError
 from pipeline.core.log import Log, size
 from pipeline.core.names import INDEX, REFERENCE_TYPE, Digest

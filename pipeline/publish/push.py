@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.build.bake import REHEARSAL
+from pipeline.core.annotations import REHEARSAL
 from pipeline.core.log import Log, size
 from pipeline.core.names import ImageName
 from pipeline.core.records import (

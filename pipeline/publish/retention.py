@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipeline.build.bake import KEY
+from pipeline.core.annotations import KEY
 from pipeline.core.errors import RegistryError
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, Digest

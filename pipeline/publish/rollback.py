@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.build.bake import KEY, variant_of
+from pipeline.core.annotations import KEY, variant_of
 from pipeline.core.errors import IntentError, RegistryError
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, Digest, ImageName

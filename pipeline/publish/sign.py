@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import sbom
+from pipeline.core import sboms
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.names import Digest, ImageName
 from pipeline.core.records import LAYOUT, Image, Release, read_json, require_at_home, write_text
+from pipeline.core.sboms import Form
 from pipeline.inputs.versions import Intent
 from pipeline.oci import layout, referrers
 from pipeline.oci.layout import Part
 from pipeline.oci.referrers import Artifact
 from pipeline.oci.registry import Registry
-from pipeline.sbom import Form
 from pipeline.signing import bundle, statement
 from pipeline.signing.bundle import Trust
 from pipeline.signing.signer import BUNDLE, Signer
@@ -78,9 +78,9 @@ def _claims(image: Image, dist: Path, parts: dict[Digest, Part]) -> Iterator[Cla
         about = f"{title} {platform}"
         yield claim(f"{platform.architecture}.signature", about, built.digest, statement.SIGNATURE, {})
         for form in Form:
-            path = sbom.path(dist, platform, form)
+            path = sboms.path(dist, platform, form)
             document = read_json(path, next_step="write the SBOMs first: nox -s sbom")
-            if (found := sbom.subject(form, document)) != built.digest:
+            if (found := sboms.subject(form, document)) != built.digest:
                 raise VerificationFailed(
                     f"{path.name} is not about this image",
                     expected=built.digest.text,

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.build.bake import KEY
+from pipeline.core.annotations import KEY
 from pipeline.core.errors import RegistryError
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, Digest, ImageName

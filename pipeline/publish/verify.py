@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from pipeline.build.bake import KEY
+from pipeline.core.annotations import KEY
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.core.log import Log, seconds, size
 from pipeline.core.names import INDEX, MANIFEST, REFERENCE_TYPE, ImageName

@@ -4,7 +4,7 @@
     supplies   in a pid and mount namespace: everything that comes from apt and pip
     release    in namespaces without any network: origin, registry, engine and the stages of a release
 
-Both phases are processes in a sandbox (pipeline/engine/sandbox.py): when this process ends, by whatever signal, the kernel
+Both phases are processes in a sandbox (engine/sandbox.py): when this process ends, by whatever signal, the kernel
 removes theirs with every mount, bridge and container, and the next rehearsal goes on from what was finished.
 """
 

@@ -6,21 +6,11 @@ import io
 import zipfile
 from pathlib import Path
 
+from pipeline.core.stub import MARKER, SUFFIX
+
 SOURCE = Path(__file__).parent / "standin"
-MARKER = "dind-k3s stand-in"
-SUFFIX = "+standin"  # how its version ends
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time that zip can write
 _MAIN = "import sys\n\nfrom standin.__main__ import main\n\nsys.exit(main())\n"
-
-
-def marked(version: str) -> str:
-    """Return the version of the stub in the place of that version of k3s."""
-    return version if version.endswith(SUFFIX) else version + SUFFIX
-
-
-def is_stub(program: bytes) -> bool:
-    """Whether a k3s is the stub, which the comment at its end says."""
-    return f"{MARKER} ".encode() in program[-256:]
 
 
 def build(version: str, platform: str) -> bytes:

@@ -36,12 +36,12 @@ from pipeline.core.machine import disk_full
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import read_json, write_json, write_text
+from pipeline.core.stub import marked
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 from pipeline.inspect import elf
 from pipeline.rehearsal import mirror, origin, pause
 from pipeline.rehearsal.standin_build import build as build_standin
-from pipeline.rehearsal.standin_build import marked
 from pipeline.resolve import debian
 
 _FORMAT = 6  # raised when what this module writes changes, so that older supplies are made again

@@ -9,48 +9,17 @@ and lock give the same bytes: dates are the image's, identifiers are made of dig
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.log import Log, size
 from pipeline.core.names import Digest
-from pipeline.core.platforms import Platform
 from pipeline.core.records import LAYOUT, Image, write_text
+from pipeline.core.sboms import Form, path
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
 from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
-
-FOLDER = "sbom"
-
-
-class Form(StrEnum):
-    """A format: its value is the middle of a file's name."""
-
-    SPDX = "spdx"
-    CYCLONEDX = "cdx"
-
-    @property
-    def predicate(self) -> str:
-        """The predicate type under which an SBOM of this format is attested (in-toto/attestation, spec/predicates)."""
-        return {Form.SPDX: "https://spdx.dev/Document", Form.CYCLONEDX: "https://cyclonedx.org/bom"}[self]
-
-
-def path(dist: Path, platform: Platform, form: Form) -> Path:
-    """Where a platform's SBOM of that format lies."""
-    return dist / FOLDER / f"{platform.architecture}.{form}.json"
-
-
-def subject(form: Form, document: Mapping[str, Any]) -> Digest | None:
-    """The manifest that an SBOM of ours is about; None when it does not say."""
-    try:
-        if form is Form.SPDX:
-            return Digest.of_hex(str(document["documentNamespace"]).rpartition("/")[2])
-        return Digest.of_hex(document["metadata"]["component"]["hashes"][0]["content"])
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError):
-        return None
 
 
 def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:

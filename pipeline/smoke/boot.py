@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.log import Log, seconds
+from pipeline.core.stub import SUFFIX, marked
 from pipeline.engine.engine import Engine
 from pipeline.inputs.lock import Lock
-from pipeline.rehearsal.standin_build import SUFFIX, marked
 from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder

@@ -15,10 +15,10 @@ from typing import Any
 from pipeline.core.log import size
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
+from pipeline.core.stub import MARKER, marked
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inspect import elf
 from pipeline.oci.layout import Layout
-from pipeline.rehearsal.standin_build import MARKER, marked
 from pipeline.smoke import contents, system_images
 from pipeline.smoke.contents import Content, Program
 from pipeline.smoke.record import Recorder

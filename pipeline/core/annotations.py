@@ -1,0 +1,19 @@
+"""Annotations and labels of our images: keys beyond those of the OCI image specification.
+
+https://github.com/opencontainers/image-spec/blob/main/annotations.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.core.records import Variant
+
+KEY = "io.github.dind-k3s"  # reverse DNS, as the OCI annotation rules ask for
+REHEARSAL = f"{KEY}.rehearsal"
+VARIANT = f"{KEY}.variant"
+
+
+def variant_of(said: Mapping[str, str]) -> Variant:
+    """Return the variant that an image states in its annotations."""
+    return Variant(said.get(VARIANT, Variant.IMAGE))
