@@ -152,11 +152,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[DockerClient]:
 def _rehearsed(brought: supplies.Supplies, folder: Path) -> daemon.Binaries:
     host = Platform.host()
     assert host is not None
-    archive = brought.root / origin.HOSTS["docker"] / "linux/static/stable" / host.names.docker
-    archive /= f"docker-{brought.versions['docker']}.tgz"
-    version = brought.versions["buildx"]
-    release = brought.root / origin.HOSTS["github"] / f"docker/buildx/releases/download/v{version}"
-    buildx = release / f"buildx-v{version}.linux-{host.names.buildx}"
+    archive, buildx = (
+        origin.path_of(brought.root, name, brought.versions[name], host) for name in ("docker", "buildx")
+    )
     return daemon.unpack(docker=archive, digest=Digest.of_file(archive), buildx=buildx, folder=folder)
 
 

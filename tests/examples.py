@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pipeline.components import AIRGAP
 from pipeline.core.names import Digest, ImageName
 from pipeline.core.platforms import Platform
 from pipeline.inputs.evidence import Evidence, Grade
 from pipeline.inputs.lock import Artifact, Base, Lock
 from pipeline.inputs.versions import Intent
-from pipeline.resolve.upstream import AIRGAP
 
 VERSIONS = {"docker": "29.7.2", "buildx": "0.36.1", "compose": "5.4.0", "k3s": "v1.37.1+k3s1", "kubectl": "v1.37.1"}
 INTENT = Intent(

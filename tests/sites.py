@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline import components
 from pipeline.core.cache import path_of
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, Digest
@@ -14,7 +15,6 @@ from pipeline.core.platforms import Platform
 from pipeline.http import transport
 from pipeline.inputs import lock, versions
 from pipeline.inputs.lock import Artifact
-from pipeline.resolve import upstream
 from pipeline.workflow import Run
 from tests.examples import GUEST, INTENT, LOCK, VERSIONS, artifact
 
@@ -88,7 +88,7 @@ class Site:
         return digest
 
     def _component(self, name: str, platform: Platform, url: str) -> Artifact:
-        where = upstream.published(name, VERSIONS[name], platform)
+        where = components.published(name, VERSIONS[name], platform)
         data = f"{name} for {platform}".encode()
         self.put(data)
         made = artifact(name, platform, data)

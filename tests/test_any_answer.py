@@ -17,6 +17,7 @@ import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from pipeline.components import COMPONENTS
 from pipeline.core.errors import IntentError, LockStale, PipelineError
 from pipeline.core.log import Log, redact
 from pipeline.core.names import ImageName
@@ -25,7 +26,7 @@ from pipeline.http import transport
 from pipeline.inputs import lock, versions
 from pipeline.inputs.evidence import Grade
 from pipeline.inputs.lock import Lock
-from pipeline.inputs.versions import COMPONENTS, MIRRORED, ORIGINS, Intent
+from pipeline.inputs.versions import MIRRORED, ORIGINS, Intent
 from pipeline.oci.registry import Registry
 from pipeline.resolve import resolve
 from tests import signing
@@ -71,7 +72,7 @@ def maybe(value: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
 def intents(draw: st.DrawFn) -> str:
     """The text of a versions.yaml."""
     document = copy.deepcopy(DOCUMENT)
-    for component in draw(st.lists(st.sampled_from(COMPONENTS), max_size=4)):
+    for component in draw(st.lists(st.sampled_from([*COMPONENTS]), max_size=4)):
         document["components"][component] = draw(maybe(st.sampled_from(VERSIONS[component])))
     if draw(st.booleans()):
         document["platforms"] = draw(

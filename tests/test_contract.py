@@ -5,7 +5,6 @@ Deselected unless asked for, because it needs the internet: `nox -s tests -- -m 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,12 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pipeline import components
+from pipeline.components import COMPONENTS
 from pipeline.core.log import Log
 from pipeline.core.names import Digest, ImageName
 from pipeline.core.platforms import Platform
 from pipeline.http import transport
 from pipeline.inputs import compat, lock, versions
-from pipeline.inputs.versions import COMPONENTS, EXACT, UPSTREAM
+from pipeline.inputs.versions import UPSTREAM
 from pipeline.oci.registry import Registry
 from pipeline.resolve import channels, upstream
 from pipeline.resolve.origins import Head, Origins
@@ -41,20 +42,20 @@ def origins() -> Iterator[Origins]:
         yield Origins(asked, client, Log())
 
 
-FILES = (*COMPONENTS, upstream.AIRGAP)
+FILES = (*COMPONENTS, components.AIRGAP)
 
 
 @pytest.fixture(scope="module")
 def chosen(origins: Origins) -> dict[str, str]:
     """Component → version; k3s's system images have k3s's."""
     found = channels.choose(origins, None, Log(), datetime.now(UTC))
-    return {**found, upstream.AIRGAP: found["k3s"]}
+    return {**found, components.AIRGAP: found["k3s"]}
 
 
 def test_every_channel_gives_a_release_that_goes_with_the_others(chosen: dict[str, str]) -> None:
     assert set(chosen) == set(FILES)
     for component in COMPONENTS:
-        assert re.fullmatch(EXACT[component], chosen[component])
+        assert components.is_exact(component, chosen[component])
     compat.check(chosen)
 
 
@@ -63,7 +64,7 @@ def test_every_channel_gives_a_release_that_goes_with_the_others(chosen: dict[st
 def test_every_file_tells_its_size_and_date(
     origins: Origins, chosen: dict[str, str], component: str, platform: Platform
 ) -> None:
-    where = upstream.published(component, chosen[component], platform)
+    where = components.published(component, chosen[component], platform)
     head = origins.head(origins.url(where.origin, where.path), component)
     assert isinstance(head, Head)
     assert head.size is not None
@@ -77,13 +78,13 @@ def test_every_file_tells_its_size_and_date(
 def test_every_checksum_file_lists_the_file(
     origins: Origins, chosen: dict[str, str], component: str, platform: Platform
 ) -> None:
-    where = upstream.published(component, chosen[component], platform)
+    where = components.published(component, chosen[component], platform)
     assert where.checksums is not None
     upstream.checksum(origins.text(where.origin, where.checksums, component), where.name)
 
 
 def test_docker_still_publishes_no_checksum(origins: Origins, chosen: dict[str, str]) -> None:
-    where = upstream.published("docker", chosen["docker"], Platform.AMD64)
+    where = components.published("docker", chosen["docker"], Platform.AMD64)
     url = origins.url(where.origin, where.path)
     assert origins.content(f"{url}.sha256", "a checksum that would be news") is None
 
@@ -96,7 +97,7 @@ def test_k3ss_channels_both_ways(origins: Origins) -> None:
 
 @pytest.mark.parametrize("platform", Platform)
 def test_kubectl_is_signed_by_kubernetes(origins: Origins, chosen: dict[str, str], platform: Platform) -> None:
-    where = upstream.published("kubectl", chosen["kubectl"], platform)
+    where = components.published("kubectl", chosen["kubectl"], platform)
     assert where.checksums is not None
     url = origins.url(where.origin, where.path)
     signed, certificate = (origins.content(f"{url}.{name}", name) for name in ("sig", "cert"))
@@ -114,14 +115,14 @@ def test_kubectl_is_signed_by_kubernetes(origins: Origins, chosen: dict[str, str
 
 @pytest.mark.parametrize("platform", Platform)
 def test_buildx_is_signed_by_its_workflow(origins: Origins, chosen: dict[str, str], platform: Platform) -> None:
-    where = upstream.published("buildx", chosen["buildx"], platform)
+    where = components.published("buildx", chosen["buildx"], platform)
     assert where.signature is not None
     assert where.checksums is not None
     raw = origins.content(origins.url(where.origin, where.signature), "the bundle")
     assert raw is not None
     workflow = signature.Workflow(
         repository="https://github.com/docker/buildx",
-        ref=f"refs/tags/{upstream.release_tag('buildx', chosen['buildx'])}",
+        ref=f"refs/tags/{components.BUILDX.release_tag(chosen['buildx'])}",
     )
     digest = upstream.checksum(origins.text(where.origin, where.checksums, "the checksums"), where.name)
     signature.check_bundle(raw, digest=digest, workflow=workflow, root=signature.trust())
@@ -131,7 +132,7 @@ def test_buildx_is_signed_by_its_workflow(origins: Origins, chosen: dict[str, st
 def test_github_records_the_digests(origins: Origins, chosen: dict[str, str], component: str) -> None:
     recorded = origins.assets(component, chosen[component])
     for platform in Platform:
-        where = upstream.published(component, chosen[component], platform)
+        where = components.published(component, chosen[component], platform)
         assert where.checksums is not None
         listed = upstream.checksum(origins.text(where.origin, where.checksums, component), where.name)
         assert recorded[where.name] == listed
@@ -165,7 +166,7 @@ def test_the_committed_lock_is_what_upstream_publishes(origins: Origins, tmp_pat
 @pytest.mark.parametrize("base", INTENT.witnesses["docker"])
 def test_a_witness_of_docker_has_the_same_sizes_itself(origins: Origins, chosen: dict[str, str], base: str) -> None:
     for platform in Platform:
-        where = upstream.published("docker", chosen["docker"], platform)
+        where = components.published("docker", chosen["docker"], platform)
         ours = origins.head(origins.url("docker", where.path), "docker")
         there = httpx.head(f"{base}/{where.path}", follow_redirects=True, timeout=60)
         assert ours is not None

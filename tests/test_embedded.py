@@ -198,13 +198,12 @@ def test_what_is_known_stays_for_the_same_bytes_only() -> None:
 @pytest.mark.engine
 def test_the_real_binaries_of_both_platforms(brought: supplies.Supplies) -> None:
     """Debian's dockerd, containerd and runc, and the vendor's kubectl, as the rehearsal's origin serves them."""
-    static = brought.root / origin.HOSTS["docker"] / "linux/static/stable"
     version = brought.versions["docker"]
-    told = [embedded.read("docker", static / p.names.docker / f"docker-{version}.tgz") for p in Platform]
+    told = [embedded.read("docker", origin.path_of(brought.root, "docker", version, one)) for one in Platform]
     assert told[0] == told[1]
     assert told[0]["docker-cli"].startswith(version)
     assert {"containerd", "runc", "docker-init", "go"} <= told[0].keys()
-    release = brought.root / origin.HOSTS["kubernetes"] / "release" / brought.versions["kubectl"] / "bin/linux"
-    kubectl = [embedded.read("kubectl", release / platform.names.kubectl / "kubectl") for platform in Platform]
+    version = brought.versions["kubectl"]
+    kubectl = [embedded.read("kubectl", origin.path_of(brought.root, "kubectl", version, one)) for one in Platform]
     assert kubectl[0] == kubectl[1]
     assert kubectl[0]["go"].startswith("1.")

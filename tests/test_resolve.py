@@ -38,15 +38,15 @@ class Upstream:
         )
         self.docker("28.5.2")
         for name, version in (("buildx", "0.29.1"), ("compose", "2.40.3")):
-            origin.publish_plugin(folder, name, version, {p: f"{name} {p}".encode() for p in Platform})
+            origin.publish(folder, name, version, {p: f"{name} {p}".encode() for p in Platform})
         self.k3s("v1.37.1+k3s1")
-        origin.publish_kubectl(folder, "v1.37.4", {p: f"kubectl {p}".encode() for p in Platform})
+        origin.publish(folder, "kubectl", "v1.37.4", {p: f"kubectl {p}".encode() for p in Platform})
 
     def docker(self, version: str, text: str = "docker") -> None:
-        origin.publish_docker(self.folder, version, {p: f"{text} {version} {p}".encode() for p in Platform})
+        origin.publish(self.folder, "docker", version, {p: f"{text} {version} {p}".encode() for p in Platform})
 
     def k3s(self, version: str, text: str = "k3s") -> None:
-        origin.publish_k3s(self.folder, version, {p: f"{text} {version} {p}".encode() for p in Platform})
+        origin.publish(self.folder, "k3s", version, {p: f"{text} {version} {p}".encode() for p in Platform})
 
     def path(self, key: str, below: str) -> Path:
         return self.folder / origin.HOSTS[key] / below

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline import smoke
+from pipeline.components import AIRGAP
 from pipeline.core import zstd
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, Digest
@@ -25,7 +26,6 @@ from pipeline.inputs.lock import Artifact, Lock
 from pipeline.oci import layout as layouts
 from pipeline.rehearsal import pause
 from pipeline.rehearsal.standin_build import build as standin
-from pipeline.resolve.upstream import AIRGAP
 from pipeline.smoke import files, report
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
@@ -60,7 +60,7 @@ class Image:
             if file.platform != AMD64:
                 continue
             data = binary(f"{file.component} {VERSIONS[file.component]} ")
-            for path in files.BINARIES[file.component]:
+            for path in files.binaries(file.component):
                 self.files[path] = data
             locked = replace(file, digest=Digest.of(data))
             artifacts.append(locked)

@@ -220,7 +220,7 @@ class Vendors(Upstream):
         self.run = replace(site.run(), client=client)
 
     def docker(self, version: str, text: str = "1.3.3") -> None:
-        origin.publish_docker(self.folder, version, {p: test_embedded.docker(p, runc=text) for p in Platform})
+        origin.publish(self.folder, "docker", version, {p: test_embedded.docker(p, runc=text) for p in Platform})
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_an_update_that_fails_leaves_the_lock_as_it_was(vendors: Vendors) -> Non
         Platform.AMD64: test_embedded.docker(Platform.AMD64, runc="1.3.4"),
         Platform.ARM64: test_embedded.docker(Platform.ARM64, runc="1.3.5"),
     }
-    origin.publish_docker(vendors.folder, "28.10.0", archives)
+    origin.publish(vendors.folder, "docker", "28.10.0", archives)
     with pytest.raises(Incompatible, match="the same runc"):
         vendors.run.update()
     assert vendors.run.lock_path.read_bytes() == before
@@ -285,7 +285,7 @@ def test_what_the_binaries_tell_can_refuse_a_lock(vendors: Vendors) -> None:
     vendors.docker("29.1.0")
     vendors.run.update()
     old = {p: go_binary("v0.29.2", modules={"github.com/docker/docker": "v24.0.7"}) for p in Platform}
-    origin.publish_plugin(vendors.folder, "buildx", "0.29.2", old)
+    origin.publish(vendors.folder, "buildx", "0.29.2", old)
     with pytest.raises(Incompatible, match="buildx-api"):
         vendors.run.update()
     assert vendors.run.lock.versions["buildx"] == "0.29.1"

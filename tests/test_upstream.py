@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import components
 from pipeline.core.errors import UpstreamError
 from pipeline.core.platforms import Platform
 from pipeline.resolve import upstream
@@ -190,9 +191,9 @@ def test_a_checksum_that_is_not_listed(text: str, name: str) -> None:
 
 
 def test_paths_are_the_vendors() -> None:
-    k3s = upstream.published("k3s", "v1.37.1+k3s1", Platform.ARM64)
+    k3s = components.published("k3s", "v1.37.1+k3s1", Platform.ARM64)
     assert k3s.path == "k3s-io/k3s/releases/download/v1.37.1%2Bk3s1/k3s-arm64"
     assert k3s.checksums is not None
     assert k3s.checksums.endswith("/sha256sum-arm64.txt")
-    docker = upstream.published("docker", "29.7.2", Platform.AMD64)
+    docker = components.published("docker", "29.7.2", Platform.AMD64)
     assert (docker.path, docker.checksums) == ("linux/static/stable/x86_64/docker-29.7.2.tgz", None)

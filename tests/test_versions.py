@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
+from pipeline import components
 from pipeline.core.errors import IntentError
 from pipeline.core.records import Variant
 from pipeline.inputs import versions
@@ -21,21 +22,21 @@ SCHEMA = json.loads((ROOT / "versions.schema.json").read_text(encoding="utf-8"))
 
 def test_the_committed_file_is_read_and_fits_the_schema() -> None:
     intent = versions.parse(TEXT, "versions.yaml")
-    assert set(intent.components) == set(versions.COMPONENTS)
+    assert set(intent.components) == set(components.COMPONENTS)
     jsonschema.validate(yaml.load(TEXT, Loader=yaml.BaseLoader), SCHEMA)
 
 
 def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
     properties = SCHEMA["properties"]
-    assert set(properties["components"]["properties"]) == set(versions.COMPONENTS)
+    assert set(properties["components"]["properties"]) == set(components.COMPONENTS)
     assert set(properties["upstream"]["properties"]) == set(versions.ORIGINS)
     assert set(properties["mirrors"]["properties"]) == set(versions.MIRRORED)
     assert set(properties["witnesses"]["properties"]) == set(versions.WITNESSED)
-    assert set(properties["policy"]["properties"]) == {"default", "base", "packages", *versions.COMPONENTS}
+    assert set(properties["policy"]["properties"]) == {"default", "base", "packages", *components.COMPONENTS}
     assert properties["policy"]["properties"]["default"]["enum"] == list(Grade)
     assert set(properties["variants"]["items"]["enum"]) == set(Variant) - {Variant.IMAGE}
-    assert set(properties["cooldown"]["anyOf"][1]["properties"]) == {"default", *versions.COMPONENTS}
-    for name, pattern in versions._ASKED.items():
+    assert set(properties["cooldown"]["anyOf"][1]["properties"]) == {"default", *components.COMPONENTS}
+    for name, pattern in ((one.name, one.asked) for one in components.COMPONENTS.values()):
         assert properties["components"]["properties"][name]["pattern"] == f"^({pattern})$"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pipeline import components
 from pipeline.core.errors import DigestMismatch, UpstreamError, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.names import Digest
@@ -43,7 +44,7 @@ def mirrored(vendors: Vendors, text: str | None = None) -> None:
     """A mirror of docker's archives, with the same bytes or others."""
     vendors.intent = replace(vendors.intent, mirrors={"docker": (MIRROR,)})
     for platform in Platform:
-        where = upstream.published("docker", "29.7.2", platform)
+        where = components.published("docker", "29.7.2", platform)
         there = vendors.answers[f"{UPSTREAM['docker']}/{where.path}"]
         assert isinstance(there, Given)
         vendors.gives(f"{MIRROR}/{where.path}", there.content if text is None else text)
@@ -135,7 +136,7 @@ def witnessed(vendors: Vendors, *bases: str) -> None:
     committed = versions.read(ROOT / "versions.yaml")
     vendors.intent = replace(vendors.intent, policy=committed.policy, witnesses=committed.witnesses)
     for platform in Platform:
-        where = upstream.published("docker", "29.7.2", platform)
+        where = components.published("docker", "29.7.2", platform)
         there = vendors.answers[f"{UPSTREAM['docker']}/{where.path}"]
         assert isinstance(there, Given)
         for base in WITNESSES:
@@ -194,7 +195,7 @@ def test_a_witness_that_sends_on_to_docker_corroborates_nothing(
 ) -> None:
     mirrored(vendors)
     for platform in Platform:
-        where = upstream.published("docker", "29.7.2", platform)
+        where = components.published("docker", "29.7.2", platform)
         vendors.answers[f"{MIRROR}/{where.path}"] = Given(
             status=302, headers={"Location": f"{UPSTREAM['docker']}/{where.path}"}
         )
@@ -540,7 +541,7 @@ def test_another_upstream_is_held_against_the_lock_too(vendors: Vendors) -> None
     made = vendors.resolve()
     elsewhere = {**UPSTREAM, "docker": "https://docker.example.org"}
     for platform in Platform:
-        where = upstream.published("docker", "29.7.2", platform)
+        where = components.published("docker", "29.7.2", platform)
         there = vendors.answers[f"{UPSTREAM['docker']}/{where.path}"]
         assert isinstance(there, Given)
         vendors.gives(f"https://docker.example.org/{where.path}", there.content)

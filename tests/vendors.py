@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from pipeline import components
 from pipeline.core.log import Log
 from pipeline.core.names import Digest, ImageName
 from pipeline.core.platforms import Platform
@@ -86,8 +87,8 @@ class Vendors:
     ) -> None:
         """A component's files and checksums, `days` old."""
         listed: dict[str, str] = {}
-        for part, platform in product(upstream.parts(component, airgap=True), platforms):
-            where = upstream.published(part, version, platform)
+        for part, platform in product(components.parts(component, airgap=True), platforms):
+            where = components.published(part, version, platform)
             data = f"{part} {version} {platform} {text}".encode()
             headers = {
                 "Last-Modified": format_datetime(NOW - timedelta(days=days), usegmt=True),
@@ -103,7 +104,7 @@ class Vendors:
 
     def url(self, component: str, version: str, platform: Platform) -> str:
         """Where a component's file is."""
-        where = upstream.published(component, version, platform)
+        where = components.published(component, version, platform)
         return f"{UPSTREAM[where.origin]}/{where.path}"
 
     def refs(self, component: str, *tags: str) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bench import plot, report
 from pipeline.bench.elfparts import removable
+from pipeline.components import COMPONENTS
 from pipeline.core import cache as cached
 from pipeline.core import records, stub
 from pipeline.core.log import size
@@ -61,7 +62,6 @@ _UNUSED = {
     "git's servers and mail": r"usr/lib/git-core/git-(daemon|http-backend|imap-send|http-push|shell|instaweb)$",
 }
 _TWIN = 65_536  # bytes from which on a file is looked at for another one with the same content
-_VENDORS = ("docker", "k3s", "kubectl", "buildx", "compose")
 
 
 @dataclass(kw_only=True)
@@ -168,7 +168,7 @@ def published(own: Lock, cache: Path) -> dict[Platform, dict[str, int]]:
     """What the vendors publish, in bytes, as it is downloaded."""
     found: dict[Platform, dict[str, int]] = {}
     for file in own.artifacts:
-        if file.component in _VENDORS:
+        if file.component in COMPONENTS:
             count = file.size or cached.require(cache, file.digest).stat().st_size
             found.setdefault(file.platform, {})[file.component] = count
     return found
@@ -229,7 +229,7 @@ def describe(
         k3s = next((layer.compressed for layer in layers if layer.name == "k3s"), 0)
         limit = round(FACTOR * sum(theirs.values()) + ALLOWANCE)
         without = round(FACTOR * (sum(theirs.values()) - theirs["k3s"]) + ALLOWANCE)
-        packed = sum(layer.compressed for layer in layers if layer.name in _VENDORS)
+        packed = sum(layer.compressed for layer in layers if layer.name in COMPONENTS)
         if platform in stub:
             targets.append(_target(f"{platform}: of the limit, k3s left out on both sides", compressed - k3s, without))
         else:
@@ -273,7 +273,7 @@ def describe(
         "image": image.annotations.get("org.opencontainers.image.version", ""),
         "host": host.value if host else "",
         "machine": report.machine(),
-        "versions": {name: own.versions[name] for name in _VENDORS},
+        "versions": {name: own.versions[name] for name in COMPONENTS},
         "platforms": platforms,
         "packing": list(packing),
         "targets": targets,

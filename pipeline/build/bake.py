@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from pipeline.components import COMPONENTS
 from pipeline.core.annotations import KEY, REHEARSAL, VARIANT
 from pipeline.core.log import redact
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.inputs.lock import Lock
-from pipeline.inputs.versions import COMPONENTS, Intent
+from pipeline.inputs.versions import Intent
 
 
 def describe(

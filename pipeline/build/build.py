@@ -19,6 +19,7 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline.build import bake
 from pipeline.build.progress import Solve
+from pipeline.components import AIRGAP, COMPONENTS
 from pipeline.core import cache as cached
 from pipeline.core.errors import BuildFailed, DigestMismatch
 from pipeline.core.log import Log, size
@@ -28,20 +29,11 @@ from pipeline.core.records import IMAGE, LAYOUT, BuiltPlatform, Image, Variant, 
 from pipeline.engine.engine import Engine
 from pipeline.fetch import base
 from pipeline.inputs.lock import RENEW, Artifact, Lock
-from pipeline.inputs.versions import COMPONENTS, Intent
+from pipeline.inputs.versions import Intent
 from pipeline.inspect import embedded
 from pipeline.oci import layout as layouts
-from pipeline.resolve.upstream import AIRGAP
 
 BAKE_FILE = "docker-bake.json"
-
-# Name of each component's file in the build context; the Dockerfile unpacks or copies it from there.
-_IN_CONTEXT = {"docker": "docker.tgz", "buildx": "buildx", "compose": "compose", "k3s": "k3s", "kubectl": "kubectl"}
-
-# All five are under one licence, each in its own repository's LICENSE file. The system images are other projects' work;
-# Apache-2.0 is k3s's own for the archive, and each image in it tells its own.
-_LICENSES = dict.fromkeys((*COMPONENTS, AIRGAP), "Apache-2.0")
-
 
 Said = Mapping[Variant, Mapping[str, str]]
 
@@ -223,7 +215,11 @@ def _stage_files(artifacts: Sequence[Artifact], cache: Path, folder: Path) -> No
     """Link one platform's files out of the cache under the names that the Dockerfile expects."""
     for artifact in artifacts:
         file = PurePosixPath(artifact.path).name
-        name = _IN_CONTEXT.get(artifact.component, file if artifact.component == AIRGAP else f"packages/{file}")
+        name = f"packages/{file}"
+        if artifact.component == AIRGAP:
+            name = file
+        elif artifact.component in COMPONENTS:
+            name = COMPONENTS[artifact.component].context_name
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         cached.link(cached.require(cache, artifact.digest), folder / name)
 
@@ -246,11 +242,11 @@ def manifest(
             "version": artifact.version,
             "sha256": artifact.digest.hex,
             "url": artifact.url,
-            "licence": _LICENSES[artifact.component],
+            "licence": COMPONENTS["k3s" if artifact.component == AIRGAP else artifact.component].licence,
             "embedded": dict(inside.get(artifact.component, {})),
         }
         for artifact in files
-        if artifact.component in _LICENSES and artifact.platform == platform
+        if artifact.component in (*COMPONENTS, AIRGAP) and artifact.platform == platform
     ]
     return [ours, *theirs]
 

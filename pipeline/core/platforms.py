@@ -1,8 +1,4 @@
-"""Platforms the OCI way, and what each vendor calls them.
-
-Source of the spellings: the file names of docker's static archives, k3s's, buildx's and compose's releases, and
-dl.k8s.io; QEMU's and Debian's own architecture names.
-"""
+"""Platforms the OCI way, and what Debian, QEMU, ELF and Python call them. Upstream projects: components.py."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ class Platform(StrEnum):
 
     @property
     def names(self) -> Spellings:
-        """What the vendors call this platform."""
+        """What others call this platform."""
         return SPELLINGS[self]
 
     @classmethod
@@ -37,14 +33,8 @@ class Platform(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Spellings:
-    """One platform in the words of each vendor."""
+    """One platform in the words of others."""
 
-    docker: str  # directory of download.docker.com/linux/static/stable/
-    k3s: str  # suffix of the k3s binary
-    k3s_checksums: str  # suffix of sha256sum-<…>.txt
-    kubectl: str  # directory of dl.k8s.io/release/<v>/bin/linux/
-    buildx: str  # suffix of buildx-v<v>.linux-<…>
-    compose: str  # suffix of docker-compose-linux-<…>
     debian: str
     qemu: str  # suffix of qemu-<…>(-static) and qemu-system-<…>
     elf_machine: int  # e_machine of the ELF header
@@ -53,24 +43,12 @@ class Spellings:
 
 SPELLINGS = {
     Platform.AMD64: Spellings(
-        docker="x86_64",
-        k3s="",
-        k3s_checksums="amd64",
-        kubectl="amd64",
-        buildx="amd64",
-        compose="x86_64",
         debian="amd64",
         qemu="x86_64",
         elf_machine=62,
         wheel="x86_64",
     ),
     Platform.ARM64: Spellings(
-        docker="aarch64",
-        k3s="-arm64",
-        k3s_checksums="arm64",
-        kubectl="arm64",
-        buildx="arm64",
-        compose="aarch64",
         debian="arm64",
         qemu="aarch64",
         elf_machine=183,

@@ -12,6 +12,7 @@ from datetime import date
 from functools import partial
 from urllib.parse import quote
 
+from pipeline.components import COMPONENTS, DOCKER
 from pipeline.core.errors import Incompatible
 from pipeline.core.log import size
 from pipeline.core.markdown import folded, table
@@ -24,16 +25,13 @@ NOTHING = "Nothing changed: it is the same lock.\n"
 
 # Component or embedded program → its repository on GitHub and how it tags a version (`{}` with a leading v taken away).
 _TAGS = {
+    **{one.name: (one.repository, "v{}") for one in COMPONENTS.values()},
+    "docker": (DOCKER.repository, "docker-v{}"),  # the tags' form from 29 on
     "buildkit": ("moby/buildkit", "v{}"),
-    "buildx": ("docker/buildx", "v{}"),
-    "compose": ("docker/compose", "v{}"),
     "compose-go": ("compose-spec/compose-go", "v{}"),
     "containerd": ("containerd/containerd", "v{}"),
     "cri-dockerd": ("k3s-io/cri-dockerd", "v{}"),
-    "docker": ("moby/moby", "docker-v{}"),  # the tags' form from 29 on
     "docker-init": ("krallin/tini", "v{}"),
-    "k3s": ("k3s-io/k3s", "v{}"),
-    "kubectl": ("kubernetes/kubernetes", "v{}"),
     "runc": ("opencontainers/runc", "v{}"),
 }
 _RELEASED = r"v?\d+\.\d+\.\d+(-(rc|beta|alpha)\.?\d+|[-+]k3s\d+)?"  # what a tag exists for; no distribution's version

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from pipeline.components import COMPONENTS
 from pipeline.core.errors import LockStale, VerificationFailed
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant, write_text
 from pipeline.inputs import evidence
 from pipeline.inputs.evidence import Evidence, Grade
-from pipeline.inputs.versions import COMPONENTS, Intent
+from pipeline.inputs.versions import Intent
 
 RENEW = "nox -s resolve, then look at the lock's diff"
 
@@ -36,7 +37,7 @@ _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 class Artifact:
     """One file of one platform."""
 
-    component: str  # one of versions.COMPONENTS, upstream.AIRGAP, or a Debian package's name
+    component: str  # a key of COMPONENTS, AIRGAP, or a Debian package's name
     version: str
     platform: Platform
     origin: str  # one of versions.ORIGINS

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from pipeline.components import COMPONENTS
 from pipeline.core.errors import IntentError
 from pipeline.core.names import Digest, ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant, write_text
 from pipeline.inputs.evidence import DEFAULT, Grade
 
-COMPONENTS = ("docker", "buildx", "compose", "k3s", "kubectl")
 ORIGINS = ("docker", "github", "github-api", "k3s-channels", "kubernetes", "debian", "debian-security")
 # What may have mirrors: the origins, and the base image (an OCI layout behind a plain file server).
 MIRRORED = (*ORIGINS, "base")
@@ -39,24 +39,6 @@ UPSTREAM = {
 }
 _GITHUB_API = "https://api.github.com"  # only where `github` is GitHub itself; a copy of its files has no such API
 
-# What a component may be asked for as: an exact version, or a channel that `resolve` looks up.
-_NUMBER = r"[0-9]{1,9}"
-_RELEASE = rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}"
-EXACT = {
-    "docker": _RELEASE,
-    "buildx": _RELEASE,
-    "compose": _RELEASE,
-    "k3s": rf"v1\.{_NUMBER}\.{_NUMBER}\+(k3s{_NUMBER}|standin)",
-    "kubectl": rf"v1\.{_NUMBER}\.{_NUMBER}",
-}
-_LINE = rf"stable|latest|{_NUMBER}|{_NUMBER}\.{_NUMBER}"
-_ASKED = {
-    "docker": rf"{_LINE}|{EXACT['docker']}",
-    "buildx": rf"{_LINE}|{EXACT['buildx']}",
-    "compose": rf"{_LINE}|{EXACT['compose']}",
-    "k3s": rf"stable|latest|v1\.{_NUMBER}|{EXACT['k3s']}",
-    "kubectl": rf"k3s|v1\.{_NUMBER}|{EXACT['kubectl']}",
-}
 _PACKAGE = r"[a-z0-9][a-z0-9+.-]+"  # deb-control(5), Package
 
 
@@ -298,7 +280,7 @@ class _Reader:
         for entry in node.value:
             keys = self.mapping(entry, "known-fixes", ("component", "version", "reason"))
             component = self.text(keys.get("component"), "component", "|".join(COMPONENTS), "a component")
-            fitting = EXACT.get(component, ".+")
+            fitting = COMPONENTS[component].exact if component in COMPONENTS else ".+"
             version = self.text(keys.get("version"), f"known fix of {component}", fitting, "an exact version")
             reason = self.text(keys.get("reason"), "reason", r"\S[^\n]*", "one line that says what it mends")
             found.append(KnownFix(component=component, version=version, reason=reason))
@@ -348,9 +330,11 @@ class _Reader:
             "variants",
             lambda node, what: self.text(node, what, Variant.AIRGAP, f"{Variant.AIRGAP}, the only one there is"),
         )
-        asked = self.mapping(top.get("components"), "components", COMPONENTS)
+        asked = self.mapping(top.get("components"), "components", tuple(COMPONENTS))
         components = {
-            name: self.text(asked.get(name), name, _ASKED[name], "an exact version or a channel (docs/versions.md)")
+            name: self.text(
+                asked.get(name), name, COMPONENTS[name].asked, "an exact version or a channel (docs/versions.md)"
+            )
             for name in COMPONENTS
         }
         base = self.image(top["base"], "base") if "base" in top else ""

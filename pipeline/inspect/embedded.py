@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, cast
 
+from pipeline.components import COMPONENTS, DOCKER, K3S
 from pipeline.core import cache as cached
 from pipeline.core import zstd
 from pipeline.core.errors import Incompatible
@@ -44,23 +45,6 @@ _MODULES = {
     "docker-client": ("github.com/docker/docker",),
     "moby-client": ("github.com/moby/moby/client",),
 }
-# Component → the libraries that are worth a line in a review.
-_LIBRARIES = {
-    "docker": ("buildkit",),
-    "buildx": ("buildkit", "docker-client", "moby-client"),
-    "compose": ("buildkit", "buildx", "compose-go", "docker-client", "moby-client"),
-    "k3s": ("containerd", "cri-dockerd", "docker-client", "moby-client"),
-    "kubectl": (),
-}
-# Programs in docker's archive and in k3s's → our name; None: only its build information counts.
-_IN_DOCKER = {
-    "docker/docker": "docker-cli",
-    "docker/dockerd": None,
-    "docker/containerd": "containerd",
-    "docker/runc": "runc",
-    "docker/docker-init": "docker-init",
-}
-_IN_K3S = {"bin/k3s": None, "bin/containerd": "containerd", "bin/runc": "runc"}
 _ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
 _CHUNK = 1 << 20
 
@@ -70,12 +54,12 @@ def read(component: str, path: Path) -> dict[str, str]:
     if component == "docker":
         try:
             with tarfile.open(path, mode="r|*", bufsize=_CHUNK) as archive:
-                return _programs(component, _members(archive), _IN_DOCKER)
+                return _programs(component, _members(archive), DOCKER.members)
         except (tarfile.TarError, TypeError):  # TypeError: tarfile's, where the file ends within gzip's header
             return {}
     data = path.read_bytes()
     if component == "k3s":
-        return _programs(component, bundled(data), _IN_K3S)
+        return _programs(component, bundled(data), K3S.members)
     return _built(component, data)
 
 
@@ -155,7 +139,7 @@ def _built(component: str, data: bytes) -> dict[str, str]:
     if build is None:
         return {}
     found = {"go": build.go.removeprefix("go").partition(" ")[0]}
-    for name in _LIBRARIES[component]:
+    for name in COMPONENTS[component].libraries:
         for module in _MODULES[name]:
             version = build.dependencies.get(module, "")
             if re.match(r"v\d", version):  # not `(devel)`
@@ -185,7 +169,7 @@ def bundled(data: bytes) -> Iterator[tuple[str, bytes]]:
             with tarfile.open(fileobj=cast("IO[bytes]", _Frame(data, at)), mode="r|", bufsize=1 << 16) as archive:
                 for member in archive:
                     name = member.name.removeprefix("./")
-                    if member.isfile() and name in _IN_K3S:
+                    if member.isfile() and name in K3S.members:
                         stream = archive.extractfile(member)
                         assert stream is not None
                         names.append(name)

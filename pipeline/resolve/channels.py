@@ -6,17 +6,17 @@ sentence; an exact version is nobody's to pass over.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice, product
 
+from pipeline import components
+from pipeline.components import COMPONENTS, is_exact
 from pipeline.core.errors import UpstreamError
 from pipeline.core.log import Log
 from pipeline.core.records import Variant
 from pipeline.inputs import compat
 from pipeline.inputs.lock import Lock
-from pipeline.inputs.versions import COMPONENTS, EXACT
 from pipeline.resolve import upstream
 from pipeline.resolve.origins import Origins
 
@@ -29,13 +29,13 @@ def choose(origins: Origins, previous: Lock | None, log: Log, now: datetime) -> 
     chosen: dict[str, str] = {}
     for component in COMPONENTS:
         asked = intent.components[component]
-        if re.fullmatch(EXACT[component], asked):
+        if is_exact(component, asked):
             chosen[component] = asked
             continue
         locked = previous.versions.get(component, "") if previous else ""
-        if not re.fullmatch(EXACT[component], locked):
+        if not is_exact(component, locked):
             locked = ""
-        match component:
+        match COMPONENTS[component].chosen_by:
             case "docker":
                 candidates = _docker(origins, asked, log)
             case "k3s":
@@ -45,8 +45,10 @@ def choose(origins: Origins, previous: Lock | None, log: Log, now: datetime) -> 
                 line = f"{major}.{minor}" if asked == "k3s" else asked.removeprefix("v")
                 text = origins.text("kubernetes", f"release/stable-{line}.txt", f"kubectl's channel {line}")
                 candidates = upstream.patches(upstream.kubectl_channel(text, line))
-            case _:
-                refs = origins.text("github", upstream.refs_path(component), f"the tags of docker/{component}")
+            case "tags":
+                refs = origins.text(
+                    "github", upstream.refs_path(component), f"the tags of {COMPONENTS[component].repository}"
+                )
                 candidates = (one for one in upstream.tagged(refs, component) if upstream.fits(one, asked))
         chosen[component] = _first(origins, component, candidates, locked, log, now)
     return chosen
@@ -75,8 +77,8 @@ def _first(origins: Origins, component: str, candidates: Iterable[str], locked: 
 def _missing(origins: Origins, component: str, version: str) -> str:
     """Which platform a release lacks, as a sentence; empty when it is complete."""
     airgap = Variant.AIRGAP in origins.intent.variants
-    for part, platform in product(upstream.parts(component, airgap=airgap), origins.intent.platforms):
-        where = upstream.published(part, version, platform)
+    for part, platform in product(components.parts(component, airgap=airgap), origins.intent.platforms):
+        where = components.published(part, version, platform)
         url = origins.url(where.origin, where.path)
         if origins.head(url, f"{part} {version} for {platform}") is None:
             return f"{part} {version} for {platform} is not there (yet)"
@@ -96,7 +98,7 @@ def _young(origins: Origins, component: str, version: str, log: Log, now: dateti
         return ""
     dates = []
     for platform in origins.intent.platforms:
-        where = upstream.published(component, version, platform)
+        where = components.published(component, version, platform)
         head = origins.head(origins.url(where.origin, where.path), f"{component} {version} for {platform}")
         if head is None or head.released is None:
             return f"the server does not tell how old it is, and its cooldown is {days} days"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 
+from pipeline import components
+from pipeline.components import COMPONENTS
 from pipeline.core.cache import writing
 from pipeline.core.errors import UpstreamError
 from pipeline.core.log import Log, size
@@ -25,9 +27,9 @@ from pipeline.fetch.base import layers
 from pipeline.inputs import compat, evidence
 from pipeline.inputs.evidence import Evidence, Grade
 from pipeline.inputs.lock import Artifact, Base, Lock
-from pipeline.inputs.versions import COMPONENTS, Intent
+from pipeline.inputs.versions import Intent
 from pipeline.oci.registry import Registry
-from pipeline.resolve import channels, debian, upstream
+from pipeline.resolve import channels, debian
 from pipeline.resolve.origins import Origins
 from pipeline.resolve.witnesses import Witnesses
 
@@ -61,7 +63,7 @@ def run(
     wanted = [
         (part, versions[name], platform)
         for name in COMPONENTS
-        for part in upstream.parts(name, airgap=airgap)
+        for part in components.parts(name, airgap=airgap)
         for platform in intent.platforms
     ]
     with writing(cache), log.transfers() as transfers, ThreadPoolExecutor(max_workers=8) as pool:
@@ -78,8 +80,8 @@ def run(
         date=previous.date if previous else "",
         base=chosen,
         versions=versions,
-        artifacts=tuple(file for file in files if file.component != upstream.AIRGAP),
-        airgap=tuple(file for file in files if file.component == upstream.AIRGAP),
+        artifacts=tuple(file for file in files if file.component != components.AIRGAP),
+        airgap=tuple(file for file in files if file.component == components.AIRGAP),
         packages=_known(packages, previous.packages if previous else (), today),
         guest=_known(guest, previous.guest if previous else (), today),
     )

@@ -1,9 +1,6 @@
-"""What the vendors publish and how: paths, channels, listings, checksum files. Text in, values out; no I/O.
+"""What upstream servers answer: channels, listings, tags, checksum files. Text in, values out; no I/O.
 
-Sources: each vendor's own layout as of 2026; k3s: install.sh of k3s-io/k3s; kubectl: kubernetes.io, «Install kubectl»
-and «Verify Signed Kubernetes Artifacts»; buildx and compose: the release workflows of docker/buildx and docker/compose;
-docker: docker-library/docker, and for its tags moby/moby#51192 (`docker-v29.0.0` and later; `v28.5.2` and earlier);
-digests of release assets: GitHub's REST API, «Get a release by tag name».
+Digests of release assets: GitHub's REST API, "Get a release by tag name".
 """
 
 from __future__ import annotations
@@ -13,81 +10,19 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 
+from pipeline.components import COMPONENTS, DOCKER, RELEASE, is_exact
 from pipeline.core.errors import UpstreamError
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.inputs.compat import number
 
-AIRGAP = "k3s-airgap-images"  # k3s's own name for the archive of its system images, a file of each of its releases
-REPOSITORY = {"buildx": "docker/buildx", "compose": "docker/compose", "k3s": "k3s-io/k3s", "docker": "moby/moby"}
-
-# Numbers of a sane length: what a server sends is not trusted to be one.
-_RELEASE = r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}"
-_K3S = rf"v{_RELEASE}\+(?:k3s[0-9]{{1,9}}|standin)"
-_TAGS = {
-    "docker": rf"(?:docker-)?v({_RELEASE})",
-    "buildx": rf"v({_RELEASE})",
-    "compose": rf"v({_RELEASE})",
-    "k3s": rf"({_K3S})",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """One file of a vendor and the file that lists its checksum; paths are below the origin's base URL."""
-
-    origin: str
-    path: str
-    checksums: str | None  # None: the vendor publishes none
-    name: str  # as the checksum file calls it; empty: the file holds the bare digest
-    signature: str | None = None  # of kubectl: below it are `.sig` and `.cert`; of buildx: the bundle
-
-
-def published(component: str, version: str, platform: Platform) -> Published:
-    """Where a component's file and its checksum are."""
-    names = platform.names
-    match component:
-        case "docker":
-            path = f"linux/static/stable/{names.docker}/docker-{version}.tgz"
-            return Published(origin="docker", path=path, checksums=None, name="")
-        case "k3s" | "k3s-airgap-images":  # AIRGAP
-            folder = f"{REPOSITORY['k3s']}/releases/download/{quote(version)}"
-            file = f"k3s{names.k3s}" if component == "k3s" else f"{AIRGAP}-{names.k3s_checksums}.tar.zst"
-            checksums = f"{folder}/sha256sum-{names.k3s_checksums}.txt"
-        case "kubectl":
-            path = f"release/{version}/bin/linux/{names.kubectl}/kubectl"
-            return Published(origin="kubernetes", path=path, checksums=f"{path}.sha256", name="", signature=path)
-        case "buildx" | "compose":
-            folder = f"{REPOSITORY[component]}/releases/download/v{version}"
-            file = (
-                f"buildx-v{version}.linux-{names.buildx}"
-                if component == "buildx"
-                else f"docker-compose-linux-{names.compose}"
-            )
-            checksums = f"{folder}/checksums.txt"
-        case _:
-            raise AssertionError(component)
-    signature = f"{folder}/{file}.sigstore.json" if component == "buildx" else None
-    return Published(origin="github", path=f"{folder}/{file}", checksums=checksums, name=file, signature=signature)
-
-
-def parts(component: str, *, airgap: bool) -> tuple[str, ...]:
-    """What a component's release must have files of; `airgap`: with k3s's system images."""
-    return (component, AIRGAP) if component == "k3s" and airgap else (component,)
-
-
-def release_tag(component: str, version: str) -> str:
-    """The git tag of a release on GitHub."""
-    return version if component == "k3s" else f"v{version}"
-
 
 def assets_path(component: str, version: str) -> str:
     """GitHub's description of a release, below the API's base URL; it counts against the API's quota."""
-    return f"repos/{REPOSITORY[component]}/releases/tags/{quote(release_tag(component, version))}"
+    return f"repos/{COMPONENTS[component].repository}/releases/tags/{quote(COMPONENTS[component].release_tag(version))}"
 
 
 def assets(document: str) -> Mapping[str, Digest]:
@@ -108,12 +43,12 @@ def assets(document: str) -> Mapping[str, Digest]:
 
 def listing_path(platform: Platform) -> str:
     """The folder of docker's static archives, which the server lists as HTML."""
-    return f"linux/static/stable/{platform.names.docker}/"
+    return f"{DOCKER.file.folder}/".format(arch=DOCKER.file.architectures[platform])
 
 
 def refs_path(component: str) -> str:
     """git's list of a repository's tags over HTTP: no API quota (gitprotocol-http(5))."""
-    return f"{REPOSITORY[component]}.git/info/refs?service=git-upload-pack"
+    return f"{COMPONENTS[component].repository}.git/info/refs?service=git-upload-pack"
 
 
 CHANNELS_PATH = "v1-release/channels"
@@ -126,13 +61,13 @@ def channel_path(channel: str) -> str:
 
 def listed_docker(html: str) -> list[str]:
     """The versions in docker's listing, newest first; candidates and other archives are left out."""
-    found = set(re.findall(rf'href="(?:[^"]*/)?docker-({_RELEASE})\.tgz"', html))
+    found = set(re.findall(rf'href="(?:[^"]*/)?docker-({RELEASE})\.tgz"', html))
     return ordered(found)
 
 
 def tagged(packets: str, component: str) -> list[str]:
     """The release versions among a repository's tags (pkt-lines), newest first; candidates are left out."""
-    found = set(re.findall(rf" refs/tags/{_TAGS[component]}(?=\s|\^|\0|$)", packets))
+    found = set(re.findall(rf" refs/tags/{COMPONENTS[component].tagged}(?=\s|\^|\0|$)", packets))
     return ordered(found)
 
 
@@ -159,7 +94,7 @@ def k3s_channel(document: str, channel: str) -> str:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UpstreamError("k3s's channels are not the JSON that they should be", found=document[:80]) from None
     version = entries.get(channel, "")
-    if not isinstance(version, str) or not re.fullmatch(_K3S, version):
+    if not isinstance(version, str) or not is_exact("k3s", version):
         raise UpstreamError(
             f"k3s's channel {channel!r} points to no release",
             expected="something like v1.37.1+k3s1",
@@ -172,7 +107,7 @@ def k3s_channel(document: str, channel: str) -> str:
 def k3s_page(path: str, channel: str) -> str:
     """The version in the address of the page that a channel of k3s redirected to. Raises UpstreamError."""
     version = unquote(path.rpartition("/")[2])
-    if not re.fullmatch(_K3S, version):
+    if not is_exact("k3s", version):
         raise UpstreamError(f"k3s's channel {channel!r} redirects to no release", found=path)
     return version
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from pipeline import components
+from pipeline.components import COMPONENTS, Published
 from pipeline.core.cache import path_of
 from pipeline.core.errors import DigestMismatch, UpstreamError, VerificationFailed
 from pipeline.core.log import Log, Transfer, Transfers
@@ -27,7 +29,6 @@ from pipeline.inputs.evidence import Evidence, Grade
 from pipeline.inputs.lock import Artifact
 from pipeline.resolve import upstream
 from pipeline.resolve.origins import Head, Origins
-from pipeline.resolve.upstream import Published
 from pipeline.signing import signature
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Witnesses:
 
         Raises UpstreamError, DigestMismatch, VerificationFailed.
         """
-        where = upstream.published(component, version, platform)
+        where = components.published(component, version, platform)
         url = self.origins.url(where.origin, where.path)
         what = f"{component} {version} for {platform}"
         head = self.origins.head(url, what)
@@ -114,11 +115,12 @@ class Witnesses:
     ) -> list[Evidence]:
         """What else is said of it: signatures, GitHub's records."""
         found = []
-        if component == "kubectl" and (signed := self._kubectl(url, digest, what)):
+        signed_by = COMPONENTS[component].signed if component in COMPONENTS else ""
+        if signed_by == "certificate" and (signed := self._kubectl(url, digest, what)):
             found.append(signed)
-        if component == "buildx" and where.signature and (signed := self._bundle(version, where, digest, what)):
+        if signed_by == "bundle" and (signed := self._bundle(component, version, where, digest, what)):
             found.append(signed)
-        release = "k3s" if component == upstream.AIRGAP else component
+        release = "k3s" if component == components.AIRGAP else component
         if where.origin == "github" and (recorded := self.origins.assets(release, version).get(where.name)):
             source = self.origins.assets_url(release, version)
             if recorded != digest:
@@ -148,14 +150,16 @@ class Witnesses:
             "time of signing is not proven)",
         )
 
-    def _bundle(self, version: str, where: Published, digest: Digest, what: str) -> Evidence | None:
+    def _bundle(self, component: str, version: str, where: Published, digest: Digest, what: str) -> Evidence | None:
         assert where.signature is not None
         url = self.origins.url(where.origin, where.signature)
         raw = self.origins.content(url, f"the signature of {what}")
         if raw is None:
             return None
-        repository = f"https://github.com/{upstream.REPOSITORY['buildx']}"
-        workflow = signature.Workflow(repository=repository, ref=f"refs/tags/v{version}")
+        repository = f"https://github.com/{COMPONENTS[component].repository}"
+        workflow = signature.Workflow(
+            repository=repository, ref=f"refs/tags/{COMPONENTS[component].release_tag(version)}"
+        )
         try:
             signature.check_bundle(raw, digest=digest, workflow=workflow, root=self._trusted())
         except signature.Unreadable as error:

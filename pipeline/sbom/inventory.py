@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from debian.deb822 import Packages
 from packageurl import PackageURL
 
+from pipeline.components import COMPONENTS, DOCKER, PROGRAMS
 from pipeline.core.errors import DigestMismatch
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
@@ -71,32 +72,7 @@ class Inventory:
     texts: Mapping[str, str]  # licences of the name LicenseRef-…
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Made:
-    """Who makes a program, and under which licence it says it is."""
-
-    purl: str  # type/namespace/name; {major} is the module's major version suffix
-    licence: str
-    supplier: str
-    prefix: str = "v"  # of the version in the purl: what the maker's tags begin with
-
-
-_MADE = {
-    "dockerd": _Made(purl="github/moby/moby", licence=_APACHE, supplier="Moby", prefix="docker-v"),
-    "docker-proxy": _Made(purl="github/moby/moby", licence=_APACHE, supplier="Moby", prefix="docker-v"),
-    "docker-cli": _Made(purl="github/docker/cli", licence=_APACHE, supplier="Docker"),
-    "containerd": _Made(purl="golang/github.com/containerd/containerd{major}", licence=_APACHE, supplier="containerd"),
-    "containerd-shim-runc-v2": _Made(
-        purl="golang/github.com/containerd/containerd{major}", licence=_APACHE, supplier="containerd"
-    ),
-    "ctr": _Made(purl="golang/github.com/containerd/containerd{major}", licence=_APACHE, supplier="containerd"),
-    "runc": _Made(purl="golang/github.com/opencontainers/runc", licence=_APACHE, supplier="Open Container Initiative"),
-    "docker-init": _Made(purl="github/krallin/tini", licence="MIT", supplier="tini"),
-    "buildx": _Made(purl="golang/github.com/docker/buildx", licence=_APACHE, supplier="Docker"),
-    "compose": _Made(purl="golang/github.com/docker/compose{major}", licence=_APACHE, supplier="Docker"),
-    "k3s": _Made(purl="golang/github.com/k3s-io/k3s", licence=_APACHE, supplier="k3s"),
-    "kubectl": _Made(purl="golang/k8s.io/kubernetes", licence=_APACHE, supplier="Kubernetes"),
-}
+_MADE = {program.name: program for program in PROGRAMS.values()}
 
 
 def take(platform: Platform, image: Image, lock: Lock, root: Root) -> Inventory:
@@ -159,10 +135,10 @@ class _Making:
         for file in sorted(self._lock.artifacts, key=lambda one: one.component):
             if file.platform != self._platform:
                 continue
-            paths = [path for path, component in rootfs.FILES.items() if component == file.component]
-            for path in paths:
-                self._single(file, path)
-            if not paths:
+            component = COMPONENTS[file.component]
+            if component.is_one_file:
+                self._single(file, component.programs[0].path)
+            else:
                 self._archive(file)
 
     def system_images(self) -> None:
@@ -227,7 +203,7 @@ class _Making:
         known = self._add(self._component(file, None))
         self._contains.append((self._root.key, known.key))
         inside = self._lock.embedded.get(file.component, {})
-        for path, name in rootfs.DOCKER.items():
+        for path, name in ((one.path, one.name) for one in DOCKER.programs):
             program = self._program(path, name)
             # dockerd, its proxy and the command line carry the release's number, the others their own.
             ours = file.version if name in ("dockerd", "docker-cli", "docker-proxy") else None
@@ -379,7 +355,7 @@ def _by_maker(name: str, version: str | None) -> str | None:
     major = int(number[1]) if number else 0
     kind, _, rest = made.purl.format(major=f"/v{major}" if major > 1 else "").partition("/")
     namespace, _, last = rest.rpartition("/")
-    return _purl(kind, namespace, last, made.prefix + version.removeprefix("v"))
+    return _purl(kind, namespace, last, made.tag + version.removeprefix("v"))
 
 
 def _purl(kind: str, namespace: str, name: str, version: str, **qualifiers: str) -> str:

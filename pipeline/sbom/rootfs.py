@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.components import K3S, PROGRAMS
 from pipeline.core import zstd
 from pipeline.core.errors import DigestMismatch
 from pipeline.core.names import Digest
@@ -25,26 +26,6 @@ STATUS = "var/lib/dpkg/status"
 _TEXT = re.compile(r"usr/share/doc/[^/]+(/copyright)?|(usr/lib|etc)/os-release|" + re.escape(STATUS))
 ARCHIVES = "usr/share/dind-k3s/images"  # k3s's system images, in the variant airgap
 _BLOCK = 1 << 16  # bytes at a time; tarfile copies what it has of them for every member
-_PLUGINS = "usr/local/libexec/docker/cli-plugins"
-
-# Path → name. The lock names the archive, these are the programs in it.
-DOCKER = {
-    "usr/local/bin/dockerd": "dockerd",
-    "usr/local/bin/docker": "docker-cli",
-    "usr/local/bin/containerd": "containerd",
-    "usr/local/bin/containerd-shim-runc-v2": "containerd-shim-runc-v2",
-    "usr/local/bin/ctr": "ctr",
-    "usr/local/bin/runc": "runc",
-    "usr/local/bin/docker-init": "docker-init",
-    "usr/local/bin/docker-proxy": "docker-proxy",
-}
-# Path → component: the locked file itself.
-FILES = {
-    f"{_PLUGINS}/docker-buildx": "buildx",
-    f"{_PLUGINS}/docker-compose": "compose",
-    "usr/local/bin/k3s": "k3s",
-    "usr/local/bin/kubectl": "kubectl",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +158,7 @@ def _file(layer: Layer, archive: tarfile.TarFile, member: tarfile.TarInfo) -> No
     name = _name(member)
     match _kind(name):
         case "program":
-            layer.files.programs[name] = _program(_content(archive, member), bundle=FILES.get(name) == "k3s")
+            layer.files.programs[name] = _program(_content(archive, member), bundle=name == K3S.programs[0].path)
         case "archive":
             layer.files.archives[name] = _archive(_content(archive, member))
         case "text":
@@ -186,7 +167,7 @@ def _file(layer: Layer, archive: tarfile.TarFile, member: tarfile.TarInfo) -> No
 
 def _kind(name: str) -> str | None:
     """What a file is read for, by its path; None: it does not matter here."""
-    if name in DOCKER or name in FILES:
+    if name in PROGRAMS:
         return "program"
     if posixpath.dirname(name) == ARCHIVES and name.endswith(".tar.zst"):
         return "archive"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
+from pipeline.components import COMPONENTS
 from pipeline.core.log import Log
 from pipeline.engine.engine import Engine
 from pipeline.inputs.lock import Lock
@@ -27,16 +28,12 @@ _SECONDS_EMULATED = 90.0  # under qemu-user; on a quiet machine they take up to 
 
 # Command → the component whose version its output must name; None: an answer is enough.
 _COMMANDS = (
-    (("dockerd", "--version"), "docker"),
-    (("docker", "--version"), "docker"),
-    (("containerd", "--version"), None),
-    (("ctr", "--version"), None),
-    (("runc", "--version"), None),
-    (("docker-init", "--version"), None),
-    (("docker", "buildx", "version"), "buildx"),
-    (("docker", "compose", "version"), "compose"),
-    (("kubectl", "version", "--client"), "kubectl"),
-    (("k3s", "--version"), "k3s"),
+    *(
+        (program.command, component.name if program.own_version else None)
+        for component in COMPONENTS.values()
+        for program in component.programs
+        if program.command
+    ),
     (("supervisord", "--version"), None),
     (("python3", "-c", "import ssl, json; print(ssl.OPENSSL_VERSION)"), None),
     (("/usr/local/sbin/dind-k3s-entrypoint", "echo", "the entrypoint runs a command"), None),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.components import COMPONENTS, DOCKER
 from pipeline.core.log import size
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
@@ -23,25 +24,8 @@ from pipeline.smoke import contents, system_images
 from pipeline.smoke.contents import Content, Program
 from pipeline.smoke.record import Recorder
 
-_PLUGINS = "usr/local/libexec/docker/cli-plugins"
-
-# Component → the files whose version must be the locked one.
-BINARIES = {
-    "docker": ("usr/local/bin/dockerd", "usr/local/bin/docker"),
-    "buildx": (f"{_PLUGINS}/docker-buildx",),
-    "compose": (f"{_PLUGINS}/docker-compose",),
-    "k3s": ("usr/local/bin/k3s",),
-    "kubectl": ("usr/local/bin/kubectl",),
-}
-# They come out of docker's archive; the lock names the archive, so their own versions are only told.
-_BESIDE = (
-    "usr/local/bin/containerd",
-    "usr/local/bin/runc",
-    "usr/local/bin/ctr",
-    "usr/local/bin/containerd-shim-runc-v2",
-)
-# Components that are one file each: the image must hold the locked bytes.
-_ONE_FILE = ("buildx", "compose", "k3s", "kubectl")
+# docker's archive holds them too; the lock names the archive, so their own versions are only logged.
+_BESIDE = tuple(one.path for one in DOCKER.programs if one.purl.startswith("golang/"))
 _MANIFEST = "usr/share/dind-k3s/manifest.json"
 # What lies below these is ours, and `dind-k3s verify` knows it from the manifest.
 _LISTED = ("usr/local/", "etc/supervisord.conf", f"{system_images.FOLDER}/")
@@ -54,6 +38,11 @@ _PRIVILEGED = {
     *("usr/bin/mount", "usr/bin/newgrp", "usr/bin/passwd", "usr/bin/ssh-agent", "usr/bin/su", "usr/bin/umount"),
     *("usr/lib/openssh/ssh-keysign", "usr/lib/dbus-1.0/dbus-daemon-launch-helper", "usr/sbin/unix_chkpwd"),
 }
+
+
+def binaries(component: str) -> tuple[str, ...]:
+    """Return the files whose version must be the locked one."""
+    return tuple(one.path for one in COMPONENTS[component].programs if one.own_version)
 
 
 def run(
@@ -70,7 +59,7 @@ def run(
     blobs = {part.digest: part.path for part in layout}
     document = json.loads(blobs[manifest].read_bytes())
     config = json.loads(blobs[Digest(document["config"]["digest"])].read_bytes())
-    wanted = {path: lock.versions[component] for component, paths in BINARIES.items() for path in paths}
+    wanted = {path: lock.versions[component] for component in COMPONENTS for path in binaries(component)}
     wanted |= dict.fromkeys(_BESIDE, "")
     archive = f"{system_images.FOLDER}/{PurePosixPath(airgap.path).name}" if airgap else ""
     content: Content | None = None
@@ -92,7 +81,7 @@ def run(
         return
     with recorder.check("architecture") as told:
         told(_architecture(platform, content))
-    for component in BINARIES:
+    for component in COMPONENTS:
         with recorder.check(component) as told:
             told(_component(component, platform, lock, content, rehearsed=rehearsed))
     with recorder.check("containerd and runc") as told:
@@ -151,7 +140,7 @@ def _program(content: Content, path: str) -> Program:
 def _component(component: str, platform: Platform, lock: Lock, content: Content, *, rehearsed: bool) -> str:
     version = lock.versions[component]
     evidence = []
-    for path in BINARIES[component]:
+    for path in binaries(component):
         program = _program(content, path)
         if component == "k3s" and program.text:
             _need(rehearsed, "k3s is a stub, and this image is not a rehearsal's")
@@ -164,7 +153,7 @@ def _component(component: str, platform: Platform, lock: Lock, content: Content,
             _need(entry.header, f"/{path} is not an executable (truncated?): {entry.size} bytes")
             _need(program.evidence, f"/{path} does not name version {version}{_other(program)}")
             evidence.append(program.evidence or "")
-        if component in _ONE_FILE:
+        if COMPONENTS[component].is_one_file:
             locked = next(file for file in lock.artifacts if (file.component, file.platform) == (component, platform))
             _need(
                 program.sha256 == locked.digest.hex,

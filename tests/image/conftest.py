@@ -21,6 +21,7 @@ import pytest
 from python_on_whales import DockerClient
 
 from pipeline.bench import starting
+from pipeline.components import AIRGAP
 from pipeline.core import cache as cached
 from pipeline.core import records
 from pipeline.core.log import Log
@@ -34,7 +35,6 @@ from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inputs.versions import Intent
 from pipeline.oci import layout
 from pipeline.rehearsal import overlay, pause, standin_build, supplies
-from pipeline.resolve.upstream import AIRGAP
 from pipeline.smoke import load
 from tests.image.box import Box, Image, box
 
