@@ -55,7 +55,7 @@ def test_nothing_outlives_the_starter(tmp_path: Path, number: signal.Signals) ->
         f"import signal, subprocess, sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
         # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from pipeline import sandbox\n"
+        "from pipeline.engine import sandbox\n"
         f"subprocess.run(sandbox.wrap(['sh', '-c', {inner!r}]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", starter], stdin=subprocess.DEVNULL)
