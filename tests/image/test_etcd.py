@@ -128,7 +128,7 @@ def test_three_servers(at: Callable[..., Box]) -> None:
 def test_reset_frees_the_addresses_and_host_ports_of_pods(boxes: Callable[..., Box]) -> None:
     box = boxes(environment=CI).up(limit=180)
     box.build("mine:1")
-    serves = pod("serves", "/bin/socat", "TCP-LISTEN:80,fork,reuseaddr", "EXEC:/bin/cat /word")
+    serves = pod("serves", "/usr/bin/socat", "TCP-LISTEN:80,fork,reuseaddr", "EXEC:/bin/cat /word")
     serves["spec"]["containers"][0]["ports"] = [{"containerPort": 80, "hostPort": 8099}]
     answers = "socat -T 3 - TCP:$(hostname -i):8099 </dev/null"
     for _ in range(2):

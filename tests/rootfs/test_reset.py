@@ -139,6 +139,18 @@ def test_a_dockerd_that_does_not_stop_is_started_again_and_k3s_too(root: Path) -
     assert (root / "app/k3s/server/token").read_text() == "old"
 
 
+def test_a_program_that_is_still_ending_is_started_when_it_has_ended(root: Path) -> None:
+    script = """
+  start) if [ -e "$LOG.ended" ]; then echo "$2: started"; else echo "$2: ERROR (abnormal termination)"; fi ;;
+  status) if [ -e "$LOG.asked" ]; then touch "$LOG.ended"; fi; touch "$LOG.asked"; echo "$2 STOPPING" ;;
+"""
+    path = root / "bin/supervisorctl"
+    path.write_text(SUPERVISORCTL.replace('  start) echo "$2: started" ;;\n', script))
+    programs.start("dockerd")
+    assert (root / "log").read_text().splitlines()[-1] == "start dockerd"
+    assert (root / "log.ended").exists()
+
+
 @pytest.mark.parametrize("what", ["cluster", "all"])
 def test_what_cannot_be_removed_is_reported_and_stops_nothing(
     root: Path, what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

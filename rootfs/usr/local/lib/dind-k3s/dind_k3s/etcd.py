@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, NoReturn
 from dind_k3s import volume
 from dind_k3s.http_api import Connection
 from dind_k3s.plan import Mistake
+from dind_k3s.trust import trusting
 
 PATIENCE = 5.0  # seconds for an answer; etcd hangs while it has no leader
 DONE = b"cluster membership has been reset"  # k3s's words; its status is 0 after failures, too
@@ -54,7 +54,7 @@ class Etcd:
         address = re.fullmatch(r"https://\[?([^]]+)\]?:(\d+)", urls[0] if urls else "")
         if address is None:
             raise OSError(f"{self._folder}/config names no address of etcd")
-        context = ssl.create_default_context(cafile=str(self._tls / authority))
+        context = trusting((self._tls / authority).read_text())
         context.load_cert_chain(self._tls / f"{certificate}.crt", self._tls / f"{certificate}.key")
         sock = socket.create_connection((address[1], int(address[2])), timeout=PATIENCE)
         try:

@@ -19,6 +19,7 @@ import time
 from dind_k3s import k3s_config
 from dind_k3s.http_api import Connection
 from dind_k3s.root import at
+from dind_k3s.trust import trusting
 
 PATIENCE = 10.0
 
@@ -44,7 +45,7 @@ def problem(url: str, token: str) -> str:
         return f"{url} is not a k3s server (/cacerts answers {status})"
     full = re.match(r"K10([0-9a-f]{64})::(?:[^:]*:)?(.*)", token)
     try:
-        checked = trusting(ca.decode(), full[1] if full else "")
+        checked = context_for(ca.decode(), full[1] if full else "")
         if checked is None:
             return f"the token is not for the server at {url}: its CA is another; see /app/k3s/server/node-token there"
         password = full[2] if full else token
@@ -60,29 +61,22 @@ def problem(url: str, token: str) -> str:
     return "" if status == 200 else f"the server at {url} is not ready to take agents ({status})"
 
 
-def trusting(bundle: str, digest: str) -> ssl.SSLContext | None:
+def context_for(bundle: str, digest: str) -> ssl.SSLContext | None:
     """A context that trusts what the token's hash is for; None when that is not in the server's bundle.
 
     k3s hashes the whole bundle, or, where it has more than one certificate, the DER of the root that the first one
     leads to (k3s: pkg/clientaccess/token.go). Then this root alone is trusted: the others only help to build the chain.
+    Agents reach a server by names that its certificate does not have.
     """
     if digest in ("", hashlib.sha256(bundle.encode()).hexdigest()):
-        return checking(bundle)
+        return trusting(bundle, any_name=True)
     certificates = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", bundle, re.DOTALL)
     roots = [one for one in certificates[1:] if hashlib.sha256(ssl.PEM_cert_to_DER_cert(one)).hexdigest() == digest]
     if not roots:
         return None
-    pinned = checking("\n".join([*roots, *(one for one in certificates if not is_root(one))]))
+    pinned = trusting("\n".join([*roots, *(one for one in certificates if not is_root(one))]), any_name=True)
     pinned.verify_flags &= ~ssl.VERIFY_X509_PARTIAL_CHAIN  # a chain has to end in a root
     return pinned
-
-
-def checking(certificates: str) -> ssl.SSLContext:
-    """As strict as k3s's own client: any name will do, for agents reach a server by names that it does not know."""
-    context = ssl.create_default_context(cadata=certificates)
-    context.check_hostname = False
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
 
 
 def is_root(certificate: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from dind_k3s.http_api import Connection
 from dind_k3s.root import RUN, at
+from dind_k3s.trust import trusting
 
 Object = dict[str, Any]
 
@@ -108,7 +109,7 @@ class Kubernetes:
                 return base64.b64decode(data)
             return Path(found[key]).read_bytes()
 
-        context = ssl.create_default_context(cadata=content("certificate-authority").decode())
+        context = trusting(content("certificate-authority").decode())
         self.certificate = content("client-certificate")
         pair = at(f"{RUN}/client.pem")
         pair.touch(mode=0o600)

@@ -12,12 +12,12 @@ import ipaddress
 import os
 import re
 import socket
-import ssl
 import sys
 from urllib.parse import urlsplit
 
 from dind_k3s.plan import Mistake, asked, shown
 from dind_k3s.root import at
+from dind_k3s.trust import trusting
 
 USAGE = """usage: kubeconfig [--server URL]
 Prints a kubeconfig for use from outside. URL is where the API server is reached, as in https://ci.example:16443;
@@ -59,8 +59,7 @@ def certified(text: str) -> list[str]:
     """The names and addresses that the API server's certificate is for. Raises OSError, ValueError."""
     found = dict(re.findall(r"^\s*([a-z-]+):\s*(\S+)$", text, re.MULTILINE))
     authority = base64.b64decode(found.get("certificate-authority-data", "")).decode()
-    context = ssl.create_default_context(cadata=authority)
-    context.check_hostname = False
+    context = trusting(authority, any_name=True)
     local = urlsplit(found["server"])
     with (
         socket.create_connection((local.hostname or "127.0.0.1", local.port or 443), timeout=5) as connection,

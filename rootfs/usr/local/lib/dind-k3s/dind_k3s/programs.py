@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -60,6 +61,9 @@ def stop(name: str) -> None:
 
 def start(name: str) -> None:
     said = _control("start", name)
+    while "abnormal termination" in said and re.search("STOPP(ING|ED)", _control("status", name)):
+        time.sleep(0.2)  # after an interrupted `stop`: what is still ending cannot be started
+        said = _control("start", name)
     # A spawn error: it ended within a second, and supervisor tries again. An abnormal termination: a program that does
     # its work once, as preload, had done it before supervisor looked.
     if not any(word in said for word in ("started", "already started", "spawn error", "abnormal termination")):
