@@ -127,6 +127,10 @@ class Cluster:
     def probe(self) -> float:
         """Ask the API server; the seconds until it should be asked again."""
         problem = self._kubernetes.problem()
+        # Before the API server is called ready again, so that no stage is ready for a moment in between.
+        kubelet, network = components.kubelet_problem(), components.network_problem()
+        self._board.report("kubelet", kubelet)
+        self._board.report("network", network)
         untimely = certificates.problem(self._kubernetes.certificate) if problem else ""
         theirs = k3s_problem.read("k3s") if problem else ""  # k3s's own words say more than the API's silence
         self._board.report("api", untimely or theirs or problem)
@@ -139,9 +143,6 @@ class Cluster:
         if not self._started:
             self._started = True
             self._start_watches()
-        kubelet, network = components.kubelet_problem(), components.network_problem()
-        self._board.report("kubelet", kubelet)
-        self._board.report("network", network)
         if kubelet or network:
             return PROBE
         return min(self._check_dns(), self._check_components()) if self._server else STEADY
