@@ -201,6 +201,7 @@ def test_the_streams_of_kubectl(cluster: Box) -> None:
 
 def test_a_pod_reaches_containers_by_their_addresses_whichever_daemon_came_last(cluster: Box) -> None:
     serve = "mkdir /w; hostname >/w/index.html; exec httpd -f -p 80 -h /w"
+    create(cluster, deployment("asker", "trap exit TERM; while :; do sleep 1; done", 1))
     cluster.do("docker", "network", "create", "beside")
     for network in ("bridge", "beside"):
         name = f"in-{network}"
@@ -211,22 +212,23 @@ def test_a_pod_reaches_containers_by_their_addresses_whichever_daemon_came_last(
         form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
         names = ("in-bridge", "in-beside")
         addresses = [cluster.do("docker", "inspect", "--format", form, name) for name in names]
-        return [in_client(cluster, f"wget -qO- -T 3 http://{one}") for one in addresses] == [*names]
+        ask = ("exec", "deployment/asker", "--", "wget", "-qO-", "-T", "3")
+        return [cluster.kubectl(*ask, f"http://{one}") for one in addresses] == [*names]
 
     cluster.until("the containers", answers)
     for program in ("dockerd", "k3s"):
         cluster.shell(f"kill -9 $(supervisorctl pid {program})")
         cluster.until(f"the loss of {program}", lambda: "all" not in state(cluster)["ready_after"])
         cluster.ready("all", LIMIT)
-        cluster.until(f"the containers after {program} was killed", answers)
+        cluster.until(f"the containers after {program} was killed", answers, 120)
 
 
 def test_the_log_of_a_container_is_rotated_and_followed_without_a_gap(cluster: Box) -> None:
     lines = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); echo line $i 0123456789012345678901234567890123456789; done"
     create(cluster, deployment("writer", f"sleep 5; {lines}; sleep 100000", 1))
     cluster.kubectl("rollout", "status", "deployment/writer", "--timeout=120s")
-    followed = "timeout 120 kubectl logs -f deployment/writer | sed '/^line 300000 /q'"
-    last = cluster.shell(f"{followed} | awk '$2 != NR {{ print \"a gap before line \" $2; exit }} END {{ print NR }}'")
+    gap = """$2 != NR { print "a gap before line " $2; exit } NR == 300000 { exit } END { print NR }"""
+    last = cluster.shell(f"awk '{gap}' < <(timeout 120 kubectl logs --follow deployment/writer)")
     assert last == "300000"
     assert cluster.kubectl("logs", "deployment/writer", "--tail=1").startswith("line 300000 ")
     sizes = cluster.shell("stat -c %s /var/lib/docker/containers/*/*-json.log*").split()
