@@ -11,6 +11,7 @@ import json
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,7 @@ class K3s:
                 parts = (self.content[:4000], self.content[4000:], hashlib.sha256(b"objects" * 1000).digest())
                 lines = [{"result": {"blob": base64.b64encode(part).decode()}} for part in parts]
                 return 200, "\n".join(map(json.dumps, lines)).encode()
+        time.sleep(0.3)  # longer than STEADY: it is silent while it has no leader
         return 503, b"etcdserver: no leader"
 
 

@@ -77,15 +77,15 @@ def main() -> int:
     etcd, kubernetes = Etcd(), Kubernetes(at(KUBECONFIG))
     began = right = time.monotonic()
     reported = False
-    while (now := time.monotonic()) - right < STEADY:
+    while time.monotonic() - right < STEADY:
         time.sleep(AGAIN)
         try:
             for done in filter(None, mend(etcd, kubernetes, address)):
-                right = now
                 print(done, flush=True)
+                right = time.monotonic()
         except (OSError, KeyError, ValueError) as problem:
-            right = now
-            if isinstance(problem, NotMoved) and problem.members and now - began > MAJORITY and not reported:
+            right = time.monotonic()  # an answer that does not come takes its time, too
+            if isinstance(problem, NotMoved) and problem.members and right - began > MAJORITY and not reported:
                 report(problem)
                 reported = True
     kubernetes.forget()
