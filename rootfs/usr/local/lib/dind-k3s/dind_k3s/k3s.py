@@ -39,7 +39,7 @@ BACKENDS = ("host-gw", "vxlan", "wireguard-native", "none")
 # Traefik takes ports 80 and 443 of the node itself. k3s's own way to them, servicelb, guesses the iptables backend by
 # loaded modules and is wrong where nf_tables is built in (k3s-io/klipper-lb#99). On the server's node, whose ports are
 # the published ones; and a new pod cannot have the ports while the old one holds them. Charts before 40 know
-# service.type, later ones service.spec.type; each takes both (docs/claims.md).
+# service.type, later ones service.spec.type; 39.0.7 and 40.1.4 each take both.
 TRAEFIK_CONFIG = """\
 # Generated at each start. K3S_TRAEFIK=0 leaves Traefik out; a HelmChartConfig in /app/manifests replaces this one.
 apiVersion: helm.cattle.io/v1
