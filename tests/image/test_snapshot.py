@@ -13,6 +13,7 @@ from tests.image.objects import config_map, create, pod, wait_for_pods
 pytestmark = pytest.mark.engine
 
 MEMORY = {"emptyDir": {"medium": "Memory"}}
+PODS_CONTAINERS = ("docker", "ps", "--all", "--quiet", "--filter", "name=k8s_one_.*_default_")
 # As CNI plugins leave it when nobody asks them to remove a pod's network.
 CNI_STATE = """
 mkdir -p /var/lib/cni/networks/cbr0; echo x >/var/lib/cni/networks/cbr0/10.42.9.9
@@ -141,7 +142,7 @@ def test_reset_begins_anew_and_keeps_a_way_back(boxes: Callable[..., Box]) -> No
     assert not has(made, "gone")
     assert made.kubectl("get", "pods", "-o", "name") == ""
     assert made.do("cat", "/app/k3s/server/token") != token
-    assert made.do("docker", "ps", "--all", "--quiet", "--filter", "name=_default_") == ""
+    assert made.do(*PODS_CONTAINERS) == ""
     assert made.shell(f"grep {uid} /proc/self/mountinfo || find /var/lib/kubelet -name {uid}") == ""
     assert "10.42.9.9" not in made.shell("find /var/lib/cni || true; iptables-save")
     assert "DOCKER" in made.do("iptables-save")
@@ -150,8 +151,11 @@ def test_reset_begins_anew_and_keeps_a_way_back(boxes: Callable[..., Box]) -> No
     assert made.do("docker", "image", "ls", "--quiet", "mine") == ""
     made.do("docker", "volume", "create", "inner")
     made.build("mine:1")
-    create(made, config_map("gone"), pod("pod", "/bin/sleep", "600", volume=MEMORY))
-    wait_for_pods(made)
+    made.shell("restore /app/k3s/snapshots/before-reset-*")
+    assert has(made, "gone")
+    assert made.do("cat", "/app/k3s/server/token") == token
+    made.until("the pods", lambda: made.kubectl("get", "pods", "-o", "name") == "pod/memory\npod/pod")
+    made.until("their containers", lambda: len(made.do(*PODS_CONTAINERS).split()) >= 2)
     assert "both volumes are as new" in made.do("reset", "all", "--yes")
     assert not has(made, "gone")
     assert made.do("docker", "volume", "ls", "--quiet") == ""
