@@ -24,10 +24,9 @@ from .joining import PREFIX
 from .node import own_address
 from .remote import RemoteStore
 from .rest import Rest
-from .server import in_background, leave, register_node, start_kubelet, start_pods
+from .server import KUBELET_PORT, in_background, leave, register_node, start_kubelet, start_pods
 from .store import Store
 
-KUBELET_PORT = 10250
 RETRY_SECONDS = 1.0
 REJECTED_SECONDS = 5.0
 REJECTED = (

@@ -28,6 +28,7 @@ from .status import ApiError, Object
 from .store import Store
 from .streams import Streams
 
+KUBELET_PORT = 10250
 KUBELET_SECONDS = 1.5  # it starts once the API server is ready
 
 
@@ -113,6 +114,11 @@ def _start_node(config: Config, server: Server, store: Store) -> None:
     client = made.of_node(config.node_name, serving=False)
     credentials.write_kubelet_kubeconfig(config, client, ca=made.server_ca, server=f"127.0.0.1:{config.port}")
     start_pods(register_node(config, store, address), config, store, address, server)
+    listener = Server(
+        config.bind_address, KUBELET_PORT, made, "", server.rest, node_name=config.node_name, kubelet_only=True
+    )
+    listener.pod_handlers = server.pod_handlers
+    in_background("listener", listener.serve_forever)
     namespaces.Reaper(store).start()
     server.ready = True
     log.say(f"node {config.node_name} is registered with {address}")
