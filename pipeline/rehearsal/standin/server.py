@@ -18,6 +18,7 @@ from .config import Config
 from .deploy import Deployer
 from .engine import Engine
 from .failure import Failure
+from .forward import KUBELET_PORT
 from .joining import Joining
 from .logs import Logs
 from .node import Node, own_address, own_addresses
@@ -113,6 +114,10 @@ def _start_node(config: Config, server: Server, store: Store) -> None:
     made.for_node(config.node_name, address, serving=False)
     client = made.of_node(config.node_name, serving=False)
     credentials.write_kubelet_kubeconfig(config, client, ca=made.server_ca, server=f"127.0.0.1:{config.port}")
+    # As kubelet listens; whoever asks for logs asks the API server, which has the same handlers.
+    listener = Server("0.0.0.0", KUBELET_PORT, made, "", server.rest, node_name=config.node_name, kubelet_only=True)
+    listener.pod_handlers = server.pod_handlers
+    in_background("listener", listener.serve_forever)
     start_pods(register_node(config, store, address), config, store, address, server)
     listener = Server(
         config.bind_address, KUBELET_PORT, made, "", server.rest, node_name=config.node_name, kubelet_only=True
