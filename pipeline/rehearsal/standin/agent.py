@@ -20,11 +20,12 @@ from .api import Server
 from .certs import Certificates, key_of
 from .config import Config
 from .failure import Failure
+from .forward import KUBELET_PORT
 from .joining import PREFIX
 from .node import own_address
 from .remote import RemoteStore
 from .rest import Rest
-from .server import KUBELET_PORT, in_background, leave, register_node, start_kubelet, start_pods
+from .server import in_background, leave, register_node, start_kubelet, start_pods
 from .store import Store
 
 RETRY_SECONDS = 1.0

@@ -29,7 +29,6 @@ from .status import ApiError, Object
 from .store import Store
 from .streams import Streams
 
-KUBELET_PORT = 10250
 KUBELET_SECONDS = 1.5  # it starts once the API server is ready
 
 
@@ -55,6 +54,67 @@ def run(config: Config) -> int:
     else:
         log.say("--disable-agent: a control plane without a node, so pods are stored and never run")
         namespaces.Reaper(store).start()
+        server.ready = True
+    stop.wait()
+    log.say("stopped by a signal; pods stay as they are")
+    store.close()
+    leave()
+
+
+def prepare(config: Config) -> tuple[Server, Store]:
+    """Make every file and the objects that a cluster has from its start."""
+    (config.data_dir / "server").mkdir(parents=True, exist_ok=True)
+    addresses = [*own_addresses(), *([config.node_ip] if config.node_ip else []), str(config.service_cidr[1])]
+    sans = certs.names(config.node_name, addresses, config.tls_sans)
+    certificates = certs.ensure(config.data_dir / "server/tls", sans)
+    token = credentials.ensure_token(config, certificates)
+    credentials.ensure_node_password(config)
+    store = Store(config.data_dir / "server/db/state.db")
+    ca = certificates.server_ca.read_text(encoding="ascii")
+    rest = Rest(store, Admission(store, service_cidr=config.service_cidr), ca)
+    server = Server(config.bind_address, config.port, certificates, token, rest, node_name=config.node_name)
+    server.joining = Joining(store, certificates, token)
+    server.kubelet = config.kubelet
+    furnish(config, store, ca)
+    credentials.write_kubeconfig(config, certificates)
+    return server, store
+
+
+def furnish(config: Config, store: Store, ca: str) -> None:
+    """Create the first namespaces and the API's own service."""
+    for name in namespaces.INITIAL:
+        metadata: Object = {"name": name, "labels": {"kubernetes.io/metadata.name": name}}
+        spec = {"spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}
+        _create(store, "namespaces", {"kind": "Namespace", "metadata": metadata, **spec})
+        namespaces.furnish(store, name, ca)
+    address = str(config.service_cidr[1])
+    metadata = {
+        "name": "kubernetes",
+        "namespace": "default",
+        "labels": {"component": "apiserver", "provider": "kubernetes"},
+    }
+    port = {"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.port}
+    spec = {"spec": {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ports": [port]}}
+    _create(store, "services", {"kind": "Service", "metadata": metadata, **spec, "status": {"loadBalancer": {}}})
+
+
+def _create(store: Store, plural: str, thing: Object) -> None:
+    try:
+        store.create(plural, {"apiVersion": "v1", **thing})
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+
+
+def _start_node(config: Config, server: Server, store: Store) -> None:
+    start_kubelet(config)
+    address = config.node_ip or own_address()
+    made = certs.Certificates(folder=config.data_dir / "server/tls")
+    made.for_node(config.node_name, address, serving=False)
+    client = made.of_node(config.node_name, serving=False)
+    credentials.write_kubelet_kubeconfig(config, client, ca=made.server_ca, server=f"127.0.0.1:{config.port}")
+    start_pods(register_node(config, store, address), config, store, address, server)
+    namespaces.Reaper(store).start()
         server.ready = True
     stop.wait()
     log.say("stopped by a signal; pods stay as they are")
