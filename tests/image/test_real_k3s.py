@@ -311,3 +311,16 @@ def test_pods_of_two_machines_reach_each_other(network: str, boxes: Callable[...
     # The other direction, and the DNS server, which runs on the server's node.
     looked_up = server.kubectl("exec", f"on-{agent.name}", "--", "nslookup", "kubernetes.default.svc.cluster.local")
     assert re.search(r"Address.*10\.43\.0\.1", looked_up)
+
+
+def test_three_servers_survive_the_loss_of_one(network: str, boxes: Callable[..., Box]) -> None:
+    options = {"networks": [network]}
+    token = {"K3S_TOKEN": "three-servers", "PROFILE": "ci"}
+    first = boxes(environment={**token, "K3S_ARGS": "--cluster-init"}, options=options).up("k8s", LIMIT)
+    joins = {**token, "K3S_ARGS": f"server --server https://{first.name}:6443"}
+    others = [boxes(environment=joins, options=options).up("k8s", LIMIT) for _ in range(2)]
+    nodes = first.kubectl("get", "nodes", "--no-headers").splitlines()
+    assert len(nodes) == 3, nodes
+    first.docker.kill(first.name)
+    made = ("create", "configmap", "after", "-o", "name")
+    others[0].until("the two that are left", lambda: others[0].kubectl(*made), 120)
