@@ -333,11 +333,15 @@ SYSTEM_IMAGES = File(
 PROGRAMS = {program.path: program for one in COMPONENTS.values() for program in one.programs}
 
 
+def owner(part: str) -> Component:
+    """Return the component whose releases have a file: a component's own, or AIRGAP. Raises KeyError."""
+    return K3S if part == AIRGAP else COMPONENTS[part]
+
+
 def published(part: str, version: str, platform: Platform) -> Published:
     """Return where a component's file, or that of AIRGAP, and its checksum are. Raises KeyError for another name."""
-    owner = K3S if part == AIRGAP else COMPONENTS[part]
-    file = SYSTEM_IMAGES if part == AIRGAP else owner.file
-    return file.of(version, owner.release_tag(version), platform)
+    file = SYSTEM_IMAGES if part == AIRGAP else owner(part).file
+    return file.of(version, owner(part).release_tag(version), platform)
 
 
 def parts(component: str, *, airgap: bool) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline.build import bake
 from pipeline.build.progress import Solve
-from pipeline.components import AIRGAP, COMPONENTS
+from pipeline.components import AIRGAP, COMPONENTS, owner
 from pipeline.core import cache as cached
 from pipeline.core.errors import BuildFailed, DigestMismatch
 from pipeline.core.log import Log, size
@@ -242,7 +242,7 @@ def manifest(
             "version": artifact.version,
             "sha256": artifact.digest.hex,
             "url": artifact.url,
-            "licence": COMPONENTS["k3s" if artifact.component == AIRGAP else artifact.component].licence,
+            "licence": owner(artifact.component).licence,
             "embedded": dict(inside.get(artifact.component, {})),
         }
         for artifact in files

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
-from pipeline.components import AIRGAP, COMPONENTS, published
+from pipeline.components import owner, published
 from pipeline.core.errors import EngineError
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
@@ -81,8 +81,8 @@ def publish(root: Path, part: str, version: str, files: Mapping[Platform, bytes]
         before = checksums.read_text(encoding="utf-8").splitlines() if checksums.exists() else []
         others = [line for line in before if line.split()[-1] != where.name]
         write_text(checksums, "".join(f"{line}\n" for line in [*others, f"{Digest.of(data).hex}  {where.name}"]))
-    owner = COMPONENTS["k3s" if part == AIRGAP else part]
-    _tag(root, owner.repository, owner.release_tag(version))
+    released = owner(part)
+    _tag(root, released.repository, released.release_tag(version))
     _point_channels(root, part, version)
 
 

@@ -1,4 +1,4 @@
-"""apt with a state and a configuration of its own, for suites and architectures that are not this machine's.
+"""apt with a separate state and configuration, for suites and architectures that are not this machine's.
 
 Of this machine's configuration only what reaches the archive counts: proxies, credentials, TLS and how often to retry.
 Everything else of /etc/apt/apt.conf.d stays out: packages add index targets there (appstream, apt-file,

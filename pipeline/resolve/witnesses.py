@@ -120,7 +120,7 @@ class Witnesses:
             found.append(signed)
         if signed_by == "bundle" and (signed := self._bundle(component, version, where, digest, what)):
             found.append(signed)
-        release = "k3s" if component == components.AIRGAP else component
+        release = components.owner(component).name
         if where.origin == "github" and (recorded := self.origins.assets(release, version).get(where.name)):
             source = self.origins.assets_url(release, version)
             if recorded != digest:

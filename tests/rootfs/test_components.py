@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from dind_k3s import components
 from dind_k3s.components import METRICS, STORAGE, TRAEFIK
-from dind_k3s.kube_api import Kubernetes
+from dind_k3s.kube_api import EVENTS, Kubernetes
 
 HELM: dict[str, Any] = {"/apis/helm.cattle.io/v1": {}}
 STORAGE_CLASS: dict[str, Any] = {"/apis/storage.k8s.io/v1/storageclasses/local-path": {}}
@@ -145,7 +145,7 @@ def test_the_last_event_is_the_reason_where_the_pod_says_nothing() -> None:
             ("another", "newest", "2026-11-30T10:01:00Z"),
         )
     ]
-    found = components.problem(METRICS, asked({components.EVENTS: {"items": events}}), pods)
+    found = components.problem(METRICS, asked({f"{EVENTS}Pod": {"items": events}}), pods)
     assert (
         found == "metrics-server is not ready: FailedCreatePodSandBox: failed pulling image rancher/mirrored-pause:3.6"
     )

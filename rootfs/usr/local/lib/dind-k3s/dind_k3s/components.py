@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dind_k3s import k3s_config
-from dind_k3s.kube_api import Kubernetes, Object, is_ready
+from dind_k3s.kube_api import Kubernetes, Object, is_ready, warnings
 from dind_k3s.root import at, facts
 
 MANIFESTS = "/app/k3s/server/manifests"
 TRAEFIK_CONFIG = f"{MANIFESTS}/dind-k3s-traefik.yaml"  # ours; empty or not there where the user has one (k3s.py)
 PODS = "/api/v1/namespaces/kube-system/pods"
-EVENTS = "/api/v1/namespaces/kube-system/events?fieldSelector=type%3DWarning,involvedObject.kind%3DPod"
 KUBELET = "/app/k3s/agent/kubelet.kubeconfig"  # k3s writes it where it runs a kubelet
 KUBELET_PORT = 10250
 FLANNEL = "/app/k3s/agent/etc/flannel/net-conf.json"  # k3s writes it where it runs flannel
@@ -183,8 +182,6 @@ def _warnings(kubernetes: Kubernetes, pods: list[Object]) -> Iterator[str]:
     if not pods:
         return
     names = {pod["metadata"]["name"] for pod in pods}
-    _, listed = kubernetes.get(EVENTS)
-    events = sorted(listed.get("items") or [], key=lambda event: str(event.get("lastTimestamp")), reverse=True)
-    for event in events:
+    for event in reversed(warnings(kubernetes, "Pod")):
         if event["involvedObject"]["name"] in names:
             yield f"{event.get('reason')}: {event.get('message')}"[:300]

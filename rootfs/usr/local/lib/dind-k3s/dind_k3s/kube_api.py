@@ -21,6 +21,7 @@ Object = dict[str, Any]
 PATIENCE = 5.0
 # A watch with nothing to tell gets a bookmark about every minute; one that gets none is dead.
 SILENCE = 150.0
+EVENTS = "/api/v1/namespaces/kube-system/events?fieldSelector=type%3DWarning,involvedObject.kind%3D"
 AGAIN = 0.3  # seconds before the next try after a failure that is not the server's end
 
 
@@ -183,6 +184,12 @@ class Watch(threading.Thread):
                     self._objects[thing["metadata"]["name"]] = thing
                 self._tell(self._objects)
         return version
+
+
+def warnings(kubernetes: Kubernetes, kind: str) -> list[Object]:
+    """Warning events of kube-system about objects of a kind, oldest first. Raises OSError, KeyError or ValueError."""
+    _, listed = kubernetes.get(f"{EVENTS}{kind}")
+    return sorted(listed.get("items") or [], key=lambda event: str(event.get("lastTimestamp")))
 
 
 def is_ready(node: Object) -> bool:

@@ -22,7 +22,7 @@ from dind_k3s import problem as k3s_problem
 from dind_k3s.board import Board
 from dind_k3s.clock import Clock
 from dind_k3s.docker_api import Docker
-from dind_k3s.kube_api import Kubernetes, Object, Watch, is_ready
+from dind_k3s.kube_api import Kubernetes, Object, Watch, is_ready, warnings
 from dind_k3s.root import RUN, at, facts
 
 QUICK = 0.05  # between two looks for what is not there yet
@@ -37,7 +37,6 @@ WAKE = f"{RUN}/wake"  # a pipe: whoever writes a byte has us look at once
 NODES = "/api/v1/nodes"
 ACCOUNT = "/api/v1/namespaces/default/serviceaccounts?fieldSelector=metadata.name%3Ddefault"
 ADDONS = "/apis/k3s.cattle.io/v1/namespaces/kube-system/addons"
-ADDON_EVENTS = "/api/v1/namespaces/kube-system/events?fieldSelector=type%3DWarning,involvedObject.kind%3DAddon"
 
 
 def follow_docker(docker: Docker, found: Board) -> None:
@@ -115,7 +114,6 @@ class Cluster:
         self._kubernetes.on_loss = wake.up
         self._endpoints: dict[str, Object] | None = None
         self._addons: dict[str, Object] = {}
-        self._expected: dict[str, str] = {}
         self._pods: dict[str, Object] = {}
         self._components_asked = -STEADY
         self._dns_asked = -STEADY
@@ -127,10 +125,9 @@ class Cluster:
     def probe(self) -> float:
         """Ask the API server; the seconds until it should be asked again."""
         problem = self._kubernetes.problem()
-        # Before the API server is called ready again, so that no stage is ready for a moment in between.
-        kubelet, network = components.kubelet_problem(), components.network_problem()
-        self._board.report("kubelet", kubelet)
-        self._board.report("network", network)
+        if not problem:  # before the API server is called ready again, so that no stage is ready for a moment
+            self._board.report("kubelet", components.kubelet_problem())
+            self._board.report("network", components.network_problem())
         untimely = certificates.problem(self._kubernetes.certificate) if problem else ""
         theirs = k3s_problem.read("k3s") if problem else ""  # k3s's own words say more than the API's silence
         self._board.report("api", untimely or theirs or problem)
@@ -143,9 +140,11 @@ class Cluster:
         if not self._started:
             self._started = True
             self._start_watches()
-        if kubelet or network:
+        if self._board.problem("kubelet") or self._board.problem("network"):
             return PROBE
-        return min(self._check_dns(), self._check_components()) if self._server else STEADY
+        if not self._server or any(self._board.problem(source) for source in board.KUBERNETES):
+            return STEADY  # what ends such a problem wakes us
+        return min(self._check_dns(), self._check_components())
 
     def _start_watches(self) -> None:
         watches = [Watch(self._kubernetes, self._node_path(), self._tell_node)]
@@ -189,8 +188,6 @@ class Cluster:
 
     def _check_components(self) -> float:
         """Look at k3s's own components; the seconds until the next look."""
-        if any(self._board.problem(source) for source in board.KUBERNETES):
-            return STEADY  # whoever mends that wakes us
         waits = any(self._board.problem(component.name) for component in components.ALL)
         if time.monotonic() - self._components_asked >= (COMPONENT if waits else STEADY):
             self._components_asked = time.monotonic()
@@ -205,7 +202,7 @@ class Cluster:
                 return
             problem = components.problem(component, self._kubernetes, self._pods)
         except (OSError, KeyError, ValueError):
-            return  # the next probe tells what the API server lacks
+            return  # the next probe reports what the API server lacks
         self._report(component.name, problem)
 
     def _report(self, source: str, problem: str) -> None:
@@ -216,8 +213,6 @@ class Cluster:
 
     def _check_dns(self) -> float:
         """Seconds until the next look at everything here."""
-        if any(self._board.problem(source) for source in board.KUBERNETES):
-            return STEADY  # whoever mends that wakes us
         if not cluster_dns.enabled():
             self._board.report("dns", "", disabled=True)
         elif not cluster_dns.has_addresses(self._endpoints):
@@ -264,10 +259,9 @@ class Cluster:
     def _reasons(self) -> dict[str, str]:
         """Addon → what k3s last complained of."""
         try:
-            _, listed = self._kubernetes.get(ADDON_EVENTS)
+            events = warnings(self._kubernetes, "Addon")
         except (OSError, KeyError, ValueError):
             return {}
-        events = sorted(listed.get("items") or [], key=lambda event: str(event.get("lastTimestamp")))
         return {event["involvedObject"]["name"]: str(event.get("message")) for event in events}
 
     def _check_certificates(self) -> None:
