@@ -5,6 +5,7 @@ Pods and events are trimmed from what a real k3s v1.36.3 answered.
 
 from __future__ import annotations
 
+import base64
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,12 @@ def waiting(image: str, reason: str, message: str = "") -> dict[str, Any]:
     return {"containerStatuses": [{"name": "main", "image": image, "state": state}]}
 
 
+def certificate_of(name: str) -> bytes:
+    """Of a certificate, what is read: a UTF-8 string's type, its length, then itself."""
+    content = base64.b64encode(b"0\x82...\x0c" + bytes([len(name)]) + name.encode() + b"\x82")
+    return b"-----BEGIN CERTIFICATE-----\n" + content + b"\n-----END CERTIFICATE-----\n"
+
+
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DIND_K3S_TEST_ROOT", str(tmp_path))
@@ -81,6 +88,23 @@ def test_a_node_is_of_no_use_before_its_kubelet_listens(root: Path, monkeypatch:
         (root / "app/k3s/agent/kubelet.kubeconfig").touch()
         assert components.kubelet_problem() == ""
     assert "kubelet does not answer on port" in components.kubelet_problem()
+
+
+def test_a_server_that_joins_waits_for_its_own_node(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, waits = pod("", "", ready=True), pod("", "")
+    others = {"first": ready}
+    assert components.node_problem(others) == "kubelet has no certificate yet"
+    (root / "app/k3s/agent").mkdir(parents=True)
+    (root / "app/k3s/agent/client-kubelet.crt").write_bytes(certificate_of("system:node:second-1a2b"))
+    (root / "app/k3s/agent/kubelet.kubeconfig").write_text(
+        "    client-certificate: /app/k3s/agent/client-kubelet.crt\n"
+    )
+    assert components.node_problem(others) == "node second-1a2b is not registered yet"
+    assert components.node_problem({**others, "second-1a2b": waits}) == "node second-1a2b is not Ready"
+    assert components.node_problem({"second-1a2b": ready}) == ""
+    monkeypatch.setenv("K3S_ARGS", "--disable-agent")
+    assert components.node_problem(others) == ""
+    assert components.node_problem({}) == "no node is Ready"
 
 
 def test_pods_get_no_network_before_flannel_has_its_subnet(root: Path) -> None:

@@ -7,12 +7,14 @@ manifest of each component that is not disabled into server/manifests (docs.k3s.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dind_k3s import k3s_config
+from dind_k3s.certificates import node_of
 from dind_k3s.kube_api import Kubernetes, Object, is_ready, warnings
 from dind_k3s.root import at, facts
 
@@ -76,15 +78,32 @@ TRAEFIK = Component(
 ALL = (STORAGE, METRICS, TRAEFIK)
 
 
+def runs_kubelet() -> bool:
+    """Whether k3s is to run one here. A server that is no node (--disable-agent) has none."""
+    return k3s_config.given(os.environ, "disable-agent").get("disable-agent", "").lower() != "true"
+
+
+def node_problem(nodes: Mapping[str, Object]) -> str:
+    """Why this node takes no pods yet; of a server that is no node itself, why none does.
+
+    Its name is read from kubelet's certificate: k3s makes it from --node-name and --with-node-id.
+    """
+    if not runs_kubelet():
+        return "" if any(map(is_ready, nodes.values())) else "no node is Ready"
+    path = re.search(r"client-certificate: *(\S+)", at(KUBELET).read_text()) if at(KUBELET).exists() else None
+    name = node_of(at(path[1]).read_bytes()) if path else ""
+    if name in nodes:
+        return "" if is_ready(nodes[name]) else f"node {name} is not Ready"
+    return f"node {name} is not registered yet" if name else "kubelet has no certificate yet"
+
+
 def kubelet_problem() -> str:
     """Why nothing can run on this node yet. After k3s was killed its node stays Ready for 40 s, with no kubelet."""
-    if not at(KUBELET).exists():
+    if not at(KUBELET).exists() or not runs_kubelet():
         return ""
     try:
         socket.create_connection(("127.0.0.1", KUBELET_PORT), PATIENCE).close()
     except OSError as error:
-        if k3s_config.given(os.environ, "disable-agent").get("disable-agent") == "true":
-            return ""
         return f"kubelet does not answer on port {KUBELET_PORT} ({error.strerror or error})"
     return ""
 

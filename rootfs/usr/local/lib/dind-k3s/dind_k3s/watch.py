@@ -22,7 +22,7 @@ from dind_k3s import problem as k3s_problem
 from dind_k3s.board import Board
 from dind_k3s.clock import Clock
 from dind_k3s.docker_api import Docker
-from dind_k3s.kube_api import Kubernetes, Object, Watch, is_ready, warnings
+from dind_k3s.kube_api import Kubernetes, Object, Watch, warnings
 from dind_k3s.root import RUN, at, facts
 
 QUICK = 0.05  # between two looks for what is not there yet
@@ -112,6 +112,7 @@ class Cluster:
         ours = os.environ.get("K3S_KUBECONFIG_OUTPUT") or os.environ.get("KUBECONFIG") or "/app/k3s/k3s.yaml"
         self._kubernetes = Kubernetes(Path(ours if self._server else components.KUBELET))
         self._kubernetes.on_loss = wake.up
+        self._nodes: dict[str, Object] = {}
         self._endpoints: dict[str, Object] | None = None
         self._addons: dict[str, Object] = {}
         self._pods: dict[str, Object] = {}
@@ -128,6 +129,7 @@ class Cluster:
         if not problem:  # before the API server is called ready again, so that no stage is ready for a moment
             self._board.report("kubelet", components.kubelet_problem())
             self._board.report("network", components.network_problem())
+            self._board.report("node", components.node_problem(self._nodes))
         untimely = certificates.problem(self._kubernetes.certificate) if problem else ""
         theirs = k3s_problem.read("k3s") if problem else ""  # k3s's own words say more than the API's silence
         self._board.report("api", untimely or theirs or problem)
@@ -163,8 +165,7 @@ class Cluster:
         return f"{NODES}?fieldSelector=metadata.name%3D{certificates.node_of(self._kubernetes.certificate)}"
 
     def _tell_node(self, nodes: dict[str, Object] | None) -> None:
-        missing = "no node is Ready" if self._server else "this node is not Ready"
-        self._board.report("node", "" if any(map(is_ready, (nodes or {}).values())) else missing)
+        self._nodes = dict(nodes or {})
         self._wake.up()
 
     def _tell_account(self, accounts: dict[str, Object] | None) -> None:
