@@ -13,7 +13,9 @@ from tests.image.objects import create, pod, wait_for_pods
 
 pytestmark = pytest.mark.engine
 
-SAY = Path(__file__).resolve().parents[2] / "rootfs/usr/local/lib/dind-k3s/say.sh"
+LIBRARY = "/usr/local/lib/dind-k3s"
+OURS = Path(__file__).resolve().parents[2] / f"rootfs{LIBRARY}"
+SAY = OURS / "say.sh"
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,15 @@ def test_stopping_a_program_by_hand_counts_at_once(victim: Box) -> None:
     alive(victim)
 
 
-def test_what_cannot_be_kept_alive_ends_the_container_with_a_sentence(boxes: Callable[..., Box]) -> None:
-    made = boxes(files={"/usr/local/bin/k3s": "#!/bin/sh\necho 'no luck today'\nsleep 1.2\nexit 7\n"})
+@pytest.mark.parametrize("within", ["300.0", "0.1"], ids=["at once", "slowly"])
+def test_what_cannot_be_kept_alive_ends_the_container_with_a_sentence(boxes: Callable[..., Box], within: str) -> None:
+    keeper = (OURS / "dind_k3s/keeper.py").read_text().replace("WITHIN = 300.0", f"WITHIN = {within}")
+    made = boxes(
+        files={
+            "/usr/local/bin/k3s": "#!/bin/sh\necho 'no luck today'\nsleep 1.2\nexit 7\n",
+            f"{LIBRARY}/dind_k3s/keeper.py": keeper,
+        }
+    )
     made.start()
     code, log = made.ends(90)
     assert code == 3

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from dind_k3s import address, etcd, restore, snapshot, versions, volume
 from dind_k3s.etcd import Etcd
+from dind_k3s.kube_api import Kubernetes
 from dind_k3s.plan import Mistake
 
 OLD, NEW = "10.0.0.2", "10.0.0.3"
@@ -33,6 +34,7 @@ class K3s:
     members: list[dict[str, Any]]
     majority: bool = True
     content: bytes = b"objects" * 1000
+    readyz: tuple[int, bytes] = (200, b"ok")
     node: dict[str, Any] = field(
         default_factory=lambda: {
             "metadata": {"annotations": {"k3s.io/internal-ip": OLD}},
@@ -43,7 +45,7 @@ class K3s:
     def answer(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
         match method, path:
             case "GET", "/readyz":
-                return 200, b"ok"
+                return self.readyz
             case "GET", "/members":
                 return 200, json.dumps(self.members).encode()
             case "GET", "/api/v1/nodes/local-node":
@@ -157,6 +159,15 @@ def test_etcd_and_the_node_get_the_new_address(
     ]
     run(monkeypatch)
     assert capsys.readouterr().out == ""
+
+
+def test_what_the_api_server_waits_for_is_named(root: Path, k3s: K3s) -> None:
+    k3s.readyz = (503, b"[+]ping ok\n[-]etcd failed: reason withheld\n[+]log ok\nreadyz check failed\n")
+    kubernetes = Kubernetes(root / address.KUBECONFIG.removeprefix("/"))
+    assert kubernetes.problem() == "the API server is not ready (readyz answers 503: etcd)"
+    k3s.readyz = (200, b"ok")
+    assert kubernetes.problem() == ""
+    kubernetes.forget()
 
 
 def test_a_controller_that_still_knows_the_old_one_is_corrected(k3s: K3s, monkeypatch: pytest.MonkeyPatch) -> None:

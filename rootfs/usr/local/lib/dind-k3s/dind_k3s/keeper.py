@@ -41,7 +41,7 @@ READY = Path("/run/dind-k3s/ready")
 CONTAINERD = Path("/run/docker/containerd/containerd.pid")  # dockerd's child, which it starts again itself
 GAVE_UP = 3
 
-# More ends than this within this time are not going to stop by themselves.
+# More ends than this within this time, or without having been ready once, are not going to stop by themselves.
 ENDS = 5
 WITHIN = 300.0
 
@@ -92,6 +92,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         self.reasons: dict[str, str] = {}  # why a program is about to end, from its own log
         self.problems: dict[str, str] = {}  # what problem.py's files hold
         self.ended: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=ENDS))
+        self.in_vain: dict[str, int] = defaultdict(int)  # ends since a daemon was ready
         self.waits_for_room = ""
         self.tidied = False
         self.containerd = 0
@@ -191,12 +192,14 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
                 say(name, f"ended by itself ({why}): {full}; it is started again when there is room")
             self.waits_for_room = full.split(" ")[0]
             ends.clear()
+            self.in_vain.pop(name, None)
             return
         self.waits_for_room = ""
         ends.append(time.monotonic())
+        self.in_vain[name] += name in STAGES
         self.report(name, f"{name} ended by itself ({why})")
         say(name, f"ended by itself ({why}), is started again")
-        if len(ends) == ENDS and ends[-1] - ends[0] < WITHIN:
+        if self.in_vain[name] == ENDS or (len(ends) == ENDS and ends[-1] - ends[0] < WITHIN):
             self.give_up(event)
 
     def forget_containerd(self, program: str) -> None:
@@ -263,9 +266,10 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
 
     def tick(self, now: float | None = None) -> None:
         super().tick(now)
-        for name in [*self.problems]:
+        for name in {*self.problems, *self.in_vain} & STAGES.keys():
             if (READY / STAGES[name][0]).exists():
                 self.forget_problem(name)
+                self.in_vain.pop(name, None)
         if self.waits_for_room and not room.problem():
             self.waits_for_room = ""
         self.watch_containerd()

@@ -51,7 +51,7 @@ class Kubernetes:
             if self._probe is None:
                 self._probe = self.connect()
             answer = self._probe.get("/readyz")
-            answer.read()
+            body = answer.read()
             if not answer.reusable:
                 self.forget()
         except FileNotFoundError:
@@ -62,7 +62,10 @@ class Kubernetes:
             self._read_at = 0  # new certificates, perhaps
             why = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or error
             return f"the API server does not answer ({why})"
-        return "" if answer.status == 200 else f"the API server is not ready (readyz answers {answer.status})"
+        if answer.status == 200:
+            return ""
+        failed = ", ".join(re.findall(r"^\[-\](\S+) failed", body.decode(errors="replace"), re.MULTILINE))
+        return f"the API server is not ready (readyz answers {answer.status}{failed and f': {failed}'})"
 
     def connect(self, headers: str = "") -> Connection:
         """A connection of its own. OSError, KeyError or ValueError when there is none to be had."""
