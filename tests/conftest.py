@@ -40,14 +40,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
     parser.addoption("--k3s", type=Path, help="tests/image: a real k3s for this machine, in the stub's place")
     parser.addoption("--images", type=Path, help="tests/image: that k3s's archive of system images (tar.zst)")
+    parser.addoption("--earlier", type=Path, help="tests/image: the real k3s of one minor before, to upgrade from")
     parser.addoption("--release", type=Path, help="tests/image: a built image (dist), with the lock's own k3s")
     parser.addoption("--guest", choices=[*GUESTS], help="tests/image: in a small machine under qemu, e.g. default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what only the other k3s can show: `real_k3s` without --k3s or --release, `stub_k3s` with it."""
-    away = "stub_k3s" if config.getoption("--k3s") or config.getoption("--release") else "real_k3s"
-    left_out = [item for item in items if item.get_closest_marker(away)]
+    away = ["stub_k3s" if config.getoption("--k3s") or config.getoption("--release") else "real_k3s"]
+    away += [] if config.getoption("--earlier") else ["earlier_k3s"]
+    left_out = [item for item in items if any(map(item.get_closest_marker, away))]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
     if config.getoption("--guest"):  # its speed is in every deadline of these tests, and cannot be in this one

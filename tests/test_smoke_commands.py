@@ -229,7 +229,7 @@ def test_a_boot_that_fails_leaves_nothing_and_keeps_the_log(docker: Fake) -> Non
 
 
 KEEPER = Path(__file__).resolve().parent.parent / "rootfs/usr/local/lib/dind-k3s/dind_k3s/keeper.py"
-LIMIT = 'exit code 0: Shutdown request received: "kubelet exited: timed out waiting for the condition"'
+LIMIT = "exit code 255: Failed to initialize CSINode after retrying: timed out waiting for the condition"
 FLAG = 'exit code 0: Shutdown request received: "kubelet exited: unknown flag: --nonsense (1)"'
 
 

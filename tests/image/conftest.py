@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,16 @@ def image(
         with capture.global_and_fixture_disabled():
             machine = stack.enter_context(made.virtual(HOST, content, folder / "console"))
         yield Image(name=names[0], engine=machine.docker, folder=folder, patience=machine.patience)
+
+
+@pytest.fixture
+def earlier(request: pytest.FixtureRequest, image: Image, tmp_path: Path) -> Image:
+    """The image with the k3s of --earlier."""
+    program: Path = request.config.getoption("--earlier")
+    assert HOST is not None
+    k3s = overlay.K3s(program=program.read_bytes(), version=supplies.k3s_version({HOST: program}))
+    overlay.build(image.engine, image.name, f"{NAME}-earlier", ROOT, tmp_path, k3s)
+    return replace(image, name=f"{NAME}-earlier")
 
 
 @pytest.fixture

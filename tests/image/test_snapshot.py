@@ -217,3 +217,34 @@ def test_versions_may_go_up_one_minor_with_a_snapshot_and_not_down(boxes: Callab
     assert f"warning: docker {was['docker']} is older than 29.0.0" in made.log()
     assert has(made, "kept")
     assert not has(made, "newer")
+
+
+@pytest.mark.real_k3s
+@pytest.mark.earlier_k3s
+def test_a_cluster_of_an_earlier_k3s_is_upgraded_and_brought_back(boxes: Callable[..., Box], earlier: Image) -> None:
+    made = boxes()
+    latest, made.image = made.image, earlier
+    made.up(limit=180)
+    before = made.kubectl("get", "--raw=/version")
+    create(made, config_map("kept"))
+
+    made.image = latest
+    made.recreate()
+    made.ready(limit=180)
+    assert has(made, "kept")
+    assert made.kubectl("get", "--raw=/version") != before
+    (kept,) = made.shell("ls /app/k3s/snapshots/before-upgrade-*").splitlines()
+    count = "ls /app/k3s/data | grep -Ec '^[0-9a-f]{64}$'"
+    made.until("what the earlier k3s unpacked to be gone", lambda: made.shell(count) == "1")
+    create(made, config_map("newer"))
+
+    made.image = earlier
+    made.recreate()
+    assert made.ends()[0] == 2
+    assert f"restore {kept}" in made.errors()[-1]
+    made.docker.remove(made.name, force=True)
+    made.docker.run(earlier.name, ["restore", kept], volumes=[(f"{made.name}-k3s", "/app/k3s")], remove=True)
+    made.up(limit=180)
+    assert made.kubectl("get", "--raw=/version") == before
+    assert has(made, "kept")
+    assert not has(made, "newer")

@@ -16,6 +16,9 @@ FATAL = {
         "starting kubernetes: preparing server: no luck"
     ),
     r'time="2026-08-21T06:25:12Z" level=fatal msg="not text: \xff"': r"not text: \xff",
+    "F0821 06:25:12.000000     103 csi_plugin.go:413] Failed to initialize CSINode after retrying: timed out": (
+        "Failed to initialize CSINode after retrying: timed out"
+    ),
     "time=2026 level=fatal msg=EOF": "EOF",
     "dind-k3s: error: the token is not for the server": "the token is not for the server",
     "panic: runtime error: index out of range": "panic: runtime error: index out of range",

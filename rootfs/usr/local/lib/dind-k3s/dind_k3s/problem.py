@@ -17,6 +17,8 @@ from dind_k3s.root import RUN, at
 # k3s logs with logrus. A failed component requests a shutdown, and then k3s exits with 0 (pkg/signals/signals.go);
 # every other fatal error is a line at level=fatal (pkg/cli/cmds/root.go). The rest: our run-k3s, Go's runtime, dockerd.
 _LOGRUS = re.compile(r'level=(fatal|panic|error) msg=("(?:[^"\\]|\\.)*"|\S+)')
+# Kubernetes inside of k3s logs with klog; after a fatal line come the stacks of all goroutines, then exit code 255.
+_KLOG = re.compile(r"F\d{4} [\d:.]+ +\d+ [\w.-]+:\d+\] (.*)")
 _PLAIN = re.compile(r"(?:dind-k3s: error|panic): |failed to start daemon")
 _REQUEST = "Shutdown request received"
 REJECTED = b"Node password rejected"  # k3s: pkg/agent/config; an agent asks again for ever
@@ -47,6 +49,8 @@ def reason(line: str) -> str:
     level, message = _logrus(line)
     if level in ("fatal", "panic") or message.startswith(_REQUEST):
         return shown(message, 400)
+    if match := _KLOG.match(line):
+        return shown(match[1], 400)
     return shown(line.removeprefix("dind-k3s: error: "), 400) if _PLAIN.match(line) else ""
 
 
