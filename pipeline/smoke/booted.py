@@ -112,10 +112,11 @@ class Booted:
             time.sleep(0.2)
 
     def ready(self, what: str, limit: float) -> str:
-        """`wait-ready` inside, in slices, so that something is said meanwhile."""
+        """`wait-ready` inside. In slices, since the container may end; on a slow engine in few: an exec costs it much."""
+        span = f"{min(4 * self._patience, 60):.0f}"
 
         def ask() -> str | None:
-            return self.do("wait-ready", "--for", what, "--timeout", "4", limit=30) and f"{what} is ready"
+            return self.do("wait-ready", "--for", what, "--timeout", span, limit=90) and f"{what} is ready"
 
         return self.until(f"{what} to be ready", ask, limit)
 
