@@ -27,6 +27,7 @@ from pipeline.engine.engine import Engine
 from pipeline.fetch import base, fetch, mirrors, vendor
 from pipeline.fetch.fetch import Fetched
 from pipeline.http import transport
+from pipeline.http.download import Downloader
 from pipeline.inputs import changes, compat, lock, versions
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
@@ -158,7 +159,9 @@ class Run:
         intent = self.intent
         fetched = fetch.run(intent, locked, self.cache, self.client, self.log)
         name, _, _ = ImageName.parse(locked.base.image)
-        copies = base.Mirrors(urls=intent.mirrors.get("base", ()), client=self.client, log=self.log)
+        copies = base.Mirrors(
+            urls=intent.mirrors.get("base", ()), downloader=Downloader(client=self.client), log=self.log
+        )
         base.fetch(locked.base, intent.platforms, self.registry(name), self.cache, self.log, copies)
         return fetched
 

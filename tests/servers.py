@@ -20,6 +20,7 @@ class Server:
     url: str = ""
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
+    connections: int = 0  # that were made
 
     def gives(
         self,
@@ -62,6 +63,10 @@ def running(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            server.connections += 1
+            super().setup()
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]

@@ -21,15 +21,15 @@ from pipeline.core.log import Log
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.fetch import fetch
-from pipeline.fetch.attempt import Rules
 from pipeline.http import transport
+from pipeline.http.download import Rules
 from pipeline.inputs.lock import Lock
 from tests import hostile
 from tests.examples import INTENT, LOCK, artifact
 from tests.servers import Answer, Server, running
 
 DATA = bytes(range(256)) * 400  # about 100 kB
-RULES = Rules(pauses=(0.0, 0.0, 0.0), hedge=0.1, window=0.2, least=1000, every=0.0, slow=10_000)
+RULES = Rules(pauses=(0.0, 0.0, 0.0), trial=0.1, window=0.2, least=1000, every=0.0, slow=10_000)
 DEADLINE = 10.0  # seconds; every hostile origin must be done with by then, most take a tenth of one
 
 
@@ -52,8 +52,8 @@ class Place:
         mirrors = tuple(server.url for server in self.servers[-len(answers) : -1])
         started = time.monotonic()
         try:
-            intent = replace(INTENT, mirrors={"docker": mirrors})
-            fetch.run(intent, self.lock(size), self.cache, self.client, Log(quiet=True), rules=rules)
+            files = fetch.files_of(self.lock(size), replace(INTENT, mirrors={"docker": mirrors}))
+            fetch.bring(files, self.cache, self.client, Log(quiet=True), rules=rules)
         finally:
             assert time.monotonic() - started < DEADLINE
             self.check()
@@ -183,7 +183,7 @@ def test_a_slow_first_origin_is_overtaken_and_its_loser_cancelled(place: Place) 
 
 
 def test_a_fast_first_origin_has_no_rival(place: Place) -> None:
-    place.fetch(hostile.honest(DATA), hostile.honest(DATA), rules=replace(RULES, hedge=5.0))
+    place.fetch(hostile.honest(DATA), hostile.honest(DATA), rules=replace(RULES, trial=5.0))
     assert place.servers[-1].asked == []
 
 
@@ -399,7 +399,7 @@ def test_a_redirect_to_another_host_is_followed_and_told(place: Place, capsys: p
     other = place.servers[0]
     other.answers["/there"] = hostile.honest(DATA)
     place.servers[-1].answers["/k3s/amd64"] = hostile.redirect(f"{other.url.replace('127.0.0.1', 'localhost')}/there")
-    fetch.run(INTENT, place.lock(), place.cache, place.client, Log(), rules=RULES)
+    fetch.bring(fetch.files_of(place.lock(), INTENT), place.cache, place.client, Log(), rules=RULES)
     assert place.path.read_bytes() == DATA
     assert "127.0.0.1 sends its downloads on to localhost" in capsys.readouterr().err
 
@@ -419,10 +419,10 @@ def test_one_failure_ends_the_run_and_what_was_begun_is_kept(place: Place) -> No
         server.answers[f"/{file.path}"] = answer
         files.append(replace(file, url=f"{server.url}/{file.path}"))
     lock = replace(LOCK, artifacts=tuple(files), packages=(), guest=())
-    patient = transport.make_client(read=30)
+    patient, rules = transport.make_client(read=30), replace(RULES, trial=30, window=30)
     started = time.monotonic()
     with patient, pytest.raises(UpstreamError, match="404"):
-        fetch.run(INTENT, lock, place.cache, patient, Log(quiet=True), rules=replace(RULES, hedge=30, window=30))
+        fetch.bring(fetch.files_of(lock, INTENT), place.cache, patient, Log(quiet=True), rules=rules)
     assert time.monotonic() - started < DEADLINE  # not the thirty seconds of the one that says nothing
     place.check()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.server
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +15,9 @@ import pytest
 
 from pipeline.core.errors import DigestMismatch, EngineError, UpstreamError
 from pipeline.core.names import Digest
-from pipeline.fetch.attempt import Rules
-from pipeline.fetch.download import download as download_
 from pipeline.http import transport
-from tests import hostile, http2
+from pipeline.http.download import Downloader, File, Rules
+from tests import hostile
 from tests.servers import Server, running
 
 DATA = b"some bytes " * 20_000
@@ -49,11 +49,11 @@ def client() -> Iterator[httpx.Client]:
         yield client
 
 
-def download(client: httpx.Client, target: Path, *urls: str, size: int | None = len(DATA)) -> list[float]:
+def download(client: httpx.Client, folder: Path, *urls: str, size: int | None = len(DATA)) -> list[float]:
     """Download with pauses that are only counted."""
     pauses: list[float] = []
-    rules = Rules(sleep=pauses.append)
-    download_(client, urls, target, digest=DIGEST, size=size, transfer=Bar(), rules=rules)
+    file = File(name="a file", urls=urls, digest=DIGEST, size=size)
+    Downloader(client=client, rules=Rules(sleep=pauses.append)).download(file, folder, Bar())
     return pauses
 
 
@@ -63,9 +63,9 @@ def only(folder: Path) -> list[str]:
 
 def test_the_right_bytes_come_into_place(server: Server, client: httpx.Client, tmp_path: Path) -> None:
     server.gives("/file", DATA)
-    assert download(client, tmp_path / "file", f"{server.url}/file", size=None) == []
-    assert (tmp_path / "file").read_bytes() == DATA
-    assert only(tmp_path) == ["file"]
+    assert download(client, tmp_path, f"{server.url}/file", size=None) == []
+    assert (tmp_path / DIGEST.hex).read_bytes() == DATA
+    assert only(tmp_path) == [DIGEST.hex]
 
 
 def test_wrong_bytes_of_the_right_length_are_refused_and_set_aside(
@@ -73,7 +73,7 @@ def test_wrong_bytes_of_the_right_length_are_refused_and_set_aside(
 ) -> None:
     server.gives("/file", DATA[:-1] + b"?")
     with pytest.raises(DigestMismatch) as refused:
-        download(client, tmp_path / "file", f"{server.url}/file")
+        download(client, tmp_path, f"{server.url}/file")
     text = str(refused.value)
     assert DIGEST.text in text
     assert Digest.of(DATA[:-1] + b"?").text in text
@@ -89,8 +89,8 @@ def test_the_next_mirror_is_asked_after_wrong_bytes_and_after_a_404(
 ) -> None:
     server.gives("/wrong", b"other")
     server.gives("/right", DATA)
-    download(client, tmp_path / "file", *(f"{server.url}/{name}" for name in ("missing", "wrong", "right")))
-    assert (tmp_path / "file").read_bytes() == DATA
+    download(client, tmp_path, *(f"{server.url}/{name}" for name in ("missing", "wrong", "right")))
+    assert (tmp_path / DIGEST.hex).read_bytes() == DATA
 
 
 def test_a_body_that_is_announced_too_long_is_not_received(
@@ -98,8 +98,9 @@ def test_a_body_that_is_announced_too_long_is_not_received(
 ) -> None:
     server.gives("/file", DATA * 50)
     bar = Bar()
+    file = File(name="a file", urls=(f"{server.url}/file",), digest=DIGEST, size=len(DATA))
     with pytest.raises(DigestMismatch, match=f"{len(DATA) * 50} bytes instead of {len(DATA)}"):
-        download_(client, [f"{server.url}/file"], tmp_path / "file", digest=DIGEST, size=len(DATA), transfer=bar)
+        Downloader(client=client).download(file, tmp_path, bar)
     assert bar.done == 0
     assert only(tmp_path) == []
 
@@ -119,8 +120,8 @@ def test_a_broken_body_is_resumed_where_it_broke(server: Server, client: httpx.C
 
     server.gives("/file", DATA, headers={"ETag": '"one"'}, cut=half)
     server.then("/file", server.answers["/file"], rest)
-    pauses = download(client, tmp_path / "file", f"{server.url}/file")
-    assert (tmp_path / "file").read_bytes() == DATA
+    pauses = download(client, tmp_path, f"{server.url}/file")
+    assert (tmp_path / DIGEST.hex).read_bytes() == DATA
     assert len(pauses) == 1
     assert server.asked[1][2]["If-Range"] == '"one"'
 
@@ -130,8 +131,8 @@ def test_a_server_that_ignores_the_range_begins_again(server: Server, client: ht
     broken = server.answers["/file"]
     server.gives("/file", DATA)
     server.then("/file", broken, server.answers["/file"])
-    download(client, tmp_path / "file", f"{server.url}/file")
-    assert (tmp_path / "file").read_bytes() == DATA
+    download(client, tmp_path, f"{server.url}/file")
+    assert (tmp_path / DIGEST.hex).read_bytes() == DATA
 
 
 def test_a_weak_etag_is_not_resumed_on(server: Server, client: httpx.Client, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_weak_etag_is_not_resumed_on(server: Server, client: httpx.Client, tmp
     broken = server.answers["/file"]
     server.gives("/file", DATA)
     server.then("/file", broken, server.answers["/file"])
-    download(client, tmp_path / "file", f"{server.url}/file")
+    download(client, tmp_path, f"{server.url}/file")
     assert "Range" not in server.asked[1][2]
 
 
@@ -148,19 +149,22 @@ def test_retry_after_is_waited_for(server: Server, client: httpx.Client, tmp_pat
     busy = server.answers["/file"]
     server.gives("/file", DATA)
     server.then("/file", busy, server.answers["/file"])
-    assert download(client, tmp_path / "file", f"{server.url}/file") == [7.0]
+    assert download(client, tmp_path, f"{server.url}/file") == [7.0]
 
 
-def test_500_is_tried_again_with_growing_pauses_and_404_is_not(server: Server, client: httpx.Client) -> None:
+def test_500_is_tried_again_with_growing_pauses_and_404_is_not(
+    server: Server, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.gives("/broken", b"", status=503)
     pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     with pytest.raises(UpstreamError, match="503"):
-        transport.get(client, f"{server.url}/broken", what="a thing", sleep=pauses.append)
+        transport.get(client, f"{server.url}/broken", what="a thing")
     assert pauses == sorted(pauses)
     assert len(pauses) >= 3
     pauses.clear()
     with pytest.raises(UpstreamError, match="404"):
-        transport.get(client, f"{server.url}/missing", what="a thing", sleep=pauses.append)
+        transport.get(client, f"{server.url}/missing", what="a thing")
     assert pauses == []
 
 
@@ -184,7 +188,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(EngineError, match="DIND_K3S_CACHE"):
-        download(client, tmp_path / "file", f"{server.url}/file")
+        download(client, tmp_path, f"{server.url}/file")
     assert only(tmp_path) == []
 
 
@@ -192,51 +196,25 @@ def test_credentials_and_signed_queries_are_never_shown() -> None:
     assert transport.shown("https://user:secret@host:8443/path?X-Amz-Signature=abc") == "https://host:8443/path"
 
 
-def test_http2_is_spoken_where_it_is_offered_and_connections_are_used_again(tmp_path: Path) -> None:
-    context, trusting = hostile.certificate()
-    bodies = {f"/{number}": bytes([number]) * 3_000_000 for number in range(6)}
-    with http2.running(context, bodies) as server, transport.make_client(verify=trusting) as client:
-        assert transport.get(client, f"{server.url}/1", what="a thing").http_version == "HTTP/2"
-        with ThreadPoolExecutor(max_workers=3) as pool:
+def test_connections_are_used_again_and_a_response_that_is_closed_early_hurts_no_other(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    bodies = {f"/{number}": bytes([number]) * 300_000 for number in range(6)}
+    for path, body in bodies.items():
+        server.gives(path, body)
+    for _ in range(3):
+        with client.stream("GET", f"{server.url}/1") as response:
+            next(response.iter_raw())
+    with ThreadPoolExecutor(max_workers=3) as pool:
 
-            def bring(path: str) -> None:
-                digest, size = Digest.of(bodies[path]), len(bodies[path])
-                target = tmp_path / path[1:]
-                download_(client, [server.url + path], target, digest=digest, size=size, transfer=Bar())
+        def bring(path: str) -> None:
+            digest, size = Digest.of(bodies[path]), len(bodies[path])
+            file = File(name=path, urls=(server.url + path,), digest=digest, size=size)
+            Downloader(client=client).download(file, tmp_path, Bar())
 
-            list(pool.map(bring, bodies))
-        assert only(tmp_path) == [path[1:] for path in bodies]
-        assert server.connections <= 3
-
-
-def test_an_http2_connection_that_ends_in_the_middle_is_resumed(tmp_path: Path) -> None:
-    context, trusting = hostile.certificate()
-    body = DATA * 20
-    with (
-        http2.running(context, {"/cut": body}, cut=1_000_000) as server,
-        transport.make_client(verify=trusting) as client,
-    ):
-        rules = Rules(sleep=lambda _pause: None)
-        target = tmp_path / "file"
-        url = f"{server.url}/cut"
-        download_(client, [url], target, digest=Digest.of(body), size=len(body), transfer=Bar(), rules=rules)
-    (_, first), (_, second) = server.asked
-    assert first == 0
-    assert 0 < second <= len(body)
-    assert target.read_bytes() == body
-
-
-def test_an_http2_loser_is_cancelled_at_once_and_hurts_no_other_download(tmp_path: Path) -> None:
-    """A closed stream's bytes would fill the window that other streams of its connection share."""
-    context, trusting = hostile.certificate()
-    body = DATA * 200
-    with http2.running(context, {"/file": body}) as server, transport.make_client(verify=trusting) as client:
-        for _ in range(3):
-            with client.stream("GET", f"{server.url}/file") as response:
-                next(response.iter_raw())
-        target = tmp_path / "file"
-        download_(client, [f"{server.url}/file"], target, digest=Digest.of(body), size=len(body), transfer=Bar())
-    assert target.stat().st_size == len(body)
+        list(pool.map(bring, bodies))
+    assert only(tmp_path) == sorted(Digest.of(body).hex for body in bodies.values())
+    assert server.connections <= 3 + 3
 
 
 def test_the_proxy_of_the_environment_is_used_but_not_for_this_machine(
@@ -250,35 +228,13 @@ def test_the_proxy_of_the_environment_is_used_but_not_for_this_machine(
     assert transport.get(client, f"{server.url}/file", what="a thing").content == b"direct"
 
 
-def test_a_server_that_breaks_the_rules_of_http2_is_an_upstream_error(tmp_path: Path) -> None:
-    """Frames that h2 refuses, in the head and in the middle of a body."""
-    context, trusting = hostile.certificate()
-    rubbish = b"\x00\x00\x04\x08\x00\x00\x00\x00\x01\x00\x00\x00\x00"  # WINDOW_UPDATE by nothing (RFC 9113 §6.9)
-    for after in (0, 100_000):
-        with (
-            http2.running(context, {"/cut": DATA}, cut=after, last=rubbish) as server,
-            transport.make_client(verify=trusting) as client,
-        ):
-            rules, target = Rules(sleep=lambda _pause: None, pauses=()), tmp_path / "file"
-            with pytest.raises(UpstreamError):
-                download_(
-                    client,
-                    [f"{server.url}/cut"],
-                    target,
-                    digest=DIGEST,
-                    size=len(DATA),
-                    transfer=Bar(),
-                    rules=rules,
-                )
-
-
 @pytest.mark.parametrize("location", ["file://localhost{path}", "file://{path}", "FILE://localhost{path}"])
 def test_no_server_sends_on_to_a_file_of_this_machine(tmp_path: Path, location: str) -> None:
     secret = tmp_path / "token.json"
     secret.write_text('{"token": "secret"}')
     answer = httpx.Response(302, headers={"Location": location.format(path=secret)})
     with transport.make_client(httpx.MockTransport(lambda _request: answer)) as client:
-        with pytest.raises(httpx.UnsupportedProtocol, match="a redirect to"):
+        with pytest.raises(httpx.UnsupportedProtocol, match="a redirect from https to file"):
             client.get("https://registry.example/token")
         with pytest.raises(UpstreamError, match=r"cannot be reached|not reachable|unreachable"):
             transport.get(client, "https://vendor.example/list", what="a list")
@@ -286,10 +242,11 @@ def test_no_server_sends_on_to_a_file_of_this_machine(tmp_path: Path, location: 
 
 @pytest.mark.parametrize("location", ["foo://h:99999/x", "http://127.0.0.1:99999/x", "file://[x", "http://[::bad"])
 def test_a_redirect_to_nonsense_is_a_sentence(
-    server: Server, client: httpx.Client, tmp_path: Path, location: str
+    server: Server, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
 ) -> None:
+    monkeypatch.setattr(transport, "PAUSES", ())
     server.answers["/f"] = hostile.redirect(location)
     with pytest.raises(UpstreamError):
-        transport.get(client, f"{server.url}/f", what="a list", sleep=lambda _seconds: None)
+        transport.get(client, f"{server.url}/f", what="a list")
     with pytest.raises(UpstreamError):
-        download(client, tmp_path / "f", f"{server.url}/f")
+        download(client, tmp_path, f"{server.url}/f")

@@ -15,8 +15,8 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.log import Log
 from pipeline.core.names import Digest
 from pipeline.fetch import fetch
-from pipeline.fetch.attempt import Rules
 from pipeline.http import transport
+from pipeline.http.download import Rules
 
 
 def read(path: Path) -> list[fetch.Wanted]:

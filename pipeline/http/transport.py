@@ -1,7 +1,6 @@
-"""HTTP: one client with a connection for each request in flight, bounded answers, bounded retries.
+"""The HTTP client: one policy for redirects, retries, bounds, proxies and certificates.
 
-httpx follows no redirects unless told and retries nothing but connects: that is done here. Files of the lock come
-through pipeline/fetch/download.py, which adds resuming, racing and the digest.
+Small answers come through `get`; files through download.py, which adds resuming, several URLs and the digest.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpcore
 import httpx
-from h2.exceptions import H2Error
 
 from pipeline.core.errors import UpstreamError
 from pipeline.core.names import ImageName
@@ -28,7 +26,7 @@ from pipeline.http.folders import Folders
 
 Sleep = Callable[[float], None]
 
-PAUSES = (0.5, 1.5, 4.0)  # seconds before the second, third and fourth try; `jittered` when used
+PAUSES = (0.5, 1.5, 4.0)  # seconds before the second, third and fourth try, with some chance in them
 LONGEST_PAUSE = 60.0  # seconds; no server is waited for longer, whatever its Retry-After says
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be others in a moment
 REDIRECTS = 5  # in a row; GitHub and dl.k8s.io need one
@@ -47,7 +45,6 @@ _LONG = 1 << 20  # bytes from which on a body is worth a connection of its own
 # again; larger pieces do so less often (docs/fetch.md), and eight of them are 16 MiB of memory.
 _PIECE = 2 << 20
 httpcore.HTTP11Connection.READ_NUM_BYTES = _READ
-httpcore.HTTP2Connection.READ_NUM_BYTES = _READ
 
 
 def make_client(
@@ -59,9 +56,9 @@ def make_client(
     vendor published, not what a proxy made of it.
     """
     return httpx.Client(
-        transport=handler or _Connections(verify),
+        transport=handler or _Pools(verify),
         mounts={"file://": Folders()},
-        event_hooks={"response": [_stay_outside]},
+        event_hooks={"response": [_check_redirect]},
         follow_redirects=True,
         max_redirects=REDIRECTS,
         timeout=httpx.Timeout(read, connect=min(read, 5.0)),
@@ -96,93 +93,59 @@ def _speaks_tls(host: str) -> bool:
         return False
 
 
-def _stay_outside(response: httpx.Response) -> None:
-    """A server may send on to another server, never to a file of this machine, which only versions.yaml may name."""
+def _check_redirect(response: httpx.Response) -> None:
+    """Raise UnsupportedProtocol for a redirect from https to http, or to a file, which only versions.yaml may name."""
     if not response.has_redirect_location:
         return
     try:
         target = httpx.URL(response.headers["Location"])  # read as httpx reads it when it follows
     except httpx.InvalidURL:
         return  # httpx refuses to follow it
-    if target.scheme not in ("", "http", "https"):
-        raise httpx.UnsupportedProtocol(f"a redirect to {shown(str(target))}", request=response.request)
+    scheme = response.url.scheme
+    if target.scheme not in ("", "https", scheme):
+        raise httpx.UnsupportedProtocol(
+            f"a redirect from {scheme} to {target.scheme}, {shown(str(target))}", request=response.request
+        )
 
 
-class _Connections(httpx.BaseTransport):
-    """HTTP/2 where the server offers it, else HTTP/1.1; a connection serves one request at a time, then the next.
+class _Pools(httpx.BaseTransport):
+    """httpx's connection pools: one for each proxy of the environment, one without a proxy; made when first used.
 
-    httpx would put all requests to a host onto one HTTP/2 connection. Threads that share one share its faults: a read
-    timeout of one ends all, a response that is closed early (httpcore sends no RST_STREAM) leaves its bytes in the
-    window of the others, and h2's state is not made for threads.
+    HTTP/1.1 only. Every request has a connection to itself in any case: threads that shared one of HTTP/2 would share
+    its read timeout and its window. And h2 takes seven times the processor time of `pieces`.
     """
 
     def __init__(self, verify: ssl.SSLContext | None) -> None:
         self._verify = verify
         self._lock = threading.Lock()
-        self._idle: dict[tuple[str, str, int | None], list[httpx.HTTPTransport]] = {}
+        self._pools: dict[tuple[str, str | None], httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        key = (request.url.scheme, request.url.host, request.url.port)
+        key = (request.url.scheme, _proxy(request.url))
         with self._lock:
-            idle = self._idle.setdefault(key, [])
-            connection = idle.pop() if idle else self._new(request.url)
-        try:
-            response = connection.handle_request(request)
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, H2Error):  # httpcore lets some of them through
-                raise httpx.RemoteProtocolError(str(error), request=request) from None
-            raise
-        assert isinstance(response.stream, httpx.SyncByteStream)
-        response.stream = _Lent(response.stream, connection, idle)
-        return response
+            if key not in self._pools:
+                self._pools[key] = self._new(*key)
+        return self._pools[key].handle_request(request)
 
-    def _new(self, url: httpx.URL) -> httpx.HTTPTransport:
-        if url.scheme == "https" and self._verify is None:  # made once: reading the CAs takes longer than a small file
+    def _new(self, scheme: str, proxy: str | None) -> httpx.HTTPTransport:
+        if scheme != "https":
+            return httpx.HTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), proxy=proxy)
+        if self._verify is None:  # made once: reading the CAs takes longer than a small file
             self._verify = httpx.create_ssl_context()
-        proxies = urllib.request.getproxies()
-        proxy = proxies.get(url.scheme) or proxies.get("all")
-        if proxy and (urllib.request.proxy_bypass(url.host) or url.host in ("127.0.0.1", "localhost", "::1")):
-            proxy = None
-        if proxy and "://" not in proxy:
-            proxy = f"http://{proxy}"
-        unused = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return httpx.HTTPTransport(verify=self._verify or unused, http2=True, proxy=proxy)
+        return httpx.HTTPTransport(verify=self._verify, proxy=proxy)
 
     def close(self) -> None:
-        with self._lock:
-            for idle in self._idle.values():
-                while idle:
-                    idle.pop().close()
+        for pool in self._pools.values():
+            pool.close()
 
 
-class _Lent(httpx.SyncByteStream):
-    """The body of a response; its connection is used again once the body has come to its end."""
-
-    def __init__(
-        self, body: httpx.SyncByteStream, connection: httpx.HTTPTransport, idle: list[httpx.HTTPTransport]
-    ) -> None:
-        self._body = body
-        self._connection: httpx.HTTPTransport | None = connection
-        self._idle = idle
-        self._whole = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            yield from self._body
-        except H2Error as error:
-            raise httpx.RemoteProtocolError(str(error)) from None
-        self._whole = True
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        self._body.close()
-        if self._whole:
-            self._idle.append(connection)
-        else:
-            connection.close()
+def _proxy(url: httpx.URL) -> str | None:
+    """The proxy of the environment for a URL; None for this machine, and where there is none."""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(url.host) or url.host in ("127.0.0.1", "localhost", "::1"):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def pieces(response: httpx.Response) -> Iterator[bytes | memoryview]:
@@ -242,67 +205,40 @@ def get(
     url: str,
     *,
     what: str,
+    method: str = "GET",
     expected: frozenset[int] = frozenset({200}),
     headers: Mapping[str, str] | None = None,
-    sleep: Sleep = time.sleep,
 ) -> httpx.Response:
-    """GET; `what` names the thing in messages. Only an expected status is an answer, of 32 MB at most.
+    """Return the answer to a GET or HEAD; `what` names the thing in messages.
 
-    Raises UpstreamError.
+    Only an expected status is an answer, of 32 MB at most. Raises UpstreamError.
     """
-    return _request(client, "GET", url, what=what, expected=expected, headers=headers, sleep=sleep)
-
-
-def head(
-    client: httpx.Client,
-    url: str,
-    *,
-    what: str,
-    expected: frozenset[int] = frozenset({200}),
-    headers: Mapping[str, str] | None = None,
-    sleep: Sleep = time.sleep,
-) -> httpx.Response:
-    """HEAD, as `get`."""
-    return _request(client, "HEAD", url, what=what, expected=expected, headers=headers, sleep=sleep)
-
-
-def _request(
-    client: httpx.Client,
-    method: str,
-    url: str,
-    *,
-    what: str,
-    expected: frozenset[int],
-    headers: Mapping[str, str] | None,
-    sleep: Sleep,
-) -> httpx.Response:
     pauses = iter(PAUSES)
     while True:
+        answer = None
         try:
             with client.stream(method, url, headers=dict(headers or {})) as streamed:
-                if streamed.url.scheme not in ("https", urlsplit(url).scheme):
-                    raise httpx.UnsupportedProtocol(f"a redirect to {shown(str(streamed.url))}")
-                response = _whole(streamed, what)
+                answer = _whole(streamed, what)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
             # Refused, unknown host, TLS, filtered: trying again within seconds changes nothing, and a user waits.
-            raise unreachable(url, what, str(error)) from None
+            raise _unreachable(url, what, error) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            if (pause := next(pauses, None)) is None:
-                raise unreachable(url, what, str(error) or type(error).__name__) from None
-            sleep(jittered(pause))
-            continue
-        if response.status_code in expected:
-            return response
-        pause = next(pauses, None)
-        if response.status_code not in AGAIN or pause is None:
-            raise UpstreamError(
+            problem = _unreachable(url, what, error)
+        else:
+            if answer.status_code in expected:
+                return answer
+            problem = UpstreamError(
                 f"{what}: unexpected answer",
                 expected=f"status {' or '.join(map(str, sorted(expected)))}",
-                found=f"status {response.status_code}",
+                found=f"status {answer.status_code}",
                 where=shown(url),
                 next_step=NEXT_STEP,
             )
-        sleep(asked_pause(response, pause))
+            if answer.status_code not in AGAIN:
+                raise problem
+        if (pause := next(pauses, None)) is None:
+            raise problem
+        time.sleep(pause_after(answer, pause))
 
 
 def _whole(streamed: httpx.Response, what: str) -> httpx.Response:
@@ -336,24 +272,25 @@ def _whole(streamed: httpx.Response, what: str) -> httpx.Response:
     )
 
 
-def unreachable(url: str, what: str, found: str) -> UpstreamError:
-    """The error for a host that does not answer."""
+def _unreachable(url: str, what: str, error: Exception) -> UpstreamError:
     return UpstreamError(
-        f"{what}: {urlsplit(url).hostname} cannot be reached", found=found, where=shown(url), next_step=NEXT_STEP
+        f"{what}: {urlsplit(url).hostname} cannot be reached",
+        found=str(error) or type(error).__name__,
+        where=shown(url),
+        next_step=NEXT_STEP,
     )
 
 
-def jittered(pause: float) -> float:
-    """A pause of about that many seconds: clients that failed together should not come back together."""
-    return pause * random.uniform(0.75, 1.25)
+def pause_after(response: httpx.Response | None, pause: float, longest: float = LONGEST_PAUSE) -> float:
+    """Return the seconds to wait before the next try.
 
-
-def asked_pause(response: httpx.Response, pause: float, longest: float = LONGEST_PAUSE) -> float:
-    """What Retry-After asks for (seconds or a date, RFC 9110 §10.2.3), within bounds; else our own pause."""
-    text = response.headers.get("Retry-After", "").strip()
+    What Retry-After asks for (seconds or a date, RFC 9110 §10.2.3), within bounds; else about `pause`: clients that
+    failed together should not come back together.
+    """
+    text = response.headers.get("Retry-After", "").strip() if response is not None else ""
     if text.isascii() and text.isdigit():
         return min(float(text), longest)
     with suppress(ValueError, TypeError, OverflowError):
         left = (email.utils.parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
         return min(max(left, 0.0), longest)
-    return jittered(pause)
+    return pause * random.uniform(0.75, 1.25)

@@ -65,7 +65,7 @@ class Origins:
     def head(self, url: str, what: str) -> Head | None:
         """What is told of a file; None when it is not there. Raises UpstreamError for every other answer."""
         if url not in self._heads:
-            answer = transport.head(self.client, url, what=what, expected=_THERE_OR_NOT)
+            answer = transport.get(self.client, url, what=what, method="HEAD", expected=_THERE_OR_NOT)
             length = answer.headers.get("Content-Length", "")
             there = Head(
                 url=url,

@@ -6,7 +6,6 @@ run, and a digest that changed under the same version is refused rather than tak
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -191,12 +190,8 @@ def _packages(
     archives: Mapping[str, str] = {archive: intent.upstream[archive] for archive in intent.suites}
 
     def one(platform: Platform) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
-        system = debian.read_layers(
-            [
-                gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-                for data in layers(base.digest, platform, registry, cache)
-            ]
-        )
+        found = layers(base.digest, platform, registry, cache, log)
+        system = debian.read_layers([layer.read_bytes() for layer in found])
         state = cache / "apt" / platform.architecture
         packages = debian.solve(intent, platform, system, state, archives)
         return packages, debian.guest(intent, platform, system, state, archives)

@@ -6,24 +6,19 @@ silent stops nothing; what is asked of the grade in the end is the policy's matt
 
 from __future__ import annotations
 
-import hashlib
 import threading
-import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
-
 from pipeline import components
 from pipeline.components import COMPONENTS, Published
-from pipeline.core.cache import path_of
 from pipeline.core.errors import DigestMismatch, UpstreamError, VerificationFailed
-from pipeline.core.log import Log, Transfer, Transfers
+from pipeline.core.log import Log, Transfers
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.http import transport
+from pipeline.http.download import Copy, Downloader, File, Rules
 from pipeline.inputs import evidence
 from pipeline.inputs.evidence import Evidence, Grade
 from pipeline.inputs.lock import Artifact
@@ -107,8 +102,8 @@ class Witnesses:
             return digest, head.size, [Evidence(grade=Grade.PUBLISHED, source=source)]
         if known is not None and _unchanged(known, head):
             return known.digest, head.size, []
-        digest, size = self._download(head, what)
-        return digest, size, [Evidence(grade=Grade.FIRST_USE, source=head.url)]
+        copy = self._download(head.url, what)
+        return copy.digest, copy.size, [Evidence(grade=Grade.FIRST_USE, source=head.url)]
 
     def _more(
         self, component: str, version: str, where: Published, url: str, digest: Digest, what: str
@@ -189,9 +184,9 @@ class Witnesses:
             if there.site in ("", ours.site):
                 continue
             try:
-                copy = self._stream(there.source, f"{what} from {there.site}", None, _PATIENCE)
+                copy = self._download(there.source, what, Rules(longest=_PATIENCE))
             except UpstreamError as error:
-                self.log.warn(f"{error.summary}: {error.found}; it corroborates nothing")
+                self.log.warn(f"{error.summary}; it corroborates nothing")
                 continue
             if Evidence(grade=Grade.FIRST_USE, source=copy.url).site in ("", ours.site):
                 self.log.warn(f"{what} from {there.site}: it sends on to {copy.url}; it corroborates nothing")
@@ -201,67 +196,14 @@ class Witnesses:
             return [there]
         return []
 
-    def _download(self, head: Head, what: str) -> tuple[Digest, int]:
-        """The file into the cache, under the digest that it turns out to have; `fetch` need not bring it again."""
-        folder = self.cache / "sha256"
-        partial = folder / f".{Digest.of(head.url.encode()).hex}.partial"
-        try:
-            copy = self._stream(head.url, what, partial)
-            partial.replace(path_of(self.cache, copy.digest))
-        finally:
-            partial.unlink(missing_ok=True)
-        return copy.digest, copy.size
+    def _download(self, url: str, what: str, rules: Rules | None = None) -> Copy:
+        """Download a file under the digest that it turns out to have; `fetch` need not bring it again.
 
-    def _stream(self, url: str, what: str, target: Path | None, patience: float | None = None) -> _Copy:
-        """What a URL sends, within `patience` seconds; kept in `target` when there is one. Raises UpstreamError."""
-        transfer = self.transfers.start(what, None)
-        ends = time.monotonic() + patience if patience else None
-        for last in (False, False, True):
-            try:
-                return self._once(url, what, target, transfer, ends)
-            except httpx.TransportError as error:
-                if last or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-                    raise transport.unreachable(url, what, str(error) or type(error).__name__) from None
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise transport.unreachable(url, what, str(error) or type(error).__name__) from None
-        raise AssertionError("unreachable")
-
-    def _once(self, url: str, what: str, target: Path | None, transfer: Transfer, ends: float | None) -> _Copy:
-        state, count = hashlib.sha256(), 0
-        with self.origins.client.stream("GET", url) as response:
-            if response.status_code != 200:
-                raise UpstreamError(
-                    f"{what}: unexpected answer",
-                    expected="status 200",
-                    found=f"status {response.status_code}",
-                    where=transport.shown(url),
-                    next_step=transport.NEXT_STEP,
-                )
-            with suppress(ValueError):
-                transfer.total(int(response.headers.get("Content-Length", "")))
-            stream = target.open("wb") if target else None
-            try:
-                for chunk in response.iter_raw():
-                    state.update(chunk)
-                    count += len(chunk)
-                    transfer.advance(len(chunk))
-                    if stream:
-                        stream.write(chunk)
-                    if ends is not None and time.monotonic() > ends:
-                        raise UpstreamError(f"{what}: too slow", found=f"{count} bytes until time was up")
-            finally:
-                if stream:
-                    stream.close()
-        return _Copy(digest=Digest(f"sha256:{state.hexdigest()}"), size=count, url=transport.shown(str(response.url)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Copy:
-    """A file as somebody sent it."""
-
-    digest: Digest
-    size: int  # bytes
-    url: str  # that it came from, behind all redirects
+        Raises UpstreamError.
+        """
+        downloader = Downloader(client=self.origins.client, rules=rules or Rules())
+        file = File(name=what, urls=(url,))
+        return downloader.download(file, self.cache / "sha256", self.transfers.start(what, None))
 
 
 def _unchanged(known: Artifact, head: Head) -> bool:
