@@ -130,7 +130,7 @@ def test_latency_speed_and_freshness_of_each(client: httpx.Client, capsys: pytes
     assert found[2].speed is not None
     assert found[2].speed > 100_000
     table = capsys.readouterr().err
-    for text in (stale.url, gone_url, upstream.url, "mirror", "upstream", "registry", "2 of 2", "HTTP/1.1", "B/s"):
+    for text in (stale.url, gone_url, upstream.url, "mirror", "upstream", "registry", "2 of 2", "B/s"):
         assert text in table
 
 
@@ -198,7 +198,7 @@ def test_the_base_image_from_mirrors_alone(client: httpx.Client) -> None:
         ("mirror", 4, 4),
         ("registry", 0, 1),
     ]
-    assert found[0].problem == f"no blob {layer.short}…"
+    assert found[0].problem == f"blob {layer.short}…: status 404"
     assert "other bytes as the manifest" in found[1].problem
     assert found[2].problem == ""
     assert found[2].speed is not None
@@ -210,7 +210,7 @@ def test_the_base_image_from_mirrors_alone(client: httpx.Client) -> None:
     [
         (b"<html>", "is no index"),
         (b"[]", "is no index"),
-        (b'{"manifests": [{"platform": {"os": "linux", "architecture": "s390x"}}]}', "is no index of linux/amd64"),
+        (b'{"manifests": [{"platform": {"os": "linux", "architecture": "s390x"}}]}', "has no linux/amd64"),
         (b'{"manifests": [{"platform": {"os": "linux", "architecture": "amd64"}, "digest": "x"}]}', "is no index"),
     ],
 )

@@ -104,8 +104,8 @@ def fetch(
     source = _Source(registry=registry, folder=cache / "sha256", mirrors=mirrors)
     downloaded = 0
     with writing(cache), log.transfers() as transfers:
-        for _, manifest in _manifests(lock.digest, platforms, source.manifest):
-            downloaded += sum(source.blob(part, transfers) for part in _parts(manifest))
+        for _, manifest in manifests(lock.digest, platforms, source.manifest):
+            downloaded += sum(source.blob(part, transfers) for part in parts(manifest))
     log.say(f"base image {lock.image}: " + (f"{size(downloaded)} downloaded" if downloaded else "all in the cache"))
     return downloaded
 
@@ -114,7 +114,7 @@ def layers(index: Digest, platform: Platform, registry: Registry, cache: Path, l
     """Have one platform's layers in the cache; return their paths, lowest first. Raises as `fetch`."""
     source = _Source(registry=registry, folder=cache / "sha256")
     with writing(cache), log.transfers() as transfers:
-        for _, manifest in _manifests(index, [platform], source.manifest):
+        for _, manifest in manifests(index, [platform], source.manifest):
             for part in manifest["layers"]:
                 source.blob(part, transfers)
     return layer_files(index, platform, cache)
@@ -127,9 +127,9 @@ def digests(index: Digest, platforms: Sequence[Platform], cache: Path) -> list[D
     """
     folder = cache / "sha256"
     needed = [index]
-    for digest, manifest in _manifests(index, platforms, lambda digest: _load(folder, digest)):
+    for digest, manifest in manifests(index, platforms, lambda digest: _load(folder, digest)):
         needed.append(digest)
-        needed += [Digest(part["digest"]) for part in _parts(manifest)]
+        needed += [Digest(part["digest"]) for part in parts(manifest)]
     needed = list(dict.fromkeys(needed))
     for digest in needed:
         _check(folder, digest)
@@ -141,7 +141,7 @@ def layer_files(index: Digest, platform: Platform, cache: Path) -> list[Path]:
     folder = cache / "sha256"
     return [
         _check(folder, Digest(part["digest"]))
-        for _, manifest in _manifests(index, [platform], lambda digest: _load(folder, digest))
+        for _, manifest in manifests(index, [platform], lambda digest: _load(folder, digest))
         for part in manifest["layers"]
     ]
 
@@ -163,7 +163,7 @@ def write_layout(index: Digest, platforms: Sequence[Platform], cache: Path, layo
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]}))
 
 
-def _manifests(
+def manifests(
     index: Digest, platforms: Sequence[Platform], load: Callable[[Digest], _Manifest]
 ) -> Iterator[tuple[Digest, _Manifest]]:
     """Yield the manifest of each platform in the index. Raises UpstreamError for a missing platform."""
@@ -178,7 +178,8 @@ def _manifests(
         yield entries[platform.value], load(entries[platform.value])
 
 
-def _parts(manifest: _Manifest) -> list[Mapping[str, Any]]:
+def parts(manifest: _Manifest) -> list[Mapping[str, Any]]:
+    """Return the descriptors of a manifest's configuration and layers."""
     return [manifest["config"], *manifest["layers"]]
 
 

@@ -1,6 +1,7 @@
-"""Where the base image can be had, as `mirrors` asks: its registry, and OCI layouts behind file servers.
+"""Where files of the lock can come from, as `mirrors` asks: file servers, and the base image's registry.
 
-Each is read by itself, from the locked digest down: what one of them has is not asked of another.
+Each is read by itself, from the locked digest down: what one of them has is not asked of another. Every method raises
+UpstreamError, RegistryError or httpx.HTTPError when a server does not answer.
 """
 
 from __future__ import annotations
@@ -12,38 +13,86 @@ from typing import Protocol
 
 import httpx
 
-from pipeline.core.names import REFERENCE_TYPE, Digest
+from pipeline.core.errors import UpstreamError
+from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
+from pipeline.fetch.base import manifests, parts
+from pipeline.http import transport
 from pipeline.oci.registry import Registry
 
-
-class Missing(Exception):
-    """A source lacks something, or has other bytes; the text says what."""
+BEGINNING = 8_000_000  # bytes that are enough to measure a speed
 
 
-class Source(Protocol):
-    """One place. Every method raises RegistryError or httpx.HTTPError when it does not answer."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file that a server should have."""
+
+    name: str  # for people
+    path: str  # below a file server's base URL
+    digest: Digest
+    size: int | None  # bytes; None: the lock does not know it
+
+
+class Server(Protocol):
+    """One place."""
 
     @property
     def base(self) -> str:
         """Its URL."""
 
-    def ping(self) -> str:
-        """Ask something small; returns the protocol as httpx names it."""
+    def ping(self) -> None:
+        """Ask something small."""
 
     def manifest(self, digest: Digest) -> bytes:
-        """An index or a manifest. Raises Missing."""
+        """Return an index or a manifest of the base image. Raises UpstreamError when it has none or other bytes."""
 
-    def has(self, digest: Digest) -> bool:
-        """Whether it has that blob."""
+    def lacks(self, part: Part) -> str:
+        """Return why it does not have a file; empty: it has."""
 
-    def blob(self, digest: Digest) -> Generator[bytes, None, None]:
-        """A blob's bytes; whoever has enough closes the generator."""
+    def read(self, part: Part) -> Generator[bytes, None, None]:
+        """Yield the beginning of a file, BEGINNING bytes or more; the caller closes the generator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileServer:
+    """An upstream or a mirror; of the base image an OCI layout, as `nox -s vendor` makes one."""
+
+    base: str
+    client: httpx.Client
+    probe: str  # the path of a file that it should have
+
+    def ping(self) -> None:
+        """HEAD of one file."""
+        self.client.head(f"{self.base}/{self.probe}")
+
+    def manifest(self, digest: Digest) -> bytes:
+        """A blob like any other, hashed."""
+        name = f"manifest {digest.short}…"
+        data = transport.get(self.client, f"{self.base}/{_blob(digest)}", what=name).content
+        if (actual := Digest.of(data)) != digest:
+            raise UpstreamError(f"other bytes as the {name}", found=f"{actual.short}…")
+        return data
+
+    def lacks(self, part: Part) -> str:
+        """HEAD of the file: is it there, in the right size?"""
+        response = self.client.head(f"{self.base}/{part.path}")
+        length = response.headers.get("Content-Length", "")
+        if response.status_code != 200:
+            return f"{part.name}: status {response.status_code}"
+        if part.size is not None and length.isdigit() and int(length) != part.size:
+            return f"{part.name}: {length} bytes instead of {part.size}"
+        return ""
+
+    def read(self, part: Part) -> Generator[bytes, None, None]:
+        """A range of the file."""
+        headers = {"Range": f"bytes=0-{BEGINNING - 1}"}
+        with self.client.stream("GET", f"{self.base}/{part.path}", headers=headers) as response:
+            yield from response.iter_raw()
 
 
 @dataclass(frozen=True)
-class OfRegistry:
-    """The registry itself."""
+class RegistryServer:
+    """The base image's registry, with the storage that it redirects to."""
 
     registry: Registry
 
@@ -52,74 +101,38 @@ class OfRegistry:
         """Its URL, with the repository."""
         return self.registry.url
 
-    def ping(self) -> str:
+    def ping(self) -> None:
         """GET /v2/."""
-        return self.registry.ping()
+        self.registry.ping()
 
     def manifest(self, digest: Digest) -> bytes:
-        """From the registry, which is held to the digest there."""
-        if (found := self.registry.manifest(digest.text)) is None:
-            raise Missing(f"no manifest {digest.short}…")
-        return found.raw
+        """From the registry's client, which checks the digest."""
+        if (answer := self.registry.manifest(digest.text)) is None:
+            raise UpstreamError(f"no manifest {digest.short}…")
+        return answer.raw
 
-    def has(self, digest: Digest) -> bool:
+    def lacks(self, part: Part) -> str:
         """HEAD of the blob."""
-        return self.registry.has("blobs", digest, write=False)
+        return "" if self.registry.has("blobs", part.digest, write=False) else f"no {part.name}"
 
-    def blob(self, digest: Digest) -> Generator[bytes, None, None]:
-        """From the registry, or from the storage that it sends on to."""
-        with self.registry.blob(digest) as chunks:
+    def read(self, part: Part) -> Generator[bytes, None, None]:
+        """The whole blob."""
+        with self.registry.blob(part.digest) as chunks:
             yield from chunks
 
 
-@dataclass(frozen=True)
-class OfLayout:
-    """An OCI layout behind a file server, as `nox -s vendor` makes one."""
-
-    base: str
-    client: httpx.Client
-    index: Digest
-
-    def _url(self, digest: Digest) -> str:
-        return f"{self.base}/blobs/sha256/{digest.hex}"
-
-    def ping(self) -> str:
-        """HEAD of the index."""
-        return self.client.head(self._url(self.index)).http_version
-
-    def manifest(self, digest: Digest) -> bytes:
-        """A blob like any other, hashed."""
-        answer = self.client.get(self._url(digest))
-        if answer.status_code != 200:
-            raise Missing(f"no manifest {digest.short}…: status {answer.status_code}")
-        if (found := Digest.of(answer.content)) != digest:
-            raise Missing(f"other bytes as the manifest {digest.short}…: {found.short}…")
-        return answer.content
-
-    def has(self, digest: Digest) -> bool:
-        """HEAD of the blob."""
-        return self.client.head(self._url(digest)).status_code == 200
-
-    def blob(self, digest: Digest) -> Generator[bytes, None, None]:
-        """From the file server."""
-        with self.client.stream("GET", self._url(digest)) as response:
-            yield from response.iter_raw()
-
-
-def blobs(source: Source, index: Digest, platforms: Sequence[Platform]) -> dict[Digest, int]:
-    """Configurations and layers of the platforms with their sizes in bytes, as that source tells. Raises Missing."""
-    found: dict[Digest, int] = {}
+def blobs(server: Server, index: Digest, platforms: Sequence[Platform]) -> list[Part]:
+    """Return configurations and layers of the platforms, as that server describes them."""
+    found = []
     try:
-        entries = json.loads(source.manifest(index))["manifests"]
-        for platform in platforms:
-            at = {"os": "linux", "architecture": platform.architecture}
-            entry = next(
-                one
-                for one in entries
-                if REFERENCE_TYPE not in one.get("annotations", {}) and at.items() <= one.get("platform", {}).items()
-            )
-            manifest = json.loads(source.manifest(Digest(entry["digest"])))
-            found |= {Digest(part["digest"]): int(part["size"]) for part in (manifest["config"], *manifest["layers"])}
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        raise Missing(f"{index.short}… is no index of {', '.join(platforms)}") from None
+        for _, manifest in manifests(index, platforms, lambda digest: json.loads(server.manifest(digest))):
+            for described in parts(manifest):
+                digest, size = Digest(described["digest"]), int(described["size"])
+                found.append(Part(name=f"blob {digest.short}…", path=_blob(digest), digest=digest, size=size))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UpstreamError(f"{index.short}… is no index of {', '.join(platforms)}") from None
     return found
+
+
+def _blob(digest: Digest) -> str:
+    return f"blobs/sha256/{digest.hex}"

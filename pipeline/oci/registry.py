@@ -138,9 +138,9 @@ class Registry:
         """The repository's address in the registry's API."""
         return str(self._base).rstrip("/")
 
-    def ping(self) -> str:
-        """Ask for nothing (end-1 of the specification); returns the protocol as httpx names it, e.g. HTTP/2."""
-        return self._ask("GET", self._origin.join("/v2/"), expect=(200, 401)).http_version
+    def ping(self) -> None:
+        """Ask for nothing (end-1 of the specification)."""
+        self._ask("GET", self._origin.join("/v2/"), expect=(200, 401))
 
     def has(self, kind: str, digest: Digest, *, write: bool = True) -> bool:
         """Whether the repository holds it; `kind`: `blobs` or `manifests`; `write`: asked by a push."""
