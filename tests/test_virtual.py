@@ -90,16 +90,17 @@ def guest(
 ) -> Iterator[tuple[Machine, Engine]]:
     """A running guest, and the engine in it."""
     binaries = unpack(rehearsed.lock, rehearsed.cache)
-    with virtual.run(
-        platform,
-        which,
-        content,
+    request = virtual.Request(
+        platform=platform,
+        guest=which,
+        content=content,
         lock=rehearsed.lock,
         cache=rehearsed.cache,
         binaries=binaries,
         console=console,
         log=Log(),
-    ) as machine:
+    )
+    with virtual.run(request) as machine:
         client = DockerClient(
             host=f"tcp://127.0.0.1:{machine.port}",
             config=binaries.config,

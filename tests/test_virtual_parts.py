@@ -24,8 +24,9 @@ from pipeline.engine.virtual.qemu import Accelerator, Folder
 from pipeline.smoke import boot
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
+from tests.examples import LOCK
 
-TCG = Accelerator(name="tcg", argument="tcg,thread=multi,tb-size=512", cpu="cortex-a72")
+TCG = Accelerator(name="tcg", argument="tcg,thread=multi,tb-size=512", cpu="cortex-a72", cores=2)
 
 
 def unpacked(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -79,9 +80,7 @@ def test_a_guest_has_one_port_and_it_is_on_loopback(tmp_path: Path, platform: Pl
         platform,
         GUESTS["slow-disk"],
         TCG,
-        system,
-        tmp_path / "disk",
-        cores=2,
+        qemu.Drives(system=system, content=tmp_path / "disk"),
         console=tmp_path / "console",
         folder=tmp_path,
     )
@@ -89,6 +88,7 @@ def test_a_guest_has_one_port_and_it_is_on_loopback(tmp_path: Path, platform: Pl
     assert text.count("hostfwd") == 1
     assert "hostfwd=tcp:127.0.0.1:0-:2375" in text
     assert "-nodefaults" in arguments
+    assert "-smp 2 " in text
     assert text.count("snapshot=on") == 2
     assert "with,,comma" in text
     assert "throttling.bps-total=10000000" in text
@@ -191,20 +191,27 @@ def test_a_check_that_was_left_does_not_fail_its_tier() -> None:
 def test_a_second_try_is_made_of_a_guest_that_hung_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes: list[EngineError | str] = []
 
-    def boots(*_arguments: object, **_options: object) -> str:
+    def start(*_: object) -> Any:
         outcome = outcomes.pop(0)
         if isinstance(outcome, EngineError):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(virtual, "_boot", boots)
     monkeypatch.setattr(qemu, "accelerators", lambda _platform: [TCG])
 
     def first() -> object:
-        place: Any = None
-        return virtual._first_that_works(
-            Platform.ARM64, GUESTS["default"], place, place, place, place, Log(quiet=True), keep=False
+        nothing: Any = None
+        request = virtual.Request(
+            platform=Platform.ARM64,
+            guest=GUESTS["default"],
+            content=None,
+            lock=LOCK,
+            cache=nothing,
+            binaries=nothing,
+            console=nothing,
+            log=Log(quiet=True),
         )
+        return virtual.boot(request, nothing, start)
 
     outcomes[:] = [qemu.Hung("hung", found="the stage kernel"), "a machine"]
     assert first() == "a machine"

@@ -65,10 +65,10 @@ class Engines:
     def virtual(self, platform: Platform, content: Content, console: Path) -> Iterator[Engine]:
         """A virtual engine of that platform, with that content. Raises EngineError."""
         binaries = unpack(self.lock, self.cache)
-        running = virtual.run(
-            platform,
-            self.guest,
-            content,
+        request = virtual.Request(
+            platform=platform,
+            guest=self.guest,
+            content=content,
             lock=self.lock,
             cache=self.cache,
             binaries=binaries,
@@ -76,7 +76,7 @@ class Engines:
             log=self.log,
             keep=self.keep,
         )
-        with running as guest:
+        with virtual.run(request) as guest:
             host = f"tcp://127.0.0.1:{guest.port}"
             client = DockerClient(host=host, config=binaries.config, client_call=[str(binaries.bin / "docker")])
             release = ".".join(map(str, qemu.version(platform)))

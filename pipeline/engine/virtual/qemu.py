@@ -64,18 +64,31 @@ class Accelerator:
     name: str  # as qemu calls it: kvm or tcg
     argument: str
     cpu: str
+    cores: int  # what the guest's dockerd and k3s can use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drives:
+    """What the guest starts from; no byte of it is changed."""
+
+    system: System
+    content: Path  # disk with /var/lib/docker
 
 
 def accelerators(platform: Platform) -> list[Accelerator]:
     """What to try, in order. That /dev/kvm is there does not say that a guest runs on it: only a boot does."""
-    # A fixed model: `max` has the guest compute pointer authentication and more, which nothing of it needs.
+    cores = min(4, os.cpu_count() or 1)
+    # qemu 7.2 let Linux 6.12 for x86 oops in three of four boots with two cores.
+    single = platform == Platform.AMD64 and version(platform) < (8, 0, 0)
     tcg = Accelerator(
         name="tcg",
         argument="tcg,thread=multi,tb-size=512",
+        # A fixed model: `max` has the guest compute pointer authentication and more, which nothing of it needs.
         cpu={Platform.ARM64: "cortex-a72", Platform.AMD64: "max"}[platform],
+        cores=1 if single else cores,
     )
     if platform == Platform.host() and os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return [Accelerator(name="kvm", argument="kvm", cpu="host"), tcg]
+        return [Accelerator(name="kvm", argument="kvm", cpu="host", cores=cores), tcg]
     return [tcg]
 
 
@@ -91,35 +104,18 @@ def version(platform: Platform) -> tuple[int, int, int]:
     return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
 
 
-def cores(platform: Platform, accelerator: Accelerator) -> int:
-    """How many processors the guest gets: up to four, what its dockerd and k3s can use.
-
-    One for x86 under an old TCG: qemu 7.2 let Linux 6.12 oops in three of four boots with two.
-    """
-    if accelerator.name == "tcg" and platform == Platform.AMD64 and version(platform) < (8, 0, 0):
-        return 1
-    return min(4, os.cpu_count() or 1)
-
-
 def command(
-    platform: Platform,
-    guest: Guest,
-    accelerator: Accelerator,
-    system: System,
-    content: Path,
-    *,
-    cores: int,
-    console: Path,
-    folder: Path,
+    platform: Platform, guest: Guest, accelerator: Accelerator, drives: Drives, *, console: Path, folder: Path
 ) -> list[str]:
     """qemu's command line. `console`: the file that keeps the serial console; `folder`: for its two sockets."""
+    system = drives.system
     machine, terminal = {Platform.ARM64: ("virt", "ttyAMA0"), Platform.AMD64: ("q35", "ttyS0")}[platform]
     limit = "" if guest.disk_rate is None else f",throttling.bps-total={guest.disk_rate}"
     # cache=unsafe: a guest's disk is thrown away with it. snapshot=on: written to a file that has no name any more.
     drive = "if=none,format=raw,snapshot=on,cache=unsafe"
     return [
         *(find(program(platform)) or program(platform), "-M", machine, "-cpu", accelerator.cpu),
-        *("-accel", accelerator.argument, "-smp", str(cores), "-m", str(guest.memory)),
+        *("-accel", accelerator.argument, "-smp", str(accelerator.cores), "-m", str(guest.memory)),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-kernel", str(system.kernel), "-initrd", str(system.initramfs)),
         # panic=-1 with -no-reboot: a kernel that panics ends qemu at once.
@@ -129,7 +125,12 @@ def command(
         *("-chardev", f"socket,id=control,path={_quoted(folder / 'control')},server=on,wait=off"),
         *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=control,name=dind-k3s.control"),
         *("-drive", f"{drive},id=root,file={_quoted(system.root)}", "-device", "virtio-blk-pci,drive=root"),
-        *("-drive", f"{drive},id=content,file={_quoted(content)}{limit}", "-device", "virtio-blk-pci,drive=content"),
+        *(
+            "-drive",
+            f"{drive},id=content,file={_quoted(drives.content)}{limit}",
+            "-device",
+            "virtio-blk-pci,drive=content",
+        ),
         # Port 0: one that is free, chosen while it is bound.
         *("-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:2375", "-device", "virtio-net-pci,netdev=net,romfile="),
         *("-device", "virtio-rng-pci"),
