@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
-import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -23,7 +21,6 @@ from pipeline.core.platforms import Platform
 
 if TYPE_CHECKING:
     from pipeline.core.log import Log
-    from pipeline.engine.engine import Engine
     from pipeline.workflow import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +32,11 @@ _BENCHES = ("cli", "size", "smoke", "fetch", "start", "scale", "update", "build"
 Kind = TypeVar("Kind", bound=StrEnum)
 
 
+Body = Callable[["Run", argparse.Namespace], "int | None"]  # returns the exit code; None: 0
+Add = Callable[..., object]  # adds an argument to a command: argparse's add_argument
+Define = Callable[[str, str, Body], Add]  # name, help text, what it does
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(prog="python -m pipeline", description="Build, check and release the dind-k3s image.")
@@ -44,100 +46,119 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--cache", type=Path, help="cache folder (DIND_K3S_CACHE, else ~/.cache/dind-k3s)")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text)
+    def define(name: str, text: str, body: Body) -> Add:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(body=body)
+        return command.add_argument
 
-    one = command("resolve", "ask upstream what versions.yaml means today and write versions.lock.yaml")
-    one.add_argument("--check", action="store_true", help="write nothing; exit 5 when the lock would change")
-    one = command("update", "resolve, fetch, read what is in the files, write the lock and tell the change as Markdown")
-    one.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
-    one.add_argument("--diff", nargs=2, type=Path, metavar=("OLD", "NEW"), help="only compare two locks")
-    one = command("fetch", "bring every file of the lock into the cache, verified")
-    one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
-    one = command("vendor", "write a folder that is a mirror of every file of the lock, for sites without internet")
-    one.add_argument("folder", type=Path, metavar="FOLDER")
-    one.add_argument("--url", help="where the folder will be served (default: its file:// URL)")
-    command("mirrors", "measure each origin, mirror and witness, and the base image's registry: latency, speed, files")
-    command("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz")
-    one = command("bench", "measure the pipeline beside other tools and write docs/benchmarks/")
-    one.add_argument(
-        "what", nargs="?", choices=(*_BENCHES, "all"), default="all", help="what to measure (default: all)"
-    )
-    one.add_argument("--runs", type=int, default=5, help="runs of each (medians are told)")
-    one.add_argument("--write", action="store_true", help="write docs/benchmarks/<what>.json, .md and .svg")
-    one.add_argument("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
-    _dist(one, "as before the command: where the image is")
-    one.add_argument("--rootfs", action="store_true", help="start: with this checkout's rootfs/ over a rehearsed image")
-    command("plan", "print the bake file that `build` hands to buildx")
-    one = command("build", "fetch what is missing, then build all platforms into dist/image/")
-    one.add_argument("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
-    one = command("smoke", "check the built image: files, commands, boot")
-    one.add_argument("--platform", action="append", default=[], help="only this platform (repeatable)")
-    one.add_argument("--tier", action="append", default=[], help="only this tier: files, commands or boot (repeatable)")
-    one.add_argument(
-        "--virtual", action="store_true", help="on virtual engines alone, also for this machine's platform"
-    )
-    one.add_argument("--guest", default="default", help="which virtual engine: default, cgroup-v1 … (docs/smoke.md)")
-    one.add_argument("--engine", action="append", default=[], metavar="URL", help="a docker host of another platform")
-    _dist(one, "as before the command: where the image is")
-    one.add_argument("--keep", action="store_true", help="leave what was booted running, and say how to reach it")
-    command("sbom", "write dist/sbom/: what is in the built image, as SPDX and CycloneDX for each platform")
-    one = command("scan", "scan what was built, and refuse an image with a known vulnerability that has a fix")
-    _scanner(one)
-    command("push", "bring the smoked and scanned digest to every repository, without a tag")
-    command("tag", "give the pushed and signed digest its tags")
-    one = command("release", "all of it, from where it stopped: build, smoke, sbom, scan, push, sign, tag, verify")
-    one.add_argument("--dry-run", action="store_true", help="only tell what is left to do")
-    one.add_argument("--key", type=Path, metavar="FILE", help="sign with it (default: this workflow's identity)")
-    _scanner(one)
-    one = command("rollback", "point the moving tags back at an older release")
-    one.add_argument("release", metavar="RELEASE", help="a tag that never moves (k3s-…-r1), or sha256:…")
-    one.add_argument("--dry-run", action="store_true", help="only tell which tags would be moved")
-    one = command("retention", "tell which releases need not be kept; nothing is removed unless --delete")
-    one.add_argument("--newest", type=int, default=3, metavar="N", help="keep the newest N of each k3s line (3)")
-    one.add_argument("--days", type=int, default=90, metavar="D", help="keep what is younger than D days (90)")
-    one.add_argument("--delete", action="store_true", help="remove the others, with everything that only they reach")
-    one = command("reproduce", "build a published image once more from its lock, cold, and compare")
-    one.add_argument("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
-    one = command("sign", "sign the published index and manifests, attest the SBOMs")
-    one.add_argument("--key", type=Path, metavar="FILE", help="a private key (default: this workflow's identity)")
-    one = command("verify", "read the published image back without credentials and check it")
-    one.add_argument(
-        "image", nargs="*", help="any published image: its bytes, signatures and SBOMs (default: what publish made)"
-    )
-    one.add_argument("--key", type=Path, metavar="FILE", help="signed with the key that belongs to this public one")
-    one.add_argument("--identity", help="signed by this identity; * stands for anything (default: our release.yml)")
-    one.add_argument("--issuer", help="who vouches for that identity (default: GitHub Actions)")
-    one = command("pull", "bring a published image back, without credentials, as build would have left it")
-    one.add_argument("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
-    _dist(one, "where it goes (dist/pulled)")
-    one = command("notes", "tell a release: what is in it, how big, how it booted, how to check it, what changed")
-    one.add_argument(
-        "--previous", type=Path, metavar="LOCK", help="versions.lock.yaml of the release before; empty: there was none"
-    )
-    one.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
-    one = command("rehearse", "the whole release on this machine, reaching only package registries")
-    one.add_argument("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
-    one.add_argument("--images", action="append", default=[], metavar="PLATFORM=PATH", help="that k3s's system images")
-    one.add_argument("--refresh", action="store_true", help="bring the supplies anew")
-    one.add_argument("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
-    one.add_argument("--again", action="store_true", help="smoke again what was smoked")
-    one.add_argument("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
-    one.add_argument("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
-    one = command("platforms", "list the platforms of versions.yaml")
-    one.add_argument("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
-    command("errors", "list the exit codes")
+    _inputs(define)
+    _stages(define)
+    _afterwards(define)
     return top
 
 
-def _dist(one: argparse.ArgumentParser, text: str) -> None:
+def _inputs(define: Define) -> None:
+    add = define("resolve", "ask upstream what versions.yaml means today and write versions.lock.yaml", _resolve)
+    add("--check", action="store_true", help="write nothing; exit 5 when the lock would change")
+    text = "resolve, fetch, read what is in the files, write the lock and tell the change as Markdown"
+    add = define("update", text, _update)
+    add("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
+    add("--diff", nargs=2, type=Path, metavar=("OLD", "NEW"), help="only compare two locks")
+    text = "bring every file of the lock into the cache, verified"
+    add = define("fetch", text, lambda run, given: run.fetch(offline=given.offline))
+    add("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
+    text = "write a folder that is a mirror of every file of the lock, for sites without internet"
+    add = define("vendor", text, lambda run, given: run.vendor(given.folder, given.url))
+    add("folder", type=Path, metavar="FOLDER")
+    add("--url", help="where the folder will be served (default: its file:// URL)")
+    text = "measure each origin, mirror and witness, and the base image's registry: latency, speed, files"
+    define("mirrors", text, lambda run, _: run.mirrors())
+    define("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz", _pictures)
+    add = define("bench", "measure the pipeline beside other tools and write docs/benchmarks/", _bench)
+    add("what", nargs="?", choices=(*_BENCHES, "all"), default="all", help="what to measure (default: all)")
+    add("--runs", type=int, default=5, help="runs of each (medians are told)")
+    add("--write", action="store_true", help="write docs/benchmarks/<what>.json, .md and .svg")
+    add("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
+    _dist(add, "as before the command: where the image is")
+    add("--rootfs", action="store_true", help="start: with this checkout's rootfs/ over a rehearsed image")
+
+
+def _stages(define: Define) -> None:
+    define("plan", "print the bake file that `build` hands to buildx", lambda run, _: _print(run.plan(), None))
+    add = define("build", "fetch what is missing, then build all platforms into dist/image/", _build)
+    add("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
+    add = define("smoke", "check the built image: files, commands, boot", _smoke)
+    add("--platform", action="append", default=[], help="only this platform (repeatable)")
+    add("--tier", action="append", default=[], help="only this tier: files, commands or boot (repeatable)")
+    add("--virtual", action="store_true", help="on virtual engines alone, also for this machine's platform")
+    add("--guest", default="default", help="which virtual engine: default, cgroup-v1 … (docs/smoke.md)")
+    add("--engine", action="append", default=[], metavar="URL", help="a docker host of another platform")
+    _dist(add, "as before the command: where the image is")
+    add("--keep", action="store_true", help="leave what was booted running, and say how to reach it")
+    text = "write dist/sbom/: what is in the built image, as SPDX and CycloneDX for each platform"
+    define("sbom", text, lambda run, _: run.sbom())
+    text = "scan what was built, and refuse an image with a known vulnerability that has a fix"
+    _scanner(define("scan", text, lambda run, given: run.scan([given.scanner], least=given.least)))
+    text = "bring the smoked and scanned digest to every repository, without a tag"
+    define("push", text, lambda run, _: run.push())
+    define("tag", "give the pushed and signed digest its tags", lambda run, _: run.tag())
+    text = "all of it, from where it stopped: build, smoke, sbom, scan, push, sign, tag, verify"
+    add = define("release", text, _release)
+    add("--dry-run", action="store_true", help="only tell what is left to do")
+    add("--key", type=Path, metavar="FILE", help="sign with it (default: this workflow's identity)")
+    _scanner(add)
+
+
+def _afterwards(define: Define) -> None:
+    text = "point the moving tags back at an older release"
+    add = define("rollback", text, lambda run, given: run.rollback(given.release, dry_run=given.dry_run))
+    add("release", metavar="RELEASE", help="a tag that never moves (k3s-…-r1), or sha256:…")
+    add("--dry-run", action="store_true", help="only tell which tags would be moved")
+    add = define("retention", "tell which releases need not be kept; nothing is removed unless --delete", _retention)
+    add("--newest", type=int, default=3, metavar="N", help="keep the newest N of each k3s line (3)")
+    add("--days", type=int, default=90, metavar="D", help="keep what is younger than D days (90)")
+    add("--delete", action="store_true", help="remove the others, with everything that only they reach")
+    text = "build a published image once more from its lock, cold, and compare"
+    add = define("reproduce", text, lambda run, given: run.reproduce(given.reference))
+    add("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
+    text = "sign the published index and manifests, attest the SBOMs"
+    add = define("sign", text, lambda run, given: run.sign(given.key))
+    add("--key", type=Path, metavar="FILE", help="a private key (default: this workflow's identity)")
+    add = define("verify", "read the published image back without credentials and check it", _verify)
+    text = "any published image: its bytes, signatures and SBOMs (default: what `tag` has tagged)"
+    add("image", nargs="*", help=text)
+    add("--key", type=Path, metavar="FILE", help="signed with the key that belongs to this public one")
+    add("--identity", help="signed by this identity; * stands for anything (default: our release.yml)")
+    add("--issuer", help="who vouches for that identity (default: GitHub Actions)")
+    add = define("pull", "bring a published image back, without credentials, as build would have left it", _pull)
+    add("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
+    _dist(add, "where it goes (dist/pulled)")
+    text = "tell a release: what is in it, how big, how it booted, how to check it, what changed"
+    add = define("notes", text, _notes)
+    text = "versions.lock.yaml of the release before; empty: there was none"
+    add("--previous", type=Path, metavar="LOCK", help=text)
+    add("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
+    add = define("rehearse", "the whole release on this machine, reaching only package registries", _rehearse)
+    add("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
+    add("--images", action="append", default=[], metavar="PLATFORM=PATH", help="that k3s's system images")
+    add("--refresh", action="store_true", help="bring the supplies anew")
+    add("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
+    add("--again", action="store_true", help="smoke again what was smoked")
+    add("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
+    add("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
+    add = define("platforms", "list the platforms of versions.yaml", lambda _, given: _platforms(given))
+    add("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
+    define("errors", "list the exit codes", lambda *_: _errors())
+
+
+def _dist(add: Add, text: str) -> None:
     """The option that nox can pass on, which puts everything behind the command."""
-    one.add_argument("--dist", type=Path, default=argparse.SUPPRESS, help=text)
+    add("--dist", type=Path, default=argparse.SUPPRESS, help=text)
 
 
-def _scanner(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--scanner", default="grype", metavar="PROGRAM", help="grype, or what reports as it does (grype)")
-    one.add_argument("--least", default="high", help="the least severity that stops a release (high)")
+def _scanner(add: Add) -> None:
+    add("--scanner", default="grype", metavar="PROGRAM", help="grype, or what reports as it does (grype)")
+    add("--least", default="high", help="the least severity that stops a release (high)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,14 +180,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _lacks(error)
     except PipelineError as error:
-        return _tell(error, log)
+        return report(error, log)
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        return _tell(
+        return report(
             errors.EngineError(
                 f"a file cannot be written: {error.strerror}",
-                where=str(error.filename or _folder(parsed)),
+                where=str(error.filename or _cache(parsed)),  # the folder that fills up first
                 next_step="see to its space and rights, or choose other folders: DIND_K3S_CACHE=…, --dist …",
             ),
             log,
@@ -175,40 +196,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.console.print("interrupted; nothing is left running", markup=False)
         return 130
     finally:
-        _summarize(parsed.command, log)
+        summarize(parsed.command, log)
 
 
-def _summarize(command: str, log: Log) -> None:
-    """On GitHub: a timeline of this run's steps on the page of the workflow's run."""
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    shown = sorted((one for one in log.done if one.depth <= 1), key=lambda one: (one.start, one.depth))
-    if not path or not shown:
-        return
-    from pipeline.core.log import seconds
-    from pipeline.core.markdown import gantt
+def _run(parsed: argparse.Namespace, log: Log) -> int:
+    from pipeline.workflow import Run
 
-    bars, section = [], ""
-    for one in shown:
-        section = one.name if one.depth == 0 else section
-        bars.append((section, f"{one.mark} {one.name}", round(one.start * 1000), round(one.end * 1000)))
-    with Path(path).open("a", encoding="utf-8") as stream:
-        stream.write(f"### {command}\n\n{gantt(f'{command}, {seconds(log.elapsed)}', bars)}\n\n")
+    paths = {"intent_path": parsed.versions, "lock_path": parsed.lock}
+    with Run(root=ROOT, **paths, dist=parsed.dist.resolve(), cache=_cache(parsed).resolve(), log=log) as run:
+        return int(parsed.body(run, parsed) or 0)
 
 
-def _lacks(error: ModuleNotFoundError) -> int:
-    """Say which package this Python lacks; returns the exit code. A module of ours that is missing is a bug."""
-    if (error.name or "").startswith("pipeline"):
-        raise error
-    print(
-        f"error: this Python lacks {error.name}\n"
-        "  next step: run it through nox (nox -s rehearse), or: pip install --require-hashes -r "
-        "requirements/pipeline.txt",
-        file=sys.stderr,
-    )
-    return errors.EngineError.exit_code
+def _cache(parsed: argparse.Namespace) -> Path:
+    from pipeline.core import cache
+
+    return Path(parsed.cache or cache.folder())
 
 
-def _tell(error: PipelineError, log: Log) -> int:
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a run as Ctrl-C does: in order."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def report(error: PipelineError, log: Log) -> int:
     """Print a failure as a person should see it; returns its exit code."""
     from pipeline.core.log import redact
 
@@ -222,17 +233,34 @@ def _tell(error: PipelineError, log: Log) -> int:
     return error.exit_code
 
 
-def _folder(parsed: argparse.Namespace) -> Path:
-    """The folder that fills up first."""
-    from pipeline.core import cache
+def summarize(name: str, log: Log) -> None:
+    """On GitHub: a timeline of this command's steps on the page of the workflow's run."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    shown = sorted((step for step in log.done if step.depth <= 1), key=lambda step: (step.start, step.depth))
+    if not path or not shown:
+        return
+    from pipeline.core.log import seconds
+    from pipeline.core.markdown import gantt
 
-    return Path(parsed.cache or cache.folder())
+    bars, section = [], ""
+    for step in shown:
+        section = step.name if step.depth == 0 else section
+        bars.append((section, f"{step.mark} {step.name}", round(step.start * 1000), round(step.end * 1000)))
+    with Path(path).open("a", encoding="utf-8") as stream:
+        stream.write(f"### {name}\n\n{gantt(f'{name}, {seconds(log.elapsed)}', bars)}\n\n")
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends a run as Ctrl-C does: in order."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _lacks(error: ModuleNotFoundError) -> int:
+    """Print which package this Python lacks; returns the exit code. A module of ours that is missing is a bug."""
+    if (error.name or "").startswith("pipeline"):
+        raise error
+    print(
+        f"error: this Python lacks {error.name}\n"
+        "  next step: run it through nox (nox -s rehearse), or: pip install --require-hashes -r "
+        "requirements/pipeline.txt",
+        file=sys.stderr,
+    )
+    return errors.EngineError.exit_code
 
 
 def _platforms(parsed: argparse.Namespace) -> int:
@@ -256,122 +284,103 @@ def _errors() -> int:
     return 0
 
 
-def _run(parsed: argparse.Namespace, log: Log) -> int:
-    from pipeline.core import cache
-    from pipeline.workflow import Run
-
-    run = Run(
-        root=ROOT,
-        intent_path=parsed.versions,
-        lock_path=parsed.lock,
-        dist=parsed.dist.resolve(),
-        cache=(parsed.cache or cache.folder()).resolve(),
-        log=log,
-    )
-    try:
-        return _dispatch(run, parsed)
-    finally:
-        run.client.close()
+# What a command needs is imported when it runs: --help shall be quick.
 
 
-def _dispatch(run: Run, parsed: argparse.Namespace) -> int:
-    match parsed.command:
-        case "resolve":
-            changed = run.resolve(check=parsed.check)
-            return errors.LockStale.exit_code if changed and parsed.check else 0
-        case "update":
-            _update(run, parsed)
-        case "vendor":
-            run.vendor(parsed.folder, parsed.url)
-        case "fetch":
-            run.fetch(offline=parsed.offline)
-        case "mirrors":
-            run.mirrors()
-        case "pictures":
-            from pipeline import pictures
-
-            pictures.run(ROOT, run.log)
-        case "bench":
-            _bench(run, parsed)
-        case "plan":
-            sys.stdout.write(run.plan())
-        case "build":
-            run.fetch(offline=parsed.offline)
-            with ExitStack() as stack:
-                run.build(lambda: _engine(run, stack))
-        case "smoke":
-            _smoke(run, parsed)
-        case "sbom":
-            run.sbom()
-        case "scan":
-            run.scan([parsed.scanner], least=parsed.least)
-        case "push":
-            run.push()
-        case "tag":
-            run.tag()
-        case "release":
-            _release(run, parsed)
-        case "rollback":
-            run.rollback(parsed.release, dry_run=parsed.dry_run)
-        case "retention":
-            _retention(run, parsed)
-        case "reproduce":
-            with ExitStack() as stack:
-                run.reproduce(parsed.reference, lambda: _engine(run, stack))
-        case "verify":
-            if parsed.image:
-                trust = run.trust(key=parsed.key, identity=parsed.identity, issuer=parsed.issuer)
-                run.verify_published(parsed.image, trust)
-            else:
-                run.verify(())
-        case "sign":
-            run.sign(parsed.key)
-        case "pull":
-            given = parsed.dist != ROOT / "dist"
-            run.pull(parsed.reference, run.dist if given else run.dist / "pulled")
-        case "notes":
-            _print(run.notes(_text(parsed.previous) if parsed.previous else None), parsed.output)
-        case "rehearse":
-            from pipeline.rehearsal import rehearse
-
-            return rehearse.main(run, parsed)
-        case other:
-            raise AssertionError(other)
-    return 0
+def _resolve(run: Run, given: argparse.Namespace) -> int:
+    changed = run.resolve(check=given.check)
+    return errors.LockStale.exit_code if changed and given.check else 0
 
 
-def _bench(run: Run, parsed: argparse.Namespace) -> None:
+def _update(run: Run, given: argparse.Namespace) -> None:
+    from pipeline.inputs import changes, lock
+
+    refused: PipelineError | None = None
+    if given.diff:
+        old, new = (lock.parse(_text(path), str(path)) for path in given.diff)
+        findings, refused = changes.findings(new)
+        text = changes.markdown(old, new, findings)
+    else:
+        text = run.update()
+    _print(text, given.output)
+    if refused is not None:
+        raise refused
+
+
+def _pictures(run: Run, _given: argparse.Namespace) -> None:
+    from pipeline import pictures
+
+    pictures.run(ROOT, run.log)
+
+
+def _bench(run: Run, given: argparse.Namespace) -> None:
     from pipeline.bench import suite
 
-    names = _BENCHES if parsed.what == "all" else (parsed.what,)
-    suite.main(run, names, runs=parsed.runs, write=parsed.write, check=parsed.check, rootfs=parsed.rootfs)
+    names = _BENCHES if given.what == "all" else (given.what,)
+    suite.main(run, names, runs=given.runs, write=given.write, check=given.check, rootfs=given.rootfs)
 
 
-def _retention(run: Run, parsed: argparse.Namespace) -> None:
+def _build(run: Run, given: argparse.Namespace) -> None:
+    run.fetch(offline=given.offline)
+    run.build()
+
+
+def _smoke(run: Run, given: argparse.Namespace) -> None:
+    from pipeline.core.records import Tier
+    from pipeline.engine import engines
+    from pipeline.workflow import Asked
+
+    asked = Asked(
+        platforms=[_known(Platform, text, "platform") for text in given.platform],
+        tiers=[_known(Tier, text, "tier") for text in given.tier] or tuple(Tier),
+        hosts=given.engine,
+        guest=engines.guest(given.guest),
+        virtual=given.virtual,
+        keep=given.keep,
+    )
+    run.smoke(asked)
+
+
+def _release(run: Run, given: argparse.Namespace) -> None:
+    from pipeline import steps
+
+    made = steps.of(run, smoke=run.smoke, scanner=[given.scanner], least=given.least, key=given.key)
+    steps.go(made, run.log, dry_run=given.dry_run)
+
+
+def _retention(run: Run, given: argparse.Namespace) -> None:
     from datetime import timedelta
 
     from pipeline.publish.retention import Rule
 
-    if parsed.newest < 1 or parsed.days < 0:
+    if given.newest < 1 or given.days < 0:
         raise IntentError(
-            "--newest is 1 or more, --days is 0 or more", found=f"--newest {parsed.newest} --days {parsed.days}"
+            "--newest is 1 or more, --days is 0 or more", found=f"--newest {given.newest} --days {given.days}"
         )
-    run.retention(Rule(newest=parsed.newest, younger=timedelta(days=parsed.days)), delete=parsed.delete)
+    run.retention(Rule(newest=given.newest, younger=timedelta(days=given.days)), delete=given.delete)
 
 
-def _update(run: Run, parsed: argparse.Namespace) -> None:
-    from pipeline.inputs import changes, lock
-
-    refused: PipelineError | None = None
-    if parsed.diff:
-        old, new = (lock.parse(_text(path), str(path)) for path in parsed.diff)
-        said, refused = changes.findings(new)
-        text = changes.markdown(old, new, said)
+def _verify(run: Run, given: argparse.Namespace) -> None:
+    if given.image:
+        trust = run.trust(key=given.key, identity=given.identity, issuer=given.issuer)
+        run.verify_published(given.image, trust)
     else:
-        text = run.update()
-    _print(text, parsed.output)
-    if refused is not None:
-        raise refused
+        run.verify(())
+
+
+def _pull(run: Run, given: argparse.Namespace) -> None:
+    chosen = given.dist != ROOT / "dist"
+    run.pull(given.reference, run.dist if chosen else run.dist / "pulled")
+
+
+def _notes(run: Run, given: argparse.Namespace) -> None:
+    _print(run.notes(_text(given.previous) if given.previous else None), given.output)
+
+
+def _rehearse(run: Run, given: argparse.Namespace) -> int:
+    from pipeline.rehearsal import rehearse
+
+    return rehearse.main(run, given)
 
 
 def _print(text: str, output: Path | None) -> None:
@@ -389,62 +398,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise IntentError(f"{path} cannot be read", found=str(error), expected="a versions.lock.yaml") from None
-
-
-def _engine(run: Run, stack: ExitStack) -> Engine:
-    from pipeline.engine import engine
-
-    return stack.enter_context(engine.choose(run.lock, run.cache, run.log))
-
-
-def _release(run: Run, parsed: argparse.Namespace) -> None:
-    from pipeline import steps
-    from pipeline.engine import emulation, engines
-    from pipeline.smoke.booted import BootOptions
-
-    with ExitStack() as stack:
-
-        @functools.cache
-        def engine() -> Engine:
-            """One for build and smoke, started when the first of them needs it."""
-            return _engine(run, stack)
-
-        def smoke() -> None:
-            if os.geteuid() == 0:
-                for platform in run.intent.platforms:
-                    stack.enter_context(emulation.registered(platform, run.log))
-            chosen = engines.Engines(lock=run.lock, cache=run.cache, log=run.log, start=engine)
-            run.smoke(chosen, options=lambda *_: BootOptions())
-
-        made = steps.of(run, engine=engine, smoke=smoke, scanner=[parsed.scanner], least=parsed.least, key=parsed.key)
-        steps.go(made, run.log, dry_run=parsed.dry_run)
-
-
-def _smoke(run: Run, parsed: argparse.Namespace) -> None:
-    from pipeline.core.records import Image, Tier
-    from pipeline.engine import emulation, engines
-    from pipeline.smoke.booted import BootOptions
-
-    platforms = [_known(Platform, text, "platform") for text in parsed.platform]
-    tiers = [_known(Tier, text, "tier") for text in parsed.tier]
-    Image.read(run.dist)  # said before an engine is started for nothing
-    guest = engines.guest(parsed.guest)
-    virtual = parsed.virtual or guest != engines.guest("default")
-    with ExitStack() as stack:
-        if os.geteuid() == 0 and not virtual and (not tiers or Tier.COMMANDS in tiers):
-            for platform in platforms or run.intent.platforms:
-                stack.enter_context(emulation.registered(platform, run.log))
-        chosen = engines.Engines(
-            lock=run.lock,
-            cache=run.cache,
-            log=run.log,
-            start=lambda: _engine(run, stack),
-            others=tuple(parsed.engine),
-            guest=guest,
-            always_virtual=virtual,
-            keep=parsed.keep,
-        )
-        run.smoke(chosen, platforms=platforms, tiers=tiers, options=lambda *_: BootOptions(keep=parsed.keep))
 
 
 def _known(kind: type[Kind], text: str, what: str) -> Kind:

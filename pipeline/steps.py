@@ -1,9 +1,9 @@
-"""A release as a row of steps that know what is left of them: it begins anywhere, and goes on where it stopped.
+"""The flow of a release: steps that know what is left of them, so it begins anywhere and continues where it stopped.
 
-The state is in dist/ (release.py) and in the registries, never in memory: a step looks at what is there, does the
-rest, and records it. So the same input twice does nothing, a killed run is run again, and another machine goes on from
-the files that were carried there. A stage refuses a digest that has not come through the stages before it, whoever
-calls it; the order here is only the one in which nothing is refused.
+The state is in dist/ (records.py) and in the registries, never in memory: a step looks at what is there, does the
+rest, and records it. So the same input twice does nothing, a killed run is run again, and another machine continues
+from the files that were carried there. A stage refuses a digest that has not come through the stages before it,
+whoever calls it; the order here is only the one in which nothing is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from pipeline.core.records import (
     require_smoked,
 )
 from pipeline.core.sboms import Form
-from pipeline.engine.engine import Engine
 from pipeline.publish import push, scan, tag
 from pipeline.signing.signer import KeySigner, identity_token
 from pipeline.workflow import Run
@@ -54,26 +53,25 @@ class Step:
 def of(
     run: Run,
     *,
-    engine: Callable[[], Engine],
     smoke: Callable[[], object],
     scanner: Sequence[str],
     least: str,
     key: Path | None,
     afresh: bool = False,
 ) -> tuple[Step, ...]:
-    """The steps of a release, in their order.
+    """Return the steps of a release, in their order.
 
-    `engine` is asked for when there is something to build, `smoke` checks what was built. `key`: what to sign with;
-    None: as the workflow that this is. `afresh`: smoke again what was smoked.
+    `smoke` checks what was built. `key`: what to sign with; None: as the workflow that this is. `afresh`: smoke again
+    what was smoked.
     """
 
     def made() -> None:
         run.fetch(offline=False)
-        run.build(engine())
+        run.build()
 
     def verified() -> None:
         """Signatures first: what is read back after them is recorded as verified."""
-        indexes = [f"{name}@{image.digest}" for image, _ in _images(run) for name in run.intent.names]
+        indexes = [f"{name}@{image.digest}" for image in run.built().values() for name in run.intent.names]
         run.verify_published(indexes, run.signed_by(key))
         run.verify(())
 
@@ -126,11 +124,6 @@ def go(steps: Sequence[Step], log: Log, *, dry_run: bool) -> None:
             step.run()
 
 
-def _images(run: Run) -> list[tuple[Image, Path]]:
-    """What was built, each with the folder of its files. Raises IntentError."""
-    return [(image, variant.below(run.dist)) for variant, image in run.built().items()]
-
-
 def _to_build(run: Run) -> list[str]:
     inputs = build.inputs_of(run.root, run.plan())
     return [
@@ -141,25 +134,25 @@ def _to_build(run: Run) -> list[str]:
 
 
 def _to_smoke(run: Run) -> list[str]:
-    def require(image: Image, folder: Path) -> None:
-        require_smoked(image, [SmokeReport.read(folder, platform) for platform in image.platforms])
+    def require(image: Image) -> None:
+        require_smoked(image, [SmokeReport.read(run.folder(image), platform) for platform in image.platforms])
 
     return _refused(run, "smoke", require)
 
 
 def _to_scan(run: Run) -> list[str]:
-    def require(image: Image, folder: Path) -> None:
-        require_scanned(image, [ScanReport.read(folder, platform) for platform in image.platforms])
+    def require(image: Image) -> None:
+        require_scanned(image, [ScanReport.read(run.folder(image), platform) for platform in image.platforms])
 
     return _refused(run, "scan", require)
 
 
-def _refused(run: Run, verb: str, require: Callable[[Image, Path], None]) -> list[str]:
-    """A sentence for each image whose reports do not let it go on, with the reason."""
+def _refused(run: Run, verb: str, require: Callable[[Image], None]) -> list[str]:
+    """Return a sentence for each image whose reports do not let it continue, with the reason."""
     left = []
-    for image, folder in _images(run):
+    for image in run.built().values():
         try:
-            require(image, folder)
+            require(image)
         except (IntentError, SmokeFailed, VerificationFailed) as error:
             left.append(f"{verb} {image.digest}{image.variant.suffix}: {error.text}")
     return left
@@ -167,41 +160,43 @@ def _refused(run: Run, verb: str, require: Callable[[Image, Path], None]) -> lis
 
 def _to_describe(run: Run) -> list[str]:
     left = []
-    for image, folder in _images(run):
-        for platform, one in image.platforms.items():
+    for image in run.built().values():
+        for platform, built in image.platforms.items():
             for form in Form:
                 try:
-                    document = read_json(sboms.path(folder, platform, form), next_step="nox -s sbom")
+                    document = read_json(sboms.path(run.folder(image), platform, form), next_step="nox -s sbom")
                 except IntentError:
                     document = {}
-                if sboms.subject(form, document) != one.digest:
+                if sboms.subject(form, document) != built.digest:
                     left.append(f"write the {form} of {platform}{image.variant.suffix}")
     return left
 
 
 def _to_push(run: Run) -> list[str]:
-    return [text for image, folder in _images(run) for text in push.left(run.intent, image, folder, run.registry)]
+    images = run.built().values()
+    return [text for image in images for text in push.left(run.intent, image, run.folder(image), run.registry)]
 
 
 def _to_sign(run: Run) -> list[str]:
     return [
         f"sign {image.digest} in {name}"
-        for image, folder in _images(run)
+        for image in run.built().values()
         for name in run.intent.names
-        if str(name) not in Release.read(folder, image.digest).signed
+        if str(name) not in Release.read(run.folder(image), image.digest).signed
     ]
 
 
 def _to_tag(run: Run) -> list[str]:
-    on = run.built()[Variant.IMAGE]
-    return [text for image, _ in _images(run) for text in tag.left(run.intent, run.lock, image, run.registry, on=on)]
+    images = run.built()
+    on = images[Variant.IMAGE]
+    return [text for image in images.values() for text in tag.left(run.intent, run.lock, image, run.registry, on=on)]
 
 
 def _to_verify(run: Run) -> list[str]:
     left = []
-    for image, folder in _images(run):
-        release = Release.read(folder, image.digest)
+    for image in run.built().values():
+        release = Release.read(run.folder(image), image.digest)
         if not release.tagged:
             raise IntentError("it has no tag yet", next_step="nox -s tag")
-        left += [f"read back {one}" for one in release.tagged if one not in release.verified]
+        left += [f"read back {reference}" for reference in release.tagged if reference not in release.verified]
     return left

@@ -1,7 +1,7 @@
-"""One release as a row of stages, each reading the file that the one before it wrote.
+"""Each command as a row of stages, each reading the file that the one before it wrote.
 
-`__main__` calls these with the repository's own files, the rehearsal with files, origin, registry and engine of its
-own: a rehearsal and a release run the same code.
+`__main__` calls these with the repository's own files, the rehearsal with separate files, origin, registry and engine:
+a rehearsal and a release run the same code. Clients, engines and guests are made here and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -23,7 +26,10 @@ from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import IMAGE, Image, Release, ScanReport, SmokeReport, Tier, Variant, require_smoked
 from pipeline.engine import emulation
+from pipeline.engine import engine as this_machine
 from pipeline.engine.engine import Engine
+from pipeline.engine.engines import Engines
+from pipeline.engine.virtual.guests import GUESTS, Guest
 from pipeline.fetch import base, fetch, mirrors, vendor
 from pipeline.fetch.fetch import Fetched
 from pipeline.http import transport
@@ -39,6 +45,7 @@ from pipeline.resolve import resolve
 from pipeline.signing import bundle, signature
 from pipeline.signing.bundle import Trust
 from pipeline.signing.signer import KeySigner, keyless
+from pipeline.smoke.booted import BootOptions
 
 
 def docker_config() -> Path:
@@ -47,8 +54,26 @@ def docker_config() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What `smoke` is asked to check, and on which machines."""
+
+    platforms: Sequence[Platform] = ()  # none: those of versions.yaml
+    tiers: Sequence[Tier] = tuple(Tier)
+    hosts: Sequence[str] = ()  # docker hosts, for the platforms that they run natively
+    guest: Guest = GUESTS["default"]
+    virtual: bool = False  # on virtual engines alone
+    emulate: bool = True  # register binfmt handlers where root can
+    keep: bool = False  # leave what was booted running
+    options: smoke.Options | None = None  # what a boot is given; None: nothing but `keep`
+
+    def boot_options(self, engine: Engine, variant: Variant) -> BootOptions:
+        """Return what the boot tier of a variant is given on an engine."""
+        return self.options(engine, variant) if self.options else BootOptions(keep=self.keep)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """Where a run reads and writes, and what it talks through."""
+    """Where a command reads and writes, and what it talks through; what it started ends with its block."""
 
     root: Path  # the repository: Dockerfile and rootfs/
     intent_path: Path
@@ -60,41 +85,70 @@ class Run:
     credentials: Callable[[str], Credentials | None] = lambda registry: Credentials.from_docker_config(
         registry, docker_config()
     )
+    start: Callable[[Lock, Path, Log], AbstractContextManager[Engine]] = this_machine.choose
     rehearsed: bool = False
     token: str | None = field(
         default_factory=lambda: os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN"), repr=False
     )
+    _started: ExitStack = field(default_factory=ExitStack, repr=False)
 
-    @property
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._started.close()
+        self.client.close()
+
+    @cached_property
     def intent(self) -> Intent:
         """versions.yaml. Raises IntentError."""
         return versions.read(self.intent_path)
 
-    @property
+    @cached_property
     def lock(self) -> Lock:
-        """The lock, held against versions.yaml. Raises LockStale."""
+        """The lock, checked against versions.yaml; read once. Raises LockStale."""
         return lock.read(self.lock_path, self.intent)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that builds, and smokes this machine's platform; started when it is first asked for."""
+        return self._started.enter_context(self.start(self.lock, self.cache, self.log))
+
+    @property
+    def job(self) -> build.Job:
+        """What `build` is asked for."""
+        return build.Job(
+            intent=self.intent,
+            lock=self.lock,
+            root=self.root,
+            dist=self.dist,
+            cache=self.cache,
+            rehearsed=self.rehearsed,
+        )
 
     def registry(self, name: ImageName) -> Registry:
         """The registry that holds that repository, with the user's credentials if there are any."""
         return Registry(self.client, name, self.credentials(name.registry))
 
+    def built(self) -> Mapping[Variant, Image]:
+        """What `build` made of the lock; the image first. Raises IntentError when it did not."""
+        return {variant: Image.read(variant.below(self.dist)) for variant in self.lock.variants}
+
+    def folder(self, image: Image) -> Path:
+        """Where the files about a built image are."""
+        return image.variant.below(self.dist)
+
+    # From versions.yaml to the cache
+
     def resolve(self, *, check: bool) -> bool:
-        """Ask the origins what versions.yaml means today and write the lock; `check` only tells. True: changed."""
+        """Ask the origins what versions.yaml means today and write the lock; `check`: only log. True: changed."""
         with self.log.step("resolve"):
             previous = self._previous()
             made = self._resolved(previous)
-            self._warn(made)
-            difference = resolve.diff(previous, made)
-            for line in difference:
+            self._check(made)
+            for line in resolve.diff(previous, made):
                 self.log.say(line)
-            if self._is_written(made):
-                self.log.say("nothing changed: upstream gives the same lock")
-                return False
-            if not check:
-                lock.write(self.lock_path, made)
-                self.log.say(f"{self.lock_path.name} written")
-            return True
+            return self._write(made, check=check)
 
     def update(self) -> str:
         """Resolve, fetch, read what is in the files, write the lock; returns what changed as Markdown.
@@ -106,33 +160,37 @@ class Run:
             with self.log.step("resolve"):
                 made = self._resolved(previous)
             with self.log.step("fetch"):
-                fetched = self._bring(made)
+                fetched = self._download(made)
             with self.log.step("what is in the files"):
                 inside = embedded.of_lock(made, self.cache, self.log)
             made = changes.complete(made, fetched.sizes, inside, datetime.now(UTC).date())
-            said = self._warn(made)
-            if self._is_written(made):
-                self.log.say("nothing changed: upstream gives the same lock")
+            findings = self._check(made)
+            if not self._write(made):
                 return changes.NOTHING
-            lock.write(self.lock_path, made)
-            self.log.say(f"{self.lock_path.name} written")
-            return changes.markdown(previous, made, said, made.weak(self.intent.policy))
+            return changes.markdown(previous, made, findings, made.weak(self.intent.policy))
 
     def _resolved(self, previous: Lock | None) -> Lock:
         """What the origins give; what is known to be inside of unchanged files is kept."""
         made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache, token=self.token)
         return replace(made, embedded=embedded.kept(previous, made))
 
-    def _is_written(self, made: Lock) -> bool:
-        """Whether the lock's file is that lock already, byte by byte."""
-        return self.lock_path.exists() and lock.render(made) == self.lock_path.read_text(encoding="utf-8")
+    def _write(self, made: Lock, *, check: bool = False) -> bool:
+        """Write the lock unless its file has those bytes already, or `check`. True: it is another one."""
+        if self.lock_path.exists() and lock.render(made) == self.lock_path.read_text(encoding="utf-8"):
+            self.log.say("nothing changed: upstream gives the same lock")
+            return False
+        if not check:
+            lock.write(self.lock_path, made)
+            vars(self).pop("lock", None)  # what was read before is not the lock any more
+            self.log.say(f"{self.lock_path.name} written")
+        return True
 
-    def _warn(self, made: Lock) -> list[str]:
-        """Tell what compat.py has to say; returns the sentences. Raises Incompatible."""
-        found = compat.check(made.versions, made.embedded)
-        for finding in found:
+    def _check(self, made: Lock) -> list[str]:
+        """Log what compat.py reports of the versions, and return it. Raises Incompatible."""
+        findings = compat.check(made.versions, made.embedded)
+        for finding in findings:
             (self.log.warn if finding.state is compat.State.BROKEN else self.log.say)(str(finding))
-        return [str(finding) for finding in found]
+        return [str(finding) for finding in findings]
 
     def _previous(self) -> Lock | None:
         """The lock as it is, stale or not: what it knows of unchanged versions is kept."""
@@ -148,14 +206,14 @@ class Run:
         """Have every file of the lock in the cache, verified."""
         with self.log.step("fetch"):
             if not offline:
-                self._bring(self.lock)
+                self._download(self.lock)
                 return
-            intent, locked = self.intent, self.lock
-            fetch.run(intent, locked, self.cache, self.client, self.log, offline=True)
-            parts = base.digests(locked.base.digest, intent.platforms, self.cache)
-            self.log.say(f"base image {locked.base.image}: {len(parts)} files, all in the cache and right")
+            fetch.run(self.intent, self.lock, self.cache, self.client, self.log, offline=True)
+            image = self.lock.base
+            parts = base.digests(image.digest, self.intent.platforms, self.cache)
+            self.log.say(f"base image {image.image}: {len(parts)} files, all in the cache and right")
 
-    def _bring(self, locked: Lock) -> Fetched:
+    def _download(self, locked: Lock) -> Fetched:
         intent = self.intent
         fetched = fetch.run(intent, locked, self.cache, self.client, self.log)
         name, _, _ = ImageName.parse(locked.base.image)
@@ -176,71 +234,72 @@ class Run:
         with self.log.step("mirrors"):
             mirrors.run(self.intent, self.lock, self.client, self.registry, self.log)
 
-    def build(self, engine: Engine | Callable[[], Engine]) -> Mapping[Variant, Image]:
-        """Build all platforms of the image and its variants; a function is asked for an engine when one is needed."""
-        with self.log.step("build"):
-            return build.run(
-                self.intent,
-                self.lock,
-                root=self.root,
-                dist=self.dist,
-                cache=self.cache,
-                engine=engine,
-                log=self.log,
-                rehearsed=self.rehearsed,
-            )
+    # From the cache to reports
 
     def plan(self) -> str:
         """The bake file that `build` would hand to buildx."""
-        return build.plan(self.intent, self.lock, root=self.root, dist=self.dist, rehearsed=self.rehearsed)[0]
+        return build.plan(self.job)[0]
 
-    def smoke(
-        self,
-        engines: smoke.Engines,
-        *,
-        platforms: Sequence[Platform] = (),
-        tiers: Sequence[Tier] = (),
-        options: smoke.Options,
-    ) -> tuple[SmokeReport, ...]:
+    def build(self) -> Mapping[Variant, Image]:
+        """Build all platforms of the image and its variants."""
+        with self.log.step("build"):
+            return build.run(self.job, lambda: self.engine, self.log)
+
+    def smoke(self, asked: Asked = Asked()) -> tuple[SmokeReport, ...]:
         """Check what was built, tier by tier, on each platform; the image first, then what is made on it."""
-        reports: list[SmokeReport] = []
-        for variant in self.lock.variants:
-            if variant is not Variant.IMAGE and not (variant.below(self.dist) / IMAGE).exists():
+        images = [Image.read(self.dist)]  # before an engine is started for nothing
+        for variant in self.lock.variants[1:]:
+            if (variant.below(self.dist) / IMAGE).exists():
+                images.append(Image.read(variant.below(self.dist)))
+            else:
                 self.log.say(f"without {variant}, which is not in {self.dist}")
-                continue
-            image = Image.read(variant.below(self.dist))
-            with self.log.step(f"smoke{image.variant.suffix}"):
-                reports += smoke.run(
-                    image,
-                    self.lock,
-                    image.variant.below(self.dist),
-                    tuple(platforms) or self.intent.platforms,
-                    tuple(tiers) or tuple(Tier),
-                    engines,
-                    self.log,
-                    handler=emulation.handler,
-                    options=options,
-                )
+        platforms = tuple(asked.platforms) or self.intent.platforms
+        virtual = asked.virtual or asked.guest != GUESTS["default"]
+        engines = Engines(
+            lock=self.lock,
+            cache=self.cache,
+            log=self.log,
+            start=lambda: self.engine,
+            others=tuple(asked.hosts),
+            guest=asked.guest,
+            always_virtual=virtual,
+            keep=asked.keep,
+        )
+        reports: list[SmokeReport] = []
+        with ExitStack() as handlers:
+            if asked.emulate and os.geteuid() == 0 and not virtual and Tier.COMMANDS in asked.tiers:
+                for platform in platforms:
+                    handlers.enter_context(emulation.registered(platform, self.log))
+            for image in images:
+                with self.log.step(f"smoke{image.variant.suffix}"):
+                    reports += smoke.run(
+                        image,
+                        self.lock,
+                        self.folder(image),
+                        platforms,
+                        tuple(asked.tiers),
+                        engines,
+                        self.log,
+                        handler=emulation.handler,
+                        options=asked.boot_options,
+                    )
         return tuple(reports)
 
     def sbom(self) -> None:
-        """Tell what is in what was built, in both formats for each platform."""
+        """Write what is in what was built, in both formats for each platform."""
         with self.log.step("sbom"):
             sbom.run(self.built().values(), self.lock, self.dist, self.log)
 
-    def built(self) -> Mapping[Variant, Image]:
-        """What `build` made of the lock; the image first. Raises IntentError when it did not."""
-        return {variant: Image.read(variant.below(self.dist)) for variant in self.lock.variants}
-
     def scan(self, scanner: Sequence[str], *, least: str) -> None:
-        """Scan what was built for known vulnerabilities, and hold them against the list of allowed findings."""
+        """Scan what was built for known vulnerabilities, and check them against the list of allowed findings."""
         with self.log.step("scan"):
             for image in self.built().values():
-                folder = image.variant.below(self.dist)
-                scan.run(image, folder, scanner, self.root / scan.ALLOWED, self.log, least=least)
+                scan.run(image, self.folder(image), scanner, self.root / scan.ALLOWED, self.log, least=least)
+
+    # From reports to tags
 
     def push(self) -> None:
-        """Bring the smoked and scanned digests to every repository; nothing is pushed before all of them may be."""
+        """Push the smoked and scanned digests to every repository; nothing is pushed before all of them may be."""
         with self.log.step("push"):
             if missing := sorted({*self.intent.variants} - {*self.lock.variants}):
                 raise LockStale(
@@ -248,82 +307,20 @@ class Run:
                     where=str(self.lock_path),
                     next_step=f"{lock.RENEW}; or take it out of `variants`",
                 )
-            intent, locked, images = self.intent, self.lock, self.built()
+            intent, images = self.intent, self.built()
             on = images[Variant.IMAGE]
             reports = {}
-            for variant, image in images.items():
-                folder = variant.below(self.dist)
+            for image in images.values():
+                folder = self.folder(image)
                 smoked = [SmokeReport.read(folder, platform) for platform in image.platforms]
-                # Said in the order of the stages: what was not smoked need not be scanned.
+                # In the order of the stages: what was not smoked need not be scanned.
                 require_smoked(image, smoked)
                 scanned = [ScanReport.read(folder, platform) for platform in image.platforms]
-                push.require(intent, locked, image, smoked, scanned, folder, on=on)
-                reports[variant] = smoked, scanned
+                push.require(intent, self.lock, image, smoked, scanned, folder, on=on)
+                reports[image.variant] = smoked, scanned
             for variant, image in images.items():
-                folder = variant.below(self.dist)
-                push.run(intent, locked, image, *reports[variant], folder, self.registry, self.log, on=on)
-
-    def tag(self) -> None:
-        """Give the signed digests their tags; no tag is made before all of them are signed."""
-        with self.log.step("tag"):
-            intent, images = self.intent, self.built()
-            for variant, image in images.items():
-                Release.read(variant.below(self.dist), image.digest).require("signed", intent.names)
-            for variant, image in images.items():
-                folder = variant.below(self.dist)
-                on = images[Variant.IMAGE]
-                tag.run(intent, self.lock, image, folder, self.registry, self.log, on=on)
-
-    def verify(self, references: Sequence[str]) -> None:
-        """Read back what was published, by other code and without credentials; each reference as what its tag says."""
-        with self.log.step("verify"):
-            images = self.built()
-            hashed: dict[ImageName, dict[str, int]] = {}
-            for variant, image in images.items():
-                asked = [text for text in references if _meant(text, images) is variant]
-                if asked or not references:
-                    folder = variant.below(self.dist)
-                    verify.run(image, self.lock, folder, asked, self.client, self.log, hashed=hashed)
-
-    def rollback(self, target: str, *, dry_run: bool) -> None:
-        """Point the moving tags back at an older release, in every repository of versions.yaml."""
-        with self.log.step("rollback"):
-            rollback.run(self.intent.names, target, self.registry, self.log, dry_run=dry_run)
-
-    def retention(self, rule: retention.Rule, *, delete: bool) -> None:
-        """Tell which releases go and which stay, in every repository of versions.yaml; remove them when `delete`."""
-        with self.log.step("retention"):
-            for name in self.intent.names:
-                registry = self.registry(name)
-                github = name.registry == github_packages.HOST
-                remove = github_packages.Packages(self.client, name, self.token).delete if github else registry.delete
-                retention.run(registry, rule, self.log, remove if delete else None)
-
-    def reproduce(self, text: str, engine: Callable[[], Engine]) -> None:
-        """Build a published image once more, cold, and hold both together; nothing of it is kept when they agree."""
-        with self.log.step("reproduce"):
-            name, reference = ImageName.meant(text)
-            registry = self.registry(name)
-            index = reproduce.published(registry, reference)
-            intent, locked = self.intent, self.lock
-            reproduce.require_same_lock(index, locked, self.root)
-            self.fetch(offline=False)
-            dist = self.dist / "reproduce"
-            shutil.rmtree(dist, ignore_errors=True)
-            images = build.run(
-                intent,
-                locked,
-                root=self.root,
-                dist=dist,
-                cache=self.cache,
-                engine=engine(),
-                log=self.log,
-                rehearsed=reproduce.is_rehearsed(index),
-                cold=True,
-            )
-            variant = reproduce.variant(index)
-            reproduce.run(index, images[variant], variant.below(dist), registry, self.log)
-            shutil.rmtree(dist)
+                folder = self.folder(image)
+                push.run(intent, self.lock, image, *reports[variant], folder, self.registry, self.log, on=on)
 
     def trust(self, *, key: Path | None = None, identity: str | None = None, issuer: str | None = None) -> Trust:
         """Whose signatures count: a key's holder, else an identity, by default the release workflow of `source`."""
@@ -341,21 +338,71 @@ class Run:
         """Sign indexes and manifests and attest the SBOMs: with a key, else as the workflow that this is."""
         with self.log.step("sign"):
             trust = self.signed_by(key)
+            signer = (lambda: KeySigner(key)) if key else keyless
             for image in self.built().values():
-                folder = image.variant.below(self.dist)
-                signer = (lambda: KeySigner(key)) if key else keyless
-                sign.run(self.intent, image, folder, self.registry, signer, trust, self.log)
+                sign.run(self.intent, image, self.folder(image), self.registry, signer, trust, self.log)
+
+    def tag(self) -> None:
+        """Give the signed digests their tags; no tag is made before all of them are signed."""
+        with self.log.step("tag"):
+            images = self.built()
+            for image in images.values():
+                Release.read(self.folder(image), image.digest).require("signed", self.intent.names)
+            on = images[Variant.IMAGE]
+            for image in images.values():
+                tag.run(self.intent, self.lock, image, self.folder(image), self.registry, self.log, on=on)
+
+    def verify(self, references: Sequence[str]) -> None:
+        """Read back what was published, by other code and without credentials; each reference as what its tag says."""
+        with self.log.step("verify"):
+            images = self.built()
+            hashed: dict[ImageName, dict[str, int]] = {}
+            for variant, image in images.items():
+                asked = [text for text in references if _meant(text, images) is variant]
+                if asked or not references:
+                    verify.run(image, self.lock, self.folder(image), asked, self.client, self.log, hashed=hashed)
+
+    # What was published
 
     def verify_published(self, references: Sequence[str], trust: Trust) -> None:
-        """Check published images as a stranger does, who has nothing but their names."""
+        """Check published images as an anonymous client does, which has nothing but their names."""
         with self.log.step("verify"):
             published.run(references, trust, self.intent.platforms, self.client, self.log)
 
     def pull(self, text: str, dist: Path) -> Image:
-        """Bring a published image back into a folder, a variant into its own below, as a stranger can."""
+        """Download a published image into a folder, a variant into its own below, as an anonymous client can."""
         with self.log.step("pull"):
             name, reference = ImageName.meant(text)
             return pull.run(Registry(self.client, name), reference, dist, self.log)
+
+    def rollback(self, target: str, *, dry_run: bool) -> None:
+        """Point the moving tags back at an older release, in every repository of versions.yaml."""
+        with self.log.step("rollback"):
+            rollback.run(self.intent.names, target, self.registry, self.log, dry_run=dry_run)
+
+    def retention(self, rule: retention.Rule, *, delete: bool) -> None:
+        """Log which releases go and which stay, in every repository of versions.yaml; remove them when `delete`."""
+        with self.log.step("retention"):
+            for name in self.intent.names:
+                registry = self.registry(name)
+                github = name.registry == github_packages.HOST
+                remove = github_packages.Packages(self.client, name, self.token).delete if github else registry.delete
+                retention.run(registry, rule, self.log, remove if delete else None)
+
+    def reproduce(self, text: str) -> None:
+        """Build a published image again, cold, and compare both; nothing of it is kept when they agree."""
+        with self.log.step("reproduce"):
+            name, reference = ImageName.meant(text)
+            registry = self.registry(name)
+            index = reproduce.published(registry, reference)
+            reproduce.require_same_lock(index, self.lock, self.root)
+            self.fetch(offline=False)
+            job = replace(self.job, dist=self.dist / "reproduce", rehearsed=reproduce.is_rehearsed(index))
+            shutil.rmtree(job.dist, ignore_errors=True)
+            images = build.run(job, lambda: self.engine, self.log, cold=True)
+            variant = reproduce.variant(index)
+            reproduce.run(index, images[variant], variant.below(job.dist), registry, self.log)
+            shutil.rmtree(job.dist)
 
     def notes(self, previous: str | None) -> str:
         """The release's notes as Markdown; `previous`: the text of the lock of the release before."""
@@ -372,20 +419,18 @@ class Run:
             self._summary(image)
 
     def _summary(self, image: Image) -> None:
-        dist = image.variant.below(self.dist)
-        release = Release.read(dist, image.digest)
         rows = []
         for platform, built in image.platforms.items():
-            report = SmokeReport.read(dist, platform)
             tiers = ", ".join(
                 f"{tier.tier} {tier.state} ({tier.where}, {tier.seconds:.0f} s)"
                 if tier.state != "not run"
                 else f"{tier.tier} not run: {tier.reason}"
-                for tier in report.tiers
+                for tier in SmokeReport.read(self.folder(image), platform).tiers
             )
             rows.append([platform.value, built.digest.text, size(built.size), tiers])
         title = f"index{image.variant.suffix} {image.digest}"
         self.log.table(title, ["platform", "manifest digest", "size", "smoke"], rows)
+        release = Release.read(self.folder(image), image.digest)
         for reference in release.tagged:
             self.log.say(f"{'verified' if reference in release.verified else 'tagged'}  {reference}")
 

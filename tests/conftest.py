@@ -116,7 +116,8 @@ def brought(request: pytest.FixtureRequest) -> supplies.Supplies:
     with capture.global_and_fixture_disabled():
         machine.ensure([*rehearse.TOOLS, *sandbox.TOOLS], log)
         committed = lock.read(ROOT / "versions.lock.yaml", intent)
-        return supplies.bring(intent, committed, cache.folder() / "rehearsal", log, k3s={}, refresh=False)
+        job = supplies.Job(intent=intent, lock=committed, folder=cache.folder() / "rehearsal", log=log)
+        return supplies.bring(job)
 
 
 def _need_root() -> None:

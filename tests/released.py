@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
@@ -142,14 +143,13 @@ class Scene:
     ) -> None:
         """What `nox -s release` does, over a network with a fault."""
 
-        def unexpected() -> object:
+        def unexpected(*_: object) -> NoReturn:
             raise AssertionError("there is nothing to build or smoke")
 
         network = Network(self.registries.verify, fault)
         with transport.make_client(network) as client:
             made = steps.of(
-                self.run(client),
-                engine=unexpected,  # type: ignore[arg-type]
+                replace(self.run(client), start=unexpected),
                 smoke=smoke or unexpected,
                 scanner=[str(self.scanner)],
                 least="high",

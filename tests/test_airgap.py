@@ -27,14 +27,15 @@ def run(tmp_path: Path) -> Run:
     return made
 
 
-def locked(run: Run) -> None:
-    """The lock, with the system images."""
-    lock.write(run.lock_path, replace(run.lock, airgap=AIRGAP_LOCK.airgap))
+def write_lock(run: Run) -> Run:
+    """The lock, with the system images; returns a command that reads it."""
+    lock.write(run.lock_path, replace(lock.read(run.lock_path, run.intent), airgap=AIRGAP_LOCK.airgap))
+    return replace(run)
 
 
 def test_without_its_files_the_image_alone_is_planned(run: Run) -> None:
     assert '"airgap"' not in run.plan()
-    locked(run)
+    run = write_lock(run)
     assert '"target": "airgap"' in run.plan()
 
 
@@ -47,7 +48,7 @@ def test_without_its_files_nothing_is_pushed(run: Run) -> None:
 
 def test_nothing_is_pushed_before_all_of_it_may_be(run: Run) -> None:
     """The image is smoked and its variant was never built: the image is not pushed either, nobody is asked."""
-    locked(run)
+    run = write_lock(run)
     image = make(run.dist, "alone", lock=run.lock)
     image.write(run.dist)
     for report in smoked(image):
@@ -67,10 +68,10 @@ def test_nothing_is_pushed_before_all_of_it_may_be(run: Run) -> None:
 
 def test_only_who_asks_for_it_fetches_it(run: Run) -> None:
     assert not [file for file in run.lock.all_files if file in AIRGAP_LOCK.airgap]
-    locked(run)
+    run = write_lock(run)
     assert [file for file in run.lock.all_files if file in AIRGAP_LOCK.airgap] == [*run.lock.airgap]
     versions.write(run.intent_path, replace(run.intent, variants=()))
-    assert run.lock.airgap == ()
+    assert replace(run).lock.airgap == ()
 
 
 def test_a_reference_is_what_its_tag_says(tmp_path: Path) -> None:

@@ -17,14 +17,13 @@ GOLDEN = Path(__file__).parent / "data" / "golden" / "docker-bake.json"
 
 
 def describe(variant: Variant = Variant.IMAGE, *, intent: Intent = INTENT, rehearsed: bool = False) -> dict[str, str]:
-    created = "2026-11-22T00:00:00Z"
-    return bake.describe(intent, LOCK, variant, lock_digest=digest("lock"), created=created, rehearsed=rehearsed)
+    return bake.describe(intent, LOCK, variant, lock_digest=digest("lock"), rehearsed=rehearsed)
 
 
 def render() -> str:
     return bake.render(
         platforms=INTENT.platforms,
-        said={variant: describe(variant) for variant in Variant},
+        annotations={variant: describe(variant) for variant in Variant},
         base=LOCK.base.digest,
         context=PurePosixPath("dist/context"),
         outputs={variant: PurePosixPath(f"dist/{variant}.partial") for variant in Variant},
@@ -66,5 +65,5 @@ def test_a_variant_says_which_it_is_and_nothing_else_of_its_own() -> None:
 
 
 def test_a_label_never_holds_credentials() -> None:
-    said = describe(intent=replace(INTENT, source="https://me:s3cr3t@example.org/x?token=s3cr3t"))
-    assert "s3cr3t" not in str(said)
+    labels = describe(intent=replace(INTENT, source="https://me:s3cr3t@example.org/x?token=s3cr3t"))
+    assert "s3cr3t" not in str(labels)

@@ -114,15 +114,12 @@ class Built:
 
     def run_all(self, lock: Lock, intent: Intent | None = None, *, log: Log | None = None) -> Mapping[Variant, Image]:
         lock = replace(lock, base=replace(lock.base, digest=self.base))
-        return build.run(
-            intent or replace(INTENT, variants=lock.variants[1:]),
-            lock,
-            root=self.root,
-            dist=self.root / "dist",
-            cache=self.cache,
-            engine=self._ask,
-            log=log or Log(quiet=True),
-            rehearsed=True,
+        job = self.job(lock, intent or replace(INTENT, variants=lock.variants[1:]))
+        return build.run(job, self._ask, log or Log(quiet=True))
+
+    def job(self, lock: Lock, intent: Intent) -> build.Job:
+        return build.Job(
+            intent=intent, lock=lock, root=self.root, dist=self.root / "dist", cache=self.cache, rehearsed=True
         )
 
     def _ask(self) -> Engine:
@@ -230,13 +227,8 @@ def test_a_variant_without_its_files_is_left_out_and_said(built: Built, capfd: p
 
 
 def test_the_manifest_of_the_variant_names_the_system_images_too(built: Built) -> None:
-    context = build.prepare(
-        INTENT,
-        replace(AIRGAP_LOCK, base=replace(LOCK.base, digest=built.base)),
-        dist=built.root / "dist",
-        cache=built.cache,
-        log=Log(quiet=True),
-    )
+    job = built.job(replace(AIRGAP_LOCK, base=replace(LOCK.base, digest=built.base)), INTENT)
+    context = build.prepare(job, Log(quiet=True))
     for platform in Platform:
         folder = context / "artifacts" / platform.architecture
         image, airgap = (json.loads((folder / name).read_text()) for name in ("manifest.json", "airgap/manifest.json"))

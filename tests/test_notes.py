@@ -85,10 +85,10 @@ def test_a_run_leaves_its_timeline_on_github(tmp_path: Path, monkeypatch: pytest
         raise ZeroDivisionError
     summary = tmp_path / "summary.md"
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    command._summarize("release", log)
+    command.summarize("release", log)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    command._summarize("release", log)
-    command._summarize("plan", Log(quiet=True))  # a run without steps has none
+    command.summarize("release", log)
+    command.summarize("plan", Log(quiet=True))  # a run without steps has none
     told = summary.read_text()
     assert told.count("```mermaid") == 1
     bars = [r"✓ build :\d+, \d+", r"✓ fetch  all of it :\d+, \d+", "section smoke", r"✗ smoke :\d+, \d+"]

@@ -56,7 +56,7 @@ run = Run(
     root=cli.ROOT, intent_path=parsed.versions, lock_path=parsed.lock, dist=Path(dist), cache=Path(cache), log=Log()
 )
 run.plan()
-context = build.prepare(run.intent, run.lock, dist=run.dist, cache=run.cache, log=run.log)
+context = build.prepare(run.job, run.log)
 print(json.dumps(sorted(str(path.relative_to(context)) for path in context.rglob("*") if path.is_file())))
 """
 

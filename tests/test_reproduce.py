@@ -172,20 +172,12 @@ def test_a_cold_build_on_another_engine_gives_the_same_manifests(engine: DockerC
     published = records.Image.read(DIST)
     intent = versions.read(DIST / "versions.yaml")
     locked = lock.read(DIST / "versions.lock.yaml", intent)
-    text, _ = build.plan(intent, locked, root=ROOT, dist=DIST, rehearsed=True)
+    job = build.Job(intent=intent, lock=locked, root=ROOT, dist=DIST, cache=cache.folder(), rehearsed=True)
+    text, _ = build.plan(job)
     if build.inputs_of(ROOT, text) != published.inputs:
         pytest.skip("rootfs/ or Dockerfile have changed since the rehearsal: nox -s rehearse")
-    again = build.run(
-        intent,
-        locked,
-        root=ROOT,
-        dist=tmp_path,
-        cache=cache.folder(),
-        engine=Engine(docker=engine, builder="default", description="the tests' own", platform=Platform.host()),
-        log=LOG,
-        rehearsed=True,
-        cold=True,
-    )
+    own = Engine(docker=engine, builder="default", description="the tests' own", platform=Platform.host())
+    again = build.run(replace(job, dist=tmp_path), lambda: own, LOG, cold=True)
     for variant, image in again.items():
         published = records.Image.read(variant.below(DIST))
         assert {platform: built.digest for platform, built in image.platforms.items()} == {

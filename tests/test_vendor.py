@@ -125,7 +125,7 @@ def test_a_checkout_whose_upstreams_are_gone_is_fed_by_it(site: Site, folder: Pa
         run.fetch(offline=False)
     assert {Digest.of_file(path): path.read_bytes() for path in (run.cache / "sha256").iterdir()} == expected
     run.fetch(offline=True)
-    context = build.prepare(run.intent, run.lock, dist=run.dist, cache=run.cache, log=LOG)
+    context = build.prepare(run.job, LOG)
     assert (context / "artifacts/arm64/k3s").read_bytes() == b"k3s for linux/arm64"
 
 
@@ -136,11 +136,9 @@ def test_a_mirror_of_the_base_image_that_has_other_bytes_is_passed_over(
     for path in (folder / "base/blobs/sha256").iterdir():
         path.unlink()
         path.write_bytes(b"tampered with")
-    site.write_intent(
-        {origin: (f"file://localhost{folder}/{origin}",) for origin in ("docker", "github", "kubernetes", "debian")}
-    )
+    origins = ("docker", "github", "kubernetes", "debian", "base")
+    site.write_intent({origin: (f"file://localhost{folder}/{origin}",) for origin in origins})
     run = site.run(tmp_path / "cache")
-    site.write_intent({**run.intent.mirrors, "base": (f"file://localhost{folder}/base",)})
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1"):  # asked next, and not there
         run.fetch(offline=False)
     assert f"no mirror has {site.base.short}" in capsys.readouterr().err

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import Log
-from pipeline.engine import engine
 from pipeline.workflow import Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -31,14 +29,12 @@ def main(arguments: Sequence[str]) -> int:
         rehearsed=arguments[4:] == ["rehearsed"],
     )
     try:
-        run.fetch(offline=True)
-        with ExitStack() as stack:
-            run.build(lambda: stack.enter_context(engine.choose(run.lock, run.cache, run.log)))
+        with run:
+            run.fetch(offline=True)
+            run.build()
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    finally:
-        run.client.close()
     return 0
 
 

@@ -77,6 +77,10 @@ class Case:
         """Where the image comes to lie."""
         return self.folder / "dist"
 
+    def job(self, dist: Path, cache: Path) -> build.Job:
+        """What `build` would be asked for, for its context."""
+        return build.Job(intent=self.intent, lock=self.lock, root=self.folder, dist=dist, cache=cache, rehearsed=False)
+
 
 def main(run: Run, *, runs: int, write: bool, check: bool) -> dict[str, Any]:
     """Measure, print, compare or write. Raises EngineError, IntentError, UpstreamError, Slower."""
@@ -143,7 +147,7 @@ def _round(
         keep(COLD, ours(engine, both, run, rehearsed))
         layers.append(records.Image.read(both.dist).platforms[one_of(one)].layers)
         keep(NOTHING, ours(engine, both, run, rehearsed))
-        build.prepare(both.intent, both.lock, dist=both.dist, cache=run.cache, log=Log(quiet=True))
+        build.prepare(both.job(both.dist, run.cache), Log(quiet=True))
         keep(BAKE, bare(engine, both.dist / build.BAKE_FILE, run.root))
         shutil.rmtree(both.dist)
         keep(WARM, ours(engine, both, run, rehearsed))
@@ -234,7 +238,7 @@ def _seconds(text: str) -> float:
 
 def prepare_usual(both: Case, folder: Path, root: Path, cache: Path, log: Log) -> Path:
     """The other side's context, bake file and index of packages; returns the bake file's path."""
-    context = build.prepare(both.intent, both.lock, dist=folder, cache=cache, log=log)
+    context = build.prepare(both.job(folder, cache), log)
     with log.step("Debian's index, for apt"):
         for platform in both.intent.platforms:
             packages = context / "artifacts" / platform.architecture / "packages"

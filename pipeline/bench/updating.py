@@ -190,16 +190,8 @@ def _build_all(run: Run, first: Case, cache: Path, folder: Path, rehearsed: bool
                     edited.write_bytes(before + _CHANGE)
                 dist = folder / f"dist-{['first', *LAYERS].index(what)}"
                 started = time.monotonic()
-                images = build.run(
-                    first.intent,
-                    own,
-                    root=root,
-                    dist=dist,
-                    cache=cache,
-                    engine=engine,
-                    log=Log(quiet=True),
-                    rehearsed=rehearsed,
-                )
+                job = build.Job(intent=first.intent, lock=own, root=root, dist=dist, cache=cache, rehearsed=rehearsed)
+                images = build.run(job, lambda: engine, Log(quiet=True))
                 took = time.monotonic() - started
                 edited.write_bytes(before)
                 made[what] = Made(dist=dist, image=images[Variant.IMAGE], seconds=took)

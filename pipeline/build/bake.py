@@ -20,36 +20,34 @@ from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 
 
-def describe(
-    intent: Intent, lock: Lock, variant: Variant, *, lock_digest: Digest, created: str, rehearsed: bool
-) -> dict[str, str]:
-    """What the image says of itself: as labels in each config, as annotations on the index and each manifest.
+def describe(intent: Intent, lock: Lock, variant: Variant, *, lock_digest: Digest, rehearsed: bool) -> dict[str, str]:
+    """Return the labels of each config, which are the annotations of the index and each manifest too.
 
-    `created` is RFC 3339. Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
+    Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
     """
-    said = {
+    labels = {
         "org.opencontainers.image.title": intent.title,
         "org.opencontainers.image.description": intent.description,
         "org.opencontainers.image.source": intent.source,
         "org.opencontainers.image.licenses": intent.licenses,
-        "org.opencontainers.image.version": f"{lock.versions['k3s']}-docker-{lock.versions['docker']}",
-        "org.opencontainers.image.created": created,
+        "org.opencontainers.image.version": lock.version,
+        "org.opencontainers.image.created": f"{lock.date}T00:00:00Z",
         "org.opencontainers.image.base.name": lock.base.image,
         "org.opencontainers.image.base.digest": lock.base.digest.text,
         f"{KEY}.lock": lock_digest.text,
         **{f"{KEY}.{component}": lock.versions[component] for component in COMPONENTS},
     }
     if variant is not Variant.IMAGE:
-        said[VARIANT] = variant.value
+        labels[VARIANT] = variant.value
     if rehearsed:
-        said[REHEARSAL] = "made of stand-ins on one machine; not for use"
-    return {key: redact(value) for key, value in said.items()}
+        labels[REHEARSAL] = "made of stand-ins on one machine; not for use"
+    return {key: redact(value) for key, value in labels.items()}
 
 
 def render(
     *,
     platforms: tuple[Platform, ...],
-    said: Mapping[Variant, Mapping[str, str]],
+    annotations: Mapping[Variant, Mapping[str, str]],
     base: Digest,
     context: PurePosixPath,
     outputs: Mapping[Variant, PurePosixPath],
@@ -59,14 +57,14 @@ def render(
 
     A variant's stage begins with the image's, so no layer is made a second time.
 
-    `said`: from `describe`. `base`: digest of the base image's index, whose OCI layout lies in `context`/base.
+    `annotations`: from `describe`. `base`: digest of the base image's index, whose OCI layout is in `context`/base.
     `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
     are exported to, as OCI layouts. `epoch`: seconds since 1970 that configs and their histories are dated.
 
     - Layers are repeatable as they are made: the Dockerfile gives their files one time (`settle`). The exporter's
       `rewrite-timestamp` (BuildKit docs/build-repro.md) would pack each a second time, half of a cold build, and date
       it with the lock's day, so that an update of one component would send all layers (docs/benchmarks/update.md).
-    - `oci-mediatypes` is said because its default changed with BuildKit 0.32.
+    - `oci-mediatypes` is set because its default changed with BuildKit 0.32.
     - The provenance attestation holds times and ids, so the index digest differs from build to build; the digests of
       the platforms' manifests do not (docker-library/official-images#16044).
     """
@@ -81,8 +79,8 @@ def render(
                 "artifacts": f"{context}/artifacts",
             },
             "args": {"SOURCE_DATE_EPOCH": str(epoch)},
-            "labels": dict(sorted(said[variant].items())),
-            "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(said[variant].items())],
+            "labels": dict(sorted(annotations[variant].items())),
+            "annotations": [f"index,manifest:{key}={value}" for key, value in sorted(annotations[variant].items())],
             "attest": ["type=provenance,mode=max"],
             "output": [f"type=oci,dest={output},tar=false,oci-mediatypes=true"],
             "network": "none",

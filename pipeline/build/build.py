@@ -7,11 +7,13 @@ another target of the same Dockerfile, built in the same call: the image's very 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -38,177 +40,167 @@ BAKE_FILE = "docker-bake.json"
 Said = Mapping[Variant, Mapping[str, str]]
 
 
-def plan(intent: Intent, lock: Lock, *, root: Path, dist: Path, rehearsed: bool) -> tuple[str, Said]:
-    """The bake file's text, and what each image will say of itself. Pure but for the two paths' relation."""
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is built, out of what, and where it goes."""
+
+    intent: Intent
+    lock: Lock
+    root: Path  # the repository, buildx's build context
+    dist: Path
+    cache: Path  # what `fetch` filled
+    rehearsed: bool  # made of stand-ins
+
+    def partial(self, variant: Variant) -> Path:
+        """Return where buildx exports a variant to; it is renamed when it is whole."""
+        return variant.below(self.dist) / f"{LAYOUT}.partial"
+
+    def relative(self, path: Path) -> PurePosixPath:
+        """Return a path as buildx gets it: seen from the repository."""
+        return PurePosixPath(os.path.relpath(path, self.root))
+
+
+def plan(job: Job) -> tuple[str, Said]:
+    """Return the bake file's text and the annotations of each image. Pure but for the two paths' relation."""
+    lock = job.lock
     epoch = int(datetime.fromisoformat(lock.date).replace(tzinfo=UTC).timestamp())
-    created = f"{lock.date}T00:00:00Z"
-    said = {
-        variant: bake.describe(intent, lock, variant, lock_digest=lock.digest, created=created, rehearsed=rehearsed)
+    annotations = {
+        variant: bake.describe(job.intent, lock, variant, lock_digest=lock.digest, rehearsed=job.rehearsed)
         for variant in lock.variants
     }
-    relative = PurePosixPath(os.path.relpath(dist, root))
     text = bake.render(
-        platforms=intent.platforms,
-        said=said,
+        platforms=job.intent.platforms,
+        annotations=annotations,
         base=lock.base.digest,
-        context=relative / "context",
-        outputs={variant: PurePosixPath(os.path.relpath(_partial(dist, variant), root)) for variant in said},
+        context=job.relative(job.dist / "context"),
+        outputs={variant: job.relative(job.partial(variant)) for variant in annotations},
         epoch=epoch,
     )
-    return text, said
+    return text, annotations
 
 
-def run(
-    intent: Intent,
-    lock: Lock,
-    *,
-    root: Path,
-    dist: Path,
-    cache: Path,
-    engine: Engine | Callable[[], Engine],
-    log: Log,
-    rehearsed: bool,
-    cold: bool = False,
-) -> Mapping[Variant, Image]:
+def run(job: Job, engine: Callable[[], Engine], log: Log, *, cold: bool = False) -> Mapping[Variant, Image]:
     """Build all platforms and variants in one call of buildx, unless dist/ holds what these inputs give.
 
-    A variant that the lock has no files for is left out with a warning; `push` does not. `root`: the repository,
-    buildx's build context. `cache`: what `fetch` filled. `engine`: a function is called when there is something to
-    build, for an engine may have to be started. `cold`: take nothing from the builder's cache. Raises
-    BuildFailed with the failing step and its last lines; DigestMismatch and IntentError when the cache is not complete.
+    A variant that the lock has no files for is left out with a warning; `push` does not. `engine` is called when there
+    is something to build, because an engine may have to be started. `cold`: take nothing from the builder's cache.
+    Raises BuildFailed with the failing step and its last lines; DigestMismatch and IntentError when the cache is not
+    complete.
     """
-    for variant in sorted({*intent.variants} - {*lock.variants}):
-        log.warn(f"without {variant}: the lock lacks its files for {', '.join(intent.platforms)}; {RENEW}")
-    text, said = plan(intent, lock, root=root, dist=dist, rehearsed=rehearsed)
-    inputs = inputs_of(root, text)
-    known = {variant: already_built(variant.below(dist), inputs) for variant in said}
+    for variant in sorted({*job.intent.variants} - {*job.lock.variants}):
+        log.warn(f"without {variant}: the lock lacks its files for {', '.join(job.intent.platforms)}; {RENEW}")
+    text, annotations = plan(job)
+    inputs = inputs_of(job.root, text)
+    known = {variant: already_built(variant.below(job.dist), inputs) for variant in annotations}
     images = {variant: image for variant, image in known.items() if image is not None}
-    if len(images) == len(said):
-        log.say(f"nothing to build: {_names(images)} was built from exactly these inputs")
+    if len(images) == len(known):
+        names = " and ".join(f"{image.digest}{name.suffix and f' ({name})'}" for name, image in images.items())
+        log.say(f"nothing to build: {names} was built from exactly these inputs")
         return images
-    images = {}
-    chosen = engine() if callable(engine) else engine
-    context = prepare(intent, lock, dist=dist, cache=cache, log=log)
-    write_text(dist / BAKE_FILE, text)
-    solve = Solve()
-    for variant in said:
-        shutil.rmtree(_partial(dist, variant), ignore_errors=True)
-    _bake(root, dist, list(said), chosen, solve, log, cold=cold)
-    for variant in said:
-        digest, built = _read_layout(_partial(dist, variant))
-        images[variant] = Image(
-            digest=digest,
-            inputs=inputs,
-            lock=lock.digest,
-            platforms=built,
-            annotations=said[variant],
-            rehearsed=rehearsed,
-            variant=variant,
-        )
-        images[variant].require_layers_of(images[Variant.IMAGE])
+    chosen = engine()
+    context = prepare(job, log)
+    write_text(job.dist / BAKE_FILE, text)
+    for variant in annotations:
+        shutil.rmtree(job.partial(variant), ignore_errors=True)
+    solve = _bake(job, list(annotations), chosen, log, cold=cold)
+    images = {variant: _image(job, variant, inputs, annotations[variant]) for variant in annotations}
+    for image in images.values():
+        image.require_layers_of(images[Variant.IMAGE])
     shutil.rmtree(context)
-    for variant, image in images.items():
-        layout = variant.below(dist) / LAYOUT
-        shutil.rmtree(layout, ignore_errors=True)
-        _partial(dist, variant).rename(layout)
-        if variant is not Variant.IMAGE:
-            _share(dist / LAYOUT, layout)
-        image.write(variant.below(dist))
+    for image in images.values():
+        _keep(job, image)
     log.say(f"{solve.ran} steps run, {solve.cached} from the cache")
     for name, took in solve.slowest:
         log.say(f"slowest: {took:.1f} s  {name}")
     for variant, image in images.items():
-        for platform, one in image.platforms.items():
-            log.say(f"{platform}{variant.suffix}: {one.digest}  {size(one.size)} compressed")
+        for platform, built in image.platforms.items():
+            log.say(f"{platform}{variant.suffix}: {built.digest}  {size(built.size)} compressed")
     return images
 
 
-def _names(images: Mapping[Variant, Image]) -> str:
-    return " and ".join(f"{image.digest}{variant.suffix and f' ({variant})'}" for variant, image in images.items())
+def _image(job: Job, variant: Variant, inputs: Digest, annotations: Mapping[str, str]) -> Image:
+    """Return the record of what buildx has exported."""
+    digest, platforms = _read_layout(job.partial(variant))
+    return Image(
+        digest=digest,
+        inputs=inputs,
+        lock=job.lock.digest,
+        platforms=platforms,
+        annotations=annotations,
+        rehearsed=job.rehearsed,
+        variant=variant,
+    )
 
 
-def _partial(dist: Path, variant: Variant) -> Path:
-    """Where buildx exports to; it is renamed when it is whole."""
-    return variant.below(dist) / f"{LAYOUT}.partial"
+def _keep(job: Job, image: Image) -> None:
+    """Put an exported image in its place, with its record; blobs that the image has too become one file."""
+    folder = image.variant.below(job.dist)
+    layout = folder / LAYOUT
+    shutil.rmtree(layout, ignore_errors=True)
+    job.partial(image.variant).rename(layout)
+    if image.variant is not Variant.IMAGE:
+        for blob in (layout / "blobs" / "sha256").iterdir():
+            same = job.dist / LAYOUT / "blobs" / "sha256" / blob.name
+            if same.exists() and not same.samefile(blob):
+                blob.unlink()
+                cached.link(same, blob)
+    image.write(folder)
 
 
-def _share(layout: Path, variant: Path) -> None:
-    """Make one file of each blob that both layouts have: buildx exports every image whole."""
-    for blob in (variant / "blobs" / "sha256").iterdir():
-        same = layout / "blobs" / "sha256" / blob.name
-        if same.exists() and not same.samefile(blob):
-            blob.unlink()
-            cached.link(same, blob)
-
-
-def prepare(intent: Intent, lock: Lock, *, dist: Path, cache: Path, log: Log) -> Path:
+def prepare(job: Job, log: Log) -> Path:
     """Put the build context together out of the cache alone; returns its folder. Raises as `run`."""
-    context = dist / "context"
+    intent, lock, cache, context = job.intent, job.lock, job.cache, job.dist / "context"
     with log.step("put the build context together"):
         shutil.rmtree(context, ignore_errors=True)
         for platform in Platform:
-            # The Dockerfile mounts the build platform's, and says in a sentence when it is empty.
+            # The Dockerfile mounts the build platform's, and fails with an error message when it is empty.
             (context / "artifacts" / platform.architecture / "packages").mkdir(parents=True)
-        for platform in intent.platforms:
-            folder = context / "artifacts" / platform.architecture
-            _stage_files(lock.files(platform), cache, folder)
-            if airgap := [file for file in lock.airgap if file.platform == platform]:
-                _stage_files(airgap, cache, folder / Variant.AIRGAP)
         # Read from the very bytes and not from the lock, where it may be missing: it is no part of the lock's digest.
         inside = embedded.of_lock(lock, cache, log)
         for platform in intent.platforms:
             folder = context / "artifacts" / platform.architecture
+            _stage_files(lock.files(platform), cache, folder)
+            _stage_files([file for file in lock.airgap if file.platform == platform], cache, folder / Variant.AIRGAP)
             for variant in lock.variants:
-                below = folder if variant is Variant.IMAGE else folder / variant
-                write_json(below / "manifest.json", manifest(intent, lock, platform, variant, inside))
+                content = manifest(intent, lock, platform, variant, inside)
+                write_json(variant.below(folder) / "manifest.json", content)
         base.write_layout(lock.base.digest, intent.platforms, cache, context / "base")
     return context
 
 
-def _bake(
-    root: Path,
-    dist: Path,
-    variants: Sequence[Variant],
-    engine: Engine,
-    solve: Solve,
-    log: Log,
-    *,
-    cold: bool,
-) -> None:
-    """Hand the file to buildx and tell each step as it ends. Raises BuildFailed."""
-    bake_file = PurePosixPath(os.path.relpath(dist / BAKE_FILE, root))
-    no_cache = ["--no-cache"] if cold else []
+def _bake(job: Job, variants: Sequence[Variant], engine: Engine, log: Log, *, cold: bool) -> Solve:
+    """Hand the file to buildx and log each step as it ends. Raises BuildFailed."""
+    bake_file = str(job.relative(job.dist / BAKE_FILE))
     names = [variant.value for variant in variants]
-    log.command(["docker", "buildx", "bake", *no_cache, "--file", str(bake_file), *names])
+    log.command(["docker", "buildx", "bake", *(["--no-cache"] if cold else []), "--file", bake_file, *names])
+    solve = Solve()
     # buildx resolves relative paths against its working directory, and python-on-whales has no parameter for that.
-    before = Path.cwd()
-    os.chdir(root)
-    try:
-        lines = engine.docker.buildx.bake(
-            names,
-            files=str(bake_file),
-            builder=engine.builder,
-            cache=not cold,
-            progress="rawjson",  # type: ignore[arg-type]  # passed on as it is; the hint does not know it
-            stream_logs=True,
-            metadata_file=str(dist / "metadata.json"),
-            # All paths lie below the working directory but for dist/, which users may put elsewhere
-            # (python-on-whales has no --allow: gabrieldemarmiesse/python-on-whales#722).
-            variables={"BUILDX_BAKE_ENTITLEMENTS_FS": "0", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"},
-        )
-        for line in lines:
-            for told in solve.feed(str(line)):
-                log.say(told)
-    except DockerException as error:
-        step, tail = solve.failure()
-        raise BuildFailed(
-            f"the build failed in: {step}",
-            found="\n    ".join(tail[-20:]) or str(error.stderr or "no output"),
-            where=str(dist / BAKE_FILE),
-            next_step="mend that step of the Dockerfile and run `nox -s build` again; what went well is cached",
-        ) from None
-    finally:
-        os.chdir(before)
+    with contextlib.chdir(job.root):
+        try:
+            lines = engine.docker.buildx.bake(
+                names,
+                files=bake_file,
+                builder=engine.builder,
+                cache=not cold,
+                progress="rawjson",  # type: ignore[arg-type]  # passed on as it is; the hint does not know it
+                stream_logs=True,
+                metadata_file=str(job.dist / "metadata.json"),
+                # All paths are below the working directory but for dist/, which users may put elsewhere
+                # (python-on-whales has no --allow: gabrieldemarmiesse/python-on-whales#722).
+                variables={"BUILDX_BAKE_ENTITLEMENTS_FS": "0", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"},
+            )
+            for line in lines:
+                for ended in solve.feed(str(line)):
+                    log.say(ended)
+        except DockerException as error:
+            step, tail = solve.failure()
+            raise BuildFailed(
+                f"the build failed in: {step}",
+                found="\n    ".join(tail[-20:]) or str(error.stderr or "no output"),
+                where=str(job.dist / BAKE_FILE),
+                next_step="mend that step of the Dockerfile and run `nox -s build` again; what went well is cached",
+            ) from None
+    return solve
 
 
 def _stage_files(artifacts: Sequence[Artifact], cache: Path, folder: Path) -> None:
@@ -230,7 +222,7 @@ def manifest(
     """/usr/share/dind-k3s/manifest.json but for the files' digests, which the Dockerfile adds. Pure."""
     ours: dict[str, object] = {
         "component": "dind-k3s",
-        "version": f"{lock.versions['k3s']}-docker-{lock.versions['docker']}",
+        "version": lock.version,
         "url": intent.source,
         "licence": intent.licenses,
         "built": lock.date,

@@ -92,6 +92,11 @@ class Lock:
         return Digest.of(_dump(_of_image(self, reasons=False)).encode())
 
     @property
+    def version(self) -> str:
+        """The version that the image states."""
+        return f"{self.versions['k3s']}-docker-{self.versions['docker']}"
+
+    @property
     def all_files(self) -> tuple[Artifact, ...]:
         """Everything that it names, of every platform, but the base image."""
         return (*self.artifacts, *self.airgap, *self.packages, *self.guest)

@@ -19,14 +19,14 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from pipeline import steps
+from pipeline import smoke, steps
 from pipeline.core import machine
 from pipeline.core.errors import DigestMismatch, EngineError, IntentError, VerificationFailed
 from pipeline.core.log import Log, seconds
@@ -35,14 +35,15 @@ from pipeline.core.platforms import Platform
 from pipeline.core.records import Tier, Variant, write_text
 from pipeline.engine import emulation, engine, sandbox, virtual
 from pipeline.engine.daemon import CGROUP
-from pipeline.engine.engines import Engines
 from pipeline.http import transport
-from pipeline.inputs import lock, versions
+from pipeline.inputs import versions
+from pipeline.inputs.lock import Lock
 from pipeline.rehearsal import clamp, origin, pause, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
+from pipeline.rehearsal.registry import Served
 from pipeline.signing import signer
 from pipeline.smoke.booted import BootOptions
-from pipeline.workflow import Run
+from pipeline.workflow import Asked, Run
 
 TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
 _ORIGIN_PORT = 8080  # inside the sandbox every port is free
@@ -166,17 +167,19 @@ def _child(command: list[str], temporary: Path) -> int:
         process.wait()
 
 
-def _bring(run: Run, folder: Path, real: Real, *, refresh: bool) -> supplies.Supplies:
+def _supplies(run: Run, folder: Path, real: Real, *, refresh: bool) -> supplies.Supplies:
+    job = supplies.Job(intent=run.intent, lock=run.lock, folder=folder, log=run.log, k3s=real.k3s, images=real.images)
+    return supplies.bring(job, refresh=refresh)
+
+
+def _bring(run: Run, folder: Path, real: Real, *, refresh: bool) -> None:
     with run.log.step("supplies: what comes from package registries"):
-        brought = supplies.bring(
-            run.intent, run.lock, folder, run.log, k3s=real.k3s, images=real.images, refresh=refresh
-        )
+        brought = _supplies(run, folder, real, refresh=refresh)
     # Process 1 of the second phase: the static init that docker ships.
     host = Platform.host()
     assert host is not None
     archive = origin.path_of(brought.root, "docker", brought.versions["docker"], host)
     supplies.extract_init(archive, folder / "docker-init")
-    return brought
 
 
 def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) -> None:
@@ -184,94 +187,100 @@ def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) 
     log = run.log
     # Inside, where binfmt_misc is mounted whether or not the machine has it mounted.
     emulation.sweep(log)
-    brought = supplies.bring(run.intent, run.lock, folder, log, k3s=real.k3s, images=real.images, refresh=False)
-    dist = run.dist / "rehearsal"
-    # Other supplies under the same versions (a new stub, a rebuilt package) would rightly be refused by `resolve` as
-    # bytes that were replaced; here they are expected, so the rehearsal's own lock is made again.
-    mark = dist / "supplies"
-    if not mark.exists() or mark.read_text(encoding="utf-8") != brought.mark:
-        (dist / "versions.lock.yaml").unlink(missing_ok=True)
-        write_text(mark, brought.mark)
+    brought = _supplies(run, folder, real, refresh=False)
     with ExitStack() as stack:
         stack.enter_context(origin.serve(brought.root, _ORIGIN_PORT))
         program = machine.find("docker-registry") or ""
-        plain, secure = (
+        served = [
             stack.enter_context(rehearsed_registry.serve(program, folder / name, port, tls=tls))
             for name, port, tls in (("registry", _REGISTRY_PORT, False), ("registry-tls", _SECURE_PORT, True))
-        )
+        ]
+        plain, secure = served
         log.say(f"origin on 127.0.0.1:{_ORIGIN_PORT}, registries on {plain.host} and {secure.host} (TLS)")
         log.say("they are seen only inside this rehearsal")
-        credentials = {served.host: served.credentials for served in (plain, secure)}
-        client = transport.make_client(verify=ssl.create_default_context(cafile=str(secure.authority)))
-        stack.callback(client.close)
-        rehearsed = replace(
-            run,
-            intent_path=dist / "versions.yaml",
-            lock_path=dist / "versions.lock.yaml",
-            dist=dist,
-            client=client,
-            credentials=credentials.get,
-            rehearsed=True,
-        )
-        tag = run.intent.base.rpartition(":")[2]
-        base_name = ImageName(registry=plain.host, repository=_BASE)
-        with log.step("the base image, into the registry"):
-            rehearsed_registry.push_base(rehearsed.registry(base_name), tag, brought.bases, folder / "base-image", log)
-        intent = replace(
-            run.intent,
-            names=tuple(ImageName(registry=served.host, repository="dind-k3s") for served in (plain, secure)),
-            components=brought.versions,
-            upstream=origin.upstream(_ORIGIN_PORT),
-            mirrors={},
-            witnesses={},
-            policy={},  # there is one origin and nobody signs its files, so nothing can be asked of their grades
-            base=f"{base_name}:{tag}",
-        )
-        versions.write(rehearsed.intent_path, intent)
-        rehearsed.resolve(check=False)
+        rehearsed = stack.enter_context(_rehearsed(run, served))
+        _prepare(run, rehearsed, brought, served, folder)
         _same_kubectl(run.lock, rehearsed.lock, log)
 
         def options(chosen: engine.Engine, variant: Variant) -> BootOptions:
             wanted = real.options(chosen, variant, folder, log)
             return wanted if chosen.virtual else clamp.apply(wanted, folder, log)
 
-        @functools.cache
-        def start() -> engine.Engine:
-            """One for build and smoke."""
-            return stack.enter_context(engine.private(rehearsed.lock, run.cache, log, sandboxed=False))
-
-        def engines() -> Engines:
-            return Engines(lock=rehearsed.lock, cache=run.cache, log=log, start=start)
-
-        def smoke() -> None:
-            # After the build, which needs no handler and shall show it.
-            if emulate:
-                for platform in intent.platforms:
-                    stack.enter_context(emulation.registered(platform, log))
-            rehearsed.smoke(engines(), options=options)
-
         # One key for all rehearsals of this machine, so that a second one finds everything signed.
         key = folder / "signing.key"
         signer.make_key(key)
-        scanner = [sys.executable, "-m", "pipeline.rehearsal.scanner"]
-        made = steps.of(rehearsed, engine=start, smoke=smoke, scanner=scanner, least="high", key=key, afresh=again)
-        steps.go(made, log, dry_run=False)
-        rest = steps.of(rehearsed, engine=start, smoke=smoke, scanner=scanner, least="high", key=key)
-        left = [f"{step.name}: {text}" for step in rest for text in step.left()]
+        release = functools.partial(
+            steps.of,
+            rehearsed,
+            smoke=lambda: rehearsed.smoke(Asked(emulate=emulate, options=options)),
+            scanner=[sys.executable, "-m", "pipeline.rehearsal.scanner"],
+            least="high",
+            key=key,
+        )
+        steps.go(release(afresh=again), log, dry_run=False)
+        left = [f"{step.name}: {text}" for step in release() for text in step.left()]
         if left:
             raise VerificationFailed("a release that ended well has something left to do", found="\n    ".join(left))
-        # What was published is pulled by a stranger, and boots.
-        pulled = replace(rehearsed, dist=dist / "pulled")
-        host = Platform.host()
-        assert host is not None
-        pulled.pull(f"{intent.names[-1]}:latest", pulled.dist)
-        pulled.smoke(engines(), platforms=[host], tiers=[Tier.BOOT], options=options)
-        shutil.rmtree(pulled.dist)
-        write_text(dist / "notes.md", rehearsed.notes(None))
+        _pull_and_boot(rehearsed, options)
+        write_text(rehearsed.dist / "notes.md", rehearsed.notes(None))
         rehearsed.summary()
 
 
-def _same_kubectl(real: lock.Lock, rehearsed: lock.Lock, log: Log) -> None:
+def _rehearsed(run: Run, served: Sequence[Served]) -> Run:
+    """Return the run of the release: everything below dist/rehearsal, and what was started here in upstream's place."""
+    dist = run.dist / "rehearsal"
+    credentials = {registry.host: registry.credentials for registry in served}
+    (authority,) = (registry.authority for registry in served if registry.authority)
+    return replace(
+        run,
+        intent_path=dist / "versions.yaml",
+        lock_path=dist / "versions.lock.yaml",
+        dist=dist,
+        client=transport.make_client(verify=ssl.create_default_context(cafile=str(authority))),
+        credentials=credentials.get,
+        start=functools.partial(engine.private, sandboxed=False),
+        rehearsed=True,
+    )
+
+
+def _prepare(run: Run, rehearsed: Run, brought: supplies.Supplies, served: Sequence[Served], folder: Path) -> None:
+    """Push the base image, and write the rehearsal's versions.yaml and lock."""
+    # Other supplies under the same versions (a new stub, a rebuilt package) would rightly be refused by `resolve` as
+    # bytes that were replaced; here they are expected, so the rehearsal's own lock is made again.
+    mark = rehearsed.dist / "supplies"
+    if not mark.exists() or mark.read_text(encoding="utf-8") != brought.mark:
+        rehearsed.lock_path.unlink(missing_ok=True)
+        write_text(mark, brought.mark)
+    tag = run.intent.base.rpartition(":")[2]
+    base = ImageName(registry=served[0].host, repository=_BASE)
+    with run.log.step("the base image, into the registry"):
+        rehearsed_registry.push_base(rehearsed.registry(base), tag, brought.bases, folder / "base-image", run.log)
+    intent = replace(
+        run.intent,
+        names=tuple(ImageName(registry=registry.host, repository="dind-k3s") for registry in served),
+        components=brought.versions,
+        upstream=origin.upstream(_ORIGIN_PORT),
+        mirrors={},
+        witnesses={},
+        policy={},  # there is one origin and nobody signs its files, so nothing can be asked of their grades
+        base=f"{base}:{tag}",
+    )
+    versions.write(rehearsed.intent_path, intent)
+    rehearsed.resolve(check=False)
+
+
+def _pull_and_boot(rehearsed: Run, options: smoke.Options) -> None:
+    """Pull what was published as an anonymous client, and boot it."""
+    host = Platform.host()
+    assert host is not None
+    dist = rehearsed.dist / "pulled"
+    pulled = replace(rehearsed, dist=dist, start=lambda *_: nullcontext(rehearsed.engine))
+    pulled.pull(f"{rehearsed.intent.names[-1]}:latest", dist)
+    pulled.smoke(Asked(platforms=[host], tiers=[Tier.BOOT], options=options))
+    shutil.rmtree(dist)
+
+
+def _same_kubectl(real: Lock, rehearsed: Lock, log: Log) -> None:
     """Artifacts that are in both locks must be the same bytes; kubectl is the one that a package registry has."""
     known = {(file.component, file.platform): file for file in real.artifacts}
     for file in rehearsed.artifacts:

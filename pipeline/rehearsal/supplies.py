@@ -21,11 +21,10 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from urllib.parse import unquote
 
 from filelock import FileLock
@@ -62,7 +61,6 @@ _ARCHIVE = {
 }
 _PLUGINS = {"buildx": "docker-buildx", "compose": "docker-compose"}
 _K3S = r"v1\.\d+\.\d+(-rc\d+)?\+k3s\d+"  # how k3s numbers its releases
-_NONE: Mapping[Platform, Path] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,29 +73,18 @@ class Supplies:
     mark: str  # other supplies, another mark: when they were downloaded, and the digests of k3s and its system images
 
 
-def bring(
-    intent: Intent,
-    lock: Lock,
-    folder: Path,
-    log: Log,
-    *,
-    k3s: Mapping[Platform, Path],
-    images: Mapping[Platform, Path] = _NONE,
-    refresh: bool,
-) -> Supplies:
-    """Fill `folder` with the supplies, or find them there from an earlier run.
+def bring(job: Job, *, refresh: bool = False) -> Supplies:
+    """Fill the folder with the supplies, or find them there from an earlier run.
 
-    `intent` and `lock`: the repository's own; they say which packages and which kubectl. `k3s`: real binaries in the
-    stub's place, `images`: their archives of system images. Raises UpstreamError when a package client fails.
+    Raises UpstreamError when a package client fails.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(intent=intent, lock=lock, folder=folder, log=log, k3s=k3s, images=images)
-    with FileLock(folder.with_name("supplies.lock")):
-        return _bring(work, refresh=refresh)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(job.folder.with_name("supplies.lock")):
+        return _bring(job, refresh=refresh)
 
 
-def _bring(work: _Work, *, refresh: bool) -> Supplies:
-    intent, lock, folder, log = work.intent, work.lock, work.folder, work.log
+def _bring(job: Job, *, refresh: bool) -> Supplies:
+    intent, lock, folder, log = job.intent, job.lock, job.folder, job.log
     record = folder / "supplies.json"
     key = _key(intent, lock)
     bases = {platform: folder / "bases" / f"{platform.architecture}.tar" for platform in intent.platforms}
@@ -107,7 +94,7 @@ def _bring(work: _Work, *, refresh: bool) -> Supplies:
             log.say(f"supplies: nothing to download, all is there since {known['made']} (renew: --refresh)")
             versions = {str(name): str(version) for name, version in known["versions"].items()}
             # The stub is this checkout's, whichever checkout downloaded the rest.
-            versions["k3s"], digests = work.kubernetes()
+            versions["k3s"], digests = job.kubernetes()
             mark = " ".join([known["made"], *digests])
             return Supplies(root=folder / "origin", bases=bases, versions=versions, mark=mark)
     for stale in (folder / "origin", folder / "bases"):
@@ -115,16 +102,16 @@ def _bring(work: _Work, *, refresh: bool) -> Supplies:
     record.unlink(missing_ok=True)
     with ThreadPoolExecutor(max_workers=4) as pool:
         # The base roots take longest and need nothing of the rest. They run beside it.
-        rooting = [pool.submit(work.root, platform, bases[platform]) for platform in intent.platforms]
-        kubectl = pool.submit(work.kubectl)
-        indexes = pool.submit(work.indexes)
-        versions = work.engine()
+        rooting = [pool.submit(job.root, platform, bases[platform]) for platform in intent.platforms]
+        kubectl = pool.submit(job.kubectl)
+        indexes = pool.submit(job.indexes)
+        versions = job.engine()
         versions["kubectl"] = kubectl.result()
-        versions["k3s"], digests = work.kubernetes()
+        versions["k3s"], digests = job.kubernetes()
         indexes.result()
         for future in rooting:
             future.result()
-    work.packages(bases)
+    job.packages(bases)
     for done in ("trees", "debs", "wheels", "apt", "solve"):
         shutil.rmtree(folder / done, ignore_errors=True)
     made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -138,21 +125,25 @@ def _key(intent: Intent, lock: Lock) -> Digest:
     return Digest.of(json.dumps(parts, default=dict).encode())
 
 
-@dataclass(kw_only=True)
-class _Work:
-    intent: Intent
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to bring in, and where to."""
+
+    intent: Intent  # the repository's own, as the lock is: they say which packages and which kubectl
     lock: Lock
     folder: Path
     log: Log
-    k3s: Mapping[Platform, Path]
-    images: Mapping[Platform, Path]
+    k3s: Mapping[Platform, Path] = field(default_factory=dict)  # real binaries in the stub's place
+    images: Mapping[Platform, Path] = field(default_factory=dict)  # their archives of system images
 
     @cached_property
     def where(self) -> mirror.Archives:
+        """This machine's Debian archives. Raises UpstreamError."""
         return mirror.archives(self.intent.upstream)
 
     @property
     def site(self) -> Path:
+        """The folder that the origin serves."""
         return self.folder / "origin"
 
     def root(self, platform: Platform, target: Path) -> None:
