@@ -239,13 +239,14 @@ def summarize(name: str, log: Log) -> None:
     shown = sorted((step for step in log.done if step.depth <= 1), key=lambda step: (step.start, step.depth))
     if not path or not shown:
         return
-    from pipeline.core.log import seconds
+    from pipeline.core.log import redact, seconds
     from pipeline.core.markdown import gantt
 
     bars, section = [], ""
     for step in shown:
-        section = step.name if step.depth == 0 else section
-        bars.append((section, f"{step.mark} {step.name}", round(step.start * 1000), round(step.end * 1000)))
+        section = redact(step.name) if step.depth == 0 else section
+        start, end = (round((at - log.started) * 1000) for at in (step.start, step.end))
+        bars.append((section, f"{step.mark} {redact(step.name)}", start, end))
     with Path(path).open("a", encoding="utf-8") as stream:
         stream.write(f"### {name}\n\n{gantt(f'{name}, {seconds(log.elapsed)}', bars)}\n\n")
 

@@ -1,6 +1,6 @@
 """What a person sees: steps with times, download bars, build lines, tables.
 
-On a terminal rich draws bars; elsewhere (CI, a pipe) the same facts come as plain lines. On GitHub steps fold.
+On a terminal rich draws bars; elsewhere (CI, a pipe) the same facts are logged as plain lines. On GitHub steps fold.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _SILENCE = 5.0  # seconds without a line, after which the running step is named again
 _PLAIN_EVERY = 3.0  # seconds between two plain lines about one running transfer
+_UNITS = (("kB", 10**3), ("MB", 10**6), ("GB", 10**9))
 
-
-# What must not be shown, and what is shown in its place. The words of others are printed too (a server's answer, an
+# What must not be shown, and what is shown in its place. Messages of others are printed too (a server's answer, an
 # exception of a library), so this looks at the text and not at where it comes from.
 _HIDDEN = (
     (
@@ -61,39 +61,33 @@ class Transfer(Protocol):
         """The whole is `count` bytes."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Step:
-    """A running step; `mark` is what its last line begins with: ✗ for one that failed without an exception."""
-
-    mark = "✓"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """A step that has ended."""
+    """A step of the work, running or ended."""
 
     name: str
-    depth: int  # 0: it stood in no other
-    start: float  # seconds since the log began
-    end: float
-    mark: str
+    depth: int  # 0: it is in no other step
+    start: float  # time.monotonic
+    end: float = 0.0
+    mark: str = "✓"  # what its last line begins with: ✗ for one that failed, also without an exception
 
 
 class Log:
-    """The one place that prints. `stream` is for tests; None means standard error.
+    """The one place that prints, to standard error.
 
     Standard output is kept for what a command was asked to print (a plan, a JSON matrix).
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._console: Console | None = None
         self._github = os.environ.get("GITHUB_ACTIONS") == "true"
         self._threads = threading.local()
-        self._open: list[tuple[str, float]] = []  # running steps: name, start; the innermost last
-        self._said = time.monotonic()
-        self._heart: threading.Thread | None = None
-        self.done: list[Done] = []  # in the order of their ends
+        self._open: list[Step] = []  # the innermost last
+        self._logged = time.monotonic()
+        self._watcher: threading.Thread | None = None
+        self.done: list[Step] = []  # in the order of their ends
 
     @property
     def _depth(self) -> int:
@@ -119,7 +113,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """One line, at the depth of the running step."""
-        self._said = time.monotonic()
+        self._logged = time.monotonic()
         if not self.quiet:
             self.console.print("  " * self._depth + redact(text), markup=False)
 
@@ -137,64 +131,51 @@ class Log:
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:
-        """A named part of the work; its time is told at the end, also when it fails."""
+        """A named part of the work; its time is logged at the end, also when it fails."""
         top = self._depth == 0
         if top and self._github:
             print(f"::group::{redact(name)}", file=sys.stderr, flush=True)
         self.say(f"▶ {name}")
+        step = Step(name=name, depth=self._depth, start=time.monotonic())
         self._depth += 1
-        started = time.monotonic()
-        self._open.append((name, started))
-        self._beat()
-        step = Step()
+        self._open.append(step)
+        if self._watcher is None and not self.quiet:
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
         try:
             yield step
         except BaseException:
             step.mark = "✗"
             raise
         finally:
-            self._open.remove((name, started))
+            self._open.remove(step)
             self._depth -= 1
-            ended = time.monotonic()
-            self.say(f"{step.mark} {name} · {seconds(ended - started)}")
-            self.done.append(
-                Done(
-                    name=redact(name),
-                    depth=self._depth,
-                    start=started - self._started,
-                    end=ended - self._started,
-                    mark=step.mark,
-                )
-            )
+            step.end = time.monotonic()
+            self.say(f"{step.mark} {name} · {seconds(step.end - step.start)}")
+            self.done.append(step)
             if top and self._github:
                 print("::endgroup::", file=sys.stderr, flush=True)
 
-    def _beat(self) -> None:
-        """Start the thread that breaks long silences: a person should see that the work goes on."""
-        if self._heart is None and not self.quiet:
-            self._heart = threading.Thread(target=self._watch, daemon=True)
-            self._heart.start()
-
     def _watch(self) -> None:
+        """Break long silences: a person should see that the work continues."""
         while True:
             time.sleep(1)
             running = self._open[-1:]
-            if running and time.monotonic() - self._said >= _SILENCE:
-                name, started = running[0]
-                self.say(f"… {name} goes on, {seconds(time.monotonic() - started)}")
+            if running and time.monotonic() - self._logged >= _SILENCE:
+                self.say(f"… {running[0].name} goes on, {seconds(time.monotonic() - running[0].start)}")
 
     @contextmanager
     def transfers(self, files: int = 0) -> Iterator[Transfers]:
         """Room for several transfers: bars on a terminal, else plain lines; a total too if `files` are several."""
-        if not self.quiet and self.console.is_terminal:
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        name = f"all {files} files" if files > 1 else None
+        if self.quiet or not self.console.is_terminal:
+            yield Transfers(self, None, name)
+            return
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            with Progress(*columns, console=self.console, transient=False) as progress:
-                whole = _BarTransfer(progress, f"all {files} files", 0, None) if files > 1 else None
-                yield Transfers(self, progress, whole)
-        else:
-            yield Transfers(self, None, _PlainTransfer(self, f"all {files} files", 0, None) if files > 1 else None)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=self.console) as bars:
+            yield Transfers(self, bars, name)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of text."""
@@ -210,88 +191,60 @@ class Log:
     @property
     def elapsed(self) -> float:
         """Seconds since this log was made."""
-        return time.monotonic() - self._started
-
-
-class _Whole(Transfer, Protocol):
-    """The sum of several transfers."""
-
-    def more(self, count: int) -> None:
-        """`count` more bytes are to come."""
+        return time.monotonic() - self.started
 
 
 class Transfers:
     """Starts the bars of `Log.transfers`. Thread-safe as far as rich is: one transfer per thread."""
 
-    def __init__(self, log: Log, progress: Progress | None, whole: _Whole | None) -> None:
+    def __init__(self, log: Log, bars: Progress | None, name: str | None) -> None:
         self._log = log
-        self._progress = progress
-        self._whole = whole
+        self._bars = bars
+        self._whole = _Shown(log, bars, name, total=0) if name else None
 
     def start(self, name: str, total: int | None) -> Transfer:
         """A new transfer of `total` bytes (None: not known yet)."""
         if self._whole is not None and total is not None:
-            self._whole.more(total)
-        if self._progress is None:
-            return _PlainTransfer(self._log, name, total, self._whole)  # it says its lines through the log
-        return _BarTransfer(self._progress, redact(name), total, self._whole)
+            self._whole.grow(total)
+        return _Shown(self._log, self._bars, name, total=total, whole=self._whole)
 
 
-class _BarTransfer:
-    """A bar; one of many goes away when it is full, for a terminal has fewer lines than a lock has files."""
+class _Shown:
+    """A transfer, or the sum of several: a bar, or lines. Without bars only the sum is logged."""
 
-    def __init__(self, progress: Progress, name: str, total: int | None, whole: _Whole | None) -> None:
-        self._progress = progress
-        self._task = progress.add_task(name, total=total)
-        self._total = total
-        self._done = 0
-        self._whole = whole
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        self._progress.advance(self._task, count)
-        if self._whole is not None:
-            self._whole.advance(count)
-            self._progress.update(self._task, visible=self._done != self._total)
-
-    def total(self, count: int) -> None:
-        if self._whole is not None and self._total is None:
-            self._whole.more(count)
-        self._total = count
-        self._progress.update(self._task, total=count)
-
-    def more(self, count: int) -> None:
-        self.total((self._total or 0) + count)
-
-
-class _PlainTransfer:
-    """Lines; of many transfers only the whole tells them."""
-
-    def __init__(self, log: Log, name: str, total: int | None, whole: _Whole | None) -> None:
+    def __init__(
+        self, log: Log, bars: Progress | None, name: str, *, total: int | None, whole: _Shown | None = None
+    ) -> None:
         self._log = log
+        self._bars = bars
+        self._bar = bars.add_task(redact(name), total=total) if bars else None
         self._name = name
         self._total = total
         self._whole = whole
         self._done = 0
-        self._told = time.monotonic()
+        self._logged = time.monotonic()
 
     def advance(self, count: int) -> None:
         self._done += count
         if self._whole is not None:
             self._whole.advance(count)
-            return
-        now = time.monotonic()
-        if now - self._told >= _PLAIN_EVERY:
-            self._told = now
+        if self._bars is not None and self._bar is not None:
+            # One of many goes away when it is full, because a terminal has fewer lines than a lock has files.
+            self._bars.update(self._bar, advance=count, visible=self._whole is None or self._done != self._total)
+        elif self._whole is None and time.monotonic() - self._logged >= _PLAIN_EVERY:
+            self._logged = time.monotonic()
             of = f" of {size(self._total)}" if self._total else ""
             self._log.say(f"{self._name}: {size(self._done)}{of}")
 
     def total(self, count: int) -> None:
         if self._whole is not None and self._total is None:
-            self._whole.more(count)
+            self._whole.grow(count)
         self._total = count
+        if self._bars is not None and self._bar is not None:
+            self._bars.update(self._bar, total=count)
 
-    def more(self, count: int) -> None:
+    def grow(self, count: int) -> None:
+        """Add bytes that are to come."""
         self.total((self._total or 0) + count)
 
 
@@ -299,12 +252,8 @@ def size(count: int) -> str:
     """Bytes for people: 1,234,567 → `1.2 MB` (decimal, as registries and vendors count)."""
     if count < 1000:
         return f"{count} B"
-    value = float(count)
-    for unit in ("kB", "MB", "GB"):
-        value /= 1000
-        if value < 1000 or unit == "GB":
-            return f"{value:.1f} {unit}"
-    raise AssertionError("unreachable")
+    unit, value = next((unit, count / limit) for unit, limit in _UNITS if count < 1000 * limit or unit == "GB")
+    return f"{value:.1f} {unit}"
 
 
 def seconds(value: float) -> str:
