@@ -10,6 +10,7 @@ import yaml
 
 from pipeline import components
 from pipeline.core.errors import IntentError
+from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.inputs import versions
 from pipeline.inputs.evidence import Grade
@@ -33,9 +34,10 @@ def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
     assert set(properties["mirrors"]["properties"]) == set(versions.MIRRORED)
     assert set(properties["witnesses"]["properties"]) == set(versions.WITNESSED)
     assert set(properties["policy"]["properties"]) == {"default", "base", "packages", *components.COMPONENTS}
-    assert properties["policy"]["properties"]["default"]["enum"] == list(Grade)
+    assert SCHEMA["$defs"]["grade"]["enum"] == list(Grade)
+    assert set(properties["platforms"]["items"]["enum"]) == set(Platform)
     assert set(properties["variants"]["items"]["enum"]) == set(Variant) - {Variant.IMAGE}
-    assert set(properties["cooldown"]["anyOf"][1]["properties"]) == {"default", *components.COMPONENTS}
+    assert set(properties["cooldown"]["then"]["properties"]) == {"default", *components.COMPONENTS}
     for name, pattern in ((one.name, one.asked) for one in components.COMPONENTS.values()):
         assert properties["components"]["properties"][name]["pattern"] == f"^({pattern})$"
 

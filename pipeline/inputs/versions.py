@@ -1,27 +1,32 @@
-"""versions.yaml: what people ask for, read strictly.
+"""versions.yaml: what people ask for, read by versions.schema.json.
 
 Every scalar is text (YAML would turn an unquoted 1.30 into a number), equal keys and unknown keys are mistakes, and
-all mistakes are told at once, each with its line.
+all mistakes are reported at once, each with its line.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
 
-from pipeline.components import COMPONENTS
+from pipeline.components import COMPONENTS, is_exact
 from pipeline.core.errors import IntentError
 from pipeline.core.names import Digest, ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant, write_text
 from pipeline.inputs.evidence import DEFAULT, Grade
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.protocols import Validator
 
 ORIGINS = ("docker", "github", "github-api", "k3s-channels", "kubernetes", "debian", "debian-security")
 # What may have mirrors: the origins, and the base image (an OCI layout behind a plain file server).
@@ -39,11 +44,9 @@ UPSTREAM = {
 }
 _GITHUB_API = "https://api.github.com"  # only where `github` is GitHub itself; a copy of its files has no such API
 
-_PACKAGE = r"[a-z0-9][a-z0-9+.-]+"  # deb-control(5), Package
+SCHEMA = Path(__file__).parents[2] / "versions.schema.json"
 
-
-_DAYS = r"[0-9]{1,3}"
-_BASE_URL = r"https?://[^@?#\s]+"  # a query or a fragment is no part of a base URL; a query may hold a token
+Keys = tuple[str | int, ...]  # from the top of the document to one of its parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,20 +131,21 @@ def parse(text: str, where: str) -> Intent:
 
     Raises IntentError that lists every mistake with its line.
     """
+    document = _Document(where)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        plain = document.read(root, ()) if root else None
     except RecursionError:
         raise IntentError(f"{where}: not YAML that a person writes: too many levels") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{where}:{mark.line + 1}" if mark else where
         raise IntentError(f"{line}: not YAML: {getattr(error, 'problem', error)}") from None
-    reader = _Reader(where)
-    intent = reader.intent(root)
-    if reader.mistakes or intent is None:
-        first, *rest = reader.mistakes or [f"{where}: empty"]
-        raise IntentError("\n".join([first, *rest]), next_step="docs/versions.md tells what each key takes")
-    return intent
+    document.check(plain)
+    if plain is None or document.mistakes:
+        mistakes = [text for _, text in sorted(document.mistakes)] or [f"{where}: empty"]
+        raise IntentError("\n".join(dict.fromkeys(mistakes)), next_step="docs/versions.md tells what each key takes")
+    return _intent(plain)
 
 
 def render(intent: Intent) -> str:
@@ -165,16 +169,14 @@ def render(intent: Intent) -> str:
         "upstream": dict(intent.upstream),
         "mirrors": {origin: list(bases) for origin, bases in intent.mirrors.items()},
     }
-    if intent.witnesses:
-        document["witnesses"] = {origin: list(bases) for origin, bases in intent.witnesses.items()}
-    if intent.cooldown:
-        document["cooldown"] = dict(intent.cooldown)
-    if intent.known_fixes:
-        document["known-fixes"] = [vars(fix) for fix in intent.known_fixes]
-    if intent.variants:
-        document["variants"] = [variant.value for variant in intent.variants]
-    if intent.policy:
-        document["policy"] = {key: grade.value for key, grade in intent.policy.items()}
+    optional: dict[str, object] = {
+        "witnesses": {origin: list(bases) for origin, bases in intent.witnesses.items()},
+        "cooldown": dict(intent.cooldown),
+        "known-fixes": [vars(fix) for fix in intent.known_fixes],
+        "variants": [variant.value for variant in intent.variants],
+        "policy": {key: grade.value for key, grade in intent.policy.items()},
+    }
+    document |= {key: value for key, value in optional.items() if value}
     return yaml.safe_dump(document, sort_keys=False, width=120)
 
 
@@ -183,200 +185,145 @@ def write(path: Path, intent: Intent) -> None:
     write_text(path, render(intent))
 
 
-class _Reader:
-    """Walks the nodes and collects mistakes instead of stopping at the first."""
+class _Document:
+    """The lines of a document's parts, and its mistakes."""
 
     def __init__(self, where: str) -> None:
-        self.where = where
-        self.mistakes: list[str] = []
+        self._where = where
+        self._lines: dict[Keys, int] = {}
+        self.mistakes: list[tuple[int, str]] = []  # line, message
 
-    def wrong(self, node: yaml.Node, text: str) -> None:
-        self.mistakes.append(f"{self.where}:{node.start_mark.line + 1}: {text}")
-
-    def mapping(
-        self, node: yaml.Node | None, what: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
-    ) -> dict[str, yaml.Node]:
-        """A mapping's nodes by key; unknown, repeated and missing keys are mistakes."""
+    def read(self, node: yaml.Node, keys: Keys) -> Any:
+        """Return a part as plain data; equal keys are mistakes."""
+        self._lines.setdefault(keys, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(entry, (*keys, number)) for number, entry in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
-            if node is not None:
-                self.wrong(node, f"{what}: expected keys and values")
-            return {}
-        found: dict[str, yaml.Node] = {}
-        known = (*required, *optional)
+            return str(node.value).strip()
+        plain: dict[str, Any] = {}
         for key, value in node.value:
             name = str(key.value)
-            if name in found:
-                self.wrong(key, f"{what}: {name!r} stands here twice")
-            elif name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                self.wrong(key, f"{what}: unknown key {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-            found[name] = value
-        for name in required:
-            if name not in found:
-                self.wrong(node, f"{what}: {name!r} is missing")
-        return found
+            self._lines[*keys, name] = key.start_mark.line + 1
+            if name in plain:
+                self._wrong((*keys, name), f"{_name(keys)}: {name!r} stands here twice")
+            plain[name] = self.read(value, (*keys, name))
+        return plain
 
-    def text(self, node: yaml.Node | None, what: str, pattern: str = r".+", expected: str = "some text") -> str:
-        """A scalar as it is written."""
-        if node is None:
-            return ""
-        if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(pattern, node.value.strip(), re.ASCII):
-            found = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or keys and values"
-            self.wrong(node, f"{what}: expected {expected}, found {found}")
-            return ""
-        return str(node.value).strip()
+    def check(self, plain: Any) -> None:
+        """Add what the schema finds wrong, and what a schema cannot say."""
+        if plain is None:
+            return
+        for error in _validator().iter_errors(plain):
+            keys = tuple(error.absolute_path)
+            for key, text in _messages(error, _name(keys)):
+                self._wrong((*keys, key) if key else keys, text)
+        if not self.mistakes:
+            for number, fix in enumerate(plain.get("known-fixes", ())):
+                component, version = fix["component"], fix["version"]
+                if not is_exact(component, version):
+                    text = f"known fix of {component}: expected an exact version, found {version!r}"
+                    self._wrong(("known-fixes", number, "version"), text)
 
-    def items(self, node: yaml.Node | None, what: str, read: Callable[[yaml.Node, str], str]) -> tuple[str, ...]:
-        """A list without repetition."""
-        if node is None:
-            return ()
-        if not isinstance(node, yaml.SequenceNode) or not node.value:
-            self.wrong(node, f"{what}: expected a list with at least one entry")
-            return ()
-        found: list[str] = []
-        for entry in node.value:
-            value = read(entry, what)
-            if value and value in found:
-                self.wrong(entry, f"{what}: {value!r} stands here twice")
-            found.append(value)
-        return tuple(value for value in found if value)
+    def _wrong(self, keys: Keys, text: str) -> None:
+        line = self._lines[keys]
+        self.mistakes.append((line, f"{self._where}:{line}: {text}"))
 
-    def mirror(self, node: yaml.Node, what: str) -> str:
-        """A base URL, or a folder: httpx takes a URL without a host for a relative one, so it gets its long form."""
-        if isinstance(node, yaml.ScalarNode) and node.value.strip().startswith("file:"):
-            text = self.text(node, what, r"file://(localhost)?/\S+", "file:///… with an absolute path").rstrip("/")
-            return text.replace("file:///", "file://localhost/", 1)  # RFC 8089, 2
-        return self.url(node, what)
 
-    def url(self, node: yaml.Node, what: str) -> str:
-        expected = "an http or https URL without credentials and query; credentials are the client's matter (netrc)"
-        text = self.text(node, what, _BASE_URL, expected).rstrip("/")
-        try:
-            parts = urlsplit(text)
-            good = not text or bool(parts.hostname and (parts.port is None or parts.port > 0))
-        except ValueError:
-            good = False
-        if not good:
-            self.wrong(node, f"{what}: expected {expected}, found {text!r}")
-        return text
+def _name(keys: Keys) -> str:
+    """What a part is called in messages: its innermost key."""
+    return next((key for key in reversed(keys) if isinstance(key, str)), "versions.yaml")
 
-    def days(self, node: yaml.Node | None) -> dict[str, int]:
-        """`cooldown`: one number of days for all, or numbers by component."""
-        if node is None:
-            return {}
-        one = isinstance(node, yaml.ScalarNode)
-        entries = {DEFAULT: node} if one else self.mapping(node, "cooldown", (), (DEFAULT, *COMPONENTS))
-        texts = {key: self.text(entry, f"cooldown of {key}", _DAYS, "days, 0 to 999") for key, entry in entries.items()}
-        return {key: int(text) for key, text in texts.items() if text}
 
-    def fixes(self, node: yaml.Node | None) -> tuple[KnownFix, ...]:
-        """`known-fixes`: a list of component, version and reason."""
-        if node is None:
-            return ()
-        if not isinstance(node, yaml.SequenceNode):
-            self.wrong(node, "known-fixes: expected a list of component, version and reason")
-            return ()
-        found = []
-        for entry in node.value:
-            keys = self.mapping(entry, "known-fixes", ("component", "version", "reason"))
-            component = self.text(keys.get("component"), "component", "|".join(COMPONENTS), "a component")
-            fitting = COMPONENTS[component].exact if component in COMPONENTS else ".+"
-            version = self.text(keys.get("version"), f"known fix of {component}", fitting, "an exact version")
-            reason = self.text(keys.get("reason"), "reason", r"\S[^\n]*", "one line that says what it mends")
-            found.append(KnownFix(component=component, version=version, reason=reason))
-        return tuple(found)
+def _messages(error: ValidationError, name: str) -> Iterator[tuple[str, str]]:
+    """Yield key and message of the mistakes in a part; an empty key: the part itself."""
+    known: Mapping[str, Any] = error.schema.get("properties", {})
+    match error.validator:
+        case "additionalProperties":
+            for key in error.instance.keys() - known.keys():
+                near = difflib.get_close_matches(key, known, 1)
+                yield key, f"{name}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        case "required":
+            for key in error.validator_value:
+                if key not in error.instance:
+                    yield "", f"{name}: {key!r} is missing"
+        case "uniqueItems":
+            twice = [entry for number, entry in enumerate(error.instance) if entry in error.instance[:number]]
+            yield "", f"{name}: {twice[0]!r} stands here twice"
+        case "format":
+            yield "", f"{name}: {error.cause}"
+        case _:
+            expected = error.schema.get("title") or {
+                "enum": f"one of {', '.join(map(str, error.schema.get('enum', ())))}",
+                "array": "a list with at least one entry",
+                "object": "keys and values",
+            }.get(error.schema.get("type", "enum"), "some text")
+            found = repr(error.instance) if isinstance(error.instance, str) else "a list or keys and values"
+            yield "", f"{name}: expected {expected}, found {found}"
 
-    def grades(self, node: yaml.Node | None) -> dict[str, Grade]:
-        """`policy`: the least grade by component."""
-        entries = self.mapping(node, "policy", (), (DEFAULT, *COMPONENTS, "base", "packages"))
-        texts = {
-            key: self.text(entry, f"policy of {key}", "|".join(Grade), f"one of {', '.join(Grade)}")
-            for key, entry in entries.items()
-        }
-        return {key: Grade(text) for key, text in texts.items() if text}
 
-    def image(self, node: yaml.Node, what: str) -> str:
-        text = self.text(node, what)
-        try:
-            _, tag, digest = ImageName.parse(text)
-        except ValueError as error:
-            self.wrong(node, f"{what}: {error}")
-            return ""
-        if what == "base" and (not tag or digest):
-            self.wrong(node, "base: expected a name with a tag; its digest is the lock's matter")
-        if what != "base" and (tag or digest):
-            self.wrong(node, f"{what}: expected a name without a tag; tags come from the versions")
-        return text
+@functools.cache
+def _validator() -> Validator:
+    """The schema with the formats that it names; importing jsonschema takes a while."""
+    from jsonschema import Draft202012Validator, FormatChecker
 
-    def intent(self, root: yaml.Node | None) -> Intent | None:
-        if root is None:
-            return None
-        top = self.mapping(
-            root,
-            "versions.yaml",
-            ("schema", "image", "platforms", "components", "base", "packages"),
-            ("upstream", "mirrors", "witnesses", "cooldown", "known-fixes", "policy", "variants"),
-        )
-        self.text(top.get("schema"), "schema", "1", "1, the only format there is")
-        image = self.mapping(top.get("image"), "image", ("names", "title", "description", "source", "licenses"))
-        names = self.items(image.get("names"), "image names", self.image)
-        platforms = self.items(
-            top.get("platforms"),
-            "platforms",
-            lambda node, what: self.text(node, what, "|".join(Platform), f"one of {', '.join(Platform)}"),
-        )
-        variants = self.items(
-            top.get("variants"),
-            "variants",
-            lambda node, what: self.text(node, what, Variant.AIRGAP, f"{Variant.AIRGAP}, the only one there is"),
-        )
-        asked = self.mapping(top.get("components"), "components", tuple(COMPONENTS))
-        components = {
-            name: self.text(
-                asked.get(name), name, COMPONENTS[name].asked, "an exact version or a channel (docs/versions.md)"
-            )
-            for name in COMPONENTS
-        }
-        base = self.image(top["base"], "base") if "base" in top else ""
-        packages = self.mapping(top.get("packages"), "packages", ("suites", "install"))
-        archives = self.mapping(packages.get("suites"), "suites", ("debian",), ("debian-security",))
-        suites = {
-            archive: self.items(node, archive, lambda node, what: self.text(node, what, r"[a-z][a-z-]*", "a suite"))
-            for archive, node in archives.items()
-        }
-        install = self.items(
-            packages.get("install"),
-            "install",
-            lambda node, what: self.text(node, what, _PACKAGE, "the name of a Debian package"),
-        )
-        bases = self.mapping(top.get("upstream"), "upstream", (), ORIGINS)
-        upstream = {**UPSTREAM, **{origin: self.url(node, origin) for origin, node in bases.items()}}
-        listed = self.mapping(top.get("mirrors"), "mirrors", (), MIRRORED)
-        mirrors = {origin: self.items(node, origin, self.mirror) for origin, node in listed.items()}
-        others = self.mapping(top.get("witnesses"), "witnesses", (), WITNESSED)
-        witnesses = {origin: self.items(node, origin, self.url) for origin, node in others.items()}
-        cooldown, fixes = self.days(top.get("cooldown")), self.fixes(top.get("known-fixes"))
-        policy = self.grades(top.get("policy"))
-        if self.mistakes:
-            return None
-        texts = {key: self.text(image[key], key) for key in ("title", "description", "licenses")}
-        source = self.url(image["source"], "source")
-        if self.mistakes:
-            return None
-        return Intent(
-            names=tuple(ImageName.parse(name)[0] for name in names),
-            **texts,
-            source=source,
-            platforms=tuple(sorted(Platform(name) for name in platforms)),
-            components=components,
-            base=base,
-            suites=suites,
-            packages=tuple(sorted(install)),
-            upstream=upstream,
-            mirrors=mirrors,
-            witnesses=witnesses,
-            cooldown=cooldown,
-            known_fixes=fixes,
-            variants=tuple(Variant(name) for name in variants),
-            policy=policy,
-        )
+    formats = FormatChecker(formats=())
+    formats.checks("base-url", raises=ValueError)(_is_base_url)
+    formats.checks("image-name", raises=ValueError)(functools.partial(_is_image, tagged=False))
+    formats.checks("image-with-tag", raises=ValueError)(functools.partial(_is_image, tagged=True))
+    return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")), format_checker=formats)
+
+
+def _is_base_url(text: object) -> bool:
+    """Whether host and port can be; raises ValueError. The rest is the schema's pattern."""
+    try:
+        parts = urlsplit(str(text))
+        good = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"expected an http or https URL, found {text!r}")
+    return True
+
+
+def _is_image(text: object, *, tagged: bool) -> bool:
+    """Whether it is an image's name, with a tag or without; raises ValueError."""
+    _, tag, digest = ImageName.parse(str(text))
+    if tagged and (not tag or digest):
+        raise ValueError("expected a name with a tag; its digest is the lock's matter")
+    if not tagged and (tag or digest):
+        raise ValueError("expected a name without a tag; tags come from the versions")
+    return True
+
+
+def _intent(plain: Mapping[str, Any]) -> Intent:
+    """The intent of a document without mistakes."""
+    image, packages, cooldown = plain["image"], plain["packages"], plain.get("cooldown", {})
+    days = cooldown if isinstance(cooldown, dict) else {DEFAULT: cooldown}
+    return Intent(
+        names=tuple(ImageName.parse(name)[0] for name in image["names"]),
+        title=image["title"],
+        description=image["description"],
+        source=_base_url(image["source"]),
+        licenses=image["licenses"],
+        platforms=tuple(sorted(map(Platform, plain["platforms"]))),
+        components={name: plain["components"][name] for name in COMPONENTS},
+        base=plain["base"],
+        suites={archive: tuple(suites) for archive, suites in packages["suites"].items()},
+        packages=tuple(sorted(packages["install"])),
+        upstream={**UPSTREAM, **{origin: _base_url(url) for origin, url in plain.get("upstream", {}).items()}},
+        mirrors=_base_urls(plain.get("mirrors", {})),
+        witnesses=_base_urls(plain.get("witnesses", {})),
+        cooldown={key: int(text) for key, text in days.items()},
+        known_fixes=tuple(KnownFix(**fix) for fix in plain.get("known-fixes", ())),
+        variants=tuple(map(Variant, plain.get("variants", ()))),
+        policy={key: Grade(text) for key, text in plain.get("policy", {}).items()},
+    )
+
+
+def _base_url(text: str) -> str:
+    """A base URL; httpx takes one without a host for a relative one, so a folder gets its long form (RFC 8089, 2)."""
+    return text.rstrip("/").replace("file:///", "file://localhost/", 1)
+
+
+def _base_urls(listed: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {origin: tuple(map(_base_url, urls)) for origin, urls in listed.items()}
