@@ -112,7 +112,7 @@ class Booted:
             time.sleep(0.2)
 
     def ready(self, what: str, limit: float) -> str:
-        """`wait-ready` inside. In slices, since the container may end; on a slow engine in few: an exec costs it much."""
+        """`wait-ready` inside, in slices, since the container may end; in few on a slow engine: an exec takes long."""
         span = f"{min(4 * self._patience, 60):.0f}"
 
         def ask() -> str | None:
