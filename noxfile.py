@@ -175,12 +175,14 @@ def acceptance(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff, mypy, import-linter, shellcheck, shfmt, hadolint, yamllint; actionlint, zizmor, schemas for .github."""
+    """ruff, mypy, import-linter, pylint (duplicates), codespell, shell, Dockerfile, YAML; schemas for .github."""
     session.install("--quiet", "--require-hashes", "-r", "requirements/lint.txt")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
     session.run("lint-imports")
+    session.run("pylint", "pipeline", "tests", "rootfs/usr/local/lib/dind-k3s/dind_k3s")
+    session.run("codespell")
     session.run("python", "-m", "tests.shell_files", "shellcheck", "--external-sources")
     session.run("python", "-m", "tests.shell_files", "shfmt", "-i", "2", "-ci", "-d")
     session.run("hadolint", "Dockerfile")
