@@ -42,6 +42,7 @@ from pipeline.oci import github_packages
 from pipeline.oci.registry import Credentials, Registry
 from pipeline.publish import notes, published, pull, push, retention, rollback, scan, sign, tag, verify
 from pipeline.resolve import resolve
+from pipeline.resolve.origins import Origins
 from pipeline.signing import bundle, signature
 from pipeline.signing.bundle import Trust
 from pipeline.signing.signer import KeySigner, keyless
@@ -146,7 +147,7 @@ class Run:
             previous = self._previous()
             made = self._resolved(previous)
             self._check(made)
-            for line in resolve.diff(previous, made):
+            for line in changes.lines(previous, made):
                 self.log.say(line)
             return self._write(made, check=check)
 
@@ -171,7 +172,9 @@ class Run:
 
     def _resolved(self, previous: Lock | None) -> Lock:
         """What the origins give; what is known to be inside of unchanged files is kept."""
-        made = resolve.run(self.intent, previous, self.client, self.registry, self.log, self.cache, token=self.token)
+        origins = Origins(self.intent, self.client, self.log, token=self.token)
+        system = resolve.System(intent=self.intent, registry_for=self.registry, cache=self.cache, log=self.log)
+        made = resolve.run(origins, system, previous, self.cache)
         return replace(made, embedded=embedded.kept(previous, made))
 
     def _write(self, made: Lock, *, check: bool = False) -> bool:

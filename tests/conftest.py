@@ -96,8 +96,8 @@ def _no_docker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
     """A network of vendors, each with a release that is complete; apt and the base image are handed in."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: BASE)
-    monkeypatch.setattr(resolve, "_packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
+    monkeypatch.setattr(resolve.System, "base", lambda _: BASE)
+    monkeypatch.setattr(resolve.System, "packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
     monkeypatch.setattr(transport, "PAUSES", ())
     made = Vendors(cache=tmp_path)
     made.log = Log()

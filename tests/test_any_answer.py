@@ -265,7 +265,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         cache = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(cache / "xdg"))
-        patch.setattr(resolve, "_packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
+        patch.setattr(resolve.System, "packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
         patch.setattr(transport, "PAUSES", ())
         yield World(cache)
 

@@ -48,7 +48,7 @@ FILES = (*COMPONENTS, components.AIRGAP)
 @pytest.fixture(scope="module")
 def chosen(origins: Origins) -> dict[str, str]:
     """Component → version; k3s's system images have k3s's."""
-    found = channels.choose(origins, None, Log(), datetime.now(UTC))
+    found = channels.choose(origins, None, datetime.now(UTC))
     return {**found, components.AIRGAP: found["k3s"]}
 
 
@@ -154,9 +154,8 @@ def test_the_committed_lock_is_what_upstream_publishes(origins: Origins, tmp_pat
     committed = lock.parse((ROOT / "versions.lock.yaml").read_text(encoding="utf-8"), "versions.lock.yaml")
     (tmp_path / "sha256").mkdir()
     with Log().transfers() as transfers:
-        witnesses = Witnesses(
-            origins=origins, cache=tmp_path, log=Log(), transfers=transfers, today=datetime.now(UTC).date().isoformat()
-        )
+        today = datetime.now(UTC).date().isoformat()
+        witnesses = Witnesses(origins=origins, cache=tmp_path, transfers=transfers, today=today)
         for file in committed.artifacts:
             if file.platform == platform:
                 there = witnesses.file(file.component, file.version, platform, None)

@@ -52,21 +52,22 @@ Description: in the base image
 """
 
 
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An unsigned repository; apt is told to trust it, which the pipeline itself never does."""
-    root = tmp_path / "debian"
-    for suite, packages in SUITES.items():
-        publish(root, suite, packages)
-    configure = debian._configure
+class Trusting(debian.Solver):
+    """apt is told to trust an unsigned repository, which the pipeline itself never does."""
 
-    def trusting(*arguments: object) -> Path:
-        path = configure(*arguments)  # type: ignore[arg-type]
+    def configure(self, suites: Mapping[str, tuple[str, ...]], folder: Path) -> Path:
+        path = super().configure(suites, folder)
         sources = path.with_name("sources.list")
         sources.write_text(re.sub(r"signed-by=\S*\]", "trusted=yes]", sources.read_text()))
         return path
 
-    monkeypatch.setattr(debian, "_configure", trusting)
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """An unsigned repository."""
+    root = tmp_path / "debian"
+    for suite, packages in SUITES.items():
+        publish(root, suite, packages)
     return root
 
 
@@ -97,15 +98,16 @@ BASE = debian.BaseSystem(status=STATUS.encode(), keyrings={"debian-archive-keyri
 
 
 def solve(repository: Path, tmp_path: Path, *packages: str) -> list[str]:
-    return told(debian.solve(asked(*packages), Platform.ARM64, BASE, tmp_path / "apt", local(repository)))
+    return told(solver(repository, tmp_path, asked(*packages)).packages())
 
 
 def guest(repository: Path, tmp_path: Path, *suites: str) -> list[str]:
-    return told(debian.guest(asked(suites=suites), Platform.ARM64, BASE, tmp_path / "apt", local(repository)))
+    return told(solver(repository, tmp_path, asked(suites=suites)).guest())
 
 
-def local(repository: Path) -> dict[str, str]:
-    return {"debian": f"file://{repository}"}
+def solver(repository: Path, tmp_path: Path, intent: Intent) -> debian.Solver:
+    upstream = {"debian": f"file://{repository}"}
+    return Trusting(intent=intent, platform=Platform.ARM64, base=BASE, folder=tmp_path / "apt", upstream=upstream)
 
 
 def asked(*packages: str, suites: tuple[str, ...] = ("trixie",)) -> Intent:

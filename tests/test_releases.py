@@ -13,7 +13,6 @@ from pipeline.core.records import Variant
 from pipeline.inputs import changes, lock
 from pipeline.inputs.evidence import Grade
 from pipeline.inputs.versions import UPSTREAM, KnownFix
-from pipeline.resolve import resolve
 from tests import vendors as fake
 from tests.vendors import CHANNELS, Given, Vendors, times
 
@@ -309,7 +308,7 @@ def test_a_lock_gets_them_when_they_are_asked_for(vendors: Vendors) -> None:
     before = vendors.resolve()
     made = vendors.resolve(before, replace(vendors.intent, variants=(Variant.AIRGAP,)))
     assert before.airgap == ()
-    assert resolve.diff(before, made) == [
+    assert changes.lines(before, made) == [
         *(f"system images k3s-airgap-images ({arch}): nothing → {AIRGAP}" for arch in ("amd64", "arm64")),
     ]
     told = changes.markdown(before, made, ())

@@ -14,12 +14,13 @@ from pipeline.core.errors import DigestMismatch, Incompatible, UpstreamError
 from pipeline.core.log import Log
 from pipeline.core.platforms import Platform
 from pipeline.http import transport
-from pipeline.inputs import lock
+from pipeline.inputs import changes, lock
 from pipeline.inputs.evidence import Evidence, Grade
 from pipeline.inputs.lock import Base, Lock
 from pipeline.inputs.versions import Intent
 from pipeline.rehearsal import origin
 from pipeline.resolve import resolve
+from pipeline.resolve.origins import Origins
 from tests.examples import INTENT, PUBLISHED, artifact, digest
 
 CHANNELS = {"docker": "latest", "buildx": "latest", "compose": "2", "k3s": "stable", "kubectl": "k3s"}
@@ -52,22 +53,19 @@ class Upstream:
         return self.folder / origin.HOSTS[key] / below
 
     def resolve(self, previous: Lock | None = None, intent: Intent | None = None) -> Lock:
-        return resolve.run(
-            intent or self.intent,
-            previous,
-            self.client,
-            lambda name: pytest.fail(str(name)),
-            Log(quiet=True),
-            self.folder,
+        intent, log = intent or self.intent, Log(quiet=True)
+        system = resolve.System(
+            intent=intent, registry_for=lambda name: pytest.fail(str(name)), cache=self.folder, log=log
         )
+        return resolve.run(Origins(intent, self.client, log), system, previous, self.folder)
 
 
 @pytest.fixture
 def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
     base = Base(image=INTENT.base, digest=digest("base"), evidence=PUBLISHED)
-    monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: base)
+    monkeypatch.setattr(resolve.System, "base", lambda _: base)
     packages = (artifact("iptables", Platform.AMD64),), (artifact("busybox-static", Platform.AMD64),)
-    monkeypatch.setattr(resolve, "_packages", lambda *arguments: packages)
+    monkeypatch.setattr(resolve.System, "packages", lambda *_: packages)
     port = _free_port()
     with origin.serve(tmp_path, port), transport.make_client() as client:
         yield Upstream(tmp_path, f"http://127.0.0.1:{port}", client)
@@ -102,7 +100,7 @@ def test_an_unchanged_lock_keeps_its_date_and_a_changed_one_gets_today(vendors: 
     vendors.docker("28.10.0")
     changed = vendors.resolve(first)
     assert changed.date == datetime.now(UTC).date().isoformat()
-    assert resolve.diff(first, changed)[0] == "docker: 28.5.2 → 28.10.0"
+    assert changes.lines(first, changed)[0] == "docker: 28.5.2 → 28.10.0"
 
 
 def test_another_guest_leaves_the_date_and_is_told(vendors: Upstream) -> None:
@@ -111,12 +109,12 @@ def test_another_guest_leaves_the_date_and_is_told(vendors: Upstream) -> None:
     first = replace(made, date="2020-01-01", guest=(replace(made.guest[0], version="0.9-1"), gone))
     changed = vendors.resolve(first)
     assert (changed.date, changed.digest, changed.guest) == ("2020-01-01", first.digest, made.guest)
-    assert resolve.diff(first, changed) == [
+    assert changes.lines(first, changed) == [
         "guest busybox-static (amd64): 0.9-1 → 1.0-1",
         "guest linux-image-6.12 (arm64): 6.12.117-1 → nothing",
     ]
     other = replace(changed, guest=(replace(changed.guest[0], digest=digest("rebuilt")),))
-    assert resolve.diff(changed, other) == ["busybox-static 1.0-1 (amd64): another digest"]
+    assert changes.lines(changed, other) == ["busybox-static 1.0-1 (amd64): another digest"]
 
 
 def test_a_version_that_one_platform_lacks_is_not_taken(vendors: Upstream) -> None:

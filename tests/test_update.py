@@ -227,8 +227,8 @@ class Vendors(Upstream):
 def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
     """apt and the base image are handed in; their files are in the cache."""
     with closing(Site(tmp_path / "site")) as site:
-        monkeypatch.setattr(resolve, "_base", lambda intent, registry_for: site.lock.base)
-        monkeypatch.setattr(resolve, "_packages", lambda *arguments: (site.lock.packages, site.lock.guest))
+        monkeypatch.setattr(resolve.System, "base", lambda _: site.lock.base)
+        monkeypatch.setattr(resolve.System, "packages", lambda *_: (site.lock.packages, site.lock.guest))
         port = free_ports()
         (tmp_path / "origin").mkdir()
         with origin.serve(tmp_path / "origin", port), transport.make_client() as client:

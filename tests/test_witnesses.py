@@ -20,11 +20,11 @@ from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.fetch import fetch
 from pipeline.http import transport
-from pipeline.inputs import lock, versions
+from pipeline.inputs import changes, lock, versions
 from pipeline.inputs.evidence import Grade
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inputs.versions import UPSTREAM
-from pipeline.resolve import resolve, upstream, witnesses
+from pipeline.resolve import upstream, witnesses
 from pipeline.signing import signature
 from pipeline.workflow import Run
 from tests import signing
@@ -74,7 +74,7 @@ def test_the_same_answers_on_a_later_day_give_the_same_bytes(vendors: Vendors) -
     first = vendors.resolve()
     later = vendors.resolve(lock.parse(lock.render(first), "x"), now=NOW + timedelta(days=100))
     assert lock.render(later) == lock.render(first)
-    assert resolve.diff(first, later) == []
+    assert changes.lines(first, later) == []
 
 
 def test_a_new_reason_is_told_and_leaves_the_date(vendors: Vendors) -> None:
@@ -82,7 +82,7 @@ def test_a_new_reason_is_told_and_leaves_the_date(vendors: Vendors) -> None:
     mirrored(vendors)
     later = vendors.resolve(first, now=NOW + timedelta(days=1))
     assert (later.date, later.digest) == ("2020-01-01", first.digest)
-    assert resolve.diff(first, later) == [
+    assert changes.lines(first, later) == [
         "docker 29.7.2 (amd64): first use → corroborated",
         "docker 29.7.2 (arm64): first use → corroborated",
         "evidence: 2 new reasons",
@@ -116,7 +116,7 @@ def test_a_lock_without_days_gets_them_and_says_so(vendors: Vendors) -> None:
     again = vendors.resolve(undated)
     assert of(again, "k3s").evidence == of(made, "k3s").evidence
     assert of(again, "docker").evidence[0].observed is None, "nothing was downloaded, so nothing was seen"
-    assert resolve.diff(undated, again) == ["evidence: 6 reasons have a day now"]
+    assert changes.lines(undated, again) == ["evidence: 6 reasons have a day now"]
 
 
 # Docker: the bytes themselves.
@@ -568,4 +568,4 @@ def test_a_recorded_digest_is_confirmed_and_keeps_its_record(vendors: Vendors) -
     )
     again = vendors.resolve(seeded)
     assert [one.grade for one in of(again, "k3s").evidence] == [Grade.PUBLISHED, Grade.RECORDED]
-    assert "k3s v1.37.1+k3s1 (amd64): recorded → published" in resolve.diff(seeded, again)
+    assert "k3s v1.37.1+k3s1 (amd64): recorded → published" in changes.lines(seeded, again)

@@ -22,6 +22,7 @@ from pipeline.inputs.lock import Base, Lock
 from pipeline.inputs.versions import UPSTREAM, Intent
 from pipeline.oci.registry import Registry
 from pipeline.resolve import resolve, upstream
+from pipeline.resolve.origins import Origins
 from tests.examples import INTENT, PUBLISHED, digest
 
 RECORDED = Path(__file__).parent / "data/upstream"
@@ -157,7 +158,9 @@ class Vendors:
         """Run the stage; what it gives must be readable and canonical. The caller sees to apt and the base image."""
         intent = intent or self.intent
         registry_for = registry_for or (lambda name: _never(str(name)))
-        made = resolve.run(intent, previous, self.client, registry_for, self.log, self.cache, token=token, now=now)
+        origins = Origins(intent, self.client, self.log, token=token)
+        system = resolve.System(intent=intent, registry_for=registry_for, cache=self.cache, log=self.log)
+        made = resolve.run(origins, system, previous, self.cache, now=now)
         text = lock.render(made)
         assert lock.render(lock.parse(text, "made")) == text
         return made

@@ -1,4 +1,4 @@
-"""What a new lock changes, as Markdown for the pull request that brings it. Two locks in, text out; no I/O.
+"""What a new lock changes: as lines for the log, as Markdown for a pull request. Two locks in, text out; no I/O.
 
 The same two locks give the same bytes.
 """
@@ -6,10 +6,9 @@ The same two locks give the same bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from functools import partial
 from urllib.parse import quote
 
 from pipeline.components import COMPONENTS, DOCKER
@@ -19,7 +18,8 @@ from pipeline.core.markdown import folded, table
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.inputs import compat
-from pipeline.inputs.lock import Artifact, Base, Lock, render
+from pipeline.inputs.evidence import Grade
+from pipeline.inputs.lock import Artifact, Lock, render
 
 NOTHING = "Nothing changed: it is the same lock.\n"
 
@@ -34,6 +34,12 @@ _TAGS = {
     "docker-init": ("krallin/tini", "v{}"),
     "runc": ("opencontainers/runc", "v{}"),
 }
+# As the log and as Markdown call it → what a lock has beside its components.
+_KINDS: tuple[tuple[str, str, Callable[[Lock], tuple[Artifact, ...]]], ...] = (
+    ("system images", "k3s's system images, of the variant airgap", lambda lock: lock.airgap),
+    ("package", "Debian packages of the image", lambda lock: lock.packages),
+    ("guest", "Debian packages of the guest, no part of the image", lambda lock: lock.guest),
+)
 _RELEASED = r"v?\d+\.\d+\.\d+(-(rc|beta|alpha)\.?\d+|[-+]k3s\d+)?"  # what a tag exists for; no distribution's version
 
 
@@ -65,32 +71,113 @@ def findings(lock: Lock) -> tuple[list[str], Incompatible | None]:
         return [refused.summary.replace("\n    ", "; ")], refused
 
 
-def markdown(old: Lock | None, new: Lock, said: Sequence[str], weak: Sequence[str] = ()) -> str:
-    """What changed, for people: components, what is in them, base, packages, sizes, evidence; and what compat said.
+def lines(old: Lock | None, new: Lock) -> list[str]:
+    """Return what a reviewer should know of the change, a line each; none when nothing changed."""
+    if old is None:
+        return [f"a new lock: {', '.join(f'{name} {version}' for name, version in new.versions.items())}"]
+    result = [
+        f"{name}: {old.versions.get(name, 'nothing')} → {version}"
+        for name, version in new.versions.items()
+        if old.versions.get(name) != version
+    ]
+    if old.base.digest != new.base.digest:
+        result.append(f"base image: {old.base.digest.short}… → {new.base.digest.short}…")
+    for kind, _, files in _KINDS:
+        result += [
+            f"{kind} {name} ({platform.architecture}): {before or 'nothing'} → {after or 'nothing'}"
+            for name, platform, before, after in _differing(files(old), files(new))
+        ]
+    result += [f"{_named(file)}: another digest" for file, _ in _replaced(old, new)]
+    # That other bytes are believed for another reason is no news.
+    result += [
+        f"{_named(file)}: {before.grade} → {file.grade}"
+        for file, before in _regraded(old, new)
+        if before.digest == file.digest
+    ]
+    if old.base.digest == new.base.digest and old.base.grade != new.base.grade:
+        result.append(f"base image: {old.base.grade} → {new.base.grade}")
+    known, seen = _observed(old), _observed(new)
+    if more := sum(reason not in known for reason in seen):
+        result.append(f"evidence: {more} new reasons")
+    if dated := sum(reason in known and day != known[reason] for reason, day in seen.items()):
+        result.append(f"evidence: {dated} reasons have a day now")
+    return result
 
-    `weak`: what the policy does not believe, `Lock.weak`.
+
+def _named(file: Artifact) -> str:
+    return f"{file.component} {file.version} ({file.platform.architecture})"
+
+
+def _observed(lock: Lock) -> dict[tuple[Grade, str], str | None]:
+    """Each reason to believe a digest → the day when it was seen."""
+    reasons = [*lock.base.evidence, *(reason for file in lock.all_files for reason in file.evidence)]
+    return {(reason.grade, reason.source): reason.observed for reason in reasons}
+
+
+def markdown(old: Lock | None, new: Lock, findings: Sequence[str], weak: Sequence[str] = ()) -> str:
+    """Return what changed, for people: components, what is in them, base, packages, sizes, evidence, compatibility.
+
+    `findings`: of compat.py; `weak`: what the policy does not believe, `Lock.weak`.
     """
-    if old is not None and render(old) == render(new):
+    if old is None:  # compared with a lock of nothing
+        old = replace(new, versions={}, artifacts=(), airgap=(), packages=(), guest=(), embedded={})
+    elif render(old) == render(new):
         return NOTHING
     parts = [
         _title(old, new),
-        _components(old, new),
+        table(
+            ["component", "old", "new", "upstream"],
+            [_versions(name, old.versions, new.versions) for name in sorted(new.versions)],
+        ),
         _embedded(old, new),
         _base(old, new),
-        _packages("k3s's system images, of the variant airgap", old.airgap if old else (), new.airgap),
-        _packages("Debian packages of the image", old.packages if old else (), new.packages),
-        _packages("Debian packages of the guest, no part of the image", old.guest if old else (), new.guest),
+        *(_packages(title, _differing(files(old), files(new))) for _, title, files in _KINDS),
         _sizes(old, new),
         _evidence(old, new),
-        _replaced(old, new),
-        _sentences("Compatibility", said),
+        _section(
+            "The same version, other bytes: find out why",
+            ["file", "platform", "old", "new"],
+            [
+                [f"{file.component} {file.version}", file.platform.architecture, f"`{digest}`", f"`{file.digest}`"]
+                for file, digest in _replaced(old, new)
+            ],
+        ),
+        _sentences("Compatibility", findings),
         _sentences("Push will refuse this lock", weak),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _title(old: Lock | None, new: Lock) -> str:
-    if old is None:
+def _differing(
+    older: Iterable[Artifact], newer: Iterable[Artifact]
+) -> list[tuple[str, Platform, str | None, str | None]]:
+    """Name, platform, old and new version of the packages that are not in both in the same version; None: not in it."""
+    before = {(file.component, file.platform): file.version for file in older}
+    after = {(file.component, file.platform): file.version for file in newer}
+    keys = sorted(before.keys() | after.keys())
+    return [(*key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def _replaced(old: Lock, new: Lock) -> Iterator[tuple[Artifact, Digest]]:
+    """Files whose version stayed and whose bytes did not, each with its old digest."""
+    before = {(file.component, file.version, file.platform): file.digest for file in old.all_files}
+    for file in new.all_files:
+        digest = before.get((file.component, file.version, file.platform), file.digest)
+        if digest != file.digest:
+            yield file, digest
+
+
+def _regraded(old: Lock, new: Lock) -> Iterator[tuple[Artifact, Artifact]]:
+    """Files that are believed for another reason than before, each with what the old lock has in its place."""
+    before = {(file.component, file.platform): file for file in old.all_files}
+    for file in new.all_files:
+        known = before.get((file.component, file.platform), file)
+        if known.grade != file.grade:
+            yield file, known
+
+
+def _title(old: Lock, new: Lock) -> str:
+    if not old.versions:
         return "## A new lock"
     changed = [
         f"{name} {old.versions.get(name, 'none')} → {version}"
@@ -101,131 +188,86 @@ def _title(old: Lock | None, new: Lock) -> str:
     return title if old.intent == new.intent else f"{title}\n\nversions.yaml itself changed, too."
 
 
-def _components(old: Lock | None, new: Lock) -> str:
-    before = old.versions if old else {}
-    rows = [
-        [name, before.get(name, "—"), version, _links(name, before.get(name), version)]
-        for name, version in sorted(new.versions.items())
-    ]
-    return table(["component", "old", "new", "upstream"], rows)
-
-
-def _embedded(old: Lock | None, new: Lock) -> str:
+def _embedded(old: Lock, new: Lock) -> str:
     rows = []
-    for component in sorted({*new.embedded, *(old.embedded if old else {})}):
-        before = old.embedded.get(component, {}) if old else {}
-        after = new.embedded.get(component, {})
+    for component in sorted({*new.embedded, *old.embedded}):
+        before, after = old.embedded.get(component, {}), new.embedded.get(component, {})
         rows += [
-            [
-                component,
-                name,
-                before.get(name, "—"),
-                after.get(name, "—"),
-                _links(name, before.get(name), after.get(name)),
-            ]
+            [component, *_versions(name, before, after)]
             for name in sorted({*before, *after})
             if before.get(name) != after.get(name)
         ]
     return _section("What is in them", ["in", "what", "old", "new", "upstream"], rows)
 
 
-def _base(old: Lock | None, new: Lock) -> str:
-    if old and old.base == new.base:
+def _versions(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    return [name, before.get(name, "—"), after.get(name, "—"), _links(name, before.get(name), after.get(name))]
+
+
+def _base(old: Lock, new: Lock) -> str:
+    if old.versions and old.base == new.base:
         return ""
-    before = f"`{old.base.image}@{old.base.digest}`" if old else "—"
+    before = f"`{old.base.image}@{old.base.digest}`" if old.versions else "—"
     return _section("Base image", ["old", "new"], [[before, f"`{new.base.image}@{new.base.digest}`"]])
 
 
-def _packages(title: str, older: Iterable[Artifact], newer: Iterable[Artifact]) -> str:
+def _packages(title: str, changes: Iterable[tuple[str, Platform, str | None, str | None]]) -> str:
     """Folded: added, removed and changed packages; platforms with the same change share a row."""
-    before = {(file.component, file.platform): file.version for file in older}
-    after = {(file.component, file.platform): file.version for file in newer}
-    changes: dict[tuple[str, str, str], list[str]] = {}
-    for name, platform in sorted(before.keys() | after.keys()):
-        first, last = before.get((name, platform), "—"), after.get((name, platform), "—")
-        if first != last:
-            changes.setdefault((name, first, last), []).append(platform.architecture)
-    if not changes:
+    platforms: dict[tuple[str, str, str], list[str]] = {}
+    for name, platform, old, new in changes:
+        platforms.setdefault((name, old or "—", new or "—"), []).append(platform.architecture)
+    if not platforms:
         return ""
     counts = {
-        "added": sum(first == "—" for _, first, _ in changes),
-        "removed": sum(last == "—" for _, _, last in changes),
-        "changed": sum("—" not in (first, last) for _, first, last in changes),
+        "added": sum(old == "—" for _, old, _ in platforms),
+        "removed": sum(new == "—" for _, _, new in platforms),
+        "changed": sum("—" not in (old, new) for _, old, new in platforms),
     }
-    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    rows = [[name, ", ".join(platforms), first, last] for (name, first, last), platforms in changes.items()]
-    return folded(f"{title}: {told}", table(["package", "platforms", "old", "new"], rows))
+    summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    rows = [[name, ", ".join(names), old, new] for (name, old, new), names in platforms.items()]
+    return folded(f"{title}: {summary}", table(["package", "platforms", "old", "new"], rows))
 
 
-def _sizes(old: Lock | None, new: Lock) -> str:
-    platforms = sorted({*new.platforms, *(old.platforms if old else ())})
+def _sizes(old: Lock, new: Lock) -> str:
     rows = []
-    named: list[tuple[str, Callable[[Lock], Iterable[Artifact]]]] = [
-        (platform.value, partial(Lock.files, platform=platform)) for platform in platforms
-    ]
-    if new.airgap or (old and old.airgap):
-        named += [(f"{platform} airgap", partial(_of_airgap, platform=platform)) for platform in platforms]
-    for name, files in named:
-        before, after = (_total(files(lock)) if lock else None for lock in (old, new))
-        row = [name, _told(before), _told(after)]
-        if before is None or after is None:
-            row.append("—")
-        elif before[1] or after[1]:
-            row.append("not known: not every file has its size in the lock")
-        else:
-            change = after[0] - before[0]
-            row.append(f"{change:+,} B ({change / max(before[0], 1):+.2%})" if change else "none")
-        rows.append(row)
+    for airgap in (False, True) if old.airgap or new.airgap else (False,):
+        for platform in sorted({*new.platforms, *old.platforms}):
+            before, after = _total(old, platform, airgap), _total(new, platform, airgap)
+            row = [f"{platform} airgap" if airgap else platform.value, _size(before), _size(after)]
+            if before is None or after is None:
+                row.append("—")
+            elif before[1] or after[1]:
+                row.append("not known: not every file has its size in the lock")
+            else:
+                change = after[0] - before[0]
+                row.append(f"{change:+,} B ({change / max(before[0], 1):+.2%})" if change else "none")
+            rows.append(row)
     title = "Size of the files, as they are downloaded, without the base image"
     return _section(title, ["platform", "old", "new", "change"], rows)
 
 
-def _of_airgap(lock: Lock, platform: Platform) -> Iterable[Artifact]:
-    """What the variant airgap has beside the image's own files."""
-    return (file for file in lock.airgap if file.platform == platform)
-
-
-def _total(files: Iterable[Artifact]) -> tuple[int, int] | None:
-    """The files' bytes, and how many have no size; None without files."""
+def _total(lock: Lock, platform: Platform, airgap: bool) -> tuple[int, int] | None:
+    """Bytes of the image's files, or of what the variant airgap adds, and how many have no size; None without files."""
+    files = [file for file in lock.airgap if file.platform == platform] if airgap else lock.files(platform)
     sizes = [file.size for file in files]
     return (sum(size or 0 for size in sizes), sizes.count(None)) if sizes else None
 
 
-def _told(total: tuple[int, int] | None) -> str:
+def _size(total: tuple[int, int] | None) -> str:
     if total is None:
         return "—"
     return f"{size(total[0])}" + (f" and {total[1]} files of unknown size" if total[1] else "")
 
 
-def _evidence(old: Lock | None, new: Lock) -> str:
+def _evidence(old: Lock, new: Lock) -> str:
     """Where the reason to believe a digest is another one than before."""
-    if old is None:
-        return ""
-    before = {(file.component, file.platform): _grade(file) for file in old.all_files}
     rows = [
-        [file.component, file.platform.architecture, before[file.component, file.platform], _grade(file)]
-        for file in new.all_files
-        if before.get((file.component, file.platform), _grade(file)) != _grade(file)
+        [file.component, file.platform.architecture, before.grade.value, file.grade.value]
+        for file, before in _regraded(old, new)
     ]
-    if _grade(old.base) != _grade(new.base):
-        rows.append(["base image", "all", _grade(old.base), _grade(new.base)])
+    if old.base.grade != new.base.grade:
+        rows.append(["base image", "all", old.base.grade.value, new.base.grade.value])
     return _section("Evidence", ["file", "platform", "old", "new"], rows)
-
-
-def _grade(of: Artifact | Base) -> str:
-    return of.grade.value
-
-
-def _replaced(old: Lock | None, new: Lock) -> str:
-    """Files whose version stayed and whose bytes did not: somebody has to ask why."""
-    before = {(file.component, file.version, file.platform): file.digest for file in old.all_files} if old else {}
-    rows = []
-    for file in new.all_files:
-        was = before.get((file.component, file.version, file.platform), file.digest)
-        if was != file.digest:
-            what = f"{file.component} {file.version}"
-            rows.append([what, file.platform.architecture, f"`{was}`", f"`{file.digest}`"])
-    return _section("The same version, other bytes: find out why", ["file", "platform", "old", "new"], rows)
 
 
 def _links(name: str, before: str | None, after: str | None) -> str:

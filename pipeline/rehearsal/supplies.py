@@ -301,10 +301,8 @@ class Job:
                     keyrings={Path(self.where.keyring).name: Path(self.where.keyring).read_bytes()},
                 )
                 state = self.folder / "solve" / platform.architecture
-                chosen = (
-                    *debian.solve(self.intent, platform, system, state, local),
-                    *debian.guest(self.intent, platform, system, state, local),
-                )
+                solver = debian.Solver(intent=self.intent, platform=platform, base=system, folder=state, upstream=local)
+                chosen = (*solver.packages(), *solver.guest())
                 wanted |= {(package.origin, package.path): package.digest for package in chosen}
 
             def bring_one(item: tuple[tuple[str, str], Digest]) -> None:

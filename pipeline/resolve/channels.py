@@ -13,7 +13,6 @@ from itertools import islice, product
 from pipeline import components
 from pipeline.components import COMPONENTS, is_exact
 from pipeline.core.errors import UpstreamError
-from pipeline.core.log import Log
 from pipeline.core.records import Variant
 from pipeline.inputs import compat
 from pipeline.inputs.lock import Lock
@@ -23,7 +22,7 @@ from pipeline.resolve.origins import Origins
 _TRIES = 30  # candidates that are looked at before a channel is given up
 
 
-def choose(origins: Origins, previous: Lock | None, log: Log, now: datetime) -> dict[str, str]:
+def choose(origins: Origins, previous: Lock | None, now: datetime) -> dict[str, str]:
     """Component → exact version. Raises UpstreamError when a channel has no release that can be taken."""
     intent = origins.intent
     chosen: dict[str, str] = {}
@@ -37,9 +36,9 @@ def choose(origins: Origins, previous: Lock | None, log: Log, now: datetime) -> 
             locked = ""
         match COMPONENTS[component].chosen_by:
             case "docker":
-                candidates = _docker(origins, asked, log)
+                candidates = _docker(origins, asked)
             case "k3s":
-                candidates = _k3s(origins, asked, locked, log)
+                candidates = _k3s(origins, asked, locked)
             case "kubectl":
                 major, minor, _ = compat.number(chosen["k3s"])
                 line = f"{major}.{minor}" if asked == "k3s" else asked.removeprefix("v")
@@ -50,21 +49,21 @@ def choose(origins: Origins, previous: Lock | None, log: Log, now: datetime) -> 
                     "github", upstream.refs_path(component), f"the tags of {COMPONENTS[component].repository}"
                 )
                 candidates = (one for one in upstream.tagged(refs, component) if upstream.fits(one, asked))
-        chosen[component] = _first(origins, component, candidates, locked, log, now)
+        chosen[component] = _first(origins, component, candidates, locked, now)
     return chosen
 
 
-def _first(origins: Origins, component: str, candidates: Iterable[str], locked: str, log: Log, now: datetime) -> str:
+def _first(origins: Origins, component: str, candidates: Iterable[str], locked: str, now: datetime) -> str:
     """The first candidate that can be taken."""
     passed: list[str] = []
     for version in islice(dict.fromkeys(candidates), _TRIES):
         reason = _missing(origins, component, version)
         if not reason and version != locked:
-            reason = _young(origins, component, version, log, now)
+            reason = _young(origins, component, version, now)
         if not reason:
             return version
         passed.append(f"{component} {version} is passed over: {reason}")
-        log.say(passed[-1])
+        origins.log.say(passed[-1])
     asked = origins.intent.components[component]
     raise UpstreamError(
         f"upstream has no {component} {asked} that can be taken",
@@ -85,7 +84,7 @@ def _missing(origins: Origins, component: str, version: str) -> str:
     return ""
 
 
-def _young(origins: Origins, component: str, version: str, log: Log, now: datetime) -> str:
+def _young(origins: Origins, component: str, version: str, now: datetime) -> str:
     """Why a release is too young, as a sentence; empty when it is old enough or a known fix.
 
     Its date is that of its youngest file, as the server tells it: git's refs have no dates, the API has a quota.
@@ -94,7 +93,7 @@ def _young(origins: Origins, component: str, version: str, log: Log, now: dateti
     if not days:
         return ""
     if (fix := origins.intent.fix(component, version)) is not None:
-        log.say(f"{component} {version} is taken at any age, it is a known fix: {fix.reason}")
+        origins.log.say(f"{component} {version} is taken at any age, it is a known fix: {fix.reason}")
         return ""
     dates = []
     for platform in origins.intent.platforms:
@@ -108,8 +107,9 @@ def _young(origins: Origins, component: str, version: str, log: Log, now: dateti
     return ""
 
 
-def _docker(origins: Origins, asked: str, log: Log) -> Iterator[str]:
+def _docker(origins: Origins, asked: str) -> Iterator[str]:
     """Docker: what its server lists for every platform and moby/moby has a tag of."""
+    say = origins.log.say
     lists = [
         set(upstream.listed_docker(origins.text("docker", upstream.listing_path(one), "docker's list of archives")))
         for one in origins.intent.platforms
@@ -124,26 +124,26 @@ def _docker(origins: Origins, asked: str, log: Log) -> Iterator[str]:
         if version in listed and version in tagged:
             yield version
         elif version in listed:
-            log.say(f"docker {version} is passed over: its archives are listed, but moby/moby has no such tag")
+            say(f"docker {version} is passed over: its archives are listed, but moby/moby has no such tag")
         elif version in tagged:
-            log.say(f"docker {version} is passed over: moby/moby has the tag, but a platform's archive is not listed")
+            say(f"docker {version} is passed over: moby/moby has the tag, but a platform's archive is not listed")
 
 
-def _k3s(origins: Origins, asked: str, locked: str, log: Log) -> Iterator[str]:
+def _k3s(origins: Origins, asked: str, locked: str) -> Iterator[str]:
     """K3s: what its channel points to, else what its tags say, else what is locked; never the channel's own name.
 
     The channel server was down, behind, empty or ahead of the files before (k3s-io/k3s issues 2531, 11421, 11974,
     13414, 9392, 11417), so older releases follow the one that it points to.
     """
-    pointed = _pointed(origins, asked, log)
+    pointed = _pointed(origins, asked)
     if pointed:
         if locked and upstream.older(pointed, locked):
-            log.warn(f"k3s's channel {asked} went back: the lock has {locked}, it points to {pointed}")
+            origins.log.warn(f"k3s's channel {asked} went back: the lock has {locked}, it points to {pointed}")
         yield pointed
     try:
         tags = upstream.tagged(origins.text("github", upstream.refs_path("k3s"), "the tags of k3s-io/k3s"), "k3s")
     except UpstreamError as error:
-        log.warn(f"{error.summary}: no other release of k3s can be looked for")
+        origins.log.warn(f"{error.summary}: no other release of k3s can be looked for")
         tags = []
     limit = pointed or (locked if asked == "stable" else "")
     for version in tags:
@@ -157,16 +157,16 @@ def _k3s(origins: Origins, asked: str, locked: str, log: Log) -> Iterator[str]:
         yield locked
 
 
-def _pointed(origins: Origins, asked: str, log: Log) -> str:
+def _pointed(origins: Origins, asked: str) -> str:
     """What the channel server says, by its list of all channels, else by the redirect of the one; empty: neither."""
     try:
         listed = origins.text("k3s-channels", upstream.CHANNELS_PATH, "k3s's channels")
         return upstream.k3s_channel(listed, asked)
     except UpstreamError as error:
-        log.warn(f"{error.summary}; asking for the channel {asked} alone")
+        origins.log.warn(f"{error.summary}; asking for the channel {asked} alone")
     try:
         page = origins.page("k3s-channels", upstream.channel_path(asked), f"k3s's channel {asked}")
         return upstream.k3s_page(page, asked)
     except UpstreamError as error:
-        log.warn(f"{error.summary}; its tags, then the lock stand in")
+        origins.log.warn(f"{error.summary}; its tags, then the lock stand in")
     return ""

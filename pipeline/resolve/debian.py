@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -75,58 +75,114 @@ def read_layers(layers: list[bytes]) -> BaseSystem:
     return BaseSystem(status=status, keyrings=keyrings)
 
 
-def solve(
-    intent: Intent, platform: Platform, base: BaseSystem, folder: Path, upstream: Mapping[str, str]
-) -> tuple[Artifact, ...]:
-    """The packages that apt adds to the base for `intent.packages`, sorted by name.
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """apt for one platform of a base image. Its methods raise UpstreamError, and EngineError without apt."""
 
-    `folder`: apt's state, kept so that the next solve only asks for what changed. `upstream`: base URLs of the
-    archives; `file:` works too. Raises IntentError for an unknown package, UpstreamError, EngineError without apt.
-    """
-    configuration = _update(intent.suites, platform, base, folder, upstream)
-    printed = _apt(
-        configuration,
-        *("apt-get", "install", "--no-install-recommends", "--yes", "-qq", "--print-uris"),
-        *intent.packages,
-    )
-    chosen = _artifacts(printed, intent, platform, configuration, upstream)
-    if not chosen and intent.packages:
-        raise UpstreamError("apt chose no package", found=printed[-300:], next_step=NEXT_STEP)
-    return tuple(sorted(chosen, key=lambda package: package.component))
+    intent: Intent
+    platform: Platform
+    base: BaseSystem
+    folder: Path  # apt's state, kept so that the next solve only asks for what changed
+    upstream: Mapping[str, str]  # base URLs of the archives; `file:` works too
 
+    def packages(self) -> tuple[Artifact, ...]:
+        """Return what apt adds to the base for `intent.packages`, sorted by name.
 
-def guest(
-    intent: Intent, platform: Platform, base: BaseSystem, folder: Path, upstream: Mapping[str, str]
-) -> tuple[Artifact, ...]:
-    """What smoke boots that platform's virtual machines with, sorted by name: a static busybox and two cloud kernels.
+        Raises IntentError for an unknown package.
+        """
+        command = ("apt-get", "install", "--no-install-recommends", "--yes", "-qq", "--print-uris")
+        configuration = self._update(self.intent.suites, self.folder)
+        chosen = self._chosen(configuration, command, self.intent.packages)
+        if not chosen and self.intent.packages:
+            raise _too_few(self.intent.packages, chosen)
+        return tuple(sorted(chosen, key=_name))
 
-    One kernel is the newest of the intent's suites, one is CGROUP_V1_SUITE's. These packages alone and nothing that
-    they depend on (initramfs-tools, kmod): smoke takes the files out of them. The arguments are those of `solve`, whose
-    state of apt in `folder` is used again. Raises UpstreamError, EngineError without apt.
-    """
-    newest = _update(intent.suites, platform, base, folder, upstream)
-    # A state of its own: beside a newer suite apt would never choose this one's.
-    older = _update({"debian": (CGROUP_V1_SUITE,)}, platform, base, folder / CGROUP_V1_SUITE, upstream)
-    chosen: dict[str, Artifact] = {}
-    for configuration, names in ((older, ()), (newest, (BUSYBOX,))):
-        wanted = (_kernel(configuration, platform), *names)
-        printed = _apt(configuration, "apt-get", "download", "-qq", "--print-uris", *wanted)
-        found = _artifacts(printed, intent, platform, configuration, upstream)
-        if len(found) != len(wanted):
-            raise UpstreamError(
-                "apt does not tell where a package is",
-                expected=", ".join(wanted),
-                found=printed[-300:],
-                next_step=NEXT_STEP,
+    def guest(self) -> tuple[Artifact, ...]:
+        """Return what smoke boots virtual machines with, sorted by name: a static busybox and two cloud kernels.
+
+        One kernel is the newest of the intent's suites, one is CGROUP_V1_SUITE's. These packages alone and nothing that
+        they depend on (initramfs-tools, kmod): smoke takes the files out of them.
+        """
+        newest = self._update(self.intent.suites, self.folder)
+        # With a separate state: if a newer suite is known, too, apt never chooses this one's.
+        older = self._update({"debian": (CGROUP_V1_SUITE,)}, self.folder / CGROUP_V1_SUITE)
+        chosen: dict[str, Artifact] = {}
+        for configuration, names in ((older, ()), (newest, (BUSYBOX,))):
+            wanted = (_kernel(configuration, self.platform), *names)
+            files = self._chosen(configuration, ("apt-get", "download", "-qq", "--print-uris"), wanted)
+            if len(files) != len(wanted):
+                raise _too_few(wanted, files)
+            chosen |= {package.component: package for package in files}
+        return tuple(sorted(chosen.values(), key=_name))
+
+    def configure(self, suites: Mapping[str, tuple[str, ...]], folder: Path) -> Path:
+        """Write apt's private state for these suites of each archive; return the path of its configuration."""
+        keys = folder / "keyrings"
+        keys.mkdir(parents=True, exist_ok=True)
+        for name, data in self.base.keyrings.items():
+            (keys / name).write_bytes(data)
+        debians = sorted(name for name in self.base.keyrings if name.startswith("debian-archive-keyring"))
+        signed = ",".join(str(keys / name) for name in debians or sorted(self.base.keyrings))
+        sources = ((self.upstream[archive], suite, signed) for archive, names in suites.items() for suite in names)
+        return apt.configure(folder, sources, [self.platform], self.base.status)
+
+    def _update(self, suites: Mapping[str, tuple[str, ...]], folder: Path) -> Path:
+        """Have what the archives offer now in `folder`; return the path of apt's configuration."""
+        if find("apt-get") is None:
+            raise EngineError(
+                "Debian packages are chosen by apt, and this machine has none",
+                expected="apt-get, as on Debian and Ubuntu",
+                next_step="run it in a container: docker run -it -v $PWD:/src -w /src debian:trixie",
             )
-        chosen |= {package.component: package for package in found}
-    return tuple(package for _, package in sorted(chosen.items()))
+        configuration = self.configure(suites, folder.resolve())
+        _apt(configuration, "apt-get", "update", "-qq", "--error-on=any")
+        return configuration
+
+    def _chosen(self, configuration: Path, command: Sequence[str], names: Sequence[str]) -> list[Artifact]:
+        """Return the packages that apt prints with --print-uris."""
+        chosen = []
+        for line in _apt(configuration, *command, *names).splitlines():
+            match = re.fullmatch(r"'([^']+)' \S+ (\d+) (\S+)", line.strip())
+            if match is None:
+                continue
+            origin, path = _split(match[1], self.upstream)
+            if not re.fullmatch("SHA256:[0-9a-f]{64}", match[3]):
+                raise UpstreamError(f"apt reports no SHA256 of {path}", found=match[3], next_step=NEXT_STEP)
+            # `pool/main/i/iptables/iptables_1.8.11-2_amd64.deb`; an epoch is not in file names
+            name, version, _ = unquote(path.rsplit("/", 1)[1]).split("_")
+            chosen.append(
+                Artifact(
+                    component=name,
+                    version=version,
+                    platform=self.platform,
+                    origin=origin,
+                    path=path,
+                    url=f"{self.intent.upstream[origin]}/{path}",
+                    digest=Digest.of_hex(match[3].removeprefix("SHA256:")),
+                    size=int(match[2]),
+                    evidence=(Evidence(grade=Grade.SIGNED, source=_SIGNED),),
+                )
+            )
+        return chosen
+
+
+def _name(package: Artifact) -> str:
+    return package.component
+
+
+def _too_few(names: Sequence[str], chosen: Sequence[Artifact]) -> UpstreamError:
+    return UpstreamError(
+        "apt does not report where a package is",
+        expected=", ".join(names),
+        found=", ".join(map(_name, chosen)) or "nothing",
+        next_step=NEXT_STEP,
+    )
 
 
 def index(folder: Path) -> str:
     """Everything that the archives offered when `solve` last asked them, a stanza for each package (deb822(5)).
 
-    `folder`: where `solve` keeps apt's state. Raises IntentError when it was not asked on this machine.
+    `folder`: where Solver keeps apt's state. Raises IntentError when it was not asked on this machine.
     """
     configuration = folder / "apt.conf"
     if not configuration.exists():
@@ -140,7 +196,7 @@ def index(folder: Path) -> str:
 
 
 def suites(intent: Intent) -> Mapping[str, tuple[str, ...]]:
-    """Every suite that `solve` and `guest` ask, by archive."""
+    """Return every suite that Solver asks, by archive."""
     return {**intent.suites, "debian": tuple(dict.fromkeys((*intent.suites["debian"], CGROUP_V1_SUITE)))}
 
 
@@ -159,72 +215,6 @@ def _kernel(configuration: Path, platform: Platform) -> str:
     return f"{found[1]}={found[2]}"
 
 
-def _artifacts(
-    printed: str, intent: Intent, platform: Platform, configuration: Path, upstream: Mapping[str, str]
-) -> list[Artifact]:
-    """The packages that apt printed with --print-uris."""
-    chosen = []
-    for line in printed.splitlines():
-        found = re.fullmatch(r"'([^']+)' (\S+) (\d+) (\S+)", line.strip())
-        if found is None:
-            continue
-        uri, _, size, checksum = found.groups()
-        origin, path = _split(uri, upstream)
-        name, version = _name_version(path)
-        digest = _digest(checksum) or _indexed(configuration, name, version, path)
-        chosen.append(
-            Artifact(
-                component=name,
-                version=version,
-                platform=platform,
-                origin=origin,
-                path=path,
-                url=f"{intent.upstream[origin]}/{path}",
-                digest=digest,
-                size=int(size),
-                evidence=(Evidence(grade=Grade.SIGNED, source=_SIGNED),),
-            )
-        )
-    return chosen
-
-
-def _update(
-    suites: Mapping[str, tuple[str, ...]],
-    platform: Platform,
-    base: BaseSystem,
-    folder: Path,
-    upstream: Mapping[str, str],
-) -> Path:
-    """Have apt's state for these suites of each archive in `folder`; returns the path of its configuration."""
-    if find("apt-get") is None:
-        raise EngineError(
-            "Debian packages are chosen by apt, and this machine has none",
-            expected="apt-get, as on Debian and Ubuntu",
-            next_step="run it in a container: docker run -it -v $PWD:/src -w /src debian:trixie",
-        )
-    configuration = _configure(suites, platform, base, folder.resolve(), upstream)
-    _apt(configuration, "apt-get", "update", "-qq", "--error-on=any")
-    return configuration
-
-
-def _configure(
-    suites: Mapping[str, tuple[str, ...]],
-    platform: Platform,
-    base: BaseSystem,
-    folder: Path,
-    upstream: Mapping[str, str],
-) -> Path:
-    """Write apt's private state and return the path of its configuration."""
-    keys = folder / "keyrings"
-    keys.mkdir(parents=True, exist_ok=True)
-    for name, data in base.keyrings.items():
-        (keys / name).write_bytes(data)
-    debians = sorted(name for name in base.keyrings if name.startswith("debian-archive-keyring"))
-    signed = ",".join(str(keys / name) for name in debians or sorted(base.keyrings))
-    sources = ((upstream[archive], suite, signed) for archive, names in suites.items() for suite in names)
-    return apt.configure(folder, sources, [platform], base.status)
-
-
 def _split(uri: str, upstream: Mapping[str, str]) -> tuple[str, str]:
     """A package's URI → the archive's key and the path below it."""
     for origin, base in sorted(upstream.items(), key=lambda item: -len(item[1])):
@@ -233,26 +223,6 @@ def _split(uri: str, upstream: Mapping[str, str]) -> tuple[str, str]:
         if uri.startswith(begins):
             return origin, uri.removeprefix(begins)
     raise UpstreamError(f"apt names an archive that versions.yaml does not: {urlsplit(uri).hostname}")
-
-
-def _name_version(path: str) -> tuple[str, str]:
-    """`pool/main/i/iptables/iptables_1.8.11-2_amd64.deb` → name and version (an epoch is not in file names)."""
-    name, version, _ = unquote(path.rsplit("/", 1)[1]).split("_")
-    return name, version
-
-
-def _digest(checksum: str) -> Digest | None:
-    kind, _, value = checksum.partition(":")
-    return Digest.of_hex(value) if kind == "SHA256" else None
-
-
-def _indexed(configuration: Path, name: str, version: str, path: str) -> Digest:
-    """The SHA256 of the index for that very file: older apts print only MD5."""
-    for stanza in _apt(configuration, "apt-cache", "show", name).split("\n\n"):
-        fields = dict(re.findall(r"^(Filename|SHA256): (\S+)$", stanza, re.MULTILINE))
-        if fields.get("Filename") == unquote(path):
-            return Digest.of_hex(fields["SHA256"])
-    raise UpstreamError(f"{name} {version} is in no package index", where=path)
 
 
 def _apt(configuration: Path, *command: str) -> str:

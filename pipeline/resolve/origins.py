@@ -39,7 +39,7 @@ class Origins:
     def __init__(self, intent: Intent, client: httpx.Client, log: Log, *, token: str | None = None) -> None:
         self.intent = intent
         self.client = client
-        self._log = log
+        self.log = log
         self._token = token
         self._heads: dict[str, Head | None] = {}
         self._assets: dict[tuple[str, str], Mapping[str, Digest]] = {}
@@ -95,7 +95,7 @@ class Origins:
                     self._assets[component, version] = self._ask(url, f"GitHub's record of {component} {version}")
                 except UpstreamError as error:
                     self._assets[component, version] = {}
-                    self._log.warn(f"{error.summary}{f': {error.found}' if error.found else ''}; resolved without it")
+                    self.log.warn(f"{error.summary}{f': {error.found}' if error.found else ''}; resolved without it")
             return self._assets[component, version]
 
     def _ask(self, url: str, what: str) -> Mapping[str, Digest]:

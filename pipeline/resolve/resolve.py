@@ -6,13 +6,11 @@ run, and a digest that changed under the same version is refused rather than tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import httpx
 
 from pipeline import components
 from pipeline.components import COMPONENTS
@@ -33,27 +31,67 @@ from pipeline.resolve.origins import Origins
 from pipeline.resolve.witnesses import Witnesses
 
 
-def run(
-    intent: Intent,
-    previous: Lock | None,
-    client: httpx.Client,
-    registry_for: Callable[[ImageName], Registry],
-    log: Log,
-    cache: Path,
-    *,
-    token: str | None = None,
-    now: datetime | None = None,
-) -> Lock:
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """The base image, and the Debian packages that apt adds to it."""
+
+    intent: Intent
+    registry_for: Callable[[ImageName], Registry]
+    cache: Path  # where apt's state and the base image's layers are kept
+    log: Log
+
+    def base(self) -> Base:
+        """Return what the base image's tag means today. Raises UpstreamError, RegistryError."""
+        name, tag, _ = ImageName.parse(self.intent.base)
+        manifest = self.registry_for(name).manifest(tag or "latest")
+        if manifest is None:
+            raise UpstreamError(f"the registry has no {self.intent.base}", next_step="correct `base` in versions.yaml")
+        return Base(
+            image=self.intent.base,
+            digest=manifest.digest,
+            evidence=(Evidence(grade=Grade.PUBLISHED, source=f"the tag {tag or 'latest'} in the registry"),),
+        )
+
+    def packages(self, base: Base) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
+        """Return the packages of image and guest, chosen by apt for each platform against that base image.
+
+        Raises as debian.Solver.
+        """
+        platforms = self.intent.platforms
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            chosen = list(pool.map(lambda platform: self._chosen(base, platform), platforms))
+        for platform, (packages, guest) in zip(platforms, chosen, strict=True):
+            for purpose, files in ((f"for {platform}", packages), (f"to boot {platform} with", guest)):
+                self.log.say(f"{len(files)} Debian packages {purpose}, {size(sum(file.size or 0 for file in files))}")
+        return (
+            tuple(package for packages, _ in chosen for package in packages),
+            tuple(package for _, guest in chosen for package in guest),
+        )
+
+    def _chosen(self, base: Base, platform: Platform) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
+        name, _, _ = ImageName.parse(base.image)
+        paths = layers(base.digest, platform, self.registry_for(name), self.cache, self.log)
+        solver = debian.Solver(
+            intent=self.intent,
+            platform=platform,
+            base=debian.read_layers([path.read_bytes() for path in paths]),
+            folder=self.cache / "apt" / platform.architecture,
+            upstream={archive: self.intent.upstream[archive] for archive in self.intent.suites},
+        )
+        return solver.packages(), solver.guest()
+
+
+def run(origins: Origins, system: System, previous: Lock | None, cache: Path, *, now: datetime | None = None) -> Lock:
     """Ask the origins and return the lock that they give.
 
-    `previous`: the lock so far; what it knows of an unchanged version is kept and held against upstream. `cache`:
-    where apt's state, the base image's blobs and what had to be downloaded to be hashed are kept. `token`: for GitHub's
-    API. Raises UpstreamError, Incompatible, DigestMismatch, VerificationFailed, IntentError.
+    `previous`: the lock so far; what it knows of an unchanged version is kept and checked against upstream. `cache`:
+    where what had to be downloaded to be hashed is kept. Raises UpstreamError, Incompatible, DigestMismatch,
+    VerificationFailed, IntentError.
     """
     now = now or datetime.now(UTC)
     today = now.date().isoformat()
-    origins = Origins(intent, client, log, token=token)
-    versions = channels.choose(origins, previous, log, now)
+    intent, log = origins.intent, origins.log
+    versions = channels.choose(origins, previous, now)
     log.say(", ".join(f"{name} {versions[name]}" for name in COMPONENTS))
     compat.check(versions)
     before = (*previous.artifacts, *previous.airgap) if previous else ()
@@ -66,18 +104,16 @@ def run(
         for platform in intent.platforms
     ]
     with writing(cache), log.transfers() as transfers, ThreadPoolExecutor(max_workers=8) as pool:
-        base = pool.submit(_base, intent, registry_for)
-        witnesses = Witnesses(origins=origins, cache=cache, log=log, transfers=transfers, today=today)
+        asked = pool.submit(system.base)
+        witnesses = Witnesses(origins=origins, cache=cache, transfers=transfers, today=today)
         files = list(pool.map(lambda one: witnesses.file(one[0], one[1], one[2], known.get(one)), wanted))
-        chosen = _seen(base.result(), previous, today)
-    log.say(
-        f"{len(files)} files exist for {', '.join(intent.platforms)}; base {chosen.image} is {chosen.digest.short}…"
-    )
-    packages, guest = _packages(intent, chosen, registry_for, cache, log)
+        base = _seen(asked.result(), previous, today)
+    log.say(f"{len(files)} files exist for {', '.join(intent.platforms)}; base {base.image} is {base.digest.short}…")
+    packages, guest = system.packages(base)
     made = Lock(
         intent=intent.checksum,
         date=previous.date if previous else "",
-        base=chosen,
+        base=base,
         versions=versions,
         artifacts=tuple(file for file in files if file.component != components.AIRGAP),
         airgap=tuple(file for file in files if file.component == components.AIRGAP),
@@ -93,115 +129,18 @@ def run(
     return replace(made, date=today)
 
 
-def diff(old: Lock | None, new: Lock) -> list[str]:
-    """What a reviewer should know of the change, a line each; empty when nothing changed."""
-    if old is None:
-        return [f"a new lock: {', '.join(f'{name} {version}' for name, version in new.versions.items())}"]
-    lines = [
-        f"{name}: {old.versions.get(name, 'nothing')} → {version}"
-        for name, version in new.versions.items()
-        if old.versions.get(name) != version
-    ]
-    if old.base.digest != new.base.digest:
-        lines.append(f"base image: {old.base.digest.short}… → {new.base.digest.short}…")
-    kinds = (
-        ("system images", old.airgap, new.airgap),
-        ("package", old.packages, new.packages),
-        ("guest", old.guest, new.guest),
-    )
-    for kind, older, newer in kinds:
-        before = {(file.component, file.platform): file.version for file in older}
-        after = {(file.component, file.platform): file.version for file in newer}
-        for name, platform in sorted(before.keys() | after.keys()):
-            first, last = before.get((name, platform)), after.get((name, platform))
-            if first != last:
-                lines.append(f"{kind} {name} ({platform.architecture}): {first or 'nothing'} → {last or 'nothing'}")
-    digests = {(file.component, file.version, file.platform): file.digest for file in old.all_files}
-    lines += [
-        f"{file.component} {file.version} ({file.platform.architecture}): another digest"
-        for file in new.all_files
-        if digests.get((file.component, file.version, file.platform), file.digest) != file.digest
-    ]
-    return lines + _reasons(old, new)
-
-
-def _reasons(old: Lock, new: Lock) -> list[str]:
-    """What changed in why unchanged digests are believed."""
-    lines = []
-    grades = {(file.component, file.platform, file.digest): file.grade for file in old.all_files}
-    for file in new.all_files:
-        before = grades.get((file.component, file.platform, file.digest), file.grade)
-        if before != file.grade:
-            lines.append(f"{file.component} {file.version} ({file.platform.architecture}): {before} → {file.grade}")
-    if old.base.digest == new.base.digest and old.base.grade != new.base.grade:
-        lines.append(f"base image: {old.base.grade} → {new.base.grade}")
-    known = {(one.grade, one.source): one.observed for reasons in _all(old) for one in reasons}
-    seen = {(one.grade, one.source): one.observed for reasons in _all(new) for one in reasons}
-    if more := sum(one not in known for one in seen):
-        lines.append(f"evidence: {more} new reasons")
-    if dated := sum(one in known and day != known[one] for one, day in seen.items()):
-        lines.append(f"evidence: {dated} reasons have a day now")
-    return lines
-
-
-def _all(lock: Lock) -> list[tuple[Evidence, ...]]:
-    return [lock.base.evidence, *(file.evidence for file in lock.all_files)]
-
-
 def _seen(base: Base, previous: Lock | None, today: str) -> Base:
-    """The base image with what the lock knows of the same digest."""
+    """Return the base image with what the lock knows of the same digest."""
     same = previous is not None and (previous.base.image, previous.base.digest) == (base.image, base.digest)
     known = previous.base.evidence if previous is not None and same else ()
     return replace(base, evidence=evidence.merge(known, base.evidence, today))
 
 
-def _known(files: Iterable[Artifact], before: Iterable[Artifact], today: str) -> tuple[Artifact, ...]:
-    """Packages with what the lock knows of the same digests."""
-    reasons = {(file.component, file.platform, file.digest): file.evidence for file in before}
+def _known(files: Sequence[Artifact], before: Iterable[Artifact], today: str) -> tuple[Artifact, ...]:
+    """Return packages with what the lock knows of the same digests."""
+    known = {(file.component, file.platform, file.digest): file.evidence for file in before}
+    reasons = [known.get((file.component, file.platform, file.digest), ()) for file in files]
     return tuple(
-        replace(
-            file,
-            evidence=evidence.merge(
-                reasons.get((file.component, file.platform, file.digest), ()), file.evidence, today
-            ),
-        )
-        for file in files
-    )
-
-
-def _base(intent: Intent, registry_for: Callable[[ImageName], Registry]) -> Base:
-    name, tag, _ = ImageName.parse(intent.base)
-    found = registry_for(name).manifest(tag or "latest")
-    if found is None:
-        raise UpstreamError(f"the registry has no {intent.base}", next_step="correct `base` in versions.yaml")
-    return Base(
-        image=intent.base,
-        digest=found.digest,
-        evidence=(Evidence(grade=Grade.PUBLISHED, source=f"the tag {tag or 'latest'} in the registry"),),
-    )
-
-
-def _packages(
-    intent: Intent, base: Base, registry_for: Callable[[ImageName], Registry], cache: Path, log: Log
-) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
-    """Debian packages of image and guest, chosen by apt for each platform against the base image of that digest."""
-    name, _, _ = ImageName.parse(base.image)
-    registry = registry_for(name)
-    archives: Mapping[str, str] = {archive: intent.upstream[archive] for archive in intent.suites}
-
-    def one(platform: Platform) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
-        found = layers(base.digest, platform, registry, cache, log)
-        system = debian.read_layers([layer.read_bytes() for layer in found])
-        state = cache / "apt" / platform.architecture
-        packages = debian.solve(intent, platform, system, state, archives)
-        return packages, debian.guest(intent, platform, system, state, archives)
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        chosen = list(pool.map(one, intent.platforms))
-    for platform, (packages, guest) in zip(intent.platforms, chosen, strict=True):
-        for what, found in ((f"for {platform}", packages), (f"to boot {platform} with", guest)):
-            log.say(f"{len(found)} Debian packages {what}, {size(sum(package.size or 0 for package in found))}")
-    return (
-        tuple(package for packages, _ in chosen for package in packages),
-        tuple(package for _, guest in chosen for package in guest),
+        replace(file, evidence=evidence.merge(earlier, file.evidence, today))
+        for file, earlier in zip(files, reasons, strict=True)
     )

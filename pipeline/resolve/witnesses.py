@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline import components
 from pipeline.components import COMPONENTS, Published
 from pipeline.core.errors import DigestMismatch, UpstreamError, VerificationFailed
-from pipeline.core.log import Log, Transfers
+from pipeline.core.log import Transfers
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.http import transport
@@ -33,49 +33,62 @@ if TYPE_CHECKING:
 _PATIENCE = 900.0  # seconds for one file of a witness: 86 MB at 100 kB/s. A release waits, and another one may answer
 
 
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file of a release, and where its vendor publishes it."""
+
+    component: str
+    version: str
+    platform: Platform
+    where: Published
+    url: str
+
+    def __str__(self) -> str:
+        return f"{self.component} {self.version} for {self.platform}"
+
+
 @dataclass(kw_only=True)
 class Witnesses:
     """Asks for the files of components. The caller holds `cache.writing`."""
 
     origins: Origins
     cache: Path
-    log: Log
     transfers: Transfers
     today: str  # YYYY-MM-DD
     _root: TrustedRoot | None = None
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     def file(self, component: str, version: str, platform: Platform, known: Artifact | None) -> Artifact:
-        """One file: it exists, its digest, and every reason to believe it. `known`: the lock's entry for it.
+        """Return one file: it exists, its digest, and every reason to believe it. `known`: the lock's entry for it.
 
         Raises UpstreamError, DigestMismatch, VerificationFailed.
         """
         where = components.published(component, version, platform)
         url = self.origins.url(where.origin, where.path)
-        what = f"{component} {version} for {platform}"
-        head = self.origins.head(url, what)
+        file = _File(component=component, version=version, platform=platform, where=where, url=url)
+        head = self.origins.head(url, f"{file}")
         if head is None:
             raise UpstreamError(
-                f"{what} does not exist",
+                f"{file} does not exist",
                 expected="status 200",
                 found="status 404",
                 where=transport.shown(url),
                 next_step="the release is not complete (yet): ask for another version in versions.yaml",
             )
-        digest, size, seen = self._first(where, head, known, what)
+        digest, size, seen = self._first(file, head, known)
         if known is not None and known.digest != digest:
             raise DigestMismatch(
-                f"{what}: upstream publishes another digest than the one that is locked",
+                f"{file}: upstream publishes another digest than the one that is locked",
                 expected=known.digest.text,
                 found=digest.text,
                 where=url,
-                next_step="find out why before anything else; a release that was replaced on purpose is locked anew by "
-                "removing its entry from versions.lock.yaml and running nox -s resolve",
+                next_step="find out why before anything else; a release that was replaced on purpose is locked again "
+                "by removing its entry from versions.lock.yaml and running nox -s resolve",
             )
-        seen += self._more(component, version, where, url, digest, what)
+        seen += self._more(file, digest)
         reasons = evidence.merge(known.evidence if known else (), seen, self.today)
         if component == "docker" and not evidence.grade(reasons).reaches(Grade.CORROBORATED):
-            reasons = evidence.merge(reasons, self._elsewhere(where, url, digest, what), self.today)
+            reasons = evidence.merge(reasons, self._elsewhere(file, digest), self.today)
         before = known.etag if known is not None and known.url == url else None
         return Artifact(
             component=component,
@@ -91,41 +104,42 @@ class Witnesses:
             evidence=reasons,
         )
 
-    def _first(
-        self, where: Published, head: Head, known: Artifact | None, what: str
-    ) -> tuple[Digest, int | None, list[Evidence]]:
+    def _first(self, file: _File, head: Head, known: Artifact | None) -> tuple[Digest, int | None, list[Evidence]]:
         """The digest, by the vendor's word, else by the lock's while nothing speaks against it, else by the bytes."""
+        where = file.where
         if where.checksums is not None:
             source = self.origins.url(where.origin, where.checksums)
-            listed = self.origins.text(where.origin, where.checksums, f"the checksum of {what}")
+            listed = self.origins.text(where.origin, where.checksums, f"the checksum of {file}")
             digest = upstream.checksum(listed, where.name)
             return digest, head.size, [Evidence(grade=Grade.PUBLISHED, source=source)]
         if known is not None and _unchanged(known, head):
             return known.digest, head.size, []
-        copy = self._download(head.url, what)
+        copy = self._download(file, head.url, Rules())
         return copy.digest, copy.size, [Evidence(grade=Grade.FIRST_USE, source=head.url)]
 
-    def _more(
-        self, component: str, version: str, where: Published, url: str, digest: Digest, what: str
-    ) -> list[Evidence]:
-        """What else is said of it: signatures, GitHub's records."""
-        found = []
-        signed_by = COMPONENTS[component].signed if component in COMPONENTS else ""
-        if signed_by == "certificate" and (signed := self._kubectl(url, digest, what)):
-            found.append(signed)
-        if signed_by == "bundle" and (signed := self._bundle(component, version, where, digest, what)):
-            found.append(signed)
-        release = components.owner(component).name
-        if where.origin == "github" and (recorded := self.origins.assets(release, version).get(where.name)):
-            source = self.origins.assets_url(release, version)
+    def _more(self, file: _File, digest: Digest) -> list[Evidence]:
+        """What else is published about it: signatures, GitHub's records."""
+        signed_by = COMPONENTS[file.component].signed if file.component in COMPONENTS else ""
+        signed = None
+        if signed_by == "certificate":
+            signed = self._pair(file, digest)
+        elif signed_by == "bundle":
+            signed = self._bundle(file, digest)
+        found = [signed] if signed else []
+        release = components.owner(file.component).name
+        if file.where.origin == "github" and (
+            recorded := self.origins.assets(release, file.version).get(file.where.name)
+        ):
+            source = self.origins.assets_url(release, file.version)
             if recorded != digest:
-                raise _contradiction(what, digest, recorded, source)
+                raise _contradiction(file, digest, recorded, source)
             found.append(Evidence(grade=Grade.RECORDED, source=f"{source} (GitHub computed it at the upload)"))
         return found
 
-    def _kubectl(self, url: str, digest: Digest, what: str) -> Evidence | None:
-        signed = self.origins.content(f"{url}.sig", f"the signature of {what}")
-        certificate = self.origins.content(f"{url}.cert", f"the certificate of {what}") if signed else None
+    def _pair(self, file: _File, digest: Digest) -> Evidence | None:
+        """Kubernetes' signature and certificate."""
+        signed = self.origins.content(f"{file.url}.sig", f"the signature of {file}")
+        certificate = self.origins.content(f"{file.url}.cert", f"the certificate of {file}") if signed else None
         if not signed or not certificate:
             return None
         try:
@@ -138,30 +152,30 @@ class Witnesses:
                 authorities=self._trusted().get_fulcio_certs(),
             )
         except VerificationFailed as error:
-            raise _forged(what, f"{url}.sig", error) from None
+            raise _forged(file, f"{file.url}.sig", error) from None
         return Evidence(
             grade=Grade.SIGNED,
-            source=f"{url}.sig by {signature.KUBERNETES} (no entry of the transparency log is published beside it: the "
-            "time of signing is not proven)",
+            source=f"{file.url}.sig by {signature.KUBERNETES} (no entry of the transparency log is published beside "
+            "it: the time of signing is not proven)",
         )
 
-    def _bundle(self, component: str, version: str, where: Published, digest: Digest, what: str) -> Evidence | None:
-        assert where.signature is not None
-        url = self.origins.url(where.origin, where.signature)
-        raw = self.origins.content(url, f"the signature of {what}")
+    def _bundle(self, file: _File, digest: Digest) -> Evidence | None:
+        """A Sigstore bundle of the release's workflow."""
+        assert file.where.signature is not None
+        url = self.origins.url(file.where.origin, file.where.signature)
+        raw = self.origins.content(url, f"the signature of {file}")
         if raw is None:
             return None
-        repository = f"https://github.com/{COMPONENTS[component].repository}"
-        workflow = signature.Workflow(
-            repository=repository, ref=f"refs/tags/{COMPONENTS[component].release_tag(version)}"
-        )
+        component = COMPONENTS[file.component]
+        repository, tag = f"https://github.com/{component.repository}", component.release_tag(file.version)
+        workflow = signature.Workflow(repository=repository, ref=f"refs/tags/{tag}")
         try:
             signature.check_bundle(raw, digest=digest, workflow=workflow, root=self._trusted())
         except signature.Unreadable as error:
-            self.log.warn(f"the signature of {what} cannot be judged: {error}; its checksum stands alone")
+            self.origins.log.warn(f"the signature of {file} cannot be judged: {error}; its checksum stands alone")
             return None
         except VerificationFailed as error:
-            raise _forged(what, url, error) from None
+            raise _forged(file, url, error) from None
         return Evidence(grade=Grade.SIGNED, source=f"{url} by a workflow of {repository} at {workflow.ref}")
 
     def _trusted(self) -> TrustedRoot:
@@ -170,51 +184,50 @@ class Witnesses:
                 self._root = signature.trust()
             return self._root
 
-    def _elsewhere(self, where: Published, url: str, digest: Digest, what: str) -> list[Evidence]:
+    def _elsewhere(self, file: _File, digest: Digest) -> list[Evidence]:
         """The same file from another site: it corroborates what nobody publishes a checksum of.
 
-        Mirrors that `fetch` uses are asked first: whoever named one is near it. One that only sends on to the vendor
-        has said nothing.
+        Mirrors that `fetch` uses are asked first: they were named because they are near. One that only redirects to
+        the vendor proves nothing.
         """
-        ours = Evidence(grade=Grade.FIRST_USE, source=url)
-        intent = self.origins.intent
-        bases = (*intent.mirrors.get(where.origin, ()), *intent.witnesses.get(where.origin, ()))
-        for base in dict.fromkeys(bases):
-            there = Evidence(grade=Grade.FIRST_USE, source=f"{base}/{where.path}")
+        ours = Evidence(grade=Grade.FIRST_USE, source=file.url)
+        intent, origin, warn = self.origins.intent, file.where.origin, self.origins.log.warn
+        for base in dict.fromkeys((*intent.mirrors.get(origin, ()), *intent.witnesses.get(origin, ()))):
+            there = Evidence(grade=Grade.FIRST_USE, source=f"{base}/{file.where.path}")
             if there.site in ("", ours.site):
                 continue
             try:
-                copy = self._download(there.source, what, Rules(longest=_PATIENCE))
+                copy = self._download(file, there.source, Rules(longest=_PATIENCE))
             except UpstreamError as error:
-                self.log.warn(f"{error.summary}; it corroborates nothing")
+                warn(f"{error.summary}; it corroborates nothing")
                 continue
             if Evidence(grade=Grade.FIRST_USE, source=copy.url).site in ("", ours.site):
-                self.log.warn(f"{what} from {there.site}: it sends on to {copy.url}; it corroborates nothing")
+                warn(f"{file} from {there.site}: it sends on to {copy.url}; it corroborates nothing")
                 continue
             if copy.digest != digest:
-                raise _contradiction(what, digest, copy.digest, there.source)
+                raise _contradiction(file, digest, copy.digest, there.source)
             return [there]
         return []
 
-    def _download(self, url: str, what: str, rules: Rules | None = None) -> Copy:
+    def _download(self, file: _File, url: str, rules: Rules) -> Copy:
         """Download a file under the digest that it turns out to have; `fetch` need not bring it again.
 
         Raises UpstreamError.
         """
-        downloader = Downloader(client=self.origins.client, rules=rules or Rules())
-        file = File(name=what, urls=(url,))
-        return downloader.download(file, self.cache / "sha256", self.transfers.start(what, None))
+        downloader = Downloader(client=self.origins.client, rules=rules)
+        transfer = self.transfers.start(f"{file}", None)
+        return downloader.download(File(name=f"{file}", urls=(url,)), self.cache / "sha256", transfer)
 
 
 def _unchanged(known: Artifact, head: Head) -> bool:
-    """Whether URL, size and strong ETag, as far as they are told, speak for the same bytes as when they were hashed."""
+    """Whether URL, size and strong ETag, as far as they are sent, speak for the bytes that were hashed then."""
     sizes = known.size is None or head.size is None or known.size == head.size
     return known.url == head.url and sizes and (known.etag is None or head.etag is None or known.etag == head.etag)
 
 
-def _contradiction(what: str, ours: Digest, theirs: Digest, source: str) -> DigestMismatch:
+def _contradiction(file: _File, ours: Digest, theirs: Digest, source: str) -> DigestMismatch:
     return DigestMismatch(
-        f"{what}: two witnesses contradict one another",
+        f"{file}: two witnesses contradict one another",
         expected=ours.text,
         found=theirs.text,
         where=transport.shown(source),
@@ -222,9 +235,9 @@ def _contradiction(what: str, ours: Digest, theirs: Digest, source: str) -> Dige
     )
 
 
-def _forged(what: str, source: str, error: VerificationFailed) -> VerificationFailed:
+def _forged(file: _File, source: str, error: VerificationFailed) -> VerificationFailed:
     return VerificationFailed(
-        f"{what}: {error.summary}",
+        f"{file}: {error.summary}",
         expected=error.expected,
         found=error.found,
         where=transport.shown(source),
