@@ -168,14 +168,15 @@ def manifests(
 ) -> Iterator[tuple[Digest, _Manifest]]:
     """Yield the manifest of each platform in the index. Raises UpstreamError for a missing platform."""
     entries = {
-        f"{entry['platform'].get('os')}/{entry['platform'].get('architecture')}": Digest(entry["digest"])
+        f"{entry['platform'].get('os')}/{entry['platform'].get('architecture')}": entry
         for entry in reversed(load(index)["manifests"])  # of several for a platform the first one counts
         if "platform" in entry and REFERENCE_TYPE not in entry.get("annotations", {})
     }
     for platform in platforms:
-        if platform.value not in entries:
+        if platform not in entries:
             raise UpstreamError(f"the base image {index} has no {platform}", next_step="choose another base image")
-        yield entries[platform.value], load(entries[platform.value])
+        digest = Digest(entries[platform]["digest"])
+        yield digest, load(digest)
 
 
 def parts(manifest: _Manifest) -> list[Mapping[str, Any]]:
