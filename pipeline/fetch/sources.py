@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import httpx
 
@@ -33,26 +32,6 @@ class Part:
     size: int | None  # bytes; None: the lock does not know it
 
 
-class Server(Protocol):
-    """One place."""
-
-    @property
-    def base(self) -> str:
-        """Its URL."""
-
-    def ping(self) -> None:
-        """Ask something small."""
-
-    def manifest(self, digest: Digest) -> bytes:
-        """Return an index or a manifest of the base image. Raises UpstreamError when it has none or other bytes."""
-
-    def lacks(self, part: Part) -> str:
-        """Return why it does not have a file; empty: it has."""
-
-    def read(self, part: Part) -> Generator[bytes, None, None]:
-        """Yield the beginning of a file, BEGINNING bytes or more; the caller closes the generator."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class FileServer:
     """An upstream or a mirror; of the base image an OCI layout, as `nox -s vendor` makes one."""
@@ -62,11 +41,11 @@ class FileServer:
     probe: str  # the path of a file that it should have
 
     def ping(self) -> None:
-        """HEAD of one file."""
+        """Ask something small: HEAD of one file."""
         self.client.head(f"{self.base}/{self.probe}")
 
     def manifest(self, digest: Digest) -> bytes:
-        """A blob like any other, hashed."""
+        """Return an index or a manifest of the base image. Raises UpstreamError when it has none or other bytes."""
         name = f"manifest {digest.short}…"
         data = transport.get(self.client, f"{self.base}/{_blob(digest)}", what=name).content
         if (actual := Digest.of(data)) != digest:
@@ -74,7 +53,7 @@ class FileServer:
         return data
 
     def lacks(self, part: Part) -> str:
-        """HEAD of the file: is it there, in the right size?"""
+        """Return why it does not have a file in the right size; empty: it has."""
         response = self.client.head(f"{self.base}/{part.path}")
         length = response.headers.get("Content-Length", "")
         if response.status_code != 200:
@@ -84,7 +63,7 @@ class FileServer:
         return ""
 
     def read(self, part: Part) -> Generator[bytes, None, None]:
-        """A range of the file."""
+        """Yield the first BEGINNING bytes of a file; the caller closes the generator."""
         headers = {"Range": f"bytes=0-{BEGINNING - 1}"}
         with self.client.stream("GET", f"{self.base}/{part.path}", headers=headers) as response:
             yield from response.iter_raw()
@@ -102,23 +81,26 @@ class RegistryServer:
         return self.registry.url
 
     def ping(self) -> None:
-        """GET /v2/."""
+        """Ask something small: GET /v2/."""
         self.registry.ping()
 
     def manifest(self, digest: Digest) -> bytes:
-        """From the registry's client, which checks the digest."""
+        """Return an index or a manifest, whose digest the registry's client checks. Raises UpstreamError."""
         if (answer := self.registry.manifest(digest.text)) is None:
             raise UpstreamError(f"no manifest {digest.short}…")
         return answer.raw
 
     def lacks(self, part: Part) -> str:
-        """HEAD of the blob."""
+        """Return why it does not have a blob; empty: it has."""
         return "" if self.registry.has("blobs", part.digest, write=False) else f"no {part.name}"
 
     def read(self, part: Part) -> Generator[bytes, None, None]:
-        """The whole blob."""
+        """Yield a blob; the caller closes the generator when it has enough."""
         with self.registry.blob(part.digest) as chunks:
             yield from chunks
+
+
+Server = FileServer | RegistryServer
 
 
 def blobs(server: Server, index: Digest, platforms: Sequence[Platform]) -> list[Part]:

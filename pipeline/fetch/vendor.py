@@ -11,8 +11,6 @@ cache where the file system allows. What an older lock left stays, so one folder
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -103,9 +101,6 @@ def _put(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copyfile(source, partial)
+    cached.link(source, partial)
     partial.replace(target)
     partial.unlink(missing_ok=True)  # rename(2) leaves it when both names are the same file already

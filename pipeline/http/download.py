@@ -178,24 +178,22 @@ class _Download:
         self._name = file.digest.hex if file.digest else sha256(file.urls[0].encode()).hexdigest()
         self._urls = list(dict.fromkeys(file.urls))  # that are still worth a try
         self._failures: dict[str, _Failed] = {}
-        self._begun: set[str] = set()  # URLs that gave bytes
-        self._most: dict[str, int] = {}  # bytes that a URL had when the pauses last began anew
-        self._gained = False  # whether a try since the last pause brought enough to begin the pauses anew
+        self._most = 0  # bytes that a try had at its end
         self._shown = 0  # bytes
         self._ends = time.monotonic() + how.rules.longest
 
     def run(self) -> Copy:
         """Ask the URLs until one has given the file. Raises what `Downloader.download` does."""
         rules = self._how.rules
-        pauses = iter(rules.pauses)
+        pauses, had = iter(rules.pauses), 0
         patient = False
         while True:
             for url in list(self._urls):
                 if copy := self._try(url, patient=patient or url == self._urls[-1]):
                     partial.remove(self._folder, self._name, self._failures)
                     return copy
-            if self._gained:
-                self._gained, pauses = False, iter(rules.pauses)
+            if self._most >= had + rules.gained:
+                pauses, had = iter(rules.pauses), self._most
             pause = next(pauses, None)
             if pause is None or not self._urls:
                 raise self._failure()
@@ -211,8 +209,8 @@ class _Download:
         except _Failed as error:
             failure = error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            # A host that has given bytes may only be restarting.
-            failure = (_Broken if url in self._begun else _Unreachable)(str(error))
+            # A host that answered before may only be restarting.
+            failure = (_Broken if url in self._failures else _Unreachable)(str(error))
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
             failure = _Refused(str(error))
         except (httpx.HTTPError, httpx.StreamError) as error:
@@ -225,7 +223,6 @@ class _Download:
     def _copy(self, url: str, patient: bool) -> Copy:
         """Download from one URL. Raises _Failed, httpx's errors, OSError, UpstreamError when it was stopped."""
         with closing(Partial(self._folder, self._name, url, every=self._how.rules.every)) as part:
-            before = self._most.setdefault(url, part.done)
             try:
                 source = self._request(part, patient)
                 if part.resumed and self._file.digest not in (None, part.digest):
@@ -241,13 +238,10 @@ class _Download:
                 raise
             except BaseException:
                 part.keep()
-                if part.done >= before + self._how.rules.gained:
-                    self._most[url], self._gained = part.done, True
                 raise
             finally:
+                self._most = max(self._most, part.done)
                 self._show(part.done)
-                if part.done:
-                    self._begun.add(url)
 
     def _set_aside(self, part: Partial, found: str) -> _Wrong:
         """Quarantine wrong bytes, so that somebody can look at them, and report it."""

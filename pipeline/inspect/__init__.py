@@ -1,1 +1,4 @@
-"""inspect."""
+"""What is inside a file, without running it: ELF headers, Go build information, archives.
+
+Takes bytes and gives versions.
+"""

@@ -1,1 +1,4 @@
-"""resolve."""
+"""Stage `resolve`: upstream's channels and files, independent witnesses, Debian packages by apt.
+
+Takes versions.yaml and the previous lock and gives a lock.
+"""
