@@ -133,7 +133,7 @@ def _measure(place: _Place, lock: Lock, intent: Intent, seconds: float) -> Measu
     expected = 1 if place.parts is None else len(place.parts)
     measured = Measured(origin=place.origin, base=server.base, kind=place.kind, of=expected)
     try:
-        measured = replace(measured, latency=_latency(server.ping))
+        latency = _latency(server.ping)
         parts = blobs(server, lock.base.digest, intent.platforms) if place.parts is None else place.parts
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             problems = list(pool.map(server.lacks, parts))
@@ -144,7 +144,8 @@ def _measure(place: _Place, lock: Lock, intent: Intent, seconds: float) -> Measu
     except httpx.HTTPError as error:
         return replace(measured, problem=str(error) or type(error).__name__)
     problem = next(filter(None, problems), "")
-    return replace(measured, speed=speed, has=problems.count(""), of=len(parts), problem=problem)
+    has = problems.count("")
+    return replace(measured, latency=latency, speed=speed, has=has, of=len(parts), problem=problem)
 
 
 def _size(part: Part) -> int:

@@ -113,7 +113,7 @@ def blobs(server: Server, index: Digest, platforms: Sequence[Platform]) -> list[
                 found.append(Part(name=f"blob {digest.short}…", path=_blob(digest), digest=digest, size=size))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UpstreamError(f"{index.short}… is no index of {', '.join(platforms)}") from None
-    return found
+    return list(dict.fromkeys(found))  # platforms may share a layer
 
 
 def _blob(digest: Digest) -> str:
