@@ -136,7 +136,7 @@ def test_platforms_that_disagree_are_a_sentence(tmp_path: Path) -> None:
 def test_what_only_one_platform_tells_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = embedded.of_lock(cached(tmp_path, kubectl=b"#!/bin/sh\n"), tmp_path, LOG)
     assert "kubectl" not in found
-    assert "kubectl v1.37.1: only some platforms tell their go, not linux/arm64" in capsys.readouterr().err
+    assert "kubectl v1.37.1: only some platforms state their go, not linux/arm64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_a_release_of_unknown_age_counts_as_young(vendors: Vendors) -> None:
     vendors.intent = replace(vendors.intent, cooldown={"compose": 1})
     for platform in Platform:
         vendors.gives(vendors.url("compose", "5.4.0", platform), "x")
-    with pytest.raises(UpstreamError, match=r"compose 5\.4\.0 is passed over: .* is|does not tell how old it is"):
+    with pytest.raises(UpstreamError, match=r"compose 5\.4\.0 is passed over: .* is|does not report how old it is"):
         vendors.resolve(intent=replace(vendors.intent, components={**CHANNELS, "compose": "5.4"}))
 
 

@@ -44,7 +44,7 @@ _RELEASED = r"v?\d+\.\d+\.\d+(-(rc|beta|alpha)\.?\d+|[-+]k3s\d+)?"  # what a tag
 
 
 def complete(lock: Lock, sizes: Mapping[Digest, int], embedded: Mapping[str, Mapping[str, str]], today: date) -> Lock:
-    """A lock with what the bytes tell: sizes that upstream did not, and what is embedded.
+    """Return a lock with what the bytes show: sizes that upstream does not report, and what is embedded.
 
     `today` becomes its date when that changes what the image is made of.
     """

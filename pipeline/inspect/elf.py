@@ -1,4 +1,4 @@
-"""What a binary tells without being run: its machine, whether it is whole, and for Go programs how they were built.
+"""What a binary states without being run: its machine, whether it is whole, and for Go programs how they were built.
 
 Sources: elf(5); the format of the Go build information is described in Go's debug/buildinfo.
 """
@@ -28,14 +28,14 @@ _SET_BY_LINKER = re.compile(rb"\0(" + _VERSION + rb")\0")
 # begins with digits, or with the zero bytes that programs are full of.
 _END_OF_TEXT = re.compile(_BEHIND_MAJOR + rb"\0")
 _IN_FLAGS = re.compile(r"[vV]ersion=['\"]?(" + _VERSION.decode() + r")(?=['\"\s]|$)")
-# What programs say of themselves where nothing was set: containerd (version/version.go), tini (tini.c).
-_SAID = ((rb"\+unknown", rb"(?<![\d.])(\d+\.\d+\.\d+)\+unknown$"), (rb"tini version [\d.]+", rb"([\d.]+)$"))
+# What programs print where nothing was set: containerd (version/version.go), tini (tini.c).
+_PRINTED = ((rb"\+unknown", rb"(?<![\d.])(\d+\.\d+\.\d+)\+unknown$"), (rb"tini version [\d.]+", rb"([\d.]+)$"))
 _LINE = 256  # bytes before a version in which the start of its line is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the ELF header says."""
+    """What is read of an ELF header."""
 
     machine: int  # e_machine
     bits: int  # 32 or 64
@@ -73,10 +73,10 @@ def header(head: bytes) -> Header | None:
     )
 
 
-def machine_name(found: Header) -> str:
-    """The platform that a header is for, or the machine's number."""
-    known = next((p.value for p in Platform if (p.names.elf_machine, 64) == (found.machine, found.bits)), None)
-    return known or f"ELF machine {found.machine}, {found.bits} bit"
+def machine_name(header: Header) -> str:
+    """Return the platform that a header is for, or the machine's number."""
+    known = next((p.value for p in Platform if (p.names.elf_machine, 64) == (header.machine, header.bits)), None)
+    return known or f"ELF machine {header.machine}, {header.bits} bit"
 
 
 def go_build(data: bytes) -> GoBuild | None:
@@ -136,45 +136,47 @@ def _string(data: bytes, at: int) -> tuple[bytes, int]:
 
 
 def stated_version(data: bytes, like: str = "") -> str | None:
-    """The version that a binary states of itself; None where it states none, or several that do not go together.
+    """Return the version that a binary states; None where it states none, or several that do not go together.
 
     In this order: the main module's version, one that the build flags set, one that the linker set (build flags are
-    left out of programs that are built with -trimpath), what containerd and tini say by themselves. `like`: an
-    expression for the whole version; others do not count, such as those in archives that a program carries.
+    left out of programs that are built with -trimpath), what containerd and tini print. `like`: an expression for the
+    whole version; others do not count, such as those in archives that a program carries.
     """
+    for versions in _statements(data):
+        version = _common({version for version in versions if not like or re.fullmatch(like, version)})
+        if version is not None:
+            return version
+    return None
 
-    def one(found: Iterable[str]) -> str | None:
-        return _one({text for text in found if not like or re.fullmatch(like, text)})
 
+def _statements(data: bytes) -> Iterator[Iterable[str]]:
+    """Yield what each place states, the most reliable first."""
     build = go_build(data)
     if build is not None:
-        if re.fullmatch(_VERSION.decode(), build.version) and (own := one([build.version])) is not None:
-            return own
-        if (flagged := one(_IN_FLAGS.findall(build.settings.get("-ldflags", "")))) is not None:
-            return flagged
-        if (linked := one(set_by_linker(data))) is not None:
-            return linked
-    said = set()
-    for literal, expression in _SAID:  # the literal first: an expression that begins with digits is ten times as slow
-        for found in re.finditer(literal, data):
-            if text := re.search(expression, data[max(0, found.start() - 24) : found.end()]):
-                said.add(text[1].decode())
-    return one(said)
+        yield [build.version] if re.fullmatch(_VERSION.decode(), build.version) else []
+        yield _IN_FLAGS.findall(build.settings.get("-ldflags", ""))
+        yield set_by_linker(data)
+    printed = []
+    for literal, expression in _PRINTED:  # the literal first: an expression that begins with digits is much slower
+        for match in re.finditer(literal, data):
+            if version := re.search(expression, data[max(0, match.start() - 24) : match.end()]):
+                printed.append(version[1].decode())
+    yield printed
 
 
 def set_by_linker(data: bytes) -> Iterator[str]:
-    """Every version that fills a text of its own."""
+    """Yield every version that fills a text of its own."""
     for end in _END_OF_TEXT.finditer(data):
         start = data.rfind(b"\0", 0, end.start())
-        if start >= 0 and (found := _SET_BY_LINKER.fullmatch(data, start, end.end())):
-            yield found[1].decode()
+        if start >= 0 and (match := _SET_BY_LINKER.fullmatch(data, start, end.end())):
+            yield match[1].decode()
 
 
-def _one(found: set[str]) -> str | None:
-    """The only version, or the one that all others are a longer form of (a distribution's `1.1.5+ds1-1`)."""
-    found = {text for text in found if not _PSEUDO.search(text)}
-    shortest = min(found, key=len, default=None)
-    return shortest if shortest and all(text.startswith(shortest) for text in found) else None
+def _common(versions: set[str]) -> str | None:
+    """Return the only version, or the one that all others are a longer form of (a distribution's `1.1.5+ds1-1`)."""
+    versions = {version for version in versions if not _PSEUDO.search(version)}
+    shortest = min(versions, key=len, default=None)
+    return shortest if shortest and all(version.startswith(shortest) for version in versions) else None
 
 
 def version_evidence(data: bytes, version: str) -> str | None:
@@ -195,7 +197,7 @@ def version_evidence(data: bytes, version: str) -> str | None:
 
 
 def _named(data: bytes, wanted: bytes) -> bool:
-    """Whether the version stands somewhere for itself. `find` is ten times as fast here as an expression."""
+    """Whether the version is somewhere as a whole. `find` is ten times as fast here as an expression."""
     at = data.find(wanted)
     while at >= 0:
         behind = data[at + len(wanted) : at + len(wanted) + 2]

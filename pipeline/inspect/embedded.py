@@ -1,6 +1,6 @@
 """What is inside the locked files: versions of programs and libraries, read out of the binaries, nothing executed.
 
-So they hold for a foreign platform too, and they are told by the very bytes that the lock names.
+So they hold for a non-native platform too, and they come from the very bytes that the lock names.
 
 docker      its archive: docker (the command line), containerd, runc, docker-init; BuildKit from dockerd's build
             information
@@ -9,9 +9,9 @@ compose     the same, and compose-go
 kubectl     nothing but Go: Kubernetes' own modules are in one repository with it and carry no version
 k3s         the file itself is a small program that carries a tar archive, packed with zstd; the programs are in that
             (k3s-io/k3s: scripts/package-cli). bin/k3s has the build information with cri-dockerd, the
-            docker client library and containerd; bin/runc states its version. The outer program tells none of these
+            docker client library and containerd; bin/runc states its version. The outer program states none of these
 
-What a binary does not tell is left out: a build without module information (a distribution's) names no libraries, and
+What a binary does not state is left out: a build without module information (a distribution's) names no libraries, and
 a stand-in for k3s is no Go program at all.
 """
 
@@ -50,7 +50,7 @@ _CHUNK = 1 << 20
 
 
 def read(component: str, path: Path) -> dict[str, str]:
-    """What one file of a component tells; empty when it tells nothing, or has another form. Raises OSError."""
+    """Return what is in one file of a component; empty when that is unknown, or it has another form. Raises OSError."""
     if component == "docker":
         try:
             with tarfile.open(path, mode="r|*", bufsize=_CHUNK) as archive:
@@ -64,26 +64,26 @@ def read(component: str, path: Path) -> dict[str, str]:
 
 
 def of_lock(lock: Lock, cache: Path, log: Log) -> Embedded:
-    """What every component's files tell. They must be in the cache.
+    """Return what is in every component's files. They must be in the cache.
 
     Raises UpstreamError when one is not, Incompatible when a component has different things for different platforms.
     """
     files = sorted(lock.artifacts, key=lambda file: (file.component, file.platform))
     with ThreadPoolExecutor(max_workers=2) as pool:  # one file's largest program is in memory at a time, in each
-        told = list(pool.map(lambda file: read(file.component, cached.require(cache, file.digest)), files))
-    found: dict[str, dict[str, str]] = {}
+        contents = list(pool.map(lambda file: read(file.component, cached.require(cache, file.digest)), files))
+    embedded: dict[str, dict[str, str]] = {}
     for component in lock.versions:
-        by_file = [(file, said) for file, said in zip(files, told, strict=True) if file.component == component]
+        by_file = [(file, inside) for file, inside in zip(files, contents, strict=True) if file.component == component]
         if inside := _agreed(by_file, log):
-            found[component] = inside
+            embedded[component] = inside
             log.say(f"{component}: " + ", ".join(f"{name} {version}" for name, version in inside.items()))
         else:
-            log.say(f"{component}: its files do not tell what is in them")
-    return found
+            log.say(f"{component}: its files do not state what is in them")
+    return embedded
 
 
 def kept(previous: Lock | None, made: Lock) -> Embedded:
-    """What is known already: the entries of the components whose files are the same bytes in both locks."""
+    """Return what is known already: the entries of the components whose files are the same bytes in both locks."""
     if previous is None:
         return {}
     before, after = _digests(previous), _digests(made)
@@ -93,28 +93,28 @@ def kept(previous: Lock | None, made: Lock) -> Embedded:
 
 
 def _digests(lock: Lock) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    digests: dict[str, set[str]] = {}
     for file in lock.artifacts:
-        found.setdefault(file.component, set()).add(file.digest.text)
-    return found
+        digests.setdefault(file.component, set()).add(file.digest.text)
+    return digests
 
 
 def _agreed(by_file: list[tuple[Artifact, dict[str, str]]], log: Log) -> dict[str, str]:
-    """What all platforms' files say alike. Raises Incompatible when they say different things."""
+    """Return what all platforms' files have in common. Raises Incompatible when versions differ."""
     agreed = {}
-    for name in sorted({name for _, said in by_file for name in said}):
-        versions = {file.platform: said.get(name) for file, said in by_file}
+    for name in sorted({name for _, inside in by_file for name in inside}):
+        versions = {file.platform: inside.get(name) for file, inside in by_file}
         file = by_file[0][0]
         if len(set(versions.values()) - {None}) > 1:
             raise Incompatible(
                 f"{file.component} {file.version} does not hold the same {name} for every platform",
                 expected="one version",
-                found=", ".join(f"{version or 'not told'} for {platform}" for platform, version in versions.items()),
+                found=", ".join(f"{version or 'not stated'} for {platform}" for platform, version in versions.items()),
                 next_step="choose another version of that component, or ask its makers why",
             )
         if None in versions.values():
             silent = ", ".join(platform for platform, version in versions.items() if version is None)
-            log.warn(f"{file.component} {file.version}: only some platforms tell their {name}, not {silent}; left out")
+            log.warn(f"{file.component} {file.version}: only some platforms state their {name}, not {silent}; left out")
             continue
         agreed[name] = next(version for version in versions.values() if version)
     return agreed

@@ -87,7 +87,7 @@ def _missing(origins: Origins, component: str, version: str) -> str:
 def _young(origins: Origins, component: str, version: str, now: datetime) -> str:
     """Why a release is too young, as a sentence; empty when it is old enough or a known fix.
 
-    Its date is that of its youngest file, as the server tells it: git's refs have no dates, the API has a quota.
+    Its date is that of its youngest file, as the server reports it: git's refs have no dates, the API has a quota.
     """
     days = origins.intent.days(component)
     if not days:
@@ -100,7 +100,7 @@ def _young(origins: Origins, component: str, version: str, now: datetime) -> str
         where = components.published(component, version, platform)
         head = origins.head(origins.url(where.origin, where.path), f"{component} {version} for {platform}")
         if head is None or head.released is None:
-            return f"the server does not tell how old it is, and its cooldown is {days} days"
+            return f"the server does not report how old it is, and its cooldown is {days} days"
         dates.append(head.released)
     if now - max(dates) < timedelta(days=days):
         return f"its files are from {max(dates):%Y-%m-%d}, and its cooldown is {days} days"
@@ -149,7 +149,7 @@ def _k3s(origins: Origins, asked: str, locked: str) -> Iterator[str]:
     for version in tags:
         if not upstream.fits(version, asked):
             continue
-        # The tags do not tell which minor is stable: no newer one than the lock's.
+        # The tags do not show which minor is stable: no newer one than the lock's.
         newer_line = compat.number(version)[:2] > compat.number(limit)[:2] if limit else False
         if not newer_line and not (pointed and not upstream.older(version, pointed)):
             yield version

@@ -207,7 +207,7 @@ def _kernel(configuration: Path, platform: Platform) -> str:
     found = re.search(rf"^Depends: (?:.*, )?({KERNEL}\S+) \(= (\S+)\)", shown, re.MULTILINE)
     if found is None:
         raise UpstreamError(
-            f"{metapackage} does not tell which kernel it stands for",
+            f"{metapackage} does not name the kernel that it stands for",
             expected=f"Depends: {KERNEL}… (= …)",
             found="; ".join(re.findall("^Depends: .*", shown, re.MULTILINE)) or "no Depends",
             where=str(configuration.with_name("sources.list")),

@@ -25,7 +25,7 @@ _API_ANSWERS = frozenset({200, 401, 403, 404, 429})
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What a server tells of a file without sending it."""
+    """What a server reports of a file without sending it."""
 
     url: str
     size: int | None  # bytes
@@ -63,7 +63,7 @@ class Origins:
         return answer.content if answer.status_code == 200 else None
 
     def head(self, url: str, what: str) -> Head | None:
-        """What is told of a file; None when it is not there. Raises UpstreamError for every other answer."""
+        """Return what HEAD reports of a file; None when it is missing. Raises UpstreamError for every other answer."""
         if url not in self._heads:
             answer = transport.get(self.client, url, what=what, method="HEAD", expected=_THERE_OR_NOT)
             length = answer.headers.get("Content-Length", "")
@@ -82,7 +82,7 @@ class Origins:
         return f"{base}/{upstream.assets_path(component, version)}" if base else ""
 
     def assets(self, component: str, version: str) -> Mapping[str, Digest]:
-        """The digests that GitHub records of a release's files; none when they cannot be had, which is said.
+        """Return the digests that GitHub records of a release's files; none, with a warning, when it refuses.
 
         They are a second word on what a checksum file says already, so a quota that is used up stops nothing.
         """

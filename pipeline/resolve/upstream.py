@@ -28,7 +28,7 @@ def assets_path(component: str, version: str) -> str:
 def assets(document: str) -> Mapping[str, Digest]:
     """The digest that GitHub computed when each file of a release was uploaded. Raises UpstreamError.
 
-    Files from before June 2025 have none; GitHub computes it anew when a file is replaced, so it is no vendor's word.
+    Files from before June 2025 have none; GitHub computes it again when a file is replaced, so it is no vendor's word.
     """
     try:
         found = {str(asset["name"]): asset.get("digest") for asset in json.loads(document)["assets"]}
