@@ -139,6 +139,22 @@ def trickle(body: bytes, over: threading.Event, pace: float = 0.01) -> Answer:
     return answer
 
 
+def slow(body: bytes, over: threading.Event, piece: int = 5000, pace: float = 0.02) -> Answer:
+    """A good server on a slow line; ranges included."""
+
+    def answer(handler: Handler) -> None:
+        start = _start(handler)
+        told = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        headers = {"ETag": '"one"', "Content_Length": len(body) - start}
+        _head(handler, 206 if start else 200, **headers, **({"Content_Range": told} if start else {}))
+        for at in range(start, len(body), piece):
+            handler.wfile.write(body[at : at + piece])
+            if over.wait(pace):
+                break
+
+    return answer
+
+
 def whole(body: bytes, etag: str = '"one"') -> Answer:
     """200 and everything, whatever range was asked for."""
 

@@ -166,7 +166,7 @@ def test_two_hostile_mirrors_before_a_good_upstream(place: Place) -> None:
     assert place.path.read_bytes() == DATA
 
 
-def test_a_slow_first_origin_is_overtaken_and_its_loser_cancelled(place: Place) -> None:
+def test_a_slow_first_origin_is_left_for_the_next(place: Place) -> None:
     """The trickle would take a quarter of an hour, and no read of it ever times out."""
     gone = threading.Event()
 
@@ -178,7 +178,18 @@ def test_a_slow_first_origin_is_overtaken_and_its_loser_cancelled(place: Place) 
 
     place.fetch(watched, hostile.honest(DATA), rules=replace(RULES, window=60))
     assert place.path.read_bytes() == DATA
-    assert gone.wait(DEADLINE), "the loser's connection was left open"
+    assert gone.wait(DEADLINE), "the slow one's connection was left open"
+    assert place.left(".*") == []
+
+
+def test_a_slow_origin_is_continued_when_no_other_has_the_file(place: Place) -> None:
+    rules = replace(RULES, slow=1e9, trial=0.05)
+    place.fetch(hostile.slow(DATA, place.over), hostile.busy(404), rules=rules)
+    assert place.path.read_bytes() == DATA
+    first, second = (headers.get("Range") for _, _, headers in place.servers[-2].asked)
+    assert first is None
+    assert second is not None
+    assert len(place.asked) == 1
     assert place.left(".*") == []
 
 
