@@ -103,6 +103,7 @@ def test_what_is_nested_too_deep_is_a_sentence() -> None:
             "an exact version",
         ),
         ("cooldown: 3", "known-fixes: [{component: k3s, version: v1.37.1+k3s1}]", "known-", "'reason' is missing"),
+        ("cooldown: 3", "known-fixes: [{component: k3s, version: [1], reason: x}]", "[1]", "an exact version"),
         ("cooldown: 3", "known-fixes: k3s", "known-fixes", "a list of component, version and reason"),
         ("docker: 29.7.2", "docker: ٣", "docker: ٣", "an exact version or a channel"),
         ("cooldown: 3", "mirrors: {docker: ['https://[']}", "https://[", "an http or https URL"),

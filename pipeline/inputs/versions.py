@@ -236,28 +236,30 @@ def _name(keys: Keys) -> str:
 
 def _messages(error: ValidationError, name: str) -> Iterator[tuple[str, str]]:
     """Yield key and message of the mistakes in a part; an empty key: the part itself."""
-    known: Mapping[str, Any] = error.schema.get("properties", {})
+    schema: Any = error.schema
+    instance: Any = error.instance
+    known = schema.get("properties", {})
     match error.validator:
         case "additionalProperties":
-            for key in error.instance.keys() - known.keys():
+            for key in instance.keys() - known.keys():
                 near = difflib.get_close_matches(key, known, 1)
                 yield key, f"{name}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
         case "required":
-            for key in error.validator_value:
-                if key not in error.instance:
+            for key in schema["required"]:
+                if key not in instance:
                     yield "", f"{name}: {key!r} is missing"
         case "uniqueItems":
-            twice = [entry for number, entry in enumerate(error.instance) if entry in error.instance[:number]]
+            twice = [entry for number, entry in enumerate(instance) if entry in instance[:number]]
             yield "", f"{name}: {twice[0]!r} stands here twice"
         case "format":
             yield "", f"{name}: {error.cause}"
         case _:
-            expected = error.schema.get("title") or {
-                "enum": f"one of {', '.join(map(str, error.schema.get('enum', ())))}",
+            expected = schema.get("title") or {
+                "enum": f"one of {', '.join(map(str, schema.get('enum', ())))}",
                 "array": "a list with at least one entry",
                 "object": "keys and values",
-            }.get(error.schema.get("type", "enum"), "some text")
-            found = repr(error.instance) if isinstance(error.instance, str) else "a list or keys and values"
+            }.get(str(schema.get("type", "enum")), "some text")
+            found = repr(instance) if isinstance(instance, str) else "a list or keys and values"
             yield "", f"{name}: expected {expected}, found {found}"
 
 
