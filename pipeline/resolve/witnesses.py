@@ -114,7 +114,7 @@ class Witnesses:
             return digest, head.size, [Evidence(grade=Grade.PUBLISHED, source=source)]
         if known is not None and _unchanged(known, head):
             return known.digest, head.size, []
-        copy = self._download(file, head.url, Rules())
+        copy = self._download(file, head.url, Rules(), size=head.size)
         return copy.digest, copy.size, [Evidence(grade=Grade.FIRST_USE, source=head.url)]
 
     def _more(self, file: _File, digest: Digest) -> list[Evidence]:
@@ -209,14 +209,14 @@ class Witnesses:
             return [there]
         return []
 
-    def _download(self, file: _File, url: str, rules: Rules) -> Copy:
+    def _download(self, file: _File, url: str, rules: Rules, *, size: int | None = None) -> Copy:
         """Download a file under the digest that it turns out to have; `fetch` need not bring it again.
 
         Raises UpstreamError.
         """
         downloader = Downloader(client=self.origins.client, rules=rules)
-        transfer = self.transfers.start(f"{file}", None)
-        return downloader.download(File(name=f"{file}", urls=(url,)), self.cache / "sha256", transfer)
+        transfer = self.transfers.start(f"{file}", size)
+        return downloader.download(File(name=f"{file}", urls=(url,), size=size), self.cache / "sha256", transfer)
 
 
 def _unchanged(known: Artifact, head: Head) -> bool:
