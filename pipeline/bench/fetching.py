@@ -275,7 +275,7 @@ def _versions() -> dict[str, str]:
 
     return {
         "Python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("httpx", "httpcore", "h11", "h2")},
+        **{name: importlib.metadata.version(name) for name in ("httpx", "httpcore", "h11")},
         "aria2c": first_line("aria2c", "--version").rpartition(" ")[2],
         "curl": first_line("curl", "--version").split()[1],
         "sha256sum": first_line("sha256sum", "--version").rpartition(" ")[2],
