@@ -21,7 +21,7 @@ from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image
 from pipeline.inputs.lock import Artifact, Lock
-from pipeline.rehearsal import standin_build
+from pipeline.rehearsal import stub_k3s_build
 from tests.examples import LOCK, artifact
 from tests.images import make, program
 from tests.sites import committed
@@ -64,7 +64,7 @@ def own(tmp_path: Path) -> Lock:
     def content(file: Artifact) -> bytes:
         data = f"{file.component} for {file.platform}".encode()
         if (file.component, file.platform) == ("k3s", Platform.AMD64):
-            return standin_build.build("v1.37.1+standin", file.platform.value)
+            return stub_k3s_build.build("v1.37.1+standin", file.platform.value)
         return archive(data) if file.component == "docker" else data
 
     debs = {name: package(tmp_path / "debs", name, size) for name, size in (("iptables", 50), ("git", 50_000))}

@@ -25,7 +25,7 @@ from pipeline.core.records import Check, SmokeReport, State, Tier, TierReport, V
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.oci import layout as layouts
 from pipeline.rehearsal import pause
-from pipeline.rehearsal.standin_build import build as standin
+from pipeline.rehearsal.stub_k3s_build import build as stub_k3s
 from pipeline.smoke import files, report
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
@@ -304,7 +304,7 @@ def test_a_config_without_a_health_check_is_named(image: Image) -> None:
 
 
 def test_a_stand_in_is_only_for_rehearsals(image: Image) -> None:
-    data = standin("v1.37.1+standin", "linux/amd64")
+    data = stub_k3s("v1.37.1+standin", "linux/amd64")
     image.files[K3S] = data
     image.lock = replace(
         image.lock,

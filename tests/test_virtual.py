@@ -230,7 +230,7 @@ def test_a_guest_with_nft_only_and_what_becomes_of_the_image_when_its_clock_is_s
             log = str(box.client.logs(box.name))
             assert "ended by itself" not in log
             # Nothing was started again but what was told.
-            starts = (r"^\[dockerd\] .*Starting up", r"^\[watch\] docker is ready after", r"^\[k3s\] .*a stand-in for")
+            starts = (r"^\[dockerd\] .*Starting up", r"^\[watch\] docker is ready after", r"^\[k3s\] .*a stub for")
             assert [len(re.findall(start, log, re.MULTILINE)) for start in starts] == [1, 1, 2]
         finally:
             box.clean_up(failed=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-MARKER = "dind-k3s stand-in"
-SUFFIX = "+standin"  # how its version ends
+MARKER = "dind-k3s stand-in"  # the Dockerfile knows the stub by it
+SUFFIX = "+standin"  # how its version ends, also in lockfiles and measurements that are kept
 
 
 def marked(version: str) -> str:

@@ -41,7 +41,7 @@ from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 from pipeline.inspect import elf
 from pipeline.rehearsal import mirror, origin, pause
-from pipeline.rehearsal.standin_build import build as build_standin
+from pipeline.rehearsal.stub_k3s_build import build as build_stub
 from pipeline.resolve import debian
 
 _FORMAT = 6  # raised when what this module writes changes, so that older supplies are made again
@@ -262,7 +262,7 @@ class Job:
             kinds = ["real" if platform in given else "stub" for given in (files, images)]
             self.log.say(f"k3s {version} for {platform}: {kinds[0]} k3s, {kinds[1]} system images")
             if platform not in files:
-                files[platform] = build_standin(marked(version), platform.value)
+                files[platform] = build_stub(marked(version), platform.value)
             if platform not in images:
                 pauses = (self.folder / "pause" / f"{platform.architecture}.tar").read_bytes()
                 images[platform] = pause.system_images(pauses)

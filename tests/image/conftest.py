@@ -35,7 +35,7 @@ from pipeline.inputs import lock, versions
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inputs.versions import Intent
 from pipeline.oci import layout
-from pipeline.rehearsal import overlay, pause, standin_build, supplies
+from pipeline.rehearsal import overlay, pause, stub_k3s_build, supplies
 from pipeline.smoke import load
 from tests.image.box import Box, Image, box
 
@@ -120,7 +120,7 @@ def put(
         if released:
             return name
         version = supplies.k3s_version({host: real}) if real else own.versions["k3s"]
-        program = real.read_bytes() if real else standin_build.build(version, host.value)
+        program = real.read_bytes() if real else stub_k3s_build.build(version, host.value)
         k3s = overlay.K3s(program=program, version=version, images=images)
         overlay.build(client, name, NAME, ROOT, folder, k3s)
         return NAME

@@ -1,7 +1,7 @@
 """Runs inside a container: the image's own `configure` on many cases, each in a process and a root of its own.
 
 CASES is a JSON list of {env, extra, facts, files}; prints a JSON list of outcomes. What is taken is held against the
-real `dockerd --validate` and the stand-in k3s's own reading of its configuration.
+real `dockerd --validate` and the stub k3s's own reading of its configuration.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def dockerd(settings: tuple[str, ...]) -> str:
 
 
 def k3s(root: Path, case: dict[str, Any]) -> str:
-    """What the stand-in says against it, with the user's files linked as run-k3s links them."""
+    """What the stub says against it, with the user's files linked as run-k3s links them."""
     ours = root / "run/dind-k3s/k3s/config.yaml"
     if not ours.exists():
         return ""
@@ -95,8 +95,8 @@ def k3s(root: Path, case: dict[str, Any]) -> str:
         for file in [root / folder / "config.yaml", *(root / folder / "config.yaml.d").glob("*.yaml")]:
             if file.is_file():
                 (after / f"{number}-{file.name}").symlink_to(file)
-    config = importlib.import_module("standin.config")
-    failure = importlib.import_module("standin.failure")
+    config = importlib.import_module("stub_k3s.config")
+    failure = importlib.import_module("stub_k3s.failure")
     try:
         _role, *words = map(os.fsdecode, arguments(root, "k3s"))
         config.load(words, {**case["env"], "K3S_CONFIG_FILE": str(ours)})

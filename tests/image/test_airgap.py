@@ -1,7 +1,7 @@
 """The variant airgap: k3s's system images come up by themselves, without any network, once for each volume.
 
 What is put over the image under test is what the Dockerfile's stage system-images puts there, with the rehearsal's
-stand-in for k3s's archive: every name, one small image behind all of them.
+stub of k3s's archive: every name, one small image behind all of them.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def test_the_mtu_of_the_outer_network_reaches_containers_networks_and_pods(insid
     mtu = ("cat", "/sys/class/net/eth0/mtu")
     assert in_docker(inside, *mtu) == "1400"
     assert in_docker(inside, *mtu, network="made-inside") == "1400"
-    assert in_pod(inside, "mtu", " ".join(mtu)) == "1400"  # the stand-in's; flannel reads the same interface by itself
+    assert in_pod(inside, "mtu", " ".join(mtu)) == "1400"  # the stub's; flannel reads the same interface by itself
 
 
 def test_ranges_inside_are_not_those_outside(inside: Box) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.rehearsal import standin_build
+from pipeline.rehearsal import stub_k3s_build
 from tests.image.box import Box
 
 pytestmark = pytest.mark.engine
@@ -48,7 +48,7 @@ def test_the_oldest_k3s_starts_with_what_it_knows(boxes: Callable[..., Box]) -> 
     box.volumes = [(f"{box.name}-docker", "/var/lib/docker")]
     box.create()
     program = box.image.folder / "old-k3s"
-    program.write_bytes(standin_build.build("v1.22.17+standin", "linux/amd64"))
+    program.write_bytes(stub_k3s_build.build("v1.22.17+standin", "linux/amd64"))
     program.chmod(0o755)
     box.docker.copy(program, (box.name, "/usr/local/bin/k3s"))
     manifest = box.image.folder / "manifest.json"

@@ -128,7 +128,7 @@ def test_the_clock_of_the_day_does_not_matter(running: Box) -> None:
 
 
 def test_dns_is_waited_for_where_k3s_brings_it_and_asked_for_real(running: Box) -> None:
-    """The stand-in has no DNS, so this plays CoreDNS: the manifest, then the objects, then an answer at the address."""
+    """The stub has no DNS, so this plays CoreDNS: the manifest, then the objects, then an answer at the address."""
     running.ready("all")
     look = "printf x >/run/dind-k3s/wake"
     first = running.kubectl("get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}")

@@ -1,4 +1,0 @@
-"""Version and platform of this stand-in; `standin_build.build` puts the real ones in the packed copy."""
-
-VERSION = "v0.0.0+standin"
-PLATFORM = "unknown/unknown"

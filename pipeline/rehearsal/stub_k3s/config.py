@@ -1,0 +1,173 @@
+"""The configuration of one server or agent: command line, config file and its fragments, environment.
+
+As in k3s (docs.k3s.io/installation/configuration, pkg/configfilearg): the command line beats the file, or adds to it
+where a flag may come more than once, for the file becomes arguments in front; the file beats the environment;
+`config.yaml.d/*.yaml` are read after the file in alphabetical order, a later value replaces an earlier one, and `key+:`
+appends to it; an unknown key in a server's file is skipped with a warning, an unknown flag is an error. K3S_CONFIG_FILE
+beats --config.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, ip_address
+from pathlib import Path
+from typing import Any
+
+from . import flags, kubelet, miniyaml
+from .failure import Failure
+
+DEFAULT_CONFIG = "/etc/rancher/k3s/config.yaml"
+
+Settings = dict[str, list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the server, or the agent, acts on."""
+
+    data_dir: Path
+    kubelet_dir: Path
+    resolv_conf: Path | None  # what pods get; None: dockerd's own
+    etc_dir: Path  # /etc/rancher
+    node_name: str
+    node_ip: str | None
+    kubeconfig: Path
+    kubeconfig_mode: int
+    bind_address: str
+    port: int
+    tls_sans: tuple[str, ...]
+    service_cidr: IPv4Network
+    token: str  # the password of K10HASH::USER:PASSWORD, or all of it; empty: the server makes one
+    docker_socket: Path
+    warnings: tuple[str, ...]
+    server: str  # whom an agent joins
+    disabled: frozenset[str]
+    kubelet: dict[str, Any]
+    kubelet_refusal: str  # kubelet's error message for its flags and files; it starts long after they were read
+
+
+def load(arguments: list[str], environment: Mapping[str, str], *, command: str = "server") -> Config:
+    """Merge all sources into a Config. Raises Failure."""
+    given = parse_arguments(arguments)
+    warnings: list[str] = []
+    named = environment.get("K3S_CONFIG_FILE") or (given.get("config") or [""])[-1]
+    settings = read_files(Path(named or DEFAULT_CONFIG), must_exist=bool(named), warnings=warnings)
+    for name, values in given.items():
+        settings[name] = [*(settings.get(name, []) if flags.KINDS[name] == "list" else []), *values]
+    for name in settings:
+        if command == "agent" and name not in flags.AGENT:
+            raise Failure(f"flag provided but not defined: -{name}; k3s agent does not have it")
+    for flag, variable in flags.VARIABLES.items():
+        if flag not in settings and environment.get(variable):
+            settings[flag] = [environment[variable]]
+    require(settings, command)
+    try:
+        return build(settings, environment, tuple(warnings))
+    except (OSError, ValueError) as error:
+        raise Failure(f"invalid value for a flag: {error}") from None
+
+
+def parse_arguments(arguments: list[str]) -> Settings:
+    """Read `--flag value`, `--flag=value` and `-f value`; the same flag may come again."""
+    settings: Settings = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-") or word == "-":
+            raise Failure(f"unexpected argument: {word}")
+        name, has_value, value = word.lstrip("-").partition("=")
+        kind = flags.KINDS.get(name)
+        if kind is None:
+            raise Failure(f"flag provided but not defined: -{name}")
+        if not has_value:
+            value = "true" if kind == "bool" else next(words, "")
+            if value == "":
+                raise Failure(f"flag needs an argument: -{name}")
+        settings.setdefault(name, []).append(value)
+    return settings
+
+
+def read_files(path: Path, *, must_exist: bool, warnings: list[str]) -> Settings:
+    """Read the config file and the fragments in the folder `<file>.d`."""
+    paths = [path] if path.is_file() else []
+    paths += sorted(entry for entry in Path(f"{path}.d").glob("*") if entry.suffix in (".yaml", ".yml"))
+    if must_exist and not paths:
+        raise Failure(f"the config file {path} does not exist")
+    settings: Settings = {}
+    for source in paths:
+        try:
+            text = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Failure(f"cannot read the config file {source}: {error}") from None
+        merge(settings, miniyaml.parse(text, str(source)), str(source), warnings)
+    return settings
+
+
+def merge(settings: Settings, values: Mapping[str, miniyaml.Value], where: str, warnings: list[str]) -> None:
+    """Lay the values of one more file over those of the files before it."""
+    for raw_key, value in values.items():
+        key = raw_key.removesuffix("+")
+        if key not in flags.KINDS:
+            warnings.append(f"Unknown flag --{key} found in {where}, skipping")
+            continue
+        new = value if isinstance(value, list) else [value] if value != "" else []
+        settings[key] = [*settings.get(key, []), *new] if raw_key.endswith("+") else list(new)
+
+
+def require(settings: Settings, command: str) -> None:
+    """Refuse what k3s, or the stub, cannot start with."""
+    if command == "server" and _last(settings, "server"):
+        raise Failure("the stub's server is the only one and cannot join another (--server, K3S_URL)")
+    if command == "agent" and not _last(settings, "server"):
+        raise Failure("--server is required")
+    if command == "agent" and not _last(settings, "token") and not _last(settings, "token-file"):
+        raise Failure("--token is required")
+    if _last(settings, "docker") != "true":
+        raise Failure("the stub makes pods only with dockerd: set `docker: true` or give --docker")
+
+
+def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[str, ...]) -> Config:
+    """Give the merged settings their types. Raises ValueError, OSError for a token file that is not readable."""
+    data_dir = Path(_last(settings, "data-dir", "/var/lib/rancher/k3s")).absolute()
+    etc_dir = Path(environment.get("DIND_K3S_STUB_ETC") or "/etc/rancher")
+    file = _last(settings, "token-file")
+    token = _last(settings, "token") or (Path(file).read_text(encoding="utf-8").strip() if file else "")
+    kubelet_arguments = settings.get("kubelet-arg", [])
+    kubelet_flags = dict(argument.lstrip("-").partition("=")[::2] for argument in kubelet_arguments)
+    kubelet_settings, refusal = {}, ""
+    try:
+        kubelet_settings = kubelet.effective(kubelet_arguments, data_dir)
+    except Failure as failure:
+        refusal = str(failure)
+    addresses = _all(settings, "node-ip") or _all(settings, "advertise-address")
+    return Config(
+        data_dir=data_dir,
+        kubelet_dir=Path(kubelet_flags.get("root-dir") or "/var/lib/kubelet").absolute(),
+        resolv_conf=Path(_last(settings, "resolv-conf")) if _last(settings, "resolv-conf") else None,
+        etc_dir=etc_dir,
+        node_name=_last(settings, "node-name", socket.gethostname()).lower(),
+        node_ip=str(ip_address(addresses[0])) if addresses else None,
+        kubeconfig=Path(_last(settings, "write-kubeconfig", str(etc_dir / "k3s/k3s.yaml"))).absolute(),
+        kubeconfig_mode=int(_last(settings, "write-kubeconfig-mode", "0600"), 8),
+        bind_address=_last(settings, "bind-address", "0.0.0.0"),
+        port=int(_last(settings, "https-listen-port", "6443")),
+        tls_sans=tuple(_all(settings, "tls-san")),
+        service_cidr=IPv4Network([*_all(settings, "service-cidr"), "10.43.0.0/16"][0]),
+        token=token.rpartition(":")[2],
+        docker_socket=Path(environment.get("DOCKER_HOST", "").removeprefix("unix://") or "/var/run/docker.sock"),
+        warnings=warnings,
+        server=_last(settings, "server"),
+        disabled=frozenset(_all(settings, "disable")),
+        kubelet=kubelet_settings,
+        kubelet_refusal=refusal,
+    )
+
+
+def _last(settings: Settings, name: str, default: str = "") -> str:
+    return (settings.get(name) or [""])[-1] or default
+
+
+def _all(settings: Settings, name: str) -> list[str]:
+    return [part.strip() for value in settings.get(name, []) for part in value.split(",") if part.strip()]

@@ -1,0 +1,67 @@
+"""The kubelet's configuration, put together as k3s and kubelet do: defaults, drop-in files, flags; the last one wins.
+
+Of its settings the stub acts on systemReserved. All are shown at /api/v1/nodes/NAME/proxy/configz, as kubelet shows
+them, so that a test can ask what is in force.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .failure import Failure
+
+# Flag → key. The flags are deprecated and still there.
+_KEYS = {
+    "image-gc-high-threshold": "imageGCHighThresholdPercent",
+    "eviction-hard": "evictionHard",
+    "system-reserved": "systemReserved",
+    "fail-cgroupv1": "failCgroupV1",
+}
+_REMOVED = ("network-plugin", "container-runtime", "containerd", "nonsense")  # flags that kubelet does not have
+
+
+def effective(arguments: list[str], data_dir: Path) -> dict[str, Any]:
+    """Return what is in force. Raises Failure with kubelet's error message."""
+    settings: dict[str, Any] = {
+        "imageGCHighThresholdPercent": 85,
+        "evictionHard": {"imagefs.available": "5%", "nodefs.available": "5%"},
+    }
+    for file in sorted((data_dir / "agent/etc/kubelet.conf.d").glob("*.conf")):
+        for key, value in _drop_in(file).items():
+            settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value  # maps are merged
+    for argument in arguments:
+        flag, _, text = argument.lstrip("-").partition("=")
+        if flag in _REMOVED:
+            raise Failure(f"failed to parse kubelet flag: unknown flag: --{flag}")
+        if flag in _KEYS:
+            settings[_KEYS[flag]] = _value(flag, text)
+    return settings
+
+
+def _drop_in(file: Path) -> dict[str, Any]:
+    """One file; JSON only, which is YAML too."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Failure(f"{file} cannot be decoded (the stub reads JSON only): {error}") from None
+    return {key: value for key, value in content.items() if key not in ("apiVersion", "kind")}
+
+
+def _value(flag: str, text: str) -> Any:
+    signs = {"eviction-hard": "<", "system-reserved": "="}
+    if flag in signs:
+        return dict(part.split(signs[flag], 1) for part in text.split(","))
+    return text == "true" if text in ("true", "false") else int(text)
+
+
+def allocatable(capacity: dict[str, str], reserved: dict[str, str]) -> dict[str, str]:
+    """What is left of a node for pods."""
+    left = dict(capacity)
+    if "cpu" in reserved:
+        left["cpu"] = f"{int(capacity['cpu']) * 1000 - int(reserved['cpu'].removesuffix('m'))}m"
+    if "memory" in reserved:
+        kibibytes = int(capacity["memory"].removesuffix("Ki")) - int(reserved["memory"].removesuffix("Mi")) * 1024
+        left["memory"] = f"{kibibytes}Ki"
+    return left

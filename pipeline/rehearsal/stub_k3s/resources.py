@@ -1,0 +1,102 @@
+"""The kinds that the stub serves, and the documents by which clients discover them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .about import PLATFORM, VERSION
+from .status import Object
+
+VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource:
+    """One kind."""
+
+    plural: str
+    kind: str
+    group: str = ""  # the core group has no name
+    namespaced: bool = True
+    short: tuple[str, ...] = ()
+    subresources: tuple[str, ...] = ()
+
+    @property
+    def api_version(self) -> str:
+        """Group and version, as objects and paths have them."""
+        return f"{self.group}/v1" if self.group else "v1"
+
+
+RESOURCES = {
+    resource.plural: resource
+    for resource in (
+        Resource(plural="configmaps", kind="ConfigMap", short=("cm",)),
+        Resource(plural="endpoints", kind="Endpoints", short=("ep",)),
+        Resource(plural="events", kind="Event", short=("ev",)),
+        Resource(plural="namespaces", kind="Namespace", namespaced=False, short=("ns",)),
+        Resource(plural="nodes", kind="Node", namespaced=False, short=("no",), subresources=("status",)),
+        Resource(plural="pods", kind="Pod", short=("po",), subresources=("exec", "log", "status")),
+        Resource(plural="secrets", kind="Secret"),
+        Resource(plural="serviceaccounts", kind="ServiceAccount", short=("sa",)),
+        Resource(plural="services", kind="Service", short=("svc",)),
+        Resource(plural="addons", kind="Addon", group="k3s.cattle.io"),
+        # Stored, so that manifests with them are taken; nothing is ever installed.
+        Resource(plural="helmcharts", kind="HelmChart", group="helm.cattle.io"),
+        Resource(plural="helmchartconfigs", kind="HelmChartConfig", group="helm.cattle.io"),
+    )
+}
+_PREFIXES = {
+    ("/apis/" + resource.group if resource.group else "/api") + "/v1": resource.group for resource in RESOURCES.values()
+}
+
+
+def discovery(path: str) -> Object | None:
+    """The discovery document at a path; None when there is none."""
+    if path == "/version":
+        # kubectl compares major and minor with its own.
+        major, minor = VERSION.removeprefix("v").split(".")[:2]
+        return {"major": major, "minor": minor, "gitVersion": VERSION, "platform": PLATFORM}
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
+    if path == "/apis":
+        groups = [_group(name) for name in _PREFIXES.values() if name]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    if path in _PREFIXES:
+        version = path.removeprefix("/api/").removeprefix("/apis/")
+        return {"kind": "APIResourceList", "groupVersion": version, "resources": _listed(_PREFIXES[path])}
+    if path == "/openapi/v3":
+        return {"paths": {prefix.strip("/"): {"serverRelativeURL": f"/openapi/v3{prefix}"} for prefix in _PREFIXES}}
+    prefix = path.removeprefix("/openapi/v3")
+    return _openapi(prefix, _PREFIXES[prefix]) if prefix in _PREFIXES else None
+
+
+def _group(name: str) -> Object:
+    version = {"groupVersion": f"{name}/v1", "version": "v1"}
+    return {"name": name, "versions": [version], "preferredVersion": version}
+
+
+def _listed(group: str) -> list[Object]:
+    entries: list[Object] = []
+    for resource in RESOURCES.values():
+        if resource.group == group:
+            entry: Object = {"singularName": resource.kind.lower(), "namespaced": resource.namespaced}
+            entry |= {"name": resource.plural, "kind": resource.kind, "verbs": VERBS, "shortNames": [*resource.short]}
+            names = [f"{resource.plural}/{name}" for name in resource.subresources]
+            entries += [entry, *({**entry, "name": name, "shortNames": []} for name in names)]
+    return entries
+
+
+def _openapi(prefix: str, group: str) -> Object:
+    """Name each kind's PATCH with its fieldValidation parameter: this tells kubectl that the server validates."""
+    paths: Object = {}
+    for resource in RESOURCES.values():
+        if resource.group == group:
+            scope = "/namespaces/{namespace}" if resource.namespaced else ""
+            operation = {
+                "parameters": [{"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}],
+                "x-kubernetes-action": "patch",
+                "x-kubernetes-group-version-kind": {"group": group, "version": "v1", "kind": resource.kind},
+                "responses": {"200": {"description": "OK"}},
+            }
+            paths[f"{prefix}{scope}/{resource.plural}/{{name}}"] = {"patch": operation}
+    return {"openapi": "3.0.0", "info": {"title": "stub", "version": VERSION}, "paths": paths, "components": {}}

@@ -1,0 +1,115 @@
+"""What the verbs of the API do to the store, and what an object must have before it is stored."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from typing import Any
+
+from .resources import Resource
+from .status import ApiError, Object
+from .store import Store, timestamp
+
+MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+# The namespaces that every cluster has from its start.
+NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
+
+
+def furnish(store: Store, service_cidr: IPv4Network, api_port: int) -> None:
+    """Create what a cluster has from its start: namespaces, their service accounts, the API's own service."""
+    spec = {"clusterIP": str(service_cidr[1]), "ports": [{"name": "https", "port": 443, "targetPort": api_port}]}
+    metadata = {"name": "kubernetes", "namespace": "default"}
+    things: list[tuple[str, Object]] = [("services", {"kind": "Service", "metadata": metadata, "spec": spec})]
+    for name in NAMESPACES:
+        things.append(("namespaces", {"kind": "Namespace", "metadata": {"name": name}}))
+        account = {"name": "default", "namespace": name}
+        things.append(("serviceaccounts", {"kind": "ServiceAccount", "metadata": account}))
+    for plural, thing in things:
+        with contextlib.suppress(ApiError):  # it is there already
+            store.create(plural, {"apiVersion": "v1", **thing})
+
+
+def create(store: Store, resource: Resource, namespace: str, thing: Object) -> Object:
+    """Store a new object with the defaults of its kind."""
+    thing = {"apiVersion": resource.api_version, "kind": resource.kind, **thing}
+    metadata = thing.setdefault("metadata", {})
+    if not metadata.get("name"):
+        raise ApiError(422, f"{resource.kind} is invalid: metadata.name: Required value")
+    if resource.namespaced:
+        if metadata.setdefault("namespace", namespace) != namespace:
+            raise ApiError(400, "the namespace of the object does not match the namespace of the request")
+        store.get("namespaces", "", namespace)
+    if resource.plural == "pods":
+        complete_pod(thing.setdefault("spec", {}))
+        thing["status"] = {"phase": "Pending"}
+    return store.create(resource.plural, thing)
+
+
+def update(store: Store, resource: Resource, namespace: str, name: str, change: Callable[[Object], Object]) -> Object:
+    """Store a changed object."""
+
+    def checked(before: Object) -> Object:
+        after = change(before)
+        if resource.plural == "pods" and after["spec"] != before["spec"]:
+            raise ApiError(422, f'Pod "{name}" is invalid: spec: Forbidden: delete it and create another')
+        return after
+
+    return store.modify(resource.plural, namespace, name, checked)
+
+
+def delete(store: Store, resource: Resource, namespace: str, name: str, options: Object) -> Object:
+    """Delete an object. Pods take their time: the kubelet stops and removes them."""
+    key = (resource.plural, namespace, name)
+    uid = (options.get("preconditions") or {}).get("uid")
+    if resource.plural == "namespaces":
+        raise ApiError(501, "the stub deletes no namespaces")
+    thing = store.get(*key)
+    seconds = 0
+    lives = resource.plural == "pods" and thing["status"]["phase"] not in ("Succeeded", "Failed")
+    if lives and thing["spec"].get("nodeName"):
+        seconds = options.get("gracePeriodSeconds", thing["spec"]["terminationGracePeriodSeconds"])
+    if seconds == 0:
+        return store.delete(*key, uid=uid)
+    mark = {"deletionTimestamp": timestamp(after=seconds), "deletionGracePeriodSeconds": seconds}
+    return store.modify(*key, lambda old: {**old, "metadata": {**old["metadata"], **mark}})
+
+
+def complete_pod(spec: Object) -> None:
+    """Fill in the defaults of a pod (kubernetes: pkg/apis/core/v1/defaults.go). ApiError for what cannot be run."""
+    if spec.get("initContainers") or spec.get("hostNetwork"):
+        raise ApiError(501, "the stub has neither init containers nor hostNetwork")
+    if not spec.get("containers") or any("image" not in container for container in spec["containers"]):
+        raise ApiError(422, "Pod is invalid: spec.containers: Required value: containers with images")
+    spec.setdefault("restartPolicy", "Always")
+    spec.setdefault("terminationGracePeriodSeconds", 30)
+    for container in spec["containers"]:
+        last = container["image"].rpartition("/")[2]
+        newest = "@" not in last and (":" not in last or last.endswith(":latest"))
+        container.setdefault("imagePullPolicy", "Always" if newest else "IfNotPresent")
+
+
+def patched(media_type: str, thing: Object, patch: Any) -> Object:
+    """Return the patched object (RFC 7386); the given one stays as it is.
+
+    A strategic merge is the same but for lists of objects, which are merged item by item: that is refused.
+    """
+    if media_type not in (MERGE, STRATEGIC) or not isinstance(patch, dict):
+        raise ApiError(415, f"the stub has no patches of type {media_type or 'none'}, only {MERGE} and {STRATEGIC}")
+    return _merge(copy.deepcopy(thing), patch, strategic=media_type == STRATEGIC)
+
+
+def _merge(old: Any, new: Object, *, strategic: bool) -> Object:
+    result: Object = dict(old) if isinstance(old, dict) else {}
+    for key, value in new.items():
+        if strategic and (key.startswith("$") or (isinstance(value, list) and any(isinstance(x, dict) for x in value))):
+            raise ApiError(415, f"the stub merges no lists of objects (the patch has {key})")
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict):
+            result[key] = _merge(result.get(key), value, strategic=strategic)
+        else:
+            result[key] = value
+    return result

@@ -1,0 +1,385 @@
+"""The stub's parts by themselves: configuration, store and watches, patches, selectors, tables, pod status."""
+
+from __future__ import annotations
+
+import base64
+from email.message import Message
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.rehearsal.stub_k3s import (
+    certs,
+    config,
+    containers,
+    engine,
+    miniyaml,
+    podstatus,
+    rest,
+    schedule,
+    streams,
+    table,
+    watch,
+)
+from pipeline.rehearsal.stub_k3s.containers import Container
+from pipeline.rehearsal.stub_k3s.failure import Failure
+from pipeline.rehearsal.stub_k3s.joining import Joining
+from pipeline.rehearsal.stub_k3s.resources import RESOURCES
+from pipeline.rehearsal.stub_k3s.selectors import Selector
+from pipeline.rehearsal.stub_k3s.status import ApiError
+from pipeline.rehearsal.stub_k3s.store import Store
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("docker: true\n", {"docker": "true"}),
+        ("# c\n---\nnode-name: a # why\n", {"node-name": "a"}),
+        ("tls-san:\n  - a\n  - 'b c' # d\n", {"tls-san": ["a", "b c"]}),
+        ('tls-san:\n- a\n- "b\\nc"\n', {"tls-san": ["a", "b\nc"]}),
+        ("disable: [traefik, 'serv,icelb', \"x\"]\n", {"disable": ["traefik", "serv,icelb", "x"]}),
+        ("disable: []\nempty:\n", {"disable": [], "empty": ""}),
+        ("kubelet-arg+: [a=b]\n", {"kubelet-arg+": ["a=b"]}),
+        ("token: 'it''s#1'\n", {"token": "it's#1"}),
+        ('version: 1.30\nmode: "0644"\n', {"version": "1.30", "mode": "0644"}),
+        ("url: http://a:80/b#c\n", {"url": "http://a:80/b#c"}),
+    ],
+)
+def test_yaml_that_it_reads(text: str, values: dict[str, Any]) -> None:
+    assert miniyaml.parse(text, "f") == values
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("a: 1\na: 2\n", 2, "twice"),
+        ("a:\n  b: c\n", 2, "`key: value`"),
+        ("- a\n", 1, "belongs to no key"),
+        ("a: b\n- c\n", 2, "belongs to no key"),
+        ("a: |\n  text\n", 1, "the stub reads only"),
+        ("a: {b: c}\n", 1, "the stub reads only"),
+        ("a: &x y\n", 1, "the stub reads only"),
+        ("a: 'open\n", 1, "the stub reads only"),
+        ("a: [b,\n", 1, "same line"),
+        ("a:\n\t- b\n", 2, "expected"),
+        ("a:\n- b: c\n", 2, "the stub reads only"),
+    ],
+)
+def test_yaml_that_it_refuses_with_file_and_line(text: str, line: int, reason: str) -> None:
+    with pytest.raises(Failure) as caught:
+        miniyaml.parse(text, "f.yaml")
+    assert f"f.yaml, line {line}: " in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def load(tmp_path: Path, *arguments: str, files: dict[str, str] | None = None, **environment: str) -> config.Config:
+    for name, text in {"config.yaml": "docker: true\n", **(files or {})}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return config.load(["--config", str(tmp_path / "config.yaml"), *arguments], environment)
+
+
+def test_the_command_line_beats_the_file_which_beats_the_environment(tmp_path: Path) -> None:
+    files = {"config.yaml": "docker: true\nnode-name: file\ntls-san: [one]\n"}
+    assert load(tmp_path, K3S_NODE_NAME="env").node_name != "file"
+    assert load(tmp_path, files=files, K3S_NODE_NAME="env").node_name == "file"
+    both = load(tmp_path, "--node-name=line", "--tls-san", "two", "--tls-san=three,four", files=files)
+    assert both.node_name == "line"
+    assert both.tls_sans == ("one", "two", "three", "four")
+
+
+def test_fragments_replace_and_append_in_the_order_of_their_names(tmp_path: Path) -> None:
+    files = {
+        "config.yaml": "docker: true\ntls-san: [a]\nkubelet-arg: [image-gc-high-threshold=90]\n",
+        "config.yaml.d/20.yaml": "tls-san+: [c]\n",
+        "config.yaml.d/10.yaml": "tls-san: [b]\nkubelet-arg+: [system-reserved=cpu=1]\n",
+        "config.yaml.d/ignored.txt": "not: {yaml}",
+    }
+    loaded = load(tmp_path, files=files)
+    assert loaded.tls_sans == ("b", "c")
+    assert loaded.kubelet["imageGCHighThresholdPercent"] == 90
+    assert loaded.kubelet["systemReserved"] == {"cpu": "1"}
+
+
+def test_what_k3s_knows_is_accepted_and_what_it_does_not_know_is_skipped_in_files(tmp_path: Path) -> None:
+    files = {"config.yaml": "docker: true\ndisable: [traefik]\nno-such-key: 1\n"}
+    (warning,) = load(tmp_path, "--flannel-backend", "host-gw", files=files).warnings
+    assert warning.startswith("Unknown flag --no-such-key")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--nope"], "flag provided but not defined: -nope"),
+        (["--node-name"], "needs an argument"),
+        (["word"], "unexpected argument"),
+        (["--docker=maybe"], "true or false"),
+        (["--docker=false"], "docker: true"),
+        (["--https-listen-port=x"], "invalid value"),
+        (["--write-kubeconfig-mode=9"], "invalid value"),
+        (["--service-cidr=10.43.0.0/99"], "not a valid netmask"),
+        (["--server=https://other"], "cannot join"),
+        (["--node-ip=one"], "'one' does not appear to be an IPv4 or IPv6 address"),
+        (["--token-file=/nonexistent"], "/nonexistent"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(tmp_path: Path, arguments: list[str], reason: str) -> None:
+    with pytest.raises(Failure, match=reason):
+        load(tmp_path, *arguments)
+
+
+def thing(name: str, **labels: str) -> dict[str, Any]:
+    return {"kind": "ConfigMap", "metadata": {"name": name, "namespace": "default", "labels": labels}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    opened = Store(tmp_path / "state.db")
+    yield opened
+    opened.close()
+
+
+def test_the_store_keeps_everything_without_being_closed(store: Store, tmp_path: Path) -> None:
+    made = store.create("configmaps", thing("a"))
+    store.delete("configmaps", "default", store.create("configmaps", thing("b"))["metadata"]["name"])
+    again = Store(tmp_path / "state.db")
+    assert again.find("configmaps") == ([made], store.version)
+    again.close()
+
+
+def test_an_old_version_is_a_conflict_and_no_change_is_no_version(store: Store) -> None:
+    made = store.create("configmaps", thing("a"))
+    changed = store.modify("configmaps", "default", "a", lambda old: {**old, "data": {"x": "y"}})
+    assert changed["metadata"]["resourceVersion"] != made["metadata"]["resourceVersion"]
+    with pytest.raises(ApiError) as caught:
+        store.modify("configmaps", "default", "a", lambda _: {**made, "data": {}})
+    assert caught.value.code == 409
+    before = store.version
+    store.modify("configmaps", "default", "a", lambda old: old)
+    assert store.version == before
+    with pytest.raises(ApiError, match="already exists"):
+        store.create("configmaps", thing("a"))
+
+
+def follow(store: Store, selector: Selector, **query: str) -> list[tuple[str, str]]:
+    query = {"timeoutSeconds": "0.05", **query}
+    events = watch.follow(store, RESOURCES["configmaps"], selector, query, lambda: True)
+    return [(event["type"], event["object"].get("metadata", {}).get("name", "")) for event in events]
+
+
+def test_a_watch_sees_objects_enter_and_leave_its_selection(store: Store) -> None:
+    everything, chosen = Selector(namespace="default"), Selector(namespace="default", labels="app=x")
+    start = str(store.version)
+    store.create("configmaps", thing("a"))
+    store.modify(
+        "configmaps", "default", "a", lambda old: rest.patched(rest.MERGE, old, {"metadata": {"labels": {"app": "x"}}})
+    )
+    store.modify(
+        "configmaps", "default", "a", lambda old: rest.patched(rest.MERGE, old, {"metadata": {"labels": {"app": "y"}}})
+    )
+    store.delete("configmaps", "default", "a")
+    assert [kind for kind, _ in follow(store, everything, resourceVersion=start)] == [
+        "ADDED",
+        "MODIFIED",
+        "MODIFIED",
+        "DELETED",
+    ]
+    assert follow(store, chosen, resourceVersion=start) == [("ADDED", "a"), ("DELETED", "a")]
+
+
+def test_a_watch_begins_with_what_is_there_and_says_where_that_ends(store: Store) -> None:
+    store.create("configmaps", thing("a"))
+    asked = {"sendInitialEvents": "true", "allowWatchBookmarks": "true"}
+    assert follow(store, Selector(namespace=None), **asked) == [("ADDED", "a"), ("BOOKMARK", "")]
+    assert follow(store, Selector(namespace="other")) == []
+
+
+def test_a_watch_from_before_a_restart_is_expired(store: Store, tmp_path: Path) -> None:
+    start = str(store.version)
+    store.create("configmaps", thing("a"))
+    again = Store(tmp_path / "state.db")
+    assert follow(again, Selector(namespace=None), resourceVersion=start) == [("ERROR", "")]
+    assert follow(again, Selector(namespace=None), resourceVersion=str(again.version)) == []
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("labels", "matches"),
+    [
+        ("app=x", True),
+        ("app==x,tier!=db", True),
+        ("app=x,tier=db", False),
+        ("app!=x", False),
+    ],
+)
+def test_label_selectors(labels: str, matches: bool) -> None:
+    assert Selector(namespace="default", labels=labels).matches(thing("a", app="x")) is matches
+
+
+def test_field_selectors() -> None:
+    assert Selector(namespace=None, fields="metadata.name=a").matches(thing("a"))
+    assert not Selector(namespace=None, fields="metadata.name!=a").matches(thing("a"))
+    assert Selector(namespace=None, fields="status.phase=").matches(thing("a"))
+    with pytest.raises(ApiError, match="no selectors like"):
+        Selector(namespace=None, labels="app in (x)").matches(thing("a"))
+
+
+def test_patches() -> None:
+    old = {"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c"}], "x": 1}}
+    for kind in (rest.MERGE, rest.STRATEGIC):
+        changed = rest.patched(kind, old, {"metadata": {"labels": {"a/b": "c"}}, "spec": {"x": None}})
+        assert changed["metadata"] == {"name": "a", "labels": {"a/b": "c"}}
+        assert changed["spec"] == {"containers": [{"name": "c"}]}
+    assert rest.patched(rest.MERGE, old, {"spec": {"containers": []}})["spec"] == {"containers": [], "x": 1}
+    assert old["metadata"] == {"name": "a"}
+    with pytest.raises(ApiError, match="merges no lists of objects"):
+        rest.patched(rest.STRATEGIC, old, {"spec": {"containers": [{"name": "d"}]}})
+    with pytest.raises(ApiError, match="no patches of type"):
+        rest.patched("application/apply-patch+yaml", old, {})
+
+
+def test_bad_objects_are_refused_with_a_reason(store: Store) -> None:
+    rest.furnish(store, IPv4Network("10.9.0.0/28"), 6443)
+    assert store.get("services", "default", "kubernetes")["spec"]["clusterIP"] == "10.9.0.1"
+    pods = RESOURCES["pods"]
+    for spec, code in (({}, 422), ({"containers": [{"name": "a"}]}, 422), ({"initContainers": [{}]}, 501)):
+        with pytest.raises(ApiError) as caught:
+            rest.create(store, pods, "default", {"metadata": {"name": "a"}, "spec": spec})
+        assert caught.value.code == code
+    with pytest.raises(ApiError, match=r"metadata\.name"):
+        rest.create(store, pods, "default", {"spec": {"containers": [{"name": "a", "image": "i"}]}})
+    made = rest.create(store, pods, "default", pod("Always", "a"))
+    with pytest.raises(ApiError, match="delete it and create another"):
+        rest.update(store, pods, "default", "p", lambda old: {**old, "spec": {}})
+    with pytest.raises(ApiError, match="not found"):
+        rest.delete(store, pods, "default", "p", {"gracePeriodSeconds": 0, "preconditions": {"uid": "another"}})
+    marked = rest.delete(store, pods, "default", "p", {"preconditions": {"uid": made["metadata"]["uid"]}})
+    assert marked["metadata"]["deletionGracePeriodSeconds"] == 30
+    rest.delete(store, pods, "default", "p", {"gracePeriodSeconds": 0})
+    assert store.find("pods")[0] == []
+
+
+def container(state: str, *, attempt: int = 0, code: int = 0, error: str = "") -> Container:
+    return Container(
+        id="1",
+        attempt=attempt,
+        state=state,
+        exit_code=code,
+        error=error,
+        address="10.0.0.2",
+    )
+
+
+def pod(policy: str, *names: str) -> dict[str, Any]:
+    containers = [{"name": name, "image": "i:1"} for name in names]
+    spec = {"restartPolicy": policy, "containers": containers, "nodeName": "node"}
+    metadata = {"name": "p", "namespace": "default"}
+    return {"kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "lasts", "phase", "column", "ready"),
+    [
+        ("Always", {}, "Pending", "ContainerCreating", "0/2"),
+        ("Always", {"a": ("running", 0), "b": ("running", 0)}, "Running", "Running", "2/2"),
+        ("Always", {"a": ("running", 0), "b": ("exited", 1)}, "Running", "Error", "1/2"),
+        ("Never", {"a": ("exited", 0), "b": ("exited", 0)}, "Succeeded", "Completed", "0/2"),
+        ("Never", {"a": ("exited", 0), "b": ("exited", 2)}, "Failed", "Completed", "0/2"),
+        ("Never", {"a": ("running", 0), "b": ("exited", 0)}, "Running", "Completed", "1/2"),
+        ("OnFailure", {"a": ("exited", 0), "b": ("exited", 2)}, "Running", "Completed", "0/2"),
+    ],
+)
+def test_phase_and_columns_of_a_pod(
+    policy: str, lasts: dict[str, tuple[str, int]], phase: str, column: str, ready: str
+) -> None:
+    subject = pod(policy, "a", "b")
+    lasting = {name: container(state, code=code) for name, (state, code) in lasts.items()}
+    subject["status"] = podstatus.status(subject, lasting, {})
+    assert subject["status"]["phase"] == phase
+    cells = table.render("pods", [subject], "1")["rows"][0]["cells"]
+    assert cells == ["p", ready, column, 0]
+
+
+def test_a_container_in_its_pause_waits_and_counts_its_restarts() -> None:
+    waiting = {"a": {"reason": "CrashLoopBackOff", "message": "m"}}
+    containers = {"a": container("exited", attempt=3, code=2)}
+    [shown] = podstatus.status(pod("Always", "a"), containers, waiting)["containerStatuses"]
+    assert shown["state"] == {"waiting": {"reason": "CrashLoopBackOff", "message": "m"}}
+    assert shown["restartCount"] == 3
+
+
+def test_what_dockerd_cannot_start_has_failed() -> None:
+    containers = {"a": container("created", code=127, error="no such file")}
+    status = podstatus.status(pod("Never", "a"), containers, {})
+    assert status["phase"] == "Failed"
+    assert status["containerStatuses"][0]["state"]["terminated"]["reason"] == "StartError"
+
+
+def test_frames_of_dockerd_may_come_in_any_pieces() -> None:
+    data = b"\x01\0\0\0\0\0\0\x02hi\x02\0\0\0\0\0\0\x03err"
+    whole = [(1, b"hi"), (2, b"err")]
+    for cut in range(len(data)):
+        assert list(engine.frames(iter([data[:cut], data[cut:]]))) == whole
+
+
+def test_the_handshake_of_rfc_6455() -> None:
+    assert streams.accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+def test_a_nonzero_exit_code_is_a_failure_that_kubectl_understands() -> None:
+    assert streams.final_status(0)["status"] == "Success"
+    failure = streams.final_status(4)
+    assert (failure["reason"], failure["details"]["causes"][0]["message"]) == ("NonZeroExitCode", "4")
+
+
+def node(name: str, *, ready: str = "True", **labels: str) -> dict[str, Any]:
+    conditions = [{"type": "Ready", "status": ready}]
+    return {"metadata": {"name": name, "labels": labels}, "spec": {}, "status": {"conditions": conditions}}
+
+
+def test_pods_go_to_ready_nodes_with_their_labels(store: Store) -> None:
+    for one in (node("own"), node("far", disk="fast"), node("down", ready="False", disk="fast")):
+        store.create("nodes", one)
+    store.create("nodes", {"metadata": {"name": "new"}, "spec": {}})  # an agent that has reported nothing yet
+    for name, selector in (("a", {}), ("b", {}), ("c", {"disk": "fast"}), ("d", {"disk": "slow"})):
+        spec = {"nodeSelector": selector}
+        store.create("pods", {"metadata": {"name": name, "namespace": "default"}, "spec": spec, "status": {}})
+    schedule.look(store, "own")
+    placed = {pod["metadata"]["name"]: pod["spec"].get("nodeName") for pod in store.find("pods")[0]}
+    assert placed == {"a": "own", "b": "own", "c": "far", "d": None}
+
+
+def test_an_agent_needs_the_token_and_keeps_its_password(store: Store, tmp_path: Path) -> None:
+    store.create("namespaces", {"metadata": {"name": "kube-system"}})
+    certificates = certs.ensure(tmp_path / "tls", ["DNS:localhost"])
+    joining = Joining(store, certificates, "secret")
+
+    def ask(name: str, token: str, password: str = "mine") -> bytes:
+        headers = Message()
+        headers["Authorization"] = "Basic " + base64.b64encode(f"node:{token}".encode()).decode()
+        headers["k3s-Node-Name"] = "far"
+        headers["k3s-Node-Password"] = password
+        return joining.answer(f"/v1-k3s/{name}", headers)
+
+    with pytest.raises(ApiError, match="Unauthorized"):
+        ask("client-ca.crt", "guessed")
+    assert ask("client-ca.crt", "secret") == certificates.client_ca.read_bytes()
+    assert b"PRIVATE KEY" in ask("client-kubelet.crt", "secret")
+    store.create("nodes", {"metadata": {"name": "far"}})
+    with pytest.raises(ApiError, match="Node password rejected"):
+        ask("client-kubelet.crt", "secret", "another")
+    store.delete("nodes", "", "far")
+    assert ask("client-kubelet.crt", "secret", "another")
+    assert ask("client-kubelet.crt", "secret", "another")
+
+
+def test_pods_get_the_resolver_that_k3s_is_given(tmp_path: Path) -> None:
+    named = tmp_path / "named"
+    named.write_text("nameserver 127.0.0.11\nsearch a b\noptions ndots:0\n")
+    assert containers.resolver(named) == {"Dns": ["127.0.0.11"], "DnsSearch": ["a", "b"], "DnsOptions": ["ndots:0"]}
+    named.write_text("nameserver 10.0.0.2\n")
+    assert containers.resolver(named)["DnsSearch"] == ["."]
+    with pytest.raises(Failure, match="--resolv-conf"):
+        containers.resolver(tmp_path / "missing")
