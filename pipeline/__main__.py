@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
-_BENCHES = ("cli", "size", "smoke", "fetch", "start", "scale", "update", "build")  # in the order of `bench` alone
+_BENCHES = ("size", "fetch", "start", "scale", "update", "build")  # in the order of `bench` alone
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
@@ -74,10 +74,10 @@ def _inputs(define: Define) -> None:
     text = "measure each origin, mirror and witness, and the base image's registry: latency, speed, files"
     define("mirrors", text, lambda run, _: run.mirrors())
     define("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz", _pictures)
-    add = define("bench", "measure the pipeline beside other tools and write docs/benchmarks/", _bench)
+    add = define("bench", "measure the pipeline and the image, compared with other tools", _bench)
     add("what", nargs="?", choices=(*_BENCHES, "all"), default="all", help="what to measure (default: all)")
-    add("--runs", type=int, default=5, help="runs of each (medians are told)")
-    add("--write", action="store_true", help="write docs/benchmarks/<what>.json, .md and .svg")
+    add("--runs", type=int, default=5, help="rounds; the report has their medians")
+    add("--write", action="store_true", help="renew docs/benchmarks/<what>.json and .md")
     add("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
     _dist(add, "as before the command: where the image is")
     add("--rootfs", action="store_true", help="start: with this checkout's rootfs/ over a rehearsed image")
@@ -316,9 +316,10 @@ def _pictures(run: Run, _given: argparse.Namespace) -> None:
 
 def _bench(run: Run, given: argparse.Namespace) -> None:
     from pipeline.bench import suite
+    from pipeline.bench.report import Options
 
     names = _BENCHES if given.what == "all" else (given.what,)
-    suite.main(run, names, runs=given.runs, write=given.write, check=given.check, rootfs=given.rootfs)
+    suite.main(run, names, Options(runs=given.runs, rootfs=given.rootfs), write=given.write, check=given.check)
 
 
 def _build(run: Run, given: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`bench start` without an engine: whose a process is, what the lines of a start say, ratios, the page."""
+"""`bench start` without an engine: which processes are ours, ratios, the page."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.bench import boxes, measures, processes, starting
-from pipeline.bench.processes import CONTAINERS, DOCKER, K3S, OURS, SHIMS, Process
+from pipeline.bench import processes, report, start
+from pipeline.bench.processes import Process
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ("python3", "-I", "-S", "/usr/local/lib/dind-k3s")
@@ -22,7 +22,7 @@ def process(pid: int, parent: int, name: str, *line: str) -> Process:
     return Process(pid=pid, parent=parent, name=name, line=line or (name,))
 
 
-def test_a_process_is_its_parents_unless_it_is_known() -> None:
+def test_a_process_is_ours_unless_dockerd_or_k3s_started_it() -> None:
     everything = [
         process(10, 5, "python3", *PYTHON, "keeper"),
         process(11, 10, "dockerd"),
@@ -37,17 +37,10 @@ def test_a_process_is_its_parents_unless_it_is_known() -> None:
         process(20, 10, "run-k3s", "/bin/bash", "/usr/local/lib/dind-k3s/run-k3s"),  # still waits for dockerd
         process(21, 10, "dnsmasq"),
         process(22, 5, "dockerd"),  # the outer one
+        process(23, 14, "ip"),
     ]
-    found = processes.sort({one.pid: one for one in everything}, 10)
-    assert {group: sorted(one.pid for one in them) for group, them in found.items()} == {
-        OURS: [10, 14, 20, 21],
-        DOCKER: [11, 12, 13],
-        K3S: [15, 16],
-        SHIMS: [17],
-        CONTAINERS: [18, 19],
-    }
-    assert processes.sort({}, 10)[OURS] == []
-    assert measures.label(everything[0].line) == "python3 dind-k3s keeper"
+    assert sorted(one.pid for one in processes.own(everything, 10)) == [10, 14, 20, 21, 23]
+    assert processes.own([], 10) == []
 
 
 def test_memory_and_cpu_are_those_of_the_process() -> None:
@@ -55,62 +48,44 @@ def test_memory_and_cpu_are_those_of_the_process() -> None:
     with subprocess.Popen([sys.executable, "-c", work], stdin=-1, stdout=-1) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        memory, used = processes.memory(child.pid), processes.cpu(child.pid)
-        assert 50_000_000 < memory.proportional <= memory.resident < 90_000_000
+        pss, most, used = processes.proportional(child.pid), processes.most_memory(child.pid), processes.cpu(child.pid)
+        assert 50_000_000 < pss <= most < 90_000_000
         assert 0.01 < used < 20
-        assert abs(processes.began(child.pid) - processes.began(os.getpid())) < 3600
+        assert processes.read(child.pid).parent == os.getpid()
         assert child.pid in processes.children(os.getpid())
         child.kill()
-    assert processes.memory(child.pid).resident == 0
+    assert processes.proportional(child.pid) == 0
     assert processes.cpu(child.pid) == 0
 
 
-LINES = [
-    (100.020, "dind-k3s   0.010s  privileges privileged"),
-    (100.031, "dind-k3s   0.020s  lock      both volumes are ours alone"),
-    (100.080, "dind-k3s   0.070s  configure profile dev, storage driver overlay2"),
-    (100.091, "dind-k3s   0.080s  configure dockerd --debug"),
-    (100.091, "[dockerd] dind-k3s is no word of ours here"),
-    (100.092, "dind-k3s   0.081s  start     supervisor, then dockerd, then k3s"),
-]
-
-
-def test_the_seconds_of_a_step_are_those_since_the_line_before() -> None:
-    found = boxes.step_seconds(LINES)
-    assert [step for step, _ in found] == ["privileges", "lock", "configure", "start"]
-    assert dict(found) == pytest.approx({"privileges": 0.01, "lock": 0.01, "configure": 0.06, "start": 0.001})
-
-
 def figures(**changes: Any) -> dict[str, Any]:
-    ours = {"first process": 0.2, "entrypoint": 0.3, "supervisor": 0.5, "dockerd exec": 0.7, "dockerd answers": 1.2}
-    ours |= {"docker is told": 1.3, "k3s exec": 1.4, "API": 2.0, "node": 2.1, "account": 2.2}
+    ours = {"entrypoint": 0.3, "dockerd exec": 0.7, "dockerd answers": 1.2}
     ours |= {"processor": 0.25, "cluster": 2.2, "network": 2.3, "cluster is told": 2.4, "pod": 2.6}
-    bare = {"first process": 0.2, "dockerd exec": 0.3, "k3s exec": 0.4, "dockerd answers": 0.8}
-    bare |= {"API": 1.9, "node": 2.0, "account": 2.0, "cluster": 2.0, "network": 2.1, "pod": 2.3}
+    bare = {"dockerd answers": 0.8, "cluster": 2.0, "network": 2.1, "pod": 2.3}
     later = {stage: when + 1 for stage, when in ours.items()}
     alone = {stage: when for stage, when in ours.items() if when < 1.35}
-    memory = {OURS: 30_000_000, DOCKER: 100_000_000, SHIMS: 0, K3S: 500_000_000, CONTAINERS: 0}
-    window = {OURS: 0.1, DOCKER: 0.2, SHIMS: 0.0, K3S: 4.0, CONTAINERS: 0.0}
     rounds = {
         "ours": [ours, later],
         "bare": [bare, bare],
-        "steps": [boxes.step_seconds(LINES), [["lock", 0.02]]],
         "restart": [ours],
         "SIGKILL and start": [ours],
         "docker alone, ours": [alone],
-        "docker alone, dind": [{"dockerd exec": 0.3, "dockerd answers": 1.0}],
+        "docker alone, dind": [{"dockerd answers": 1.0}],
         "stop, ours": [[6.0, 0], [10.5, 137]],
-        "stop, dind": [[10.6, 137]],
         "lost": [0, -1, 2],
         **changes,
     }
-    ours_idle = [{"name": "keeper", "proportional": 22_000_000, "resident": 30_000_000, "cpu": 0.02}]
-    idle = {"window": 30.0, "cpu": [window], "health check": 0.05, "ours": ours_idle, "memory": memory}
+    idle = {
+        "window": 30.0,
+        "cpu": [{"ours": 0.1}],
+        "health check": 0.05,
+        "ours": [{"name": "keeper", "proportional": 22_000_000}],
+    }
     return {"rounds": rounds, "idle": idle}
 
 
 def test_ratios_are_made_within_a_round() -> None:
-    found = {one["name"].partition(", ")[0]: one for one in starting.targets(figures(), stub=False)}
+    found = {one["name"].partition(", ")[0]: one for one in start.targets(figures(), stub=False)}
     seen = {name: (one["median"], one["from"], one["to"], one["holds"]) for name, one in found.items()}
     assert seen == {
         "own work": (0.4, 0.4, 0.4, True),
@@ -128,7 +103,7 @@ def test_ratios_are_made_within_a_round() -> None:
 
 
 def test_a_stub_is_compared_with_no_real_k3s() -> None:
-    stub, real = ({one["name"] for one in starting.targets(figures(), stub=stub)} for stub in (True, False))
+    stub, real = ({one["name"] for one in start.targets(figures(), stub=stub)} for stub in (True, False))
     assert {name.partition(", ")[0] for name in real - stub} == {
         "docker run → cluster ready",
         "docker run → wait-ready returns",
@@ -137,24 +112,19 @@ def test_a_stub_is_compared_with_no_real_k3s() -> None:
     assert all("stub k3s" in name for name in stub - real)
 
 
-@pytest.mark.parametrize(("stub", "text"), [(True, "**k3s is a stub here** (v1)"), (False, "k3s is real (v1).")])
-def test_the_page_says_which_k3s_was_measured(stub: bool, text: str) -> None:
+@pytest.mark.parametrize("stub", [True, False])
+def test_the_page_says_which_k3s_was_measured(stub: bool) -> None:
     document = json.loads((ROOT / "docs/benchmarks/start.json").read_text(encoding="utf-8"))
-    page = starting.render({**document, "k3s": {"version": "v1", "stub": stub}})
-    assert text in page
-    assert ("The next step is to measure it with one" in page) is stub
+    document["k3s"] = {"version": "v1", "stub": stub}
+    text = report.generated("start", document, start.page(document))
+    assert "k3s v1\n" in text
+    assert ("k3s: a stub" in text) is stub
 
 
-def test_the_parts_of_a_bar_add_up_to_the_pod() -> None:
-    ours, bare = (starting.segments(figures()["rounds"][kind][:1]) for kind in ("ours", "bare"))
-    assert sum(ours.values()) == pytest.approx(2.6)
-    assert sum(bare.values()) == pytest.approx(2.3)
-    assert ours["our steps"] == pytest.approx(0.2)
-    assert bare["k3s waits for dockerd"] == 0, "by hand it is started before dockerd answers"
-
-
-def test_page_and_drawing_are_what_the_figures_give() -> None:
-    folder = ROOT / "docs/benchmarks"
-    document = json.loads((folder / "start.json").read_text(encoding="utf-8"))
-    assert starting.render(document) == (folder / "start.md").read_text(encoding="utf-8")
-    assert starting.draw(document) == (folder / "start.svg").read_text(encoding="utf-8")
+def test_the_parts_of_a_bar_lie_end_to_end_until_the_pod() -> None:
+    ours, bare = ([*start.segments(figures()["rounds"][kind][:1])] for kind in ("ours", "bare"))
+    for parts, pod in ((ours, 2.6), (bare, 2.3)):
+        assert [begin for _, begin, _ in parts] == [0.0, *(end for _, _, end in parts[:-1])]
+        assert parts[-1][2] == pytest.approx(pod)
+    assert ("until dockerd is executed", 0.3, 0.7) in ours
+    assert "until dockerd is executed" not in {what for what, _, _ in bare}

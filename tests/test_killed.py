@@ -10,11 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.bench import driver, origin
-from pipeline.core.log import Log
+from pipeline.bench import driver
 from pipeline.core.names import Digest
-from pipeline.fetch import fetch
-from pipeline.http import transport
+from tests import origins
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = 50
@@ -33,7 +31,7 @@ def test_fifty_kills(tmp_path: Path) -> None:
         (folder / f"f{number}").write_bytes(chance.randbytes(size))
     by_hex = {Digest.of_file(path).hex: f"/{path.name}" for path in folder.iterdir()}
     resumed = finished = 0
-    with origin.serve(folder, rate=RATE) as served:
+    with origins.serve(folder, rate=RATE) as served:
         files = [
             {
                 "name": path,
@@ -53,8 +51,7 @@ def test_fifty_kills(tmp_path: Path) -> None:
             finished += sum(count == (folder / path[1:]).stat().st_size for path, count in safe.items())
             served.asked.clear()
             served.line.rate = 0.0
-            with transport.make_client() as client:
-                fetch.bring(driver.read(listed), cache, client, Log(quiet=True))
+            assert driver.main([str(listed), str(cache)]) == 0
             served.line.rate = RATE
             for asked in served.asked:
                 assert asked.start >= safe.get(asked.path, 0), f"round {number}: {asked} although {safe} were safe"
@@ -67,7 +64,7 @@ def test_fifty_kills(tmp_path: Path) -> None:
     assert finished
 
 
-def _kill_after(count: int, served: origin.Origin, listed: Path, cache: Path) -> None:
+def _kill_after(count: int, served: origins.Recorded, listed: Path, cache: Path) -> None:
     """Fetch in a process of its own, and kill that when `count` bytes have left the origin, or when it ends."""
     served.asked.clear()
     command = [sys.executable, "-m", "pipeline.bench.driver", str(listed), str(cache), "0.01"]

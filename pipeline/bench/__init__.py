@@ -1,1 +1,1 @@
-"""Benchmarks: what the pipeline costs beside tools made for one job each (docs/benchmarks/)."""
+"""Benchmarks: what the pipeline and the image cost, compared with tools made for one job each (docs/benchmarks/)."""

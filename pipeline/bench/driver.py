@@ -19,23 +19,17 @@ from pipeline.http import transport
 from pipeline.http.download import Rules
 
 
-def read(path: Path) -> list[fetch.Wanted]:
-    """The files of a list."""
-    return [
-        fetch.Wanted(
-            name=file["name"], urls=(file["url"],), digest=Digest.of_hex(file["sha256"]), size=int(file["size"])
-        )
-        for file in json.loads(path.read_text(encoding="utf-8"))
-    ]
-
-
 def main(arguments: Sequence[str]) -> int:
     """Fetch; returns the exit code of the pipeline."""
     listed, cache, *every = arguments
     rules = Rules(every=float(every[0])) if every else Rules()
+    files = [
+        fetch.Wanted(name=file["name"], urls=(file["url"],), digest=Digest.of_hex(file["sha256"]), size=file["size"])
+        for file in json.loads(Path(listed).read_text(encoding="utf-8"))
+    ]
     try:
         with transport.make_client() as client:
-            fetch.bring(read(Path(listed)), Path(cache), client, Log(quiet=True), rules=rules)
+            fetch.bring(files, Path(cache), client, Log(quiet=True), rules=rules)
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -1,8 +1,10 @@
-"""Private engines for measuring: each begins with nothing in it, and is what every program of a round talks to."""
+"""What benchmarks have in common: the image that is measured, timed commands, private engines that begin empty."""
 
 from __future__ import annotations
 
 import os
+import resource
+import select
 import shutil
 import subprocess
 import tempfile
@@ -11,16 +13,72 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from python_on_whales import DockerClient
 
 from pipeline.bench import processes
-from pipeline.bench.fetching import disk
-from pipeline.core import machine
+from pipeline.core import cache as cached
+from pipeline.core import machine, records, stub
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
 from pipeline.engine import daemon, emulation, engine, sandbox
+from pipeline.inputs import lock, versions
 from pipeline.inputs.lock import Lock
+from pipeline.inputs.versions import Intent
+from pipeline.workflow import Run
+
+# The image's layers from the top one: the Dockerfile's order, which makes one for each component.
+LAYERS = ("manifest", "our own files", "kubectl", "k3s", "compose", "buildx", "docker", "Debian packages")
+_LOOK = 0.02  # seconds between two looks at the memory of a program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The image that is measured, and what it was built from."""
+
+    image: records.Image
+    intent: Intent
+    lock: Lock
+
+    @classmethod
+    def read(cls, run: Run) -> Self:
+        """Read what is in dist/; a rehearsal keeps its inputs beside the image. Raises IntentError without an image."""
+        image = records.Image.read(run.dist)
+        if not image.rehearsed:
+            return cls(image=image, intent=run.intent, lock=run.lock)
+        intent = versions.read(run.dist / "versions.yaml")
+        return cls(image=image, intent=intent, lock=lock.read(run.dist / "versions.lock.yaml", intent))
+
+    def described(self, *components: str) -> dict[str, Any]:
+        """Return a report's entries about the image, with the versions of some components."""
+        return {
+            "rehearsed": self.image.rehearsed,
+            "image": self.image.annotations.get("org.opencontainers.image.version", ""),
+            "versions": {name: self.lock.versions[name] for name in components},
+        }
+
+
+def layer_name(at: int) -> str:
+    """Return what a layer holds; `at`: -1 is the top one."""
+    return LAYERS[-1 - at] if -at <= len(LAYERS) else "base image"
+
+
+def stubs(own: Lock, cache: Path) -> set[Platform]:
+    """Return the platforms whose k3s is a rehearsal's stub, which its bytes say."""
+    return {
+        file.platform
+        for file in own.artifacts
+        if file.component == "k3s" and stub.is_stub(cached.require(cache, file.digest).read_bytes())
+    }
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """Yield a folder that is removed at the end: on a disk, as the cache is on one, rather than in a /tmp in memory."""
+    with tempfile.TemporaryDirectory(prefix="dind-k3s-bench-", dir=os.environ.get("TMPDIR") or "/var/tmp") as name:
+        yield Path(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,109 +86,82 @@ class Took:
     """One command."""
 
     seconds: float
-    processor: float  # seconds of processor time: its own, and the engine's while it ran
-    said: str  # what it wrote
+    processor: float  # seconds of processor time, of all cores and of the kernel on its behalf
+    memory: int  # bytes, the most that the process itself had; 0 if it ended too soon to be looked at
+
+
+def timed(command: Sequence[str], root: Path, environment: Mapping[str, str] = os.environ) -> Took:
+    """Run a command in `root`. Raises EngineError with its last lines when it fails."""
+    variables = {**environment, "PYTHONPATH": str(root)}
+    with tempfile.TemporaryFile() as output:
+        used, started, memory = _processor(), time.monotonic(), 0
+        with subprocess.Popen(
+            command, cwd=root, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        ) as process:
+            with os.fdopen(os.pidfd_open(process.pid)) as ended:
+                # The kernel's own ru_maxrss would begin with ours.
+                while not select.select([ended], [], [], _LOOK)[0]:
+                    memory = max(memory, processes.most_memory(process.pid))
+            seconds = time.monotonic() - started
+        if process.returncode != 0:
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip().splitlines()
+            raise EngineError(
+                f"a program of the benchmark failed: {' '.join(command[:4])} …",
+                expected="exit code 0",
+                found=f"exit code {process.returncode}: " + "\n    ".join(lines[-12:]),
+            )
+    return Took(seconds=seconds, processor=_processor() - used, memory=memory)
+
+
+def _processor() -> float:
+    """Return the seconds of processor time of our ended children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
-    """A running engine."""
+    """A running private engine."""
 
     client: DockerClient
     binaries: daemon.Binaries
     folder: Path  # its data; `<folder>/docker.sock`
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What makes it the user's own engine for a command."""
-        return {
+    def timed(self, command: Sequence[str], root: Path, more: Mapping[str, str] | None = None) -> Took:
+        """Run a command in `root` that has this engine as the user's own, with `more` variables."""
+        os.sync()  # what the disk still has to do for others is done before
+        environment = {
             **os.environ,
             "PATH": f"{self.binaries.bin}:{os.environ.get('PATH', '')}",
             "DOCKER_HOST": f"unix://{self.folder / 'docker.sock'}",
             "DOCKER_CONFIG": str(self.binaries.config),
+            **(more or {}),
         }
+        return timed(command, root, environment)
 
     @property
     def binfmt(self) -> Path:
         """Where binfmt_misc is mounted: inside, whether or not this machine has it mounted."""
-        return Path(f"/proc/{sandbox.first_inside(_top(self.folder))}/root") / emulation.BINFMT.relative_to("/")
-
-    def timed(self, command: Sequence[str], root: Path, more: Mapping[str, str] | None = None) -> Took:
-        """Run a command in `root`. Raises EngineError with its last lines when it fails."""
-        os.sync()  # what the disk still has to do for others is done before
-        environment = {**self.environment, "PYTHONPATH": str(root), **(more or {})}
-        before, started = self._processor(), time.monotonic()
-        with tempfile.TemporaryFile(dir=self.folder) as output:
-            process = subprocess.Popen(
-                command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-            )
-            try:
-                _, status, used = os.wait4(process.pid, 0)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-            seconds = time.monotonic() - started
-            process.returncode = os.waitstatus_to_exitcode(status)
-            output.seek(0)
-            said = output.read().decode(errors="replace")
-        if process.returncode != 0:
-            raise EngineError(
-                f"a program of the benchmark failed: {' '.join(command[:4])} …",
-                expected="exit code 0",
-                found=f"exit code {process.returncode}: " + "\n    ".join(said.strip().splitlines()[-12:]),
-            )
-        processor = used.ru_utime + used.ru_stime + self._processor() - before
-        return Took(seconds=seconds, processor=processor, said=said)
-
-    def _processor(self) -> float:
-        """Seconds that the engine and everything it started have used."""
-        return sum(processes.used_by(_top(self.folder)).values())
-
-
-def _top(folder: Path) -> int:
-    """The first of the engine's processes, which is a child of ours; 0 when it is gone."""
-    for child in processes.children(os.getpid()):
-        with suppress(OSError, IndexError):
-            if str(folder / "daemon.json") in processes.read(child).line:
-                return child
-    return 0
+        for child in processes.children(os.getpid()):
+            with suppress(OSError, IndexError):
+                if str(self.folder / "daemon.json") in processes.read(child).line:
+                    return Path(f"/proc/{sandbox.first_inside(child)}/root") / emulation.BINFMT.relative_to("/")
+        raise EngineError("the private engine is gone", where=str(self.folder))
 
 
 @contextmanager
 def place(what: str, log: Log) -> Iterator[Path]:
-    """A folder on a disk that is removed at the end; `what` begins the sentence when this is not Linux or not root."""
+    """Yield a folder for engines. Raises EngineError, which `what` begins, when this is not Linux or not root."""
     machine.require_linux_root(what)
     machine.ensure([*sandbox.TOOLS, "dpkg-deb"], log)
-    folder = Path(tempfile.mkdtemp(prefix="dind-k3s-bench-", dir=disk()))
-    try:
+    with temporary() as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-def file_system(folder: Path) -> str:
-    """Its kind and whether it keeps a journal: `ext4`, `ext4 without a journal`.
-
-    Without one, ext4 does not give the inode of a file away again for a minute to five after the file is gone, and
-    looks at each of them whenever a file is made (ext4's `recently_deleted`): a build takes half as long again where
-    another was removed just before.
-    """
-    device = folder.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
-        if left.split()[2] == number:
-            kind, source = right.split()[:2]
-            options = Path("/proc/fs/ext4") / Path(source).name / "options"
-            journal = kind != "ext4" or not options.exists() or "data=" in options.read_text(encoding="utf-8")
-            return kind if journal else f"{kind} without a journal"
-    return "an unknown file system"
 
 
 @contextmanager
 def started(own: Lock, cache: Path, folder: Path, log: Log) -> Iterator[Lab]:
-    """An engine of the lock's own artifacts that has nothing: no image, an empty builder's cache, no network."""
+    """Run an engine of the lock's own artifacts that has no image, an empty builder's cache and no network."""
     binaries = engine.unpack(own, cache)
     data = folder / "engine"
     try:

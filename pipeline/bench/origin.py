@@ -1,6 +1,5 @@
-"""An origin on loopback for measuring and for killing: one folder over HTTP/1.1 with strong ETags, ranges, a speed.
+"""An origin on loopback for measuring: one folder over HTTP/1.1, at a given speed for all connections together.
 
-It writes down what each request asked for and how much went out, so that a test can prove what was not asked twice.
 It is no part of a release; the rehearsal's origin (pipeline/rehearsal/origin.py) has the vendors' layout.
 """
 
@@ -8,26 +7,16 @@ from __future__ import annotations
 
 import http.server
 import os
-import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 _PIECE = 32 << 10  # bytes between two looks at the clock when the speed is limited
-
-
-@dataclass
-class Asked:
-    """One request and its answer."""
-
-    path: str
-    start: int  # first byte that was asked for
-    status: int
-    sent: int = 0  # bytes of the body that went into the socket
+_AT_MOST = 1 << 20  # bytes for one sendfile(2)
 
 
 class Line:
@@ -48,95 +37,48 @@ class Line:
             time.sleep(left)
 
 
-class Origin:
-    """A running origin: its address, and its log in the order of the answers."""
+class Origin(http.server.ThreadingHTTPServer):
+    """A running origin."""
 
-    def __init__(self, folder: Path, rate: float) -> None:
-        self.folder = folder
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, folder: Path, rate: float, handler: type[Handler]) -> None:
+        super().__init__(("127.0.0.1", 0), partial(handler, directory=str(folder)))
         self.line = Line(rate)
-        self.asked: list[Asked] = []
-        self.url = ""
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Ignore it: clients may end early."""
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Sends files by sendfile(2), for an origin must not be what is measured."""
+
+    server: Origin
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def copyfile(self, source: IO[bytes], _output: object) -> None:  # type: ignore[override]
+        """Send a whole file."""
+        start, end, line = 0, os.fstat(source.fileno()).st_size, self.server.line
+        while start < end:
+            if line.rate:
+                line.wait(min(_PIECE, end - start))
+            start += os.sendfile(self.connection.fileno(), source.fileno(), start, _PIECE if line.rate else _AT_MOST)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing."""
 
 
 @contextmanager
-def serve(folder: Path, *, rate: float = 0.0, port: int = 0) -> Iterator[Origin]:
-    """Serve `folder` on 127.0.0.1 with `rate` bytes a second for all connections together (0: as fast as it can)."""
-    origin = Origin(folder, rate)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_GET(self) -> None:
-            _answer(self, origin)
-
-        do_HEAD = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    class Listening(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            """Killed clients are what this is for."""
-
-    listening = Listening(("127.0.0.1", port), Handler)
-    origin.url = f"http://127.0.0.1:{listening.server_address[1]}"
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield origin
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
-
-
-def _answer(handler: http.server.BaseHTTPRequestHandler, origin: Origin) -> None:
-    path = origin.folder / handler.path.lstrip("/")
-    try:
-        file = path.open("rb")
-    except OSError:
-        origin.asked.append(Asked(handler.path, 0, 404))
-        handler.send_error(404)
-        return
-    with file:
-        status = os.fstat(file.fileno())
-        tag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
-        start, end, code = 0, status.st_size, 200
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
-        if asked and handler.headers.get("If-Range", tag) == tag:
-            start, code = int(asked[1]), 206
-            end = min(int(asked[2]) + 1, end) if asked[2] else end
-            if start >= status.st_size:
-                code = 416
-        entry = Asked(handler.path, start, code)
-        origin.asked.append(entry)
-        handler.send_response(code)
-        handler.send_header("ETag", tag)
-        handler.send_header("Accept-Ranges", "bytes")
-        if code == 416:
-            handler.send_header("Content-Range", f"bytes */{status.st_size}")
-            start = end = 0
-        if code == 206:
-            handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{status.st_size}")
-        handler.send_header("Content-Length", str(end - start))
-        handler.end_headers()
-        if handler.command != "HEAD":
-            with suppress(ConnectionError):
-                _send(handler.connection, file.fileno(), start, end, origin.line, entry)
-
-
-def _send(to: socket.socket, file: int, start: int, end: int, line: Line, entry: Asked) -> None:
-    """The bytes from `start` to `end`, by sendfile(2): an origin must not be what is measured."""
-    while start < end:
-        count = end - start if not line.rate else min(_PIECE, end - start)
-        if line.rate:
-            line.wait(count)
-        went = os.sendfile(to.fileno(), file, start, min(count, 1 << 20))
-        if went == 0:
-            return
-        start += went
-        entry.sent += went
+def serve(folder: Path, *, rate: float = 0.0, handler: type[Handler] = Handler) -> Iterator[Origin]:
+    """Serve `folder` on 127.0.0.1 with `rate` bytes a second (0: no limit)."""
+    with Origin(folder, rate, handler) as origin:
+        thread = threading.Thread(target=origin.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield origin
+        finally:
+            origin.shutdown()
+            thread.join()

@@ -1,6 +1,6 @@
-"""The processes of a running container, seen from outside: whose each is, what memory and CPU it has used.
+"""The processes of a running container, seen from outside: which are ours, what memory and CPU each has used.
 
-A container's processes are the descendants of its first one: cgroups do not tell, because on cgroup v1 the containers
+A container's processes are the descendants of its first one; cgroups do not help, because on cgroup v1 the containers
 that run inside have theirs elsewhere. What `docker exec` and the health check start has its parent outside and is not
 among them. Sources: proc_pid_stat(5), proc_pid_smaps(5), namespaces(7).
 """
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-OURS, DOCKER, SHIMS, K3S, CONTAINERS = "ours", "dockerd and containerd", "shims", "k3s", "containers"
-TICK = os.sysconf("SC_CLK_TCK")
+_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,128 +27,97 @@ class Process:
     line: tuple[str, ...]  # the command line
 
 
+def _read(pid: int, file: str) -> str:
+    """Return a file of /proc/PID. Raises OSError when the process is gone."""
+    return Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8", errors="replace")
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of its stat from the third on, the state."""
+    return _read(pid, "stat").rpartition(")")[2].split()
+
+
+def _field(pid: int, file: str, key: str) -> int:
+    """Return the number behind a key of a file, which is in kB, in bytes; 0 without it, or when the process is gone."""
+    with suppress(OSError):
+        if match := re.search(rf"^{key}:\s+(\d+)", _read(pid, file), re.M):
+            return int(match[1]) * 1024
+    return 0
+
+
 def read(pid: int) -> Process:
-    """Raises OSError when it is gone."""
-    name, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")
-    line = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").rstrip("\0")
-    return Process(pid=pid, parent=int(rest.split()[1]), name=name.partition("(")[2], line=tuple(line.split("\0")))
+    """Raises OSError or IndexError when it is gone."""
+    name = _read(pid, "stat").rpartition(")")[0].partition("(")[2]
+    line = tuple(_read(pid, "cmdline").rstrip("\0").split("\0"))
+    return Process(pid=pid, parent=int(_stat(pid)[1]), name=name, line=line)
 
 
-def _all() -> dict[int, Process]:
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError, IndexError):
-                found[int(folder.name)] = read(int(folder.name))
-    return found
+def _pids() -> Iterator[int]:
+    return (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
 
 
 def first(container: str) -> int:
-    """The first process of a container, by its full id; 0 when there is none (yet)."""
-    found: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError, AttributeError, IndexError):
-                if container in (folder / "cgroup").read_text(encoding="utf-8"):
-                    numbers = re.search(r"^NSpid:(.*)$", (folder / "status").read_text(encoding="utf-8"), re.M)[1]  # type: ignore[index]
-                    if numbers.split()[-1] == "1":
-                        found[len(numbers.split())] = int(folder.name)
-    return found[min(found)] if found else 0
-
-
-def began(pid: int) -> float:
-    """When it was made, as time.time() tells it; in steps of a clock tick, 10 ms."""
-    ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / TICK
+    """Return the first process of a container, by its full id; 0 when there is none (yet)."""
+    by_depth: dict[int, int] = {}  # how many namespaces of processes it is in → its id here
+    for pid in _pids():
+        with suppress(OSError):
+            first_of = re.search(r"^NSpid:((?:\s+\d+)*)\s+1$", _read(pid, "status"), re.M)
+            if first_of and container in _read(pid, "cgroup"):
+                by_depth[len(first_of[1].split())] = pid
+    return by_depth[min(by_depth)] if by_depth else 0
 
 
 def children(pid: int) -> list[int]:
-    """Of its main thread; empty when it is gone."""
+    """Return the children of its main thread; none when it is gone."""
     with suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+        return [int(word) for word in _read(pid, f"task/{pid}/children").split()]
     return []
 
 
-def name_of(pid: int) -> str:
-    """Its comm; empty when it is gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    return ""
+def ours(top: int) -> list[Process]:
+    """Return the processes of a container that are the image's own; `top` is its first one."""
+    everything = []
+    for pid in _pids():
+        with suppress(OSError, IndexError):
+            everything.append(read(pid))
+    return own(everything, top)
 
 
-def groups(top: int) -> dict[str, list[Process]]:
-    """Every process of a container, by whose it is."""
-    return sort(_all(), top)
+def own(everything: Iterable[Process], top: int) -> list[Process]:
+    """Return `top` and its descendants without dockerd, containerd, shims and k3s, and what those have started."""
+    everything = [*everything]
+    result = [process for process in everything if process.pid == top]
+    for parent in result:  # which grows
+        result += [child for child in everything if child.parent == parent.pid and not _is_others(child)]
+    return result
 
 
-def sort(everything: Mapping[int, Process], top: int) -> dict[str, list[Process]]:
-    """The descendants of `top` and itself, by whose they are: a child belongs to its parent unless it is known."""
-    below: dict[int, list[Process]] = {}
-    for process in everything.values():
-        below.setdefault(process.parent, []).append(process)
-    found: dict[str, list[Process]] = {name: [] for name in (OURS, DOCKER, SHIMS, K3S, CONTAINERS)}
-    todo = [(everything[top], OURS)] if top in everything else []
-    while todo:
-        process, group = todo.pop()
-        found[group].append(process)
-        # A shim's children are what runs in containers.
-        inherited = CONTAINERS if group == SHIMS else group
-        todo += [(child, _group(child, inherited)) for child in below.get(process.pid, ())]
-    return found
-
-
-def _group(process: Process, inherited: str) -> str:
-    if inherited == CONTAINERS:
-        return CONTAINERS
-    if process.name.startswith("containerd-shim"):
-        return SHIMS
-    if process.name in ("dockerd", "containerd"):
-        return DOCKER
-    # By its words, for k3s may be a script (a rehearsal's stand-in), and changes its name.
+def _is_others(process: Process) -> bool:
+    # k3s by its command line, for it may be a script (a rehearsal's stub), and changes its name.
     words = [word.rpartition("/")[2] for word in process.line[:3]]
-    if "k3s" in words or process.name.startswith("k3s"):
-        return K3S
-    return inherited
+    return process.name.startswith(("containerd", "dockerd", "k3s")) or "k3s" in words
 
 
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes."""
-
-    proportional: int  # PSS: a page that n processes share counts for a n-th
-    resident: int  # RSS
+def proportional(pid: int) -> int:
+    """Return its memory in bytes, as PSS: a page that n processes share counts for an n-th."""
+    return _field(pid, "smaps_rollup", "Pss")
 
 
-def memory(pid: int) -> Memory:
-    """Of one process; nothing when it is gone."""
-    with suppress(OSError):
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-        pss, rss = (int(match[1]) * 1024 if (match := re.search(rf"^{key}:\s+(\d+)", text, re.M)) else 0
-                    for key in ("Pss", "Rss"))  # fmt: skip
-        return Memory(proportional=pss, resident=rss)
-    return Memory(proportional=0, resident=0)
+def most_memory(pid: int) -> int:
+    """Return the most memory in bytes that it had so far, as RSS."""
+    return _field(pid, "status", "VmHWM")
 
 
 def cpu(pid: int) -> float:
-    """Seconds that it and its children that have ended were running; in steps of 10 ms for the latter."""
+    """Return the seconds that it and its children that have ended were running; 0 when it is gone.
+
+    To the nanosecond, but for ended threads and ended children, whose time is in steps of 10 ms.
+    """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        running = 0
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            running += int((task / "schedstat").read_text(encoding="ascii").split()[0])
-    except (OSError, IndexError):
+        user, system, children_user, children_system = (int(field) / _TICK for field in _stat(pid)[11:15])
+        threads = [
+            int(_read(pid, f"task/{task.name}/schedstat").split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
+    except (OSError, IndexError, ValueError):
         return 0.0
-    return running / 1e9 + (int(fields[13]) + int(fields[14])) / TICK
-
-
-def used_by(top: int) -> dict[str, float]:
-    """`used` of every process of a container, by whose it is."""
-    return {group: sum(used(one.pid) for one in them) for group, them in groups(top).items()}
-
-
-def used(pid: int) -> float:
-    """Seconds that it, its ended threads and its ended children were running; in steps of 10 ms. 0 when it is gone."""
-    with suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / TICK  # utime, stime, cutime, cstime
-    return 0.0
+    return max(sum(threads) / 1e9, user + system) + children_user + children_system

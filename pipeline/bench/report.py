@@ -1,38 +1,54 @@
-"""What every benchmark's report has: ratios with a limit, the machine, the versions; JSON first, Markdown made of it.
+"""Reports: ratios with a limit, the comparison with the committed ones, and the pages, docs/benchmarks/<name>.md.
 
-A ratio is what a reader can hold against another machine, so ratios are what `--check` compares with the committed
-report. Each is made within one round, where both sides met the same machine.
+A ratio can be compared between machines, so ratios are what `--check` compares. Each is made within one round, where
+both sides met the same machine.
+
+The part of a page between two markers is made of the JSON alone. What is around it is written by hand and stays when
+the report is renewed; a number in there must be one that the generated part shows, which a test checks.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import records
-from pipeline.core.errors import Slower
+from pipeline.core import markdown, records
+from pipeline.core.errors import IntentError
 from pipeline.core.log import Log, size
 
 FOLDER = Path("docs/benchmarks")
 FACTOR = 1.5  # how many times worse than the committed median a ratio has to be for `--check` to fail …
 SLACK = 0.1  # … and by how much of its limit, so that the noise of a small one is no failure
-BUSY = 1.0  # a load average above this, before a benchmark begins, is told on its page
+EXACT = 1.02  # FACTOR of bytes, which no machine changes
+BEGIN = "<!-- generated -->"
+END = "<!-- end of the generated part -->"
+BUSY = 1.0  # load average from which on other work is assumed
+
+Document = Mapping[str, Any]  # a committed report, docs/benchmarks/*.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to measure."""
+
+    runs: int  # rounds
+    rootfs: bool = False  # `start` with this checkout's rootfs/ over a rehearsed image
 
 
 def target(
     name: str, ratios: Sequence[float], limit: float, *, most: bool = True, unit: str = "", factor: float = FACTOR
 ) -> dict[str, Any]:
-    """One line of the table: the ratios of all rounds and their limit.
+    """Return the ratios of all rounds with their limit.
 
     `most`: the limit is the most that holds, else the least. `unit`: for a figure that is no ratio. `factor`: FACTOR,
-    or a smaller one for what no machine changes.
+    or EXACT for what no machine changes.
     """
     middle = statistics.median(ratios)
     return {
@@ -49,7 +65,7 @@ def target(
 
 
 def machine() -> dict[str, object]:
-    """What the machine is like, as far as it decides figures."""
+    """Return what the machine is like, as far as it decides figures."""
     cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace") if sys.platform == "linux" else ""
     model = re.search(r"model name\s*: (.*)", cpus)
     return {
@@ -61,116 +77,116 @@ def machine() -> dict[str, object]:
     }
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """A Markdown table."""
-    lines = [list(map(str, columns)), ["---"] * len(columns), *(list(map(str, row)) for row in rows)]
-    return ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "|".join(line) + "|" for line in lines]
-
-
-def command(what: str, document: Mapping[str, Any]) -> str:
-    """What writes that report."""
-    more = " --dist dist/rehearsal" if document["rehearsed"] else ""
-    return f"nox -s bench -- {what} --write{more}{' --rootfs' if document.get('overlaid') else ''}"
-
-
-def stored(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document as the committed file gives it back, its keys sorted: what a page is made of now and later."""
-    found: dict[str, Any] = json.loads(json.dumps(document, sort_keys=True))
-    return found
-
-
-def rounds(document: Mapping[str, Any]) -> str:
-    """How often, in words."""
-    return "1 round" if document["rounds"] == 1 else f"{document['rounds']} rounds"
-
-
-def busy(document: Mapping[str, Any]) -> list[str]:
-    """A paragraph about other work that the machine had when it began; nothing for a quiet one."""
-    one = document["machine"]
-    if float(one.get("load", 0)) <= BUSY:
-        return []
-    return [
-        "",
-        f"**The machine was busy with other work** (load average {one['load']:g} before, on {one['cores']} cores): "
-        "seconds are more than a quiet machine needs. Ratios are closer to the truth, for both sides of each met it.",
-    ]
-
-
-def machine_lines(document: Mapping[str, Any]) -> list[str]:
-    """The machine and the versions, a line each."""
-    one, versions = document["machine"], document["versions"]
-    return [
-        f"- machine: {one['processor']}, {one['cores']} cores, {size(int(one['memory']))}, "
-        f"{one['system']}, sha256 instructions: {'yes' if one['sha256 instructions'] else 'no'}"
-        + (f", {one['disk']}" if one.get("disk") else ""),
-        f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
-    ]
-
-
-def targets_table(targets: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The ratios, each with its limit and whether it holds."""
-    rows = []
-    for one in targets:
-        unit = f" {one['unit']}" if one.get("unit") else ""
-        figures = [f"{one[key]:.2f}{unit}" for key in ("median", "from", "to")]
-        sign = "≤" if one["most"] else "≥"
-        limit = f"{sign} {one['limit']:.2f}{unit}"
-        rows.append([one["name"], *figures, limit, "holds" if one["holds"] else "does not hold"])
-    # No words in the last column's head: it only says whether the limit holds.
-    head = table(["ratio", "median", "from", "to", "target", ""], rows)
-    return [head[0].replace("|  |", "| |"), *head[1:]]
-
-
-def spread(values: Sequence[float], unit: str = "s") -> list[str]:
-    """Median, least and most, as three cells."""
-    return [f"{value:.2f} {unit}" for value in (statistics.median(values), min(values), max(values))]
-
-
-def worse(committed: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+def worse(committed: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
     """Whether a ratio is worse than the committed one beyond its factor and SLACK."""
-    factor, slack = float(committed.get("factor", FACTOR)), SLACK * float(committed["limit"])
-    if committed.get("factor"):
-        slack = 0.0
+    factor = float(committed.get("factor", FACTOR))
+    slack = 0.0 if "factor" in committed else SLACK * float(committed["limit"])
     if committed["most"]:
-        return bool(found["median"] > committed["median"] * factor + 0.0005 + slack)
-    return bool(found["median"] < committed["median"] / factor - slack)
+        return bool(measured["median"] > committed["median"] * factor + 0.0005 + slack)
+    return bool(measured["median"] < committed["median"] / factor - slack)
 
 
-def check(committed: Mapping[str, Any], found: Mapping[str, Any], log: Log, where: str) -> None:
-    """Compare the ratios of two reports. Raises Slower that names each regression; new and missing ones are said."""
-    before = {one["name"]: one for one in committed["targets"]}
-    now = {one["name"]: one for one in found["targets"]}
+def regressions(committed: Document, measured: Document, log: Log) -> list[str]:
+    """Compare the ratios of two reports; return those that are worse.
+
+    A ratio that only one of them has is logged and not compared: one with a stub k3s has another name than one with a
+    real k3s.
+    """
+    before = {entry["name"]: entry for entry in committed["targets"]}
+    now = {entry["name"]: entry for entry in measured["targets"]}
     for name in sorted(before.keys() ^ now.keys()):
         log.say(f"not compared, in one of the reports only: {name}")
-    told = [
-        f"{name}: {now[name]['median']:.2f}, committed {one['median']:.2f}"
-        for name, one in before.items()
-        if name in now and worse(one, now[name])
+    return [
+        f"{name}: {now[name]['median']:.2f}, committed {entry['median']:.2f}"
+        for name, entry in before.items()
+        if name in now and worse(entry, now[name])
     ]
-    if told:
-        raise Slower(
-            f"{len(told)} of {len(before)} ratios are worse than the committed ones",
-            expected=f"at most {FACTOR:g} times the committed median and {SLACK:.0%} of the limit (sizes: their own)",
-            found="; ".join(told),
-            where=where,
-            next_step="run it again on a quiet machine; if it stays, find the cause, or renew the report with --write",
-        )
-    log.say(f"{len(before.keys() & now.keys())} ratios compared with {where}: none is worse")
 
 
-def finish(
-    what: str, document: Mapping[str, Any], files: Mapping[str, str], root: Path, log: Log, *, write: bool, check_: bool
-) -> None:
-    """Print the page; then compare with the committed report, or write the new one. Raises Slower.
+@dataclass(frozen=True)
+class Table:
+    """A table with its heading."""
 
-    `files`: suffix → text of what goes beside the JSON: md, svg.
-    """
-    log.say(files["md"])
-    path = root / FOLDER / f"{what}.json"
-    if check_:
-        next_step = f"make one: nox -s bench -- {what} --write"
-        check(records.read_json(path, next_step=next_step), document, log, str(FOLDER / path.name))
-    if write:
-        records.write_json(path, document)
-        for suffix, text in files.items():
-            records.write_text(path.with_suffix(f".{suffix}"), text)
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What one benchmark adds to what all pages have."""
+
+    facts: Sequence[str] = ()  # what the figures depend on, besides machine, versions and rounds; a line each
+    bars: Sequence[tuple[str, str, float, float]] = ()  # of a chart: section, name, from and to in seconds
+    tables: Sequence[Table] = ()
+
+
+def spread(seconds: Sequence[float]) -> list[str]:
+    """Return median, least and most, as three cells."""
+    return [f"{value:.2f} s" for value in (statistics.median(seconds), min(seconds), max(seconds))]
+
+
+def generated(name: str, document: Document, page: Page) -> str:
+    """Return the generated part, without its markers."""
+    more = " --dist dist/rehearsal" if document.get("rehearsed") else ""
+    command = f"nox -s bench -- {name} --write{more}{' --rootfs' if document.get('overlaid') else ''}"
+    lines = [
+        f"Written by `{command}`; all figures: [{name}.json]({name}.json).",
+        "",
+        *(f"- {fact}" for fact in (*_facts(document), *page.facts)),
+        "",
+        _targets(document),
+    ]
+    if page.bars:
+        bars = [(section, what, round(1000 * start), round(1000 * end)) for section, what, start, end in page.bars]
+        lines += ["", markdown.gantt(f"{name}, medians", bars)]
+    for table in page.tables:
+        rows = [[str(cell) for cell in row] for row in table.rows]
+        lines += ["", f"## {table.title}", "", markdown.table(table.columns, rows)]
+    return "\n".join(lines)
+
+
+def write(root: Path, name: str, document: Document, page: Page) -> None:
+    """Write JSON and page; what is written by hand on the page stays. Raises IntentError without markers."""
+    path = root / FOLDER / f"{name}.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# Benchmark: {name}\n\n{BEGIN}\n{END}\n"
+    if BEGIN not in text or END not in text:
+        raise IntentError(f"{path} lacks the markers of its generated part", expected=f"lines {BEGIN} and {END}")
+    before, _, after = split(text)
+    records.write_text(path, f"{before}{BEGIN}\n\n{generated(name, document, page)}\n\n{END}{after}")
+    records.write_json(path.with_suffix(".json"), document)
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """Return a page's text before, between and after the markers."""
+    before, _, rest = text.partition(BEGIN)
+    between, _, after = rest.partition(END)
+    return before, between.strip("\n"), after
+
+
+def _facts(document: Document) -> Iterator[str]:
+    machine = document["machine"]
+    yield (
+        f"machine: {machine['processor']}, {machine['cores']} cores, {size(int(machine['memory']))}, "
+        f"{machine['system']}, sha256 instructions: {'yes' if machine['sha256 instructions'] else 'no'}"
+        + (f", cgroup v{machine['cgroup']}" if machine.get("cgroup") else "")
+    )
+    yield f"versions: {', '.join(f'{name} {version}' for name, version in sorted(document['versions'].items()))}"
+    if document.get("stub k3s") or document.get("k3s", {}).get("stub"):
+        yield "k3s: a stub, so what depends on k3s is not what a real one needs"
+    if rounds := document.get("rounds"):
+        yield f"rounds: {rounds}"
+    # Before and, in newer reports, after.
+    if loads := re.findall(r"[\d.]+", str(machine.get("load", ""))):
+        busy = "; the machine was busy with other work: judge ratios, not seconds" if float(loads[0]) > BUSY else ""
+        yield f"load average: {' before, '.join(loads)}{' after' if len(loads) > 1 else ' before'}{busy}"
+
+
+def _targets(document: Document) -> str:
+    rows = []
+    for target in document["targets"]:
+        unit = f" {target['unit']}" if target.get("unit") else ""
+        figures = [f"{target[key]:.2f}{unit}" for key in ("median", "from", "to")]
+        limit = f"{'≤' if target['most'] else '≥'} {target['limit']:.2f}{unit}"
+        rows.append([target["name"], *figures, limit, "holds" if target["holds"] else "does not hold"])
+    return markdown.table(["ratio", "median", "from", "to", "target", "result"], rows)

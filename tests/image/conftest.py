@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline.bench import starting
+from pipeline.bench import start
 from pipeline.components import AIRGAP
 from pipeline.core import cache as cached
 from pipeline.core import records
@@ -88,7 +88,7 @@ def images(request: pytest.FixtureRequest, released: Path | None, own: Lock) -> 
 def pod_image(own: Lock) -> bytes:
     """A docker archive of an image that sleeps, under the name pause.NAME."""
     assert HOST is not None
-    return pause.archive(starting.busybox(cached.require(cached.folder(), own.busybox(HOST).digest)), HOST)
+    return pause.archive(start.busybox(cached.require(cached.folder(), own.busybox(HOST).digest)), HOST)
 
 
 def file_of(files: Iterable[Artifact], component: str) -> Artifact:
