@@ -19,6 +19,7 @@ from urllib.parse import quote
 from pipeline.core.platforms import Platform
 
 AIRGAP = "k3s-airgap-images"  # k3s's own name for the archive of its system images, a file of each of its releases
+AIRGAP_FOLDER = "usr/share/dind-k3s/images"  # where it is in the image, and run-preload looks (rootfs/)
 
 # Numbers of a sane length: what a server sends is not trusted to be one.
 NUMBER = r"[0-9]{1,9}"

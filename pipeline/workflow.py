@@ -275,17 +275,17 @@ class Run:
                     handlers.enter_context(emulation.registered(platform, self.log))
             for image in images:
                 with self.log.step(f"smoke{image.variant.suffix}"):
-                    reports += smoke.run(
-                        image,
-                        self.lock,
-                        self.folder(image),
-                        platforms,
-                        tuple(asked.tiers),
-                        engines,
-                        self.log,
-                        handler=emulation.handler,
+                    request = smoke.Request(
+                        image=image,
+                        lock=self.lock,
+                        dist=self.folder(image),
+                        platforms=platforms,
+                        tiers=tuple(asked.tiers),
+                        engines=engines,
+                        log=self.log,
                         options=asked.boot_options,
                     )
+                    reports += smoke.run(request)
         return tuple(reports)
 
     def sbom(self) -> None:

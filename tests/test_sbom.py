@@ -30,6 +30,7 @@ from pipeline.core.records import Image, Variant
 from pipeline.core.sboms import Form
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
+from pipeline.oci.layers import Layer
 from pipeline.sbom import licences, rootfs
 from tests.binaries import binary, go_binary
 from tests.examples import LOCK, artifact
@@ -347,15 +348,14 @@ def test_a_text_that_is_a_hard_link(tmp_path: Path) -> None:
             archive.addfile(link)
     made = make(tmp_path, "linked", lock=lock(), roots={platform: [packed.getvalue()] for platform in Platform})
     built = layout.read(tmp_path / "image", made.digest)
-    assert rootfs.read(built, made.platforms[Platform.AMD64].digest, {}).texts == {
-        "usr/share/doc/one/copyright": "text"
-    }
+    files = rootfs.read(built, made.platforms[Platform.AMD64].digest, {}).files
+    assert dict(files.contents) == {"usr/share/doc/one/copyright": "text"}
 
 
 def test_a_layer_that_a_variant_shares_is_read_once(tmp_path: Path) -> None:
     made = Made(tmp_path)
     built = layout.read(made.dist / "image", made.image.digest)
-    known: dict[Digest, rootfs.Layer] = {}
+    known: dict[Digest, Layer[rootfs.Content]] = {}
     first = rootfs.read(built, made.image.platforms[Platform.AMD64].digest, known)
     assert len(known) == 3
     for part in built.blobs:

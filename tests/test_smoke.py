@@ -17,11 +17,11 @@ import pytest
 
 from pipeline import smoke
 from pipeline.components import AIRGAP
-from pipeline.core import zstd
+from pipeline.core import records, zstd
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, Digest
 from pipeline.core.platforms import Platform
-from pipeline.core.records import Check, SmokeReport, State, Tier, TierReport, Variant
+from pipeline.core.records import BuiltPlatform, Check, SmokeReport, State, Tier, TierReport, Variant
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.oci import layout as layouts
 from pipeline.rehearsal import pause
@@ -29,6 +29,7 @@ from pipeline.rehearsal.stub_k3s_build import build as stub_k3s
 from pipeline.smoke import files, report
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
+from pipeline.smoke.subject import Subject
 from tests.binaries import binary, go_binary
 from tests.examples import AIRGAP_LOCK, LOCK, VERSIONS, digest
 from tests.images import make
@@ -105,9 +106,20 @@ class Image:
         entry |= {"platform": {"os": "linux", "architecture": "amd64"}}
         index = self.put(json.dumps({"mediaType": INDEX, "manifests": [entry]}).encode())
         recorder = Recorder(Tier.FILES, "nothing executed", Log(quiet=True))
-        layout = layouts.read(self.folder, Digest(str(index["digest"])))
-        top = Digest(str(entry["digest"]))
-        files.run(AMD64, self.lock, layout, top, recorder, rehearsed=rehearsed, airgap=airgap)
+        top = Digest(str(index["digest"]))
+        built = BuiltPlatform(digest=Digest(str(entry["digest"])), config=Digest(str(config["digest"])), size=0)
+        image = records.Image(
+            digest=top,
+            inputs=top,
+            lock=self.lock.digest,
+            platforms={AMD64: built},
+            annotations={},
+            rehearsed=rehearsed,
+            variant=Variant.AIRGAP if airgap else Variant.IMAGE,
+        )
+        lock = replace(self.lock, airgap=(airgap,) if airgap else ())
+        subject = Subject(image=image, platform=AMD64, layout=layouts.read(self.folder, top), lock=lock)
+        files.run(subject, recorder)
         return recorder.report()
 
 
@@ -430,17 +442,18 @@ class Foreign:
 def test_a_variant_is_booted_natively_or_not_at_all(tmp_path: Path) -> None:
     made = make(tmp_path, "foreign", Variant.AIRGAP, lock=AIRGAP_LOCK)
     engines: Any = Foreign()
-    ended = smoke.run(
-        made,
-        AIRGAP_LOCK,
-        tmp_path,
-        [AMD64],
-        [Tier.COMMANDS, Tier.BOOT],
-        engines,
-        Log(quiet=True),
+    request = smoke.Request(
+        image=made,
+        lock=AIRGAP_LOCK,
+        dist=tmp_path,
+        platforms=[AMD64],
+        tiers=[Tier.COMMANDS, Tier.BOOT],
+        engines=engines,
+        log=Log(quiet=True),
         handler=lambda _: None,
         options=lambda *_: BootOptions(),
     )
+    ended = smoke.run(request)
     told = {tier.tier: (tier.state, tier.reason) for tier in ended[0].tiers}
     assert told == {
         Tier.COMMANDS: (State.NOT_RUN, "the programs are the image's, in the same layers"),

@@ -90,7 +90,7 @@ class Fake:
         (self.folder / "answers.json").write_text(json.dumps(self.answers))
         (self.folder / "calls.jsonl").unlink(missing_ok=True)
         recorder = Recorder(Tier.COMMANDS, "here", Log(quiet=True))
-        commands.run(self.engine, IMAGE, LOCK, recorder, Log(quiet=True), emulated=emulated)
+        commands.run(self.engine, IMAGE, LOCK, recorder, emulated=emulated)
         return recorder.report()
 
     def logs(self, text: str) -> None:
@@ -214,7 +214,7 @@ def test_a_boot_that_fails_leaves_nothing_and_keeps_the_log(docker: Fake) -> Non
     recorder = Recorder(Tier.BOOT, "native", Log(quiet=True))
     options = BootOptions(extra_environment={"DOCKER_ARGS": "--mtu 1400"}, extra_files=((Path("/x"), "/y"),))
     logs = docker.folder / "smoke" / "boot.log"
-    boot.run(docker.engine, IMAGE, LOCK, options, recorder, Log(quiet=True), logs)
+    boot.run(docker.engine, IMAGE, LOCK, options, recorder, logs)
     assert "it has another image" in recorder.report().reason
     (started,) = [call for call in docker.calls if "create" in call[:2]]
     name = started[started.index("--name") + 1]
@@ -263,6 +263,7 @@ def test_an_end_of_k3s_is_red_but_for_a_time_limit_on_a_slow_engine(
     ends: list[str], slow: bool, state: State, detail: str
 ) -> None:
     recorder = Recorder(Tier.BOOT, "virtual", Log(quiet=True))
-    boot._kept_running(cast("Booted", SimpleNamespace(ends_of_k3s=lambda: ends)), recorder, slow=slow)
+    machine = SimpleNamespace(ends_of_k3s=lambda: ends, engine=SimpleNamespace(patience=28.0 if slow else 1.0))
+    boot.perform([boot.kept_running], cast("Booted", machine), LOCK, recorder)
     (check,) = recorder.report().checks
     assert (check.state, check.detail) == (state, detail)

@@ -23,7 +23,6 @@ from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import BuiltPlatform, Image, SmokeReport, State, Tier
-from pipeline.engine import emulation
 from pipeline.engine.engine import Engine
 from pipeline.engine.virtual.disks import Content
 from pipeline.oci import layout as layouts
@@ -143,17 +142,17 @@ class Small:
         return raw.getvalue()
 
     def smoke(self, docker: DockerClient, image: Image, *tiers: Tier, log: Log | None = None) -> SmokeReport:
-        return smoke.run(
-            image,
-            LOCK,
-            self.dist,
-            [HOST],
-            tiers,
-            Only(docker),
-            log or Log(quiet=True),
-            handler=emulation.handler,
+        request = smoke.Request(
+            image=image,
+            lock=LOCK,
+            dist=self.dist,
+            platforms=[HOST],
+            tiers=tiers,
+            engines=Only(docker),
+            log=log or Log(quiet=True),
             options=lambda *_: BootOptions(),
-        )[0]
+        )
+        return smoke.run(request)[0]
 
 
 @pytest.fixture

@@ -529,18 +529,19 @@ def test_broken_images_of_a_foreign_platform_turn_smoke_red(
 
 
 def _red(rehearsed: Rehearsed, variant: Variant, engine: Engine, said: Mapping[Tier, str]) -> None:
+    request = smoke.Request(
+        image=variant.image,
+        lock=rehearsed.lock,
+        dist=variant.dist,
+        platforms=[FOREIGN],
+        tiers=[Tier.FILES, Tier.BOOT],
+        engines=Given(engine),
+        log=Log(),
+        handler=lambda _platform: None,
+        options=lambda *_: BootOptions(),
+    )
     with pytest.raises(SmokeFailed) as failed:
-        smoke.run(
-            variant.image,
-            rehearsed.lock,
-            variant.dist,
-            [FOREIGN],
-            [Tier.FILES, Tier.BOOT],
-            Given(engine),
-            Log(),
-            handler=lambda _platform: None,
-            options=lambda *_: BootOptions(),
-        )
+        smoke.run(request)
     assert failed.value.exit_code == 8
     report = SmokeReport.read(variant.dist, FOREIGN)
     for tier in report.tiers:
@@ -559,7 +560,7 @@ def test_the_whole_tier_runs_with_what_k3s_gets_on_a_slow_engine(
     recorder = Recorder(Tier.BOOT, "native", Log())
     loaded = load.run(engine, rehearsed.layout, rehearsed.image, HOST, Log())
     options = clamp.apply(BootOptions(), tmp_path, Log(quiet=True))
-    boot.run(called_slow, loaded, rehearsed.lock, options, recorder, Log(), tmp_path / "boot.log")
+    boot.run(called_slow, loaded, rehearsed.lock, options, recorder, tmp_path / "boot.log")
     report = recorder.report()
     assert report.state == State.PASSED, report.reason
     assert report.steps == {"docker": State.PASSED, "control plane": State.PASSED, "node and pods": State.PASSED}

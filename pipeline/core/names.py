@@ -9,7 +9,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from pipeline.core.errors import IntentError
 
@@ -60,7 +60,7 @@ class Digest:
         return cls(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
     @classmethod
-    def of_stream(cls, stream: BinaryIO) -> Digest:
+    def of_stream(cls, stream: IO[bytes]) -> Digest:
         """The digest of everything that is left in the stream."""
         state = hashlib.sha256()
         while chunk := stream.read(_CHUNK):

@@ -1,4 +1,4 @@
-"""An OCI layout folder as a list of what is in it: one index, its manifests, their blobs.
+"""An OCI layout folder: one index, its manifests, their blobs.
 
 Source: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DigestMismatch
 from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.oci.index import Document, descriptor, layout_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,11 @@ class Part:
     size: int  # bytes
     media_type: str
     path: Path
+
+    @property
+    def descriptor(self) -> dict[str, Any]:
+        """What an index or a manifest says of it."""
+        return descriptor(self.media_type, self.digest, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,27 @@ class Layout:
 
     def __iter__(self) -> Iterator[Part]:
         yield from (self.index, *self.manifests, *self.blobs)
+
+    @cached_property
+    def _parts(self) -> dict[Digest, Part]:
+        return {part.digest: part for part in self}
+
+    def part(self, digest: Digest) -> Part:
+        """The file of that digest."""
+        return self._parts[digest]
+
+    def document(self, digest: Digest) -> Document:
+        """The index, a manifest or a config."""
+        document: Document = json.loads(self.part(digest).path.read_bytes())
+        return document
+
+    def config(self, manifest: Digest) -> Document:
+        """The config that a manifest names."""
+        return self.document(Digest(self.document(manifest)["config"]["digest"]))
+
+    def layers(self, manifest: Digest) -> list[Part]:
+        """The layers that a manifest names, the lowest first; one may be there twice."""
+        return [self.part(Digest(layer["digest"])) for layer in self.document(manifest)["layers"]]
 
     def verify(self) -> int:
         """Hash every file; returns the bytes read. Raises DigestMismatch at the first that is not what it is called."""
@@ -50,6 +78,12 @@ class Layout:
         return sum(part.size for part in self)
 
 
+def write_top(folder: Path, *descriptors: Document) -> None:
+    """Write the files that make a folder with blobs a layout of these manifests or indexes."""
+    for name, data in layout_files(*descriptors).items():
+        (folder / name).write_bytes(data)
+
+
 def read(folder: Path, index: Digest) -> Layout:
     """List what the index needs; the index and the manifests are hashed, the blobs only measured.
 
@@ -58,8 +92,7 @@ def read(folder: Path, index: Digest) -> Layout:
     top = folder / "blobs" / "sha256" / index.hex
     if not top.is_file():
         raise _broken("the built image is not there", f"the index {index}", "no such file", top)
-    entry = {"digest": index.text, "size": top.stat().st_size, "mediaType": INDEX}
-    listed, data = _document(folder, entry)
+    listed, data = _document(folder, descriptor(INDEX, index, top.stat().st_size))
     if data.get("mediaType") not in (None, INDEX):
         raise _broken("the top of the layout is not an OCI index", INDEX, str(data.get("mediaType")), top)
     manifests: list[Part] = []
@@ -69,29 +102,29 @@ def read(folder: Path, index: Digest) -> Layout:
             raise _broken("the index holds more than image manifests", MANIFEST, child["mediaType"], top)
         part, manifest = _document(folder, child)
         manifests.append(part)
-        for descriptor in (manifest["config"], *manifest["layers"]):
-            blob = _part(folder, descriptor)
+        for entry in (manifest["config"], *manifest["layers"]):
+            blob = _part(folder, entry)
             blobs[blob.digest] = blob
     return Layout(index=listed, manifests=tuple(manifests), blobs=tuple(blobs.values()))
 
 
-def _document(folder: Path, descriptor: dict[str, Any]) -> tuple[Part, dict[str, Any]]:
-    part = _part(folder, descriptor)
+def _document(folder: Path, entry: Document) -> tuple[Part, Document]:
+    part = _part(folder, entry)
     raw = part.path.read_bytes()
     if (found := Digest.of(raw)) != part.digest:
         raise _broken("a manifest of the built image has changed", part.digest.text, found.text, part.path)
-    data: dict[str, Any] = json.loads(raw)
+    data: Document = json.loads(raw)
     return part, data
 
 
-def _part(folder: Path, descriptor: dict[str, Any]) -> Part:
-    digest = Digest(descriptor["digest"])
+def _part(folder: Path, entry: Document) -> Part:
+    digest = Digest(entry["digest"])
     path = folder / "blobs" / "sha256" / digest.hex
     if not path.is_file():
         raise _broken("the built image is not complete", f"{digest}", "no such file", path)
-    if (size := path.stat().st_size) != descriptor["size"]:
-        raise _broken("a file of the built image has another size", f"{descriptor['size']} B", f"{size} B", path)
-    return Part(digest=digest, size=size, media_type=descriptor["mediaType"], path=path)
+    if (size := path.stat().st_size) != entry["size"]:
+        raise _broken("a file of the built image has another size", f"{entry['size']} B", f"{size} B", path)
+    return Part(digest=digest, size=size, media_type=entry["mediaType"], path=path)
 
 
 def _broken(summary: str, expected: str, found: str, path: Path) -> DigestMismatch:

@@ -19,6 +19,7 @@ from pipeline.core.records import LAYOUT, Image, write_text
 from pipeline.core.sboms import Form, path
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
+from pipeline.oci.layers import Layer
 from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
 
 
@@ -28,7 +29,7 @@ def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
     Raises LockStale when an image was built from another lock, DigestMismatch when its files have changed or hold
     something else than the lock says.
     """
-    known: dict[Digest, rootfs.Layer] = {}
+    known: dict[Digest, Layer[rootfs.Content]] = {}
     for image in images:
         image.require_lock(lock.digest)
         folder = image.variant.below(dist)

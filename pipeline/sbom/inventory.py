@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from debian.deb822 import Packages
 from packageurl import PackageURL
 
-from pipeline.components import COMPONENTS, DOCKER, PROGRAMS
+from pipeline.components import AIRGAP_FOLDER, COMPONENTS, DOCKER, PROGRAMS
 from pipeline.core.errors import DigestMismatch
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
@@ -146,8 +146,8 @@ class _Making:
         for file in self._lock.airgap:
             if file.platform != self._platform or self._image.variant is not Variant.AIRGAP:
                 continue
-            path = f"{rootfs.ARCHIVES}/{PurePosixPath(file.path).name}"
-            found = self._files.archives.get(path)
+            path = f"{AIRGAP_FOLDER}/{PurePosixPath(file.path).name}"
+            found = self._files.archive(path)
             if found is None or found.digest != file.digest:
                 raise DigestMismatch(
                     f"{file.component} in the image is not the file that the lock names",
@@ -213,7 +213,7 @@ class _Making:
             self._libraries(key, program)
 
     def _program(self, path: str, name: str) -> Program:
-        found = self._files.programs.get(path)
+        found = self._files.program(path)
         if found is None:
             raise DigestMismatch(
                 f"{name} is missing from the image",
@@ -266,7 +266,7 @@ class _Making:
 
     def debian(self) -> None:
         """Every installed package of dpkg's database, those of the base image too."""
-        status = self._files.texts.get(rootfs.STATUS)
+        status = self._files.text(rootfs.STATUS)
         if status is None:
             raise DigestMismatch(f"the image of {self._platform} has no {rootfs.STATUS}", next_step="nox -s build")
         ours = {file.component: file for file in self._lock.packages if file.platform == self._platform}

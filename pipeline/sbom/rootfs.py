@@ -1,31 +1,24 @@
-"""What an SBOM needs of an image's file system: programs, and the texts in which Debian's packages tell of themselves.
-
-Source: https://github.com/opencontainers/image-spec/blob/main/layer.md (whiteouts, links)
-"""
+"""What an SBOM needs of an image's file system: programs, archives of images, and Debian's texts about its packages."""
 
 from __future__ import annotations
 
-import io
-import json
 import posixpath
 import re
 import tarfile
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import IO
 
-from pipeline.components import K3S, PROGRAMS
-from pipeline.core import zstd
+from pipeline.components import AIRGAP_FOLDER, K3S, PROGRAMS
 from pipeline.core.errors import DigestMismatch
 from pipeline.core.names import Digest
 from pipeline.inspect import elf, embedded
-from pipeline.oci.layout import Layout
+from pipeline.oci import docker_archive, layers
+from pipeline.oci.layers import FileSystem, Layer, Unreadable
+from pipeline.oci.layout import Layout, Part
 
 STATUS = "var/lib/dpkg/status"
-_TEXT = re.compile(r"usr/share/doc/[^/]+(/copyright)?|(usr/lib|etc)/os-release|" + re.escape(STATUS))
-ARCHIVES = "usr/share/dind-k3s/images"  # k3s's system images, in the variant airgap
-_BLOCK = 1 << 16  # bytes at a time; tarfile copies what it has of them for every member
+_TEXT = re.compile(r"usr/share/doc/[^/]+/copyright|(usr/lib|etc)/os-release|" + re.escape(STATUS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,142 +39,86 @@ class Archive:
     names: tuple[str, ...]  # of the images in it; none when it cannot be read
 
 
-@dataclass(kw_only=True)
-class Root:
-    """The files that matter here, as the topmost layer leaves them; paths without a leading slash."""
+Content = Program | Archive | str | None
 
-    programs: dict[str, Program] = field(default_factory=dict)
-    archives: dict[str, Archive] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)  # symlinks among what `texts` may hold
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """The files of an image that matter here; paths without a leading slash."""
+
+    files: FileSystem[Content]
+
+    def program(self, path: str) -> Program | None:
+        """The program of that path, which is no link."""
+        content = self.files.content(path)
+        return content if isinstance(content, Program) else None
+
+    def archive(self, path: str) -> Archive | None:
+        """The archive of that path."""
+        content = self.files.content(path)
+        return content if isinstance(content, Archive) else None
 
     def text(self, path: str) -> str | None:
-        """The content of a text, also through a link of the file or of its folder; None when it is not there."""
-        for _ in range(8):  # links in a row; Debian's packages have one
-            folder = posixpath.dirname(path)
-            if path in self.links:
-                path = self._behind(folder, self.links[path])
-            elif folder in self.links:
-                target = self._behind(posixpath.dirname(folder), self.links[folder])
-                path = posixpath.join(target, posixpath.basename(path))
-            else:
-                break
-        return self.texts.get(path)
-
-    @staticmethod
-    def _behind(folder: str, target: str) -> str:
-        return posixpath.normpath(posixpath.join("/", folder, target)).lstrip("/")
-
-    def put(self, layer: Layer) -> None:
-        """Lay a layer over what is there."""
-        for folder in layer.emptied:
-            self.remove(folder, itself=False)
-        new = layer.files
-        for path in (*layer.gone, *new.programs, *new.archives, *new.texts, *new.links):
-            self.remove(path)
-        self.programs.update(new.programs)
-        self.archives.update(new.archives)
-        self.texts.update(new.texts)
-        self.links.update(new.links)
-
-    def remove(self, path: str, *, itself: bool = True) -> None:
-        """What a whiteout hides: a path and everything below it."""
-        for name in [*self.programs, *self.archives, *self.texts, *self.links]:
-            if name.startswith(f"{path}/") or (itself and name == path):
-                self.programs.pop(name, None)
-                self.archives.pop(name, None)
-                self.texts.pop(name, None)
-                self.links.pop(name, None)
+        """The content of a text, also through links; None when it is not there."""
+        entry = self.files.find(path)
+        return entry.content if entry and isinstance(entry.content, str) else None
 
 
-@dataclass(kw_only=True)
-class Layer:
-    """What one layer brings, and what it hides of those below, wherever that stands in its archive."""
-
-    files: Root = field(default_factory=Root)
-    gone: list[str] = field(default_factory=list)  # with everything below them
-    emptied: list[str] = field(default_factory=list)  # folders that stay, with nothing of the lower layers in them
-
-
-def read(built: Layout, manifest: Digest, known: dict[Digest, Layer]) -> Root:
-    """Walk the layers of one platform, lowest first. Raises DigestMismatch when one cannot be read.
+def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[Content]]) -> Root:
+    """Read the layers of one platform. Raises DigestMismatch when one cannot be read.
 
     `known`: layers that were read already, for variants share most of theirs; new ones are added.
     """
-    paths = {part.digest: part.path for part in built}
-    root = Root()
-    for entry in json.loads(paths[manifest].read_bytes())["layers"]:
-        digest = Digest(entry["digest"])
-        if digest not in known:
-            known[digest] = _read_layer(paths[digest])
-        root.put(known[digest])
-    return root
+    files: FileSystem[Content] = FileSystem()
+    for part in built.layers(manifest):
+        try:
+            if part.digest not in known:
+                known[part.digest] = _read_layer(part)
+            files.add(known[part.digest])
+        except Unreadable as error:
+            raise DigestMismatch(
+                "a layer of the built image cannot be read",
+                expected="tar, plain or compressed with gzip",
+                found=str(error).partition("\n")[0],
+                where=str(part.path),
+                next_step="nox -s build",
+            ) from None
+    return Root(files=files)
 
 
-def _read_layer(path: Path) -> Layer:
-    layer = Layer()
-    try:
-        with tarfile.open(path, mode="r|*", bufsize=_BLOCK) as archive:
-            linked = [member.name for member in archive if _member(layer, archive, member)]
-        if linked:
-            with tarfile.open(path) as archive:  # one that can go back to where the content is
-                for name in linked:
-                    _file(layer, archive, archive.getmember(name))
-    except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError, TypeError) as error:
-        # TypeError: tarfile's, where a stream ends within gzip's header
-        raise DigestMismatch(
-            "a layer of the built image cannot be read",
-            expected="tar, plain or compressed with gzip",
-            found=str(error).partition("\n")[0],
-            where=str(path),
-            next_step="nox -s build",
-        ) from None
+def _read_layer(part: Part) -> Layer[Content]:
+    layer = layers.read(part.path, part.digest, _look)
+    # A hard link that matters, to a file that does not: the content is elsewhere in the archive, so it is read again.
+    linked: dict[str, list[str]] = {}
+    for path, entry in layer.entries.items():
+        if entry.hard_link and entry.content is None and _is_wanted(path):
+            linked.setdefault(entry.hard_link, []).append(path)
+    if linked:
+        for member, content in layers.members(part.path, part.digest):
+            paths = linked.get(layers.normal(member.name), ())
+            data = content.read() if content and paths else b""
+            for path in paths:
+                layer.entries[path] = replace(layer.entries[path], content=_content(path, data))
     return layer
 
 
-def _member(layer: Layer, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
-    """Take what matters of one member; True for a hard link that matters: its content lies elsewhere in the archive."""
-    name = _name(member)
-    folder, last = posixpath.split(name)
-    if last == ".wh..wh..opq":
-        layer.emptied.append(folder)
-    elif last.startswith(".wh."):
-        layer.gone.append(posixpath.join(folder, last.removeprefix(".wh.")))
-    elif member.issym() and _TEXT.fullmatch(name):
-        layer.files.links[name] = member.linkname
-    elif member.isfile():
-        _file(layer, archive, member)
-    return member.islnk() and _kind(name) is not None
+def _look(path: str, _member: tarfile.TarInfo, content: IO[bytes]) -> Content:
+    return _content(path, content.read()) if _is_wanted(path) else None
 
 
-def _file(layer: Layer, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    name = _name(member)
-    match _kind(name):
-        case "program":
-            layer.files.programs[name] = _program(_content(archive, member), bundle=name == K3S.programs[0].path)
-        case "archive":
-            layer.files.archives[name] = _archive(_content(archive, member))
-        case "text":
-            layer.files.texts[name] = _content(archive, member).decode("utf-8", "replace")
+def _is_archive(path: str) -> bool:
+    return posixpath.dirname(path) == AIRGAP_FOLDER and path.endswith(".tar.zst")
 
 
-def _kind(name: str) -> str | None:
-    """What a file is read for, by its path; None: it does not matter here."""
-    if name in PROGRAMS:
-        return "program"
-    if posixpath.dirname(name) == ARCHIVES and name.endswith(".tar.zst"):
-        return "archive"
-    return "text" if _TEXT.fullmatch(name) else None
+def _is_wanted(path: str) -> bool:
+    return path in PROGRAMS or _is_archive(path) or _TEXT.fullmatch(path) is not None
 
 
-def _name(member: tarfile.TarInfo) -> str:
-    return posixpath.normpath(member.name).lstrip("/")
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = archive.extractfile(member)
-    assert stream is not None
-    return stream.read()
+def _content(path: str, data: bytes) -> Content:
+    """What a file that is wanted is read for."""
+    if path in PROGRAMS:
+        return _program(data, bundle=path == K3S.programs[0].path)
+    return _archive(data) if _is_archive(path) else data.decode("utf-8", "replace")
 
 
 def _program(data: bytes, *, bundle: bool = False) -> Program:
@@ -194,13 +131,8 @@ def _program(data: bytes, *, bundle: bool = False) -> Program:
 
 
 def _archive(data: bytes) -> Archive:
-    """As `docker save` writes it: manifest.json lists the images (moby's image/tarexport)."""
-    names: list[str] = []
     try:
-        with zstd.open(io.BytesIO(data)) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
-            for member in tar:
-                if member.name == "manifest.json" and (stream := tar.extractfile(member)):
-                    names += [str(name) for entry in json.loads(stream.read()) for name in entry["RepoTags"] or ()]
-    except (zstd.ZstdError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError):
-        names = []
+        names = docker_archive.read(data).names
+    except ValueError:
+        names = ()
     return Archive(digest=Digest.of(data), names=tuple(sorted(names)))

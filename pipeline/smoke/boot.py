@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.log import Log, seconds
+from pipeline.components import AIRGAP_FOLDER
+from pipeline.core.log import seconds
 from pipeline.core.stub import SUFFIX, marked
 from pipeline.engine.engine import Engine
 from pipeline.inputs.lock import Lock
 from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
-from pipeline.smoke.system_images import FOLDER
 
 # Nothing of the tier needs the add-ons, which are images that somebody has to bring.
 NO_ADDONS = (
@@ -56,7 +56,7 @@ printf 'FROM scratch\nCOPY root/ /\nCMD ["/bin/cat", "/word"]\n' > Dockerfile
 """
 
 
-class Step(StrEnum):
+class Phase(StrEnum):
     """The parts of the tier."""
 
     DOCKER = "docker"
@@ -64,88 +64,69 @@ class Step(StrEnum):
     PODS = "node and pods"
 
 
-def run(
-    engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorder: Recorder, log: Log, logs: Path
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check of the tier."""
+
+    phase: Phase
+    name: str
+    run: Callable[[Booted, Lock], Iterator[str]]  # yields what it saw, as it goes
+    required: bool  # nothing after it runs when a check has failed until then
+
+
+def _check(
+    phase: Phase, name: str, *, required: bool = False
+) -> Callable[[Callable[[Booted, Lock], Iterator[str]]], Check]:
+    return lambda run: Check(phase=phase, name=name, run=run, required=required)
+
+
+def run(engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorder: Recorder, logs: Path) -> None:
     """Run all checks of the tier. The container's log is kept in `logs`."""
-    logs.unlink(missing_ok=True)
-    machine = Booted(engine, image, for_speed(options, engine), log, logs)
-    with _cleaned_up(machine, recorder):
-        _checks(machine, lock, recorder, slow=engine.patience > _SLOW)
+    checks = (_dockerd, _inner_build, _inner_run, _control_plane, _node, _pod, _healthy)
+    more = (_doctor, _restart, _recreate, _stop, kept_running)
+    with _container(engine, image, for_speed(options, engine), recorder, logs) as machine:
+        perform([*checks, *more], machine, lock, recorder)
+
+
+def run_airgap(engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorder: Recorder, logs: Path) -> None:
+    """The variant airgap, in a container without any network: all system images come up, and pods need no pull.
+
+    What booted as the image, in the same layers, is not checked again.
+    """
+    with _container(engine, image, replace(options, networks=("none",)), recorder, logs) as machine:
+        if perform([_dockerd, _system_images, _node, _system_pod], machine, lock, recorder):
+            if "K3S_ARGS" in options.extra_environment or lock.versions["k3s"].endswith(SUFFIX):
+                recorder.left(_own_pods.name, "k3s has none: it is a stub, or its add-ons are disabled")
+            else:
+                perform([_own_pods], machine, lock, recorder)
+            perform([_healthy], machine, lock, recorder)
+        perform([kept_running], machine, lock, recorder)
 
 
 @contextmanager
-def _cleaned_up(machine: Booted, recorder: Recorder) -> Iterator[None]:
+def _container(engine: Engine, image: Loaded, options: BootOptions, recorder: Recorder, logs: Path) -> Iterator[Booted]:
     """Remove the container at the end, after an examination if a check failed; an interrupt does not wait for one."""
+    logs.unlink(missing_ok=True)
+    machine = Booted(engine, image, options, recorder.log, logs)
     failed = False
     try:
-        yield
+        yield machine
         failed = recorder.failed
     finally:
+        recorder.where += ", stub k3s" if machine.is_stub else ""
         machine.clean_up(failed=failed)
 
 
-def run_airgap(
-    engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorder: Recorder, log: Log, logs: Path
-) -> None:
-    """The variant airgap, in a container without any network: all system images come up, and pods need no pull.
-
-    What booted as the image, in the same layers, is not asked again.
-    """
-    logs.unlink(missing_ok=True)
-    machine = Booted(engine, image, replace(options, networks=("none",)), log, logs)
-    with _cleaned_up(machine, recorder):
-        recorder.step = Step.DOCKER
-        _dockerd(machine, lock, recorder)
-        if not recorder.failed:
-            _system_images(machine, recorder)
-        recorder.step = Step.PODS
-        if not recorder.failed:
-            _node(machine, lock, recorder)
-        if not recorder.failed:
-            _system_pods(machine, lock, recorder, disabled="K3S_ARGS" in options.extra_environment)
-            _healthy(machine, recorder)
-        recorder.step = Step.CONTROL_PLANE
-        _kept_running(machine, recorder, slow=False)
-
-
-def _system_images(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("system images, without a network") as told:
-        interfaces = machine.do("sh", "-c", "ls /sys/class/net")
-        assert "eth0" not in interfaces, f"there is a network: {interfaces.split()}"
-        read = f"zstd -dcq /{FOLDER}/*.tar.zst | tar -xO manifest.json"
-        wanted = {name for entry in json.loads(machine.do("sh", "-c", read)) for name in entry["RepoTags"]}
-
-        def loaded() -> str | None:
-            there = machine.do("docker", "images", "--format", "{{.Repository}}:{{.Tag}}").split()
-            return f"{len(wanted)}, all loaded" if wanted <= set(there) else None
-
-        told(machine.until("all system images to be loaded", loaded, 120))
-
-
-def _system_pods(machine: Booted, lock: Lock, recorder: Recorder, *, disabled: bool) -> None:
-    with recorder.check("a pod of a system image") as told:
-        pause = "docker images --format '{{.Repository}}:{{.Tag}}' | grep -m1 pause"
-        image = machine.do("sh", "-c", pause).strip()
-        machine.do("kubectl", "run", "still", f"--image={image}", "--image-pull-policy=Never")
-        machine.condition("pod/still")
-        told(image)
-    if disabled or lock.versions["k3s"].endswith(SUFFIX):
-        recorder.left("k3s's own pods", "k3s has none: it is a stub, or its add-ons are disabled")
-        return
-    with recorder.check("k3s's own pods") as told:
-
-        def settled() -> str | None:
-            pods = json.loads(machine.kubectl("--namespace=kube-system", "get", "pods", "-o", "json"))["items"]
-            done = all(pod["status"].get("phase") == "Succeeded" or _is_ready(pod) for pod in pods)
-            return ", ".join(pod["metadata"]["name"] for pod in pods) or None if done else None
-
-        told(machine.until("all of k3s's own pods", settled, 240))
-
-
-def _is_ready(pod: dict[str, Any]) -> bool:
-    conditions = pod["status"].get("conditions", ())
-    return any((one["type"], one["status"]) == ("Ready", "True") for one in conditions)
+def perform(checks: Iterable[Check], machine: Booted, lock: Lock, recorder: Recorder) -> bool:
+    """Run checks in their order; whether all of them ran."""
+    for check in checks:
+        recorder.step = check.phase
+        with recorder.check(check.name) as note:
+            for detail in check.run(machine, lock):
+                note(detail)
+        if check.required and recorder.failed:
+            return False
+    return True
 
 
 def for_speed(options: BootOptions, engine: Engine) -> BootOptions:
@@ -156,131 +137,102 @@ def for_speed(options: BootOptions, engine: Engine) -> BootOptions:
     return replace(options, extra_environment={**options.extra_environment, "K3S_ARGS": arguments})
 
 
-def _checks(machine: Booted, lock: Lock, recorder: Recorder, *, slow: bool) -> None:
-    recorder.step = Step.DOCKER
-    _dockerd(machine, lock, recorder)
-    if recorder.failed:
-        return
-    _inner_build(machine, recorder)
-    if recorder.failed:
-        return
-    _inner_run(machine, recorder)
-    recorder.step = Step.CONTROL_PLANE
-    _control_plane(machine, lock, recorder)
-    recorder.step = Step.PODS
-    _node(machine, lock, recorder)
-    if recorder.failed:
-        return
-    _pod(machine, recorder)
-    _healthy(machine, recorder)
-    recorder.step = Step.DOCKER
-    _doctor(machine, recorder)
-    _restart(machine, recorder)
-    _recreate(machine, recorder)
-    _stop(machine, recorder)
-    recorder.step = Step.CONTROL_PLANE
-    _kept_running(machine, recorder, slow=slow)
+@_check(Phase.DOCKER, "dockerd answers", required=True)
+def _dockerd(machine: Booted, lock: Lock) -> Iterator[str]:
+    machine.start()
+    yield machine.image.confirm(machine.client, machine.name)
+    machine.ready("docker", 60)
+    version = machine.do("docker", "version", "--format", "{{.Server.Version}}").strip()
+    assert re.match(rf"{re.escape(lock.versions['docker'])}(\D|$)", version), f"dockerd is {version}"
+    yield f"dockerd {version}, storage driver {machine.do('docker', 'info', '--format', '{{.Driver}}').strip()}"
 
 
-def _dockerd(machine: Booted, lock: Lock, recorder: Recorder) -> None:
-    with recorder.check("dockerd answers") as told:
-        machine.start()
-        told(machine.image.confirm(machine.client, machine.name))
-        machine.ready("docker", 60)
-        version = machine.do("docker", "version", "--format", "{{.Server.Version}}").strip()
-        assert re.match(rf"{re.escape(lock.versions['docker'])}(\D|$)", version), f"dockerd is {version}"
-        told(f"dockerd {version}, storage driver {machine.do('docker', 'info', '--format', '{{.Driver}}').strip()}")
+@_check(Phase.DOCKER, "docker build inside", required=True)
+def _inner_build(machine: Booted, _lock: Lock) -> Iterator[str]:
+    machine.do("sh", "-c", _CONTEXT, "context", machine.name)
+    machine.do("docker", "build", "--quiet", "--tag", _PROBE, "/tmp/probe", limit=120)
+    yield f"{_PROBE} from the image's own files"
 
 
-def _inner_build(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("docker build inside") as told:
-        machine.do("sh", "-c", _CONTEXT, "context", machine.name)
-        machine.do("docker", "build", "--quiet", "--tag", _PROBE, "/tmp/probe", limit=120)
-        told(f"{_PROBE} from the image's own files")
+@_check(Phase.DOCKER, "docker run inside, bridge, published port")
+def _inner_run(machine: Booted, _lock: Lock) -> Iterator[str]:
+    word = machine.do("docker", "run", "--rm", _PROBE).strip()
+    assert word == machine.name, f"expected {machine.name!r}, the container printed {word!r}"
+    serve = ["/usr/bin/socat", "TCP-LISTEN:80,fork,reuseaddr", "EXEC:/bin/cat /word"]
+    machine.do("docker", "run", "--detach", "--name", "server", "--publish", "127.0.0.1:8090:80", _PROBE, *serve)
+    yield "a published port"
+
+    def published() -> str | None:
+        return machine.do("socat", "-", "TCP:127.0.0.1:8090").strip() or None
+
+    answer = machine.until("the published port", published, 15)
+    assert answer == machine.name, f"the published port answered {answer!r}"
+    bridge = "{{.NetworkSettings.Networks.bridge.IPAddress}}"
+    address = machine.do("docker", "inspect", "--format", bridge, "server").strip()
+    ask = ["/usr/bin/socat", "-", f"TCP:{address}:80"]
+    answer = machine.do("docker", "run", "--rm", _PROBE, *ask).strip()
+    assert answer == machine.name, f"over the bridge another container answered {answer!r}"
+    machine.do("docker", "rm", "--force", "server")
+    yield "container to container over the bridge"
+    machine.do("docker", "volume", "create", "kept")
+    machine.do("docker", "run", "--rm", "--volume", "kept:/kept", _PROBE, "/bin/sh", "-c", "cat /word > /kept/word")
 
 
-def _inner_run(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("docker run inside, bridge, published port") as told:
-        word = machine.do("docker", "run", "--rm", _PROBE).strip()
-        assert word == machine.name, f"expected {machine.name!r}, the container said {word!r}"
-        serve = ["/usr/bin/socat", "TCP-LISTEN:80,fork,reuseaddr", "EXEC:/bin/cat /word"]
-        machine.do("docker", "run", "--detach", "--name", "server", "--publish", "127.0.0.1:8090:80", _PROBE, *serve)
-        told("a published port")
+@_check(Phase.CONTROL_PLANE, "k3s's API is ready")
+def _control_plane(machine: Booted, lock: Lock) -> Iterator[str]:
+    kept = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept"}, "data": {"word": machine.name}}
 
-        def published() -> str | None:
-            return machine.do("socat", "-", "TCP:127.0.0.1:8090").strip() or None
+    def version_of_api() -> str:
+        machine.kubectl("get", "--raw=/readyz")
+        machine.do("sh", "-c", 'echo "$1" | kubectl apply --filename=-', "apply", json.dumps(kept))
+        return str(json.loads(machine.kubectl("get", "--raw=/version"))["gitVersion"])
 
-        said = machine.until("the published port", published, 15)
-        assert said == machine.name, f"the published port said {said!r}"
-        address = machine.do(
-            "docker", "inspect", "--format", "{{.NetworkSettings.Networks.bridge.IPAddress}}", "server"
-        ).strip()
-        ask = ["/usr/bin/socat", "-", f"TCP:{address}:80"]
-        said = machine.do("docker", "run", "--rm", _PROBE, *ask).strip()
-        assert said == machine.name, f"over the bridge another container said {said!r}"
-        machine.do("docker", "rm", "--force", "server")
-        told("container to container over the bridge")
-        machine.do("docker", "volume", "create", "kept")
-        machine.do("docker", "run", "--rm", "--volume", "kept:/kept", _PROBE, "/bin/sh", "-c", "cat /word > /kept/word")
+    version = machine.until("k3s's API to be ready", version_of_api, 240)
+    # Next to a real k3s of another platform the stub has that version with its own suffix.
+    machine.is_stub = version.endswith(SUFFIX)
+    locked = marked(lock.versions["k3s"]) if machine.is_stub else lock.versions["k3s"]
+    assert version == locked, f"the API is {version}, the lock says {lock.versions['k3s']}"
+    yield f"{version}, and keeps a configmap"
 
 
-def _control_plane(machine: Booted, lock: Lock, recorder: Recorder) -> None:
-    with recorder.check("k3s's API is ready") as told:
-        kept = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept"}, "data": {"word": machine.name}}
-
-        def answered() -> str:
-            machine.kubectl("get", "--raw=/readyz")
-            machine.do("sh", "-c", 'echo "$1" | kubectl apply --filename=-', "apply", json.dumps(kept))
-            return str(json.loads(machine.kubectl("get", "--raw=/version"))["gitVersion"])
-
-        version = machine.until("k3s's API to be ready", answered, 240)
-        # Beside a real k3s of another platform the stub has that version with its own suffix.
-        stub = version.endswith(SUFFIX)
-        locked = marked(lock.versions["k3s"]) if stub else lock.versions["k3s"]
-        assert version == locked, f"the API is {version}, the lock says {lock.versions['k3s']}"
-        recorder.where += ", stub k3s" if stub else ""
-        told(f"{version}, and keeps a configmap")
+@_check(Phase.PODS, "the node is ready", required=True)
+def _node(machine: Booted, lock: Lock) -> Iterator[str]:
+    machine.ready("k8s", 240)
+    machine.condition("node", "--all")
+    info = json.loads(machine.kubectl("get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo}"))
+    runtime, kubelet = info["containerRuntimeVersion"], info["kubeletVersion"]
+    assert runtime.startswith(f"docker://{lock.versions['docker']}"), f"the node's runtime is {runtime}"
+    locked = (lock.versions["k3s"], marked(lock.versions["k3s"]))
+    assert kubelet in locked, f"the node runs {kubelet}, the lock says {lock.versions['k3s']}"
+    yield f"{kubelet} on {runtime}"
 
 
-def _node(machine: Booted, lock: Lock, recorder: Recorder) -> None:
-    with recorder.check("the node is ready") as told:
-        machine.ready("k8s", 240)
-        machine.condition("node", "--all")
-        info = json.loads(machine.kubectl("get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo}"))
-        runtime, kubelet = info["containerRuntimeVersion"], info["kubeletVersion"]
-        assert runtime.startswith(f"docker://{lock.versions['docker']}"), f"the node's runtime is {runtime}"
-        locked = (lock.versions["k3s"], marked(lock.versions["k3s"]))
-        assert kubelet in locked, f"the node runs {kubelet}, the lock says {lock.versions['k3s']}"
-        told(f"{kubelet} on {runtime}")
+@_check(Phase.PODS, "a pod from the image just built")
+def _pod(machine: Booted, _lock: Lock) -> Iterator[str]:
+    # As process 1 of its container it has no handler for SIGTERM, so it ignores it: the stop below has to cope.
+    script = "/bin/cat /word; exec /bin/sleep 100000"
+    machine.do(
+        *("kubectl", "run", "probe", f"--image={_PROBE}", "--image-pull-policy=Never"),
+        *("--command", "--", "/bin/sh", "-c", script),
+    )
+    machine.condition("pod/probe")
+    printed = machine.kubectl("logs", "probe")
+    assert printed == machine.name, f"kubectl logs prints {printed!r}"
+    yield "no load or import step; kubectl logs has its word"
 
 
-def _pod(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("a pod from the image just built") as told:
-        # As process 1 of its container it has no handler for SIGTERM, so it ignores it: the stop below has to cope.
-        script = "/bin/cat /word; exec /bin/sleep 100000"
-        machine.do(
-            *("kubectl", "run", "probe", f"--image={_PROBE}", "--image-pull-policy=Never"),
-            *("--command", "--", "/bin/sh", "-c", script),
-        )
-        machine.condition("pod/probe")
-        said = machine.kubectl("logs", "probe")
-        assert said == machine.name, f"kubectl logs says {said!r}"
-        told("no load or import step; kubectl logs has its word")
+@_check(Phase.PODS, "HEALTHCHECK")
+def _healthy(machine: Booted, _lock: Lock) -> Iterator[str]:
+    def healthy() -> str | None:
+        health = machine.client.container.inspect(machine.name).state.health
+        return "healthy" if health and health.status == "healthy" else None
+
+    yield machine.until("the container to be healthy", healthy, 60)
 
 
-def _healthy(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("HEALTHCHECK") as told:
-
-        def healthy() -> str | None:
-            health = machine.client.container.inspect(machine.name).state.health
-            return "healthy" if health and health.status == "healthy" else None
-
-        told(machine.until("the container to be healthy", healthy, 60))
-
-
-def _doctor(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("doctor") as told:
-        told(machine.do("doctor").strip().splitlines()[-1])
+@_check(Phase.DOCKER, "doctor")
+def _doctor(machine: Booted, _lock: Lock) -> Iterator[str]:
+    yield machine.do("doctor").strip().splitlines()[-1]
 
 
 def _still_there(machine: Booted) -> str:
@@ -295,38 +247,77 @@ def _still_there(machine: Booted) -> str:
     assert kept == machine.name, f"the configmap holds {kept!r}"
     machine.condition("node", "--all")
     machine.condition("pod/probe")
-    said = machine.until("the pod's log", lambda: machine.kubectl("logs", "probe") or None, 30)
-    assert machine.name in said, f"kubectl logs says {said!r}"
+    printed = machine.until("the pod's log", lambda: machine.kubectl("logs", "probe") or None, 30)
+    assert machine.name in printed, f"kubectl logs prints {printed!r}"
     nodes = machine.kubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}").split()
     assert len(nodes) == 1, f"the cluster has the nodes {', '.join(nodes)}"
     return "image, inner volume, configmap, node and pod"
 
 
-def _restart(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("docker restart: all is still there") as told:
-        machine.restart()
-        told(_still_there(machine))
+@_check(Phase.DOCKER, "docker restart: all is still there")
+def _restart(machine: Booted, _lock: Lock) -> Iterator[str]:
+    machine.restart()
+    yield _still_there(machine)
 
 
-def _recreate(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("a new container on the same volumes, after SIGKILL") as told:
-        machine.client.kill(machine.name)
-        machine.remove()
-        machine.start()
-        told(_still_there(machine))
+@_check(Phase.DOCKER, "a new container on the same volumes, after SIGKILL")
+def _recreate(machine: Booted, _lock: Lock) -> Iterator[str]:
+    machine.client.kill(machine.name)
+    machine.remove()
+    machine.start()
+    yield _still_there(machine)
 
 
-def _stop(machine: Booted, recorder: Recorder) -> None:
-    with recorder.check("docker stop, with a pod that ignores SIGTERM") as told:
-        took, code = machine.stop()
-        told(f"{seconds(took)}, exit code {code}")
-        assert code not in (137, None), f"killed after {seconds(took)}; it had {seconds(machine.budget)} to end"
+@_check(Phase.DOCKER, "docker stop, with a pod that ignores SIGTERM")
+def _stop(machine: Booted, _lock: Lock) -> Iterator[str]:
+    took, code = machine.stop()
+    yield f"{seconds(took)}, exit code {code}"
+    assert code not in (137, None), f"killed after {seconds(took)}; it had {seconds(machine.budget)} to end"
 
 
-def _kept_running(machine: Booted, recorder: Recorder, *, slow: bool) -> None:
+@_check(Phase.DOCKER, "system images, without a network", required=True)
+def _system_images(machine: Booted, _lock: Lock) -> Iterator[str]:
+    interfaces = machine.do("sh", "-c", "ls /sys/class/net")
+    assert "eth0" not in interfaces, f"there is a network: {interfaces.split()}"
+    read = f"zstd -dcq /{AIRGAP_FOLDER}/*.tar.zst | tar -xO manifest.json"
+    wanted = {name for entry in json.loads(machine.do("sh", "-c", read)) for name in entry["RepoTags"]}
+
+    def loaded() -> str | None:
+        there = machine.do("docker", "images", "--format", "{{.Repository}}:{{.Tag}}").split()
+        return f"{len(wanted)}, all loaded" if wanted <= set(there) else None
+
+    yield machine.until("all system images to be loaded", loaded, 120)
+
+
+@_check(Phase.PODS, "a pod of a system image")
+def _system_pod(machine: Booted, _lock: Lock) -> Iterator[str]:
+    pause = "docker images --format '{{.Repository}}:{{.Tag}}' | grep -m1 pause"
+    image = machine.do("sh", "-c", pause).strip()
+    machine.do("kubectl", "run", "still", f"--image={image}", "--image-pull-policy=Never")
+    machine.condition("pod/still")
+    yield image
+
+
+@_check(Phase.PODS, "k3s's own pods")
+def _own_pods(machine: Booted, _lock: Lock) -> Iterator[str]:
+    def settled() -> str | None:
+        pods = json.loads(machine.kubectl("--namespace=kube-system", "get", "pods", "-o", "json"))["items"]
+        done = all(pod["status"].get("phase") == "Succeeded" or _is_ready(pod) for pod in pods)
+        return ", ".join(pod["metadata"]["name"] for pod in pods) or None if done else None
+
+    yield machine.until("all of k3s's own pods", settled, 240)
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", ())
+    return any((one["type"], one["status"]) == ("Ready", "True") for one in conditions)
+
+
+@_check(Phase.CONTROL_PLANE, "k3s did not end by itself")
+def kept_running(machine: Booted, _lock: Lock) -> Iterator[str]:
     """Count the ends of k3s that nobody asked for; on a slow engine those that a fixed time limit of it explains."""
-    with recorder.check("k3s did not end by itself") as told:
-        ends = machine.ends_of_k3s()
-        others = [end for end in ends if not (slow and _LIMIT_OF_K3S.search(end))]
-        assert not others, f"it did {len(others)} times: {others[0]}"
-        told(f"but for {len(ends)} starts, on which a fixed time limit ran out: {ends[0]}" if ends else "not once")
+    slow = machine.engine.patience > _SLOW
+    ends = machine.ends_of_k3s()
+    others = [end for end in ends if not (slow and _LIMIT_OF_K3S.search(end))]
+    assert not others, f"it did {len(others)} times: {others[0]}"
+    yield f"but for {len(ends)} starts, on which a fixed time limit ran out: {ends[0]}" if ends else "not once"

@@ -38,11 +38,13 @@ class Booted:
     """One booted container and its two volumes."""
 
     def __init__(self, engine: Engine, image: Loaded, options: BootOptions, log: Log, logs: Path) -> None:
+        self.engine = engine
         self.client = engine.docker
         self.image = image
         self.log = log
         self.logs = logs
         self.name = f"smoke-{uuid.uuid4().hex[:8]}"
+        self.is_stub = False  # whether its k3s turned out to be the stub
         self.budget = _STOP_BUDGET * engine.patience  # seconds for a stop
         self._options = options
         self._trouble = engine.trouble

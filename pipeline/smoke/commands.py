@@ -45,10 +45,12 @@ _COMMANDS = (
 _UNDER_A_KERNEL = ((("iptables", "--version"), None),)
 
 
-def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, log: Log, *, emulated: bool) -> None:
+def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, *, emulated: bool) -> None:
     """All checks of the tier, in one container that sleeps meanwhile. `emulated`: under qemu-user."""
     client = engine.docker
-    ask = _Asking(client, _SECONDS_EMULATED if emulated else _SECONDS * engine.patience, log, emulated=emulated)
+    ask = _Asking(
+        client, _SECONDS_EMULATED if emulated else _SECONDS * engine.patience, recorder.log, emulated=emulated
+    )
     name = f"smoke-{uuid.uuid4().hex[:8]}"
     try:
         with recorder.check("a trivial program") as told:

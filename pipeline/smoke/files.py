@@ -6,31 +6,33 @@ locked bytes, scripts have their interpreters, and the image's config is what us
 
 from __future__ import annotations
 
+import functools
 import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.components import COMPONENTS, DOCKER
+from pipeline.components import AIRGAP_FOLDER, COMPONENTS, DOCKER
 from pipeline.core.log import size
-from pipeline.core.names import Digest
-from pipeline.core.platforms import Platform
 from pipeline.core.stub import MARKER, marked
-from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inspect import elf
-from pipeline.oci.layout import Layout
-from pipeline.smoke import contents, system_images
-from pipeline.smoke.contents import Content, Program
+from pipeline.oci import docker_archive
+from pipeline.oci.index import Document
+from pipeline.oci.layers import FileSystem
+from pipeline.smoke import contents
+from pipeline.smoke.contents import File, Program
 from pipeline.smoke.record import Recorder
+from pipeline.smoke.subject import Subject
 
 # docker's archive holds them too; the lock names the archive, so their own versions are only logged.
-_BESIDE = tuple(one.path for one in DOCKER.programs if one.purl.startswith("golang/"))
+_OF_DOCKER = tuple(one.path for one in DOCKER.programs if one.purl.startswith("golang/"))
 _MANIFEST = "usr/share/dind-k3s/manifest.json"
-# What lies below these is ours, and `dind-k3s verify` knows it from the manifest.
-_LISTED = ("usr/local/", "etc/supervisord.conf", f"{system_images.FOLDER}/")
+# What is below these is ours, and `dind-k3s verify` knows it from the manifest.
+_LISTED = ("usr/local/", "etc/supervisord.conf", f"{AIRGAP_FOLDER}/")
 _VOLUMES = ("/app/k3s", "/var/lib/docker")
-
+_NEEDED = ("pause", "coredns")  # system images that every pod and every cluster waits for
 
 # What Debian's packages install with set-uid or set-gid bits; anything else deserves a look before it is released.
 _PRIVILEGED = {
@@ -45,58 +47,29 @@ def binaries(component: str) -> tuple[str, ...]:
     return tuple(one.path for one in COMPONENTS[component].programs if one.own_version)
 
 
-def run(
-    platform: Platform,
-    lock: Lock,
-    layout: Layout,
-    manifest: Digest,
-    recorder: Recorder,
-    *,
-    rehearsed: bool,
-    airgap: Artifact | None = None,
-) -> None:
-    """All checks of the tier for one platform. `airgap`: the archive of system images that must be in it, too."""
-    blobs = {part.digest: part.path for part in layout}
-    document = json.loads(blobs[manifest].read_bytes())
-    config = json.loads(blobs[Digest(document["config"]["digest"])].read_bytes())
-    wanted = {path: lock.versions[component] for component in COMPONENTS for path in binaries(component)}
-    wanted |= dict.fromkeys(_BESIDE, "")
-    archive = f"{system_images.FOLDER}/{PurePosixPath(airgap.path).name}" if airgap else ""
-    content: Content | None = None
-    with recorder.check("read the layers") as told:
-        layers = [Digest(layer["digest"]) for layer in document["layers"]]
-        content = contents.read(
-            [(layer, blobs[layer]) for layer in layers],
-            config["rootfs"]["diff_ids"],
-            wanted,
-            (_MANIFEST, archive),
-            _LISTED,
+def run(subject: Subject, recorder: Recorder) -> None:
+    """All checks of the tier for one platform."""
+    config = subject.layout.config(subject.built.digest)
+    airgap = subject.airgap
+    archive = f"{AIRGAP_FOLDER}/{PurePosixPath(airgap.path).name}" if airgap else ""
+    versions = {path: subject.lock.versions[component] for component in COMPONENTS for path in binaries(component)}
+    wanted = contents.Wanted(
+        versions={**versions, **dict.fromkeys(_OF_DOCKER, "")}, texts=(_MANIFEST, archive), hashed=_LISTED
+    )
+    files: FileSystem[File] | None = None
+    with recorder.check("read the layers") as note:
+        layers = subject.layout.layers(subject.built.digest)
+        files = contents.read(layers, config["rootfs"]["diff_ids"], wanted)
+        note(
+            f"{len(files.entries)} paths, {size(files.size)}, in {len(layers)} layers of "
+            f"{size(sum(layer.size for layer in layers))}; every byte has the digest of the manifest and the config"
         )
-        packed = sum(layer["size"] for layer in document["layers"])
-        told(
-            f"{len(content.entries)} paths, {size(content.size)}, in {len(layers)} layers of {size(packed)}; "
-            "every byte has the digest of the manifest and the config"
-        )
-    if content is None:
+    if files is None:
         return
-    with recorder.check("architecture") as told:
-        told(_architecture(platform, content))
-    for component in COMPONENTS:
-        with recorder.check(component) as told:
-            told(_component(component, platform, lock, content, rehearsed=rehearsed))
-    with recorder.check("containerd and runc") as told:
-        told(", ".join(_beside(content)))
-    if airgap is not None:
-        with recorder.check("system images") as told:
-            told(_system_images(archive, airgap, content))
-    with recorder.check("manifest.json") as told:
-        told(_manifest([*lock.artifacts, *([airgap] if airgap else [])], platform, content))
-    with recorder.check("scripts") as told:
-        told(_scripts(content))
-    with recorder.check("set-uid and set-gid files") as told:
-        told(_privileged(content))
-    with recorder.check("config") as told:
-        told(_config(platform, config, content))
+    checks = _Checks(subject=subject, files=files, config=config, archive=archive)
+    for name, check in checks.by_name():
+        with recorder.check(name) as note:
+            note(check())
 
 
 def _need(true: object, sentence: str) -> None:
@@ -104,147 +77,174 @@ def _need(true: object, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
-def _some(sentences: list[str]) -> str:
-    """The first three, and how many more there are."""
-    more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
-    return "; ".join(sorted(sentences)[:3]) + more
+def _none(problems: list[str]) -> None:
+    """Fail with the first three problems, and how many more there are."""
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    _need(not problems, "; ".join(sorted(problems)[:3]) + more)
 
 
-def _architecture(platform: Platform, content: Content) -> str:
-    want = (platform.names.elf_machine, 64)
-    binaries = content.binaries
-    wrong = [
-        f"/{path} is for {elf.machine_name(header)}"
-        for path, (_, header) in binaries.items()
-        if (header.machine, header.bits) != want
-    ]
-    _need(not wrong, _some(wrong))
-    short = [
-        f"/{path} is truncated: it has {entry.size} bytes, its section headers end at {header.end}"
-        for path, (entry, header) in binaries.items()
-        if entry.size < header.end
-    ]
-    _need(not short, _some(short))
-    _need(binaries, "there is no ELF file at all")
-    return f"all {len(binaries)} ELF files are for {platform} and whole"
+@dataclass(frozen=True, kw_only=True)
+class _Checks:
+    """The checks; each returns what it saw."""
 
+    subject: Subject
+    files: FileSystem[File]
+    config: Document
+    archive: str  # path of the system images, in the variant airgap
 
-def _program(content: Content, path: str) -> Program:
-    entry = content.entries.get(path)
-    if entry is None or entry.program is None:
-        raise AssertionError(f"/{path} is missing" if entry is None else f"/{path} is not a regular file")
-    _need(entry.mode & 0o111 == 0o111, f"/{path} may not be executed by everybody: its mode is {entry.mode:04o}")
-    return entry.program
+    def by_name(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """Every check with its name, in their order."""
+        yield "architecture", self._architecture
+        for component in COMPONENTS:
+            yield component, functools.partial(self._component, component)
+        yield "containerd and runc", lambda: ", ".join(self._of_docker())
+        if self.subject.airgap is not None:
+            yield "system images", self._system_images
+        yield "manifest.json", self._manifest
+        yield "scripts", self._scripts
+        yield "set-uid and set-gid files", self._privileged
+        yield "config", self._config
 
+    def _architecture(self) -> str:
+        platform = self.subject.platform
+        headers = {path: file.header for path, file in self.files.contents if file.header is not None}
+        _none(
+            [
+                f"/{path} is for {elf.machine_name(header)}"
+                for path, header in headers.items()
+                if (header.machine, header.bits) != (platform.names.elf_machine, 64)
+            ]
+        )
+        sizes = {path: self.files.entries[path].size for path in headers}
+        _none(
+            [
+                f"/{path} is truncated: it has {sizes[path]} bytes, its section headers end at {header.end}"
+                for path, header in headers.items()
+                if sizes[path] < header.end
+            ]
+        )
+        _need(headers, "there is no ELF file at all")
+        return f"all {len(headers)} ELF files are for {platform} and whole"
 
-def _component(component: str, platform: Platform, lock: Lock, content: Content, *, rehearsed: bool) -> str:
-    version = lock.versions[component]
-    evidence = []
-    for path in binaries(component):
-        program = _program(content, path)
-        if component == "k3s" and program.text:
-            _need(rehearsed, "k3s is a stub, and this image is not a rehearsal's")
-            # Beside a real k3s of another platform it has that version with its own suffix.
-            comment = f"{MARKER} {marked(version)} {platform}"
-            _need(comment.encode() in program.text, f"/{path} is a stub k3s, but not '{comment}'")
-            evidence.append(f"a stub that says so: {comment}")
-        else:
-            entry = content.entries[path]
-            _need(entry.header, f"/{path} is not an executable (truncated?): {entry.size} bytes")
-            _need(program.evidence, f"/{path} does not name version {version}{_other(program)}")
-            evidence.append(program.evidence or "")
-        if COMPONENTS[component].is_one_file:
-            locked = next(file for file in lock.artifacts if (file.component, file.platform) == (component, platform))
-            _need(
-                program.sha256 == locked.digest.hex,
-                f"/{path} has sha256 {program.sha256}, the lock says {locked.digest.hex}",
-            )
-            evidence.append("the locked bytes")
-    return f"{version}: {'; '.join(dict.fromkeys(evidence))}"
+    def _program(self, path: str) -> Program:
+        entry = self.files.entries.get(path)
+        if entry is None or entry.content is None or entry.content.program is None:
+            raise AssertionError(f"/{path} is missing" if entry is None else f"/{path} is not a regular file")
+        _need(entry.mode & 0o111 == 0o111, f"/{path} may not be executed by everybody: its mode is {entry.mode:04o}")
+        return entry.content.program
 
+    def _component(self, component: str) -> str:
+        version, platform = self.subject.lock.versions[component], self.subject.platform
+        evidence = []
+        for path in binaries(component):
+            program = self._program(path)
+            if component == "k3s" and program.text:
+                _need(self.subject.image.rehearsed, "k3s is a stub, and this image is not a rehearsal's")
+                # Next to a real k3s of another platform it has that version with its own suffix.
+                comment = f"{MARKER} {marked(version)} {platform}"
+                _need(comment.encode() in program.text, f"/{path} is a stub k3s, but not '{comment}'")
+                evidence.append(f"a stub that says so: {comment}")
+            else:
+                entry = self.files.entries[path]
+                is_binary = entry.content and entry.content.header
+                _need(is_binary, f"/{path} is not an executable (truncated?): {entry.size} bytes")
+                built = program.build
+                other = f"; it was built as {built.path} {built.version}" if built else ""
+                _need(program.evidence, f"/{path} does not name version {version}{other}")
+                evidence.append(program.evidence or "")
+            if COMPONENTS[component].is_one_file:
+                about = (component, platform)
+                locked = next(
+                    file.digest.hex for file in self.subject.lock.artifacts if (file.component, file.platform) == about
+                )
+                _need(program.sha256 == locked, f"/{path} has sha256 {program.sha256}, the lock says {locked}")
+                evidence.append("the locked bytes")
+        return f"{version}: {'; '.join(dict.fromkeys(evidence))}"
 
-def _other(program: Program) -> str:
-    return f"; it was built as {program.build.path} {program.build.version}" if program.build else ""
+    def _of_docker(self) -> Iterator[str]:
+        for path in _OF_DOCKER:
+            build = self._program(path).build
+            stated = [build.version.replace("(devel)", ""), build.go] if build else ["no build information"]
+            yield f"{posixpath.basename(path)} ({', '.join(filter(None, stated))})"
 
+    def _system_images(self) -> str:
+        """The locked archive, with images for the platform that a cluster can live on."""
+        airgap, platform = self.subject.airgap, self.subject.platform
+        file = self.files.content(self.archive)
+        if airgap is None or file is None or file.program is None:
+            raise AssertionError(f"/{self.archive} is missing")
+        program = file.program
+        sha256, locked = program.sha256, airgap.digest.hex
+        _need(sha256 == locked, f"/{self.archive} has sha256 {sha256}, the lock says {locked}")
+        try:
+            images = docker_archive.read(program.text)
+        except ValueError as error:
+            raise AssertionError(f"it is no archive of docker images: {error}") from None
+        other = images.platforms - {platform.value}
+        _need(not other, f"it has images for {', '.join(sorted(other))}")
+        names = ", ".join(images.names)
+        for needed in _NEEDED:
+            has = any(needed in name for name in images.names)
+            _need(has, f"it has no image called {needed}, only {names or 'none'}")
+        return f"the locked bytes, {len(images.names)} images, all for {platform}: {names}"
 
-def _beside(content: Content) -> Iterator[str]:
-    for path in _BESIDE:
-        build = _program(content, path).build
-        said = [build.version.replace("(devel)", ""), build.go] if build else ["no build information"]
-        yield f"{posixpath.basename(path)} ({', '.join(filter(None, said))})"
+    def _manifest(self) -> str:
+        """manifest.json names the locked files, and every file of ours with its digest."""
+        file = self.files.content(_MANIFEST)
+        entries: list[Mapping[str, Any]] = json.loads(file.program.text) if file and file.program else []
+        _need(entries, f"/{_MANIFEST} is missing or empty")
+        listed = {entry["component"]: entry for entry in entries}
+        for locked in filter(None, (*self.subject.lock.artifacts, self.subject.airgap)):
+            if locked.platform == self.subject.platform:
+                entry = listed.get(locked.component, {})
+                _need(
+                    (entry.get("version"), entry.get("sha256")) == (locked.version, locked.digest.hex),
+                    f"/{_MANIFEST} says {entry.get('version')} {entry.get('sha256')} of {locked.component}, "
+                    f"the lock {locked.version} {locked.digest.hex}",
+                )
+        digests: dict[str, str] = {}
+        for name, entry in listed.items():
+            missing = [key for key in ("version", "url", "licence", "files") if not entry.get(key)]
+            _need(not missing, f"/{_MANIFEST} does not say the {', '.join(missing)} of {name}")
+            digests |= entry["files"]
+        wrong = [path for path, digest in digests.items() if self._sha256(path) != digest]
+        _none([f"{path} is not what /{_MANIFEST} says" for path in wrong])
+        ours = [f"/{path}" for path, one in self.files.contents if one.sha256 and path.startswith(_LISTED)]
+        _none([f"{path} is not in /{_MANIFEST}" for path in ours if path not in digests])
+        return f"{len(listed)} components as in the lock, {len(digests)} files as in the image"
 
+    def _sha256(self, path: str) -> str:
+        entry = self.files.find(path)
+        return entry.content.sha256 if entry and entry.content else ""
 
-def _system_images(archive: str, airgap: Artifact, content: Content) -> str:
-    """The locked archive, and images for the platform in it."""
-    entry = content.entries.get(archive)
-    if entry is None or entry.program is None:
-        raise AssertionError(f"/{archive} is missing")
-    found = entry.program.sha256
-    _need(found == airgap.digest.hex, f"/{archive} has sha256 {found}, the lock says {airgap.digest.hex}")
-    names = system_images.read(entry.program.text, airgap.platform)
-    return f"the locked bytes, {len(names)} images, all for {airgap.platform}: {', '.join(names)}"
+    def _scripts(self) -> str:
+        own = {
+            path: file.shebang for path, file in self.files.contents if file.shebang and path.startswith("usr/local/")
+        }
+        for path, line in own.items():
+            interpreter, *arguments = line.split()
+            if interpreter.endswith("/env"):
+                named = next((word for word in arguments if not word.startswith("-")), "")
+                interpreter = f"/usr/bin/{named}"
+            _need(self.files.find(interpreter), f"/{path} needs {interpreter}, which the image does not have")
+        return f"{len(own)} scripts of ours have their interpreters"
 
+    def _privileged(self) -> str:
+        entries = self.files.entries
+        modes = {path: entry.mode for path, entry in entries.items() if not entry.folder and entry.mode & 0o6000}
+        _none([f"/{path} has the mode {mode:04o}" for path, mode in modes.items() if path not in _PRIVILEGED])
+        return f"{len(modes)}, all known ones of Debian's packages"
 
-def _manifest(files: Sequence[Artifact], platform: Platform, content: Content) -> str:
-    there = content.entries.get(_MANIFEST)
-    entries: list[Mapping[str, Any]] = json.loads(there.program.text) if there and there.program else []
-    _need(entries, f"/{_MANIFEST} is missing or empty")
-    listed = {entry["component"]: entry for entry in entries}
-    for file in files:
-        if file.platform == platform:
-            entry = listed.get(file.component, {})
-            _need(
-                (entry.get("version"), entry.get("sha256")) == (file.version, file.digest.hex),
-                f"/{_MANIFEST} says {entry.get('version')} {entry.get('sha256')} of {file.component}, "
-                f"the lock {file.version} {file.digest.hex}",
-            )
-    digests: dict[str, str] = {}
-    for name, entry in listed.items():
-        missing = [key for key in ("version", "url", "licence", "files") if not entry.get(key)]
-        _need(not missing, f"/{_MANIFEST} does not say the {', '.join(missing)} of {name}")
-        digests |= entry["files"]
-    wrong = [
-        path for path, digest in digests.items() if (found := content.find(path)) is None or found.sha256 != digest
-    ]
-    _need(not wrong, _some([f"{path} is not what /{_MANIFEST} says" for path in wrong]))
-    ours = [f"/{path}" for path, entry in content.entries.items() if entry.sha256 and path.startswith(_LISTED)]
-    strange = [f"{path} is not in /{_MANIFEST}" for path in ours if path not in digests]
-    _need(not strange, _some(strange))
-    return f"{len(listed)} components as in the lock, {len(digests)} files as in the image"
-
-
-def _scripts(content: Content) -> str:
-    own = {path: entry.shebang for path, entry in content.entries.items() if entry.shebang}
-    own = {path: line for path, line in own.items() if path.startswith("usr/local/")}
-    for path, line in own.items():
-        words = line.split()
-        interpreter = words[0]
-        if interpreter.endswith("/env"):
-            named = next((word for word in words[1:] if not word.startswith("-")), "")
-            interpreter = f"/usr/bin/{named}"
-        _need(content.find(interpreter), f"/{path} needs {interpreter}, which the image does not have")
-    return f"{len(own)} scripts of ours have their interpreters"
-
-
-def _privileged(content: Content) -> str:
-    found = {path: entry.mode for path, entry in content.entries.items() if not entry.folder and entry.mode & 0o6000}
-    strange = [f"/{path} has the mode {mode:04o}" for path, mode in found.items() if path not in _PRIVILEGED]
-    _need(not strange, _some(strange))
-    return f"{len(found)}, all known ones of Debian's packages"
-
-
-def _config(platform: Platform, config: Mapping[str, Any], content: Content) -> str:
-    _need(config["architecture"] == platform.architecture, f"the config says architecture {config['architecture']}")
-    settings = config["config"]
-    _need(settings.get("Entrypoint"), "there is no entrypoint")
-    _need(settings.get("Healthcheck"), "there is no health check")
-    for what, command in (
-        ("entrypoint", settings["Entrypoint"]),
-        ("health check", settings["Healthcheck"]["Test"][1:]),
-    ):
-        if command and command[0].startswith("/"):
-            entry = content.find(command[0])
-            _need(entry and entry.mode & 0o111, f"the {what} {command[0]} is not there, or may not be executed")
-    missing = [volume for volume in _VOLUMES if volume not in (settings.get("Volumes") or {})]
-    _need(not missing, f"no volume at {', '.join(missing)}")
-    return f"entrypoint {' '.join(settings['Entrypoint'])}, health check, {len(settings['Volumes'])} volumes"
+    def _config(self) -> str:
+        architecture, settings = self.config["architecture"], self.config["config"]
+        _need(architecture == self.subject.platform.architecture, f"the config says architecture {architecture}")
+        _need(settings.get("Entrypoint"), "there is no entrypoint")
+        _need(settings.get("Healthcheck"), "there is no health check")
+        commands = {"entrypoint": settings["Entrypoint"], "health check": settings["Healthcheck"]["Test"][1:]}
+        for what, command in commands.items():
+            if command and command[0].startswith("/"):
+                entry = self.files.find(command[0])
+                _need(entry and entry.mode & 0o111, f"the {what} {command[0]} is not there, or may not be executed")
+        missing = [volume for volume in _VOLUMES if volume not in (settings.get("Volumes") or {})]
+        _need(not missing, f"no volume at {', '.join(missing)}")
+        return f"entrypoint {' '.join(settings['Entrypoint'])}, health check, {len(settings['Volumes'])} volumes"

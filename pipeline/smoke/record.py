@@ -18,7 +18,7 @@ class Recorder:
     def __init__(self, tier: Tier, where: str, log: Log, *, quiet: bool = False) -> None:
         self.where = where  # what it runs on, as the report says it
         self._tier = tier
-        self._log = log
+        self.log = log
         self._quiet = quiet
         self._checks: list[Check] = []
         self.step = ""  # the part of the tier that the next checks belong to
@@ -47,12 +47,12 @@ class Recorder:
             self._checks.append(check)
             if not self._quiet or state == State.FAILED:
                 mark = "✓" if state == State.PASSED else "✗"
-                self._log.say(f"{mark} {name} · {seconds(check.seconds)}  {check.detail}")
+                self.log.say(f"{mark} {name} · {seconds(check.seconds)}  {check.detail}")
 
     def left(self, name: str, reason: str) -> None:
         """A check that does not run here, with its reason."""
         self._checks.append(Check(name=name, state=State.NOT_RUN, seconds=0.0, detail=reason, step=self.step))
-        self._log.say(f"- {name} not run: {reason}")
+        self.log.say(f"- {name} not run: {reason}")
 
     @property
     def failed(self) -> bool:

@@ -1,0 +1,60 @@
+"""Descriptors, and what an image index lists: images by platform, and BuildKit's attestations about them.
+
+Source: https://github.com/opencontainers/image-spec (descriptor.md, image-index.md)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.core.names import INDEX, REFERENCE_TYPE, Digest
+
+Document = Mapping[str, Any]
+
+
+def images(index: Document) -> list[Document]:
+    """Return the entries that are images, in their order: all but the attestations."""
+    return [entry for entry in index["manifests"] if not _is_attestation(entry)]
+
+
+def attestations(index: Document) -> list[Document]:
+    """Return the entries that are attestations; `subject_of` each is the digest of an image."""
+    return [entry for entry in index["manifests"] if _is_attestation(entry)]
+
+
+def subject_of(attestation: Document) -> str:
+    """Return the digest of the manifest that an attestation is about; empty when it names none."""
+    return str(attestation["annotations"].get("vnd.docker.reference.digest", ""))
+
+
+def by_platform(index: Document) -> dict[str, Document]:
+    """Return the images' entries by platform, os/architecture."""
+    return {platform_of(entry): entry for entry in images(index)}
+
+
+def platform_of(entry: Document) -> str:
+    """Return os/architecture of an index's entry, or of a config."""
+    at = entry.get("platform", entry)
+    return f"{at.get('os')}/{at.get('architecture')}"
+
+
+def annotations_of(document: Document) -> Mapping[str, str]:
+    """Return the annotations of an index, a manifest or an entry; empty when it has none."""
+    return document.get("annotations") or {}
+
+
+def _is_attestation(entry: Document) -> bool:
+    return REFERENCE_TYPE in annotations_of(entry)
+
+
+def descriptor(media_type: str, digest: Digest, size: int, **more: Any) -> dict[str, Any]:
+    """Return what an index, a manifest or a layout says of a blob of that size in bytes."""
+    return {"mediaType": media_type, "digest": digest.text, "size": size, **more}
+
+
+def layout_files(*descriptors: Document) -> dict[str, bytes]:
+    """Return the files at the top of an OCI layout that holds these manifests or indexes, by name."""
+    top = {"schemaVersion": 2, "mediaType": INDEX, "manifests": descriptors}
+    return {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps(top).encode()}
