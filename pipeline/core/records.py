@@ -12,14 +12,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from pipeline.core.errors import BuildFailed, IntentError, LockStale, RegistryError, SmokeFailed, VerificationFailed
+from pipeline.core.errors import (
+    BuildFailed,
+    IntentError,
+    LockStale,
+    PipelineError,
+    RegistryError,
+    SmokeFailed,
+    VerificationFailed,
+)
 from pipeline.core.names import Digest, ImageName
 from pipeline.core.platforms import Platform
 
@@ -73,6 +81,17 @@ class BuiltPlatform:
     size: int  # bytes of all its compressed layers
     layers: tuple[Digest, ...] = ()  # lowest first
 
+    @classmethod
+    def of(cls, digest: Digest, manifest: Mapping[str, Any]) -> Self:
+        """Of an image manifest and its digest."""
+        layers = manifest["layers"]
+        return cls(
+            digest=digest,
+            config=Digest(manifest["config"]["digest"]),
+            size=sum(layer["size"] for layer in layers),
+            layers=tuple(Digest(layer["digest"]) for layer in layers),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
@@ -83,7 +102,7 @@ class Image:
     lock: Digest  # Lock.digest of the lock it was built from
     platforms: Mapping[Platform, BuiltPlatform]
     annotations: Mapping[str, str]  # of the index and of every image manifest
-    rehearsed: bool  # True: made of stand-ins; never leaves this machine
+    rehearsed: bool  # True: made of stubs; never leaves this machine
     variant: Variant = Variant.IMAGE
 
     def write(self, dist: Path) -> None:
@@ -93,24 +112,7 @@ class Image:
     @classmethod
     def read(cls, dist: Path) -> Self:
         """Read dist/image.json. Raises IntentError when nothing was built yet."""
-        data = read_json(dist / IMAGE, next_step="build first: nox -s build")
-        return cls(
-            digest=Digest(data["digest"]),
-            inputs=Digest(data["inputs"]),
-            lock=Digest(data["lock"]),
-            platforms={
-                Platform(name): BuiltPlatform(
-                    digest=Digest(entry["digest"]),
-                    config=Digest(entry["config"]),
-                    size=entry["size"],
-                    layers=tuple(Digest(layer) for layer in entry.get("layers", ())),
-                )
-                for name, entry in data["platforms"].items()
-            },
-            annotations=data["annotations"],
-            rehearsed=data["rehearsed"],
-            variant=Variant(data.get("variant", Variant.IMAGE)),
-        )
+        return _read(cls, dist / IMAGE, next_step="build first: nox -s build")
 
     def require_lock(self, digest: Digest) -> None:
         """Refuse to go on with another lock than the one it was built from. `digest`: Lock.digest. Raises LockStale."""
@@ -151,7 +153,7 @@ class TierReport:
     tier: Tier
     state: State
     reason: str  # why it did not run, or why it failed; empty when it passed
-    where: str  # what it ran on: «nothing executed», «native», «qemu-user 7.2», …
+    where: str  # what it ran on: nothing executed, native, qemu-user 7.2, …
     checks: tuple[Check, ...]
 
     @property
@@ -171,44 +173,56 @@ class TierReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmokeReport:
-    """dist/smoke/<architecture>.json: what `smoke` saw on one platform."""
+class _Report:
+    """What a stage saw on one platform of an image: dist/<stage>/<architecture>.json."""
+
+    stage: ClassVar[str]  # its name, and the folder's
+    done: ClassVar[str]  # what it does to an image
+    error: ClassVar[type[PipelineError]]  # raised for an image that it refused, or has not seen
 
     platform: Platform
-    index: Digest  # the image that was smoked
+    index: Digest  # of the image
     digest: Digest  # its manifest of this platform
-    tiers: tuple[TierReport, ...]
 
     def write(self, dist: Path) -> None:
-        """Write it below dist/smoke/, in one step."""
-        write_json(dist / SMOKE / f"{self.platform.architecture}.json", self)
+        """Write it below dist/, in one step."""
+        write_json(dist / self.stage / f"{self.platform.architecture}.json", self)
 
     @classmethod
     def read(cls, dist: Path, platform: Platform) -> Self:
-        """Read one platform's report. Raises IntentError when that platform was not smoked yet."""
-        path = dist / SMOKE / f"{platform.architecture}.json"
-        data = read_json(path, next_step="smoke it first: nox -s smoke")
-        return cls(
-            platform=Platform(data["platform"]),
-            index=Digest(data["index"]),
-            digest=Digest(data["digest"]),
-            tiers=tuple(
-                TierReport(
-                    tier=Tier(tier["tier"]),
-                    state=State(tier["state"]),
-                    reason=tier["reason"],
-                    where=tier["where"],
-                    checks=tuple(Check(**{**check, "state": State(check["state"])}) for check in tier["checks"]),
+        """Read one platform's report. Raises IntentError when there is none yet."""
+        path = dist / cls.stage / f"{platform.architecture}.json"
+        return _read(cls, path, next_step=f"{cls.stage} it first: nox -s {cls.stage}")
+
+    @classmethod
+    def of(cls, image: Image, reports: Sequence[Self]) -> Iterator[tuple[Platform, Self]]:
+        """Pair each platform of exactly this image with the report about it. Raises `error` for one without."""
+        by_platform = {report.platform: report for report in reports}
+        for platform, built in image.platforms.items():
+            report = by_platform.get(platform)
+            if report is None or report.index != image.digest or report.digest != built.digest:
+                raise cls.error(
+                    f"{platform} of this image was not {cls.done}",
+                    expected=f"a report about {built.digest} in {image.digest}",
+                    found="none" if report is None else f"a report about {report.digest} in {report.index}",
+                    next_step=f"nox -s {cls.stage}",
                 )
-                for tier in data["tiers"]
-            ),
-        )
+            yield platform, report
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmokeReport(_Report):
+    """What `smoke` saw on one platform."""
+
+    stage, done, error = SMOKE, "smoked", SmokeFailed
+
+    tiers: tuple[TierReport, ...]
 
     def with_earlier(self, dist: Path) -> Self:
         """With the tiers that an earlier run saw on the very same bytes, and this one was not asked for."""
         try:
             earlier = type(self).read(dist, self.platform)
-        except (IntentError, KeyError, ValueError, TypeError):
+        except IntentError:
             return self
         if (earlier.index, earlier.digest) != (self.index, self.digest):
             return self
@@ -226,43 +240,35 @@ def require_smoked(image: Image, reports: Sequence[SmokeReport]) -> None:
     `files` and `boot` must have passed on every platform, and nothing may have failed. Of a variant, whose other layers
     are the image's and booted with it, `boot` must have passed somewhere. Raises SmokeFailed that says what is missing.
     """
-    seen = {report.platform: report for report in reports}
-    boots = {platform for platform, report in seen.items() if report.state(Tier.BOOT) == State.PASSED}
-    alike = image.variant is not Variant.IMAGE and boots
-    for platform, built in image.platforms.items():
-        report = seen.get(platform)
-        if report is None or report.index != image.digest or report.digest != built.digest:
-            raise SmokeFailed(
-                f"{platform} of this image was not smoked",
-                expected=f"a report about {built.digest} in {image.digest}",
-                found="none" if report is None else f"a report about {report.digest} in {report.index}",
-                next_step="nox -s smoke",
-            )
-        failed = [tier for tier in report.tiers if tier.state == State.FAILED]
-        if failed:
+    is_variant = image.variant is not Variant.IMAGE
+    booted = any(report.state(Tier.BOOT) == State.PASSED for report in reports)
+    needed = (Tier.FILES,) if is_variant and booted else (Tier.FILES, Tier.BOOT)
+    expected = (
+        "files, passed on every platform, and boot on one" if is_variant else "files and boot, passed on every platform"
+    )
+    for platform, report in SmokeReport.of(image, reports):
+        if failed := [tier for tier in report.tiers if tier.state == State.FAILED]:
             raise SmokeFailed(
                 f"{platform} failed tier {failed[0].tier}", found=failed[0].reason, next_step="nox -s smoke"
             )
-        for tier in (Tier.FILES,) if alike else (Tier.FILES, Tier.BOOT):
+        reasons = {tier.tier: tier.reason for tier in report.tiers}
+        for tier in needed:
             if report.state(tier) != State.PASSED:
                 raise SmokeFailed(
                     f"tier {tier} did not run on {platform}",
-                    expected="files and boot, passed on every platform"
-                    if image.variant is Variant.IMAGE
-                    else "files, passed on every platform, and boot on one",
-                    found=next((one.reason for one in report.tiers if one.tier == tier), "it was not asked for"),
-                    next_step="nox -s smoke: as root on Linux it boots foreign platforms on a virtual engine; "
+                    expected=expected,
+                    found=reasons.get(tier, "it was not asked for"),
+                    next_step="nox -s smoke: as root on Linux it boots non-native platforms on a virtual engine; "
                     "a native one is named with --engine",
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanReport:
-    """dist/scan/<architecture>.json: what a scanner found on one platform, held against the list of what is allowed."""
+class ScanReport(_Report):
+    """What a scanner found on one platform, checked against the list of what is allowed."""
 
-    platform: Platform
-    index: Digest  # the image that was scanned
-    digest: Digest  # its manifest of this platform
+    stage, done, error = SCAN, "scanned for vulnerabilities", VerificationFailed
+
     by: str  # the scanner and its version: grype 0.104.0
     database: datetime  # when its database of known vulnerabilities was made
     findings: int
@@ -270,48 +276,13 @@ class ScanReport:
     allowed: tuple[str, ...]  # grave, and on the list
     unfixed: tuple[str, ...]  # grave, and nothing can be done about it yet
 
-    def write(self, dist: Path) -> None:
-        """Write it below dist/scan/, in one step."""
-        write_json(dist / SCAN / f"{self.platform.architecture}.json", self)
-
-    @classmethod
-    def read(cls, dist: Path, platform: Platform) -> Self:
-        """Read one platform's report. Raises IntentError when that platform was not scanned yet."""
-        path = dist / SCAN / f"{platform.architecture}.json"
-        data = read_json(path, next_step="scan it first: nox -s scan")
-        try:
-            return cls(
-                platform=Platform(data["platform"]),
-                index=Digest(data["index"]),
-                digest=Digest(data["digest"]),
-                by=data["by"],
-                database=datetime.fromisoformat(data["database"]),
-                findings=data["findings"],
-                refused=tuple(data["refused"]),
-                allowed=tuple(data["allowed"]),
-                unfixed=tuple(data["unfixed"]),
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise IntentError(
-                f"{path} is no report of ours", found=f"{type(error).__name__}: {error}", next_step="nox -s scan"
-            ) from None
-
 
 def require_scanned(image: Image, reports: Sequence[ScanReport]) -> None:
     """Refuse to go on unless every platform of exactly this image was scanned, lately, and nothing was refused.
 
     Raises VerificationFailed that says what is missing.
     """
-    seen = {report.platform: report for report in reports}
-    for platform, built in image.platforms.items():
-        report = seen.get(platform)
-        if report is None or report.index != image.digest or report.digest != built.digest:
-            raise VerificationFailed(
-                f"{platform} of this image was not scanned for vulnerabilities",
-                expected=f"a report about {built.digest} in {image.digest}",
-                found="none" if report is None else f"a report about {report.digest} in {report.index}",
-                next_step="nox -s scan",
-            )
+    for platform, report in ScanReport.of(image, reports):
         if report.refused:
             raise VerificationFailed(
                 f"{platform} has vulnerabilities that are fixed elsewhere",
@@ -327,12 +298,12 @@ def require_scanned(image: Image, reports: Sequence[ScanReport]) -> None:
             )
 
 
-def require_at_home(names: Sequence[ImageName], *, rehearsed: bool) -> None:
+def require_loopback(names: Sequence[ImageName], *, rehearsed: bool) -> None:
     """Refuse to take a rehearsed image to where others could pull it. Raises RegistryError."""
     for name in names:
         if rehearsed and not name.is_loopback:
             raise RegistryError(
-                "a rehearsed image is made of stand-ins and never leaves this machine",
+                "a rehearsed image is made of stubs and never leaves this machine",
                 expected="a registry on 127.0.0.1 or localhost",
                 found=str(name),
                 next_step="build the real one: nox -s build, smoke, or all of it: nox -s release",
@@ -356,8 +327,10 @@ class Release:
     verified: tuple[str, ...] = ()  # full references that were read back
 
     def having(self, **done: str) -> Self:
-        """With one entry more in the named fields, each once."""
-        states: dict[str, Any] = {name: tuple(dict.fromkeys((*getattr(self, name), one))) for name, one in done.items()}
+        """With one more entry in the named fields, each once."""
+        states: dict[str, Any] = {
+            name: tuple(dict.fromkeys((*getattr(self, name), entry))) for name, entry in done.items()
+        }
         return replace(self, **states)
 
     def require(self, state: str, names: Sequence[ImageName]) -> None:
@@ -380,13 +353,11 @@ class Release:
         """The record of this digest; an empty one when there is none or it is about another digest."""
         try:
             data = json.loads((dist / RELEASE).read_text(encoding="utf-8"))
-            if data["digest"] != digest.text:
-                return cls(digest=digest)
             # A state that an older record lacks was not reached; what is signed or scanned is found again by the stage.
-            states = {one.name: tuple(data.get(one.name, ())) for one in fields(cls) if one.name != "digest"}
-            return cls(digest=digest, **states)
-        except (OSError, ValueError, KeyError, TypeError):
+            record: Self = _parse(cls, data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(digest=digest)
+        return record if record.digest == digest else cls(digest=digest)
 
 
 def write_json(path: Path, data: object) -> None:
@@ -418,6 +389,19 @@ def read_json(path: Path, *, next_step: str) -> dict[str, Any]:
     return data
 
 
+_T = TypeVar("_T")
+
+
+def _read(kind: type[_T], path: Path, *, next_step: str) -> _T:
+    """Read a record. Raises IntentError with the next step when the file is missing or is no such record."""
+    data = read_json(path, next_step=next_step)
+    try:
+        return cast("_T", _parse(kind, data))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise IntentError(f"{path} is not a record of this pipeline", found=found, next_step=next_step) from None
+
+
 def _plain(value: object) -> object:
     if isinstance(value, Digest):
         return value.text
@@ -429,4 +413,21 @@ def _plain(value: object) -> object:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    return value
+
+
+def _parse(kind: Any, value: Any) -> Any:
+    """Make a field of that type of a JSON value; the inverse of `_plain`. Raises ValueError, TypeError and the like."""
+    if kind is datetime:
+        return datetime.fromisoformat(value)
+    if get_origin(kind) is tuple:
+        return tuple(_parse(get_args(kind)[0], item) for item in value)
+    if get_origin(kind) is Mapping:
+        of_key, of_item = get_args(kind)
+        return {_parse(of_key, key): _parse(of_item, item) for key, item in value.items()}
+    if kind is Digest or issubclass(kind, StrEnum):
+        return kind(value)
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        return kind(**{name: _parse(types[name], item) for name, item in value.items() if name in types})
     return value

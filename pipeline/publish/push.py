@@ -19,7 +19,7 @@ from pipeline.core.records import (
     Release,
     ScanReport,
     SmokeReport,
-    require_at_home,
+    require_loopback,
     require_scanned,
     require_smoked,
 )
@@ -94,4 +94,4 @@ def require(
     index = layout.read(dist / LAYOUT, image.digest).index.path.read_bytes()
     # The bytes themselves say it too: image.json is only a file.
     rehearsed = image.rehearsed or REHEARSAL in json.loads(index).get("annotations", {})
-    require_at_home(intent.names, rehearsed=rehearsed)
+    require_loopback(intent.names, rehearsed=rehearsed)

@@ -19,7 +19,7 @@ from pipeline.core import sboms
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.core.log import Log
 from pipeline.core.names import Digest, ImageName
-from pipeline.core.records import LAYOUT, Image, Release, read_json, require_at_home, write_text
+from pipeline.core.records import LAYOUT, Image, Release, read_json, require_loopback, write_text
 from pipeline.core.sboms import Form
 from pipeline.inputs.versions import Intent
 from pipeline.oci import layout, referrers
@@ -106,7 +106,7 @@ def run(
     `trust`: whose earlier signatures count as ours; what is signed now must hold against it too. Raises IntentError,
     RegistryError, UpstreamError, VerificationFailed.
     """
-    require_at_home(intent.names, rehearsed=image.rehearsed)
+    require_loopback(intent.names, rehearsed=image.rehearsed)
     release = Release.read(dist, image.digest)
     release.require("pushed", intent.names)
     everything = claims(image, dist)
