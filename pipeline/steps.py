@@ -21,7 +21,6 @@ from pipeline.core.records import (
     Release,
     ScanReport,
     SmokeReport,
-    Variant,
     read_json,
     require_scanned,
     require_smoked,
@@ -173,8 +172,7 @@ def _to_describe(run: Run) -> list[str]:
 
 
 def _to_push(run: Run) -> list[str]:
-    images = run.built().values()
-    return [text for image in images for text in push.left(run.intent, image, run.folder(image), run.registry)]
+    return [text for one in run.publications() for text in push.left(one)]
 
 
 def _to_sign(run: Run) -> list[str]:
@@ -187,9 +185,7 @@ def _to_sign(run: Run) -> list[str]:
 
 
 def _to_tag(run: Run) -> list[str]:
-    images = run.built()
-    on = images[Variant.IMAGE]
-    return [text for image in images.values() for text in tag.left(run.intent, run.lock, image, run.registry, on=on)]
+    return [text for one in run.publications() for text in tag.left(one)]
 
 
 def _to_verify(run: Run) -> list[str]:

@@ -40,7 +40,8 @@ from pipeline.inputs.versions import Intent
 from pipeline.inspect import embedded
 from pipeline.oci import github_packages
 from pipeline.oci.registry import Credentials, Registry
-from pipeline.publish import notes, published, pull, push, retention, rollback, scan, sign, tag, verify
+from pipeline.publish import notes, pull, push, retention, rollback, scan, sign, tag, verify
+from pipeline.publish.publication import Publication
 from pipeline.resolve import resolve
 from pipeline.resolve.origins import Origins
 from pipeline.signing import bundle, signature
@@ -138,6 +139,22 @@ class Run:
     def folder(self, image: Image) -> Path:
         """Where the files about a built image are."""
         return image.variant.below(self.dist)
+
+    def publications(self) -> list[Publication]:
+        """Return what was built, on its way to its repositories; the image first. Raises as `built`."""
+        images = self.built()
+        return [
+            Publication(
+                intent=self.intent,
+                lock=self.lock,
+                image=image,
+                dist=self.folder(image),
+                registry_for=self.registry,
+                log=self.log,
+                base=images[Variant.IMAGE],
+            )
+            for image in images.values()
+        ]
 
     # From versions.yaml to the cache
 
@@ -310,20 +327,18 @@ class Run:
                     where=str(self.lock_path),
                     next_step=f"{lock.RENEW}; or take it out of `variants`",
                 )
-            intent, images = self.intent, self.built()
-            on = images[Variant.IMAGE]
             reports = {}
-            for image in images.values():
-                folder = self.folder(image)
-                smoked = [SmokeReport.read(folder, platform) for platform in image.platforms]
+            publications = self.publications()
+            for one in publications:
+                image = one.image
+                smoked = [SmokeReport.read(one.dist, platform) for platform in image.platforms]
                 # In the order of the stages: what was not smoked need not be scanned.
                 require_smoked(image, smoked)
-                scanned = [ScanReport.read(folder, platform) for platform in image.platforms]
-                push.require(intent, self.lock, image, smoked, scanned, folder, on=on)
-                reports[image.variant] = smoked, scanned
-            for variant, image in images.items():
-                folder = self.folder(image)
-                push.run(intent, self.lock, image, *reports[variant], folder, self.registry, self.log, on=on)
+                scanned = [ScanReport.read(one.dist, platform) for platform in image.platforms]
+                push.require(one, smoked, scanned)
+                reports[image.digest] = smoked, scanned
+            for one in publications:
+                push.run(one, *reports[one.image.digest])
 
     def trust(self, *, key: Path | None = None, identity: str | None = None, issuer: str | None = None) -> Trust:
         """Whose signatures count: a key's holder, else an identity, by default the release workflow of `source`."""
@@ -342,35 +357,35 @@ class Run:
         with self.log.step("sign"):
             trust = self.signed_by(key)
             signer = (lambda: KeySigner(key)) if key else keyless
-            for image in self.built().values():
-                sign.run(self.intent, image, self.folder(image), self.registry, signer, trust, self.log)
+            for one in self.publications():
+                sign.run(one, signer, trust)
 
     def tag(self) -> None:
         """Give the signed digests their tags; no tag is made before all of them are signed."""
         with self.log.step("tag"):
-            images = self.built()
-            for image in images.values():
-                Release.read(self.folder(image), image.digest).require("signed", self.intent.names)
-            on = images[Variant.IMAGE]
-            for image in images.values():
-                tag.run(self.intent, self.lock, image, self.folder(image), self.registry, self.log, on=on)
+            publications = self.publications()
+            for one in publications:
+                one.release.require("signed", one.intent.names)
+            for one in publications:
+                tag.run(one)
 
     def verify(self, references: Sequence[str]) -> None:
         """Read back what was published, by other code and without credentials; each reference as what its tag says."""
         with self.log.step("verify"):
-            images = self.built()
+            publications = self.publications()
+            images = {one.image.variant: one.image for one in publications}
             hashed: dict[ImageName, dict[str, int]] = {}
-            for variant, image in images.items():
-                asked = [text for text in references if _meant(text, images) is variant]
+            for one in publications:
+                asked = [text for text in references if _meant(text, images) is one.image.variant]
                 if asked or not references:
-                    verify.run(image, self.lock, self.folder(image), asked, self.client, self.log, hashed=hashed)
+                    verify.run(one, asked, self.client, hashed=hashed)
 
     # What was published
 
     def verify_published(self, references: Sequence[str], trust: Trust) -> None:
         """Check published images as an anonymous client does, which has nothing but their names."""
         with self.log.step("verify"):
-            published.run(references, trust, self.intent.platforms, self.client, self.log)
+            verify.published(references, trust, self.intent.platforms, self.client, self.log)
 
     def pull(self, text: str, dist: Path) -> Image:
         """Download a published image into a folder, a variant into its own below, as an anonymous client can."""

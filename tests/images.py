@@ -36,6 +36,7 @@ from pipeline.inputs.versions import Intent
 from pipeline.oci.credentials import Credentials
 from pipeline.oci.registry import Registry
 from pipeline.publish import push, tag
+from pipeline.publish.publication import Publication
 from pipeline.rehearsal.registry import Served, free_ports, serve
 from tests.examples import LOCK, digest
 
@@ -166,22 +167,27 @@ def scanned(image: Image, **changes: Any) -> list[ScanReport]:
     ]
 
 
-def publish(
+def publication(
     intent: Intent,
     lock: Lock,
     image: Image,
     dist: Path,
     registry_for: Callable[[ImageName], Registry],
-    log: Log,
     *,
-    on: Image | None = None,
-) -> Release:
+    base: Image | None = None,
+) -> Publication:
+    """An image on its way, without a word."""
+    log = Log(quiet=True)
+    return Publication(intent=intent, lock=lock, image=image, dist=dist, registry_for=registry_for, log=log, base=base)
+
+
+def publish(publication: Publication) -> Release:
     """Push and tag an image that was smoked and scanned, and that is recorded as signed without being so."""
-    release = push.run(intent, lock, image, smoked(image), scanned(image), dist, registry_for, log, on=on)
-    for name in intent.names:
+    release = push.run(publication, smoked(publication.image), scanned(publication.image))
+    for name in publication.intent.names:
         release = release.having(signed=str(name))
-    release.write(dist)
-    return tag.run(intent, lock, image, dist, registry_for, log, on=on)
+    release.write(publication.dist)
+    return tag.run(publication)
 
 
 class Line(httpx.BaseTransport):

@@ -23,7 +23,7 @@ from pipeline.core.records import Release
 from pipeline.http import transport
 from pipeline.inputs import lock, versions
 from pipeline.oci.registry import Registry
-from pipeline.publish import published
+from pipeline.publish import verify
 from pipeline.rehearsal.registry import Served, free_ports, serve
 from pipeline.signing.bundle import Trust
 from pipeline.workflow import Run
@@ -178,7 +178,7 @@ class Scene:
         with transport.make_client(verify=self.registries.verify) as client:
             for name in self.names:
                 for one in set(self.tags(name).values()):
-                    published.run([f"{name}@{one}"], self.trust, tuple(Platform), client, LOG, sleep=lambda _: None)
+                    verify.published([f"{name}@{one}"], self.trust, tuple(Platform), client, LOG, sleep=lambda _: None)
         sent = [
             (request.url.host, request.url.port, request.url.path.partition("/blobs/")[0], request.url.params["digest"])
             for request in self.requests

@@ -15,11 +15,12 @@ from pipeline.core.platforms import Platform
 from pipeline.core.records import Image, Release
 from pipeline.oci import referrers
 from pipeline.oci.registry import Registry
-from pipeline.publish import published, sign
+from pipeline.publish import sign, verify
+from pipeline.publish.publication import Publication
 from pipeline.signing.bundle import Trust
 from pipeline.signing.signer import KeySigner, Signer, make_key
 from tests.examples import INTENT
-from tests.images import Change, Line, Place, make, publish
+from tests.images import Change, Line, Place, make, publication, publish
 from tests.test_sbom import layer, lock, roots
 
 LOG = Log(quiet=True)
@@ -54,6 +55,10 @@ class Signed:
     def registry(self, name: ImageName) -> Registry:
         return self.place.registry(name, self.line)
 
+    def publication(self) -> Publication:
+        intent = replace(INTENT, names=self.names)
+        return publication(intent, self.lock, self.image, self.dist, self.registry)
+
     def publish(self, change: Change | None = None) -> Image:
         """Build, write the SBOMs, push and tag; nothing is signed."""
         seed = f"{self.name} {self.dist}"
@@ -62,8 +67,7 @@ class Signed:
         made = {platform: [*marks, *roots(platform)] for platform in Platform}
         self.image = make(self.dist, seed, lock=self.lock, roots=made, change=change)
         sbom.run([self.image], self.lock, self.dist, LOG)
-        intent = replace(INTENT, names=self.names)
-        release = publish(intent, self.lock, self.image, self.dist, self.registry, LOG)
+        release = publish(self.publication())
         replace(release, signed=()).write(self.dist)
         return self.image
 
@@ -72,14 +76,13 @@ class Signed:
             self.asked += 1
             return signer or self.signer
 
-        intent = replace(INTENT, names=self.names)
-        return sign.run(intent, self.image, self.dist, self.registry, ask, trust or self.trust, LOG)
+        return sign.run(self.publication(), ask, trust or self.trust)
 
     def verify(self, reference: str | None = None, *, trust: Trust | None = None, log: Log = LOG) -> None:
         """As a stranger, who waits for nothing."""
         client = self.place.client()
         asked = reference or f"{self.name}:latest"
-        published.run([asked], trust or self.trust, tuple(Platform), client, log, sleep=lambda _: None)
+        verify.published([asked], trust or self.trust, tuple(Platform), client, log, sleep=lambda _: None)
 
     # What somebody can do who may write to the repository
 

@@ -24,10 +24,9 @@ from pipeline.core.platforms import Platform
 from pipeline.core.sboms import Form
 from pipeline.oci import referrers
 from pipeline.oci.layout import Part
-from pipeline.publish import published, retention
+from pipeline.publish import retention, verify
 from pipeline.signing import statement
-from pipeline.signing.bundle import Trust
-from pipeline.signing.signer import BUNDLE
+from pipeline.signing.bundle import TYPE, Trust
 from tests.images import Place, running
 from tests.signed import Signed, new_key
 
@@ -73,7 +72,7 @@ def test_it_needs_no_files_and_no_credentials(signed: Signed) -> None:
             return through.handle_request(request)
 
     client = signed.place.client(Watched())
-    published.run([f"{signed.name}:latest"], signed.trust, tuple(Platform), client, Log(quiet=True))
+    verify.published([f"{signed.name}:latest"], signed.trust, tuple(Platform), client, Log(quiet=True))
     through.close()
     assert {request.method for request in asked} == {"GET"}
     assert not any(request.headers.get("Authorization", "").startswith("Basic") for request in asked)
@@ -265,7 +264,7 @@ def _put_bundle(signed: Signed, subject: Digest, raw: bytes, kind: str, about: D
         path=file,
     )
     annotations = {"dev.sigstore.bundle.content": "dsse-envelope", "dev.sigstore.bundle.predicateType": kind}
-    artifact = referrers.Artifact(subject=part, kind=BUNDLE, annotations=annotations, path=file)
+    artifact = referrers.Referrer(subject=part, kind=TYPE, annotations=annotations, path=file)
     before = signed.claims(part.digest)
     referrers.push(signed.registry(signed.name), artifact, signed.dist, Log(quiet=True))
     (entry,) = [entry for entry in signed.claims(part.digest) if entry not in before]
@@ -398,7 +397,7 @@ CASES: dict[Callable[[Signed], None], str] = {
     layer_swapped: "the blob sha256:[0-9a-f]{64} is not what it should be",
     layer_truncated: "the blob sha256:[0-9a-f]{64} is not what it should be",
     layer_gone: "does not give blobs to a reader without credentials",
-    config_bytes: "the blob sha256:[0-9a-f]{64} is not what was released",
+    config_bytes: "the blob sha256:[0-9a-f]{64} is not what it should be",
     manifest_bytes: "the digest of the manifest of linux/arm64 is not what it should be",
     index_bytes: "image.title on the manifest of linux/amd64 is not what it should be",
     manifest_rewritten: "^the index is not signed\n",
@@ -421,14 +420,14 @@ CASES: dict[Callable[[Signed], None], str] = {
     tag_on_one_manifest: "latest, is one manifest and no index of platforms",
     provenance_gone: "linux/amd64 has no provenance attestation in the index",
     provenance_of_another: "an attestation in the index is about another image",
-    provenance_bytes: "the blob sha256:[0-9a-f]{64} is not what was released",
+    provenance_bytes: "the blob sha256:[0-9a-f]{64} is not what it should be",
     signature_gone: "^the index is not signed\n",
     signature_gone_on_a_manifest: "^the manifest of linux/arm64 is not signed\n",
     signature_of_a_stranger: "the index is not signed by whom it must be: somebody else signed",
     signature_of_another_digest: "not signed by whom it must be: a signature beside the index is one of another digest",
     signature_that_is_an_attestation: "an artifact beside the index signs something else",
     signature_listed_for_another: "what an artifact beside the manifest of linux/amd64 refers to is not what it should",
-    bundle_bytes: "the index is not signed by whom it must be: the blob sha256:[0-9a-f]{64} is not what was released",
+    bundle_bytes: "the index is not signed by whom it must be: the blob sha256:[0-9a-f]{64} is not what it should be",
     bundle_payload: "the index is not signed by whom it must be: somebody else signed, or what was signed has changed",
     bundle_that_is_none: "the index is not signed by whom it must be: a bundle cannot be read",
     attestation_gone: "^the manifest of linux/amd64 is not attested with a SPDX SBOM\n",
@@ -496,11 +495,11 @@ def test_a_workflow_is_expected_and_a_key_signed(signed: Signed) -> None:
 def test_a_rehearsed_image_elsewhere(signed: Signed) -> None:
     """The same bytes behind a public name."""
     index = signed.document(signed.image.digest)
-    index["annotations"][REHEARSAL] = "made of stand-ins"
+    index["annotations"][REHEARSAL] = "made of stubs"
     answer = httpx.MockTransport(lambda request: httpx.Response(200, json=index, headers={"Content-Type": INDEX}))
     client = signed.place.client(answer)
-    with pytest.raises(VerificationFailed, match="made of stand-ins"):
-        published.run(["ghcr.io/a/b:latest"], signed.trust, tuple(Platform), client, Log(quiet=True))
+    with pytest.raises(VerificationFailed, match="made of stubs"):
+        verify.published(["ghcr.io/a/b:latest"], signed.trust, tuple(Platform), client, Log(quiet=True))
 
 
 def test_a_tag_that_is_not_there(signed: Signed) -> None:
@@ -515,7 +514,7 @@ def test_nonsense_in_the_place_of_an_index(signed: Signed, raw: bytes) -> None:
     answer = httpx.MockTransport(lambda request: httpx.Response(200, content=raw, headers={"Content-Type": INDEX}))
     client = signed.place.client(answer)
     with pytest.raises(VerificationFailed):
-        published.run([f"{signed.name}:latest"], signed.trust, tuple(Platform), client, Log(quiet=True))
+        verify.published([f"{signed.name}:latest"], signed.trust, tuple(Platform), client, Log(quiet=True))
 
 
 def test_the_digest_that_was_asked_for(signed: Signed) -> None:
@@ -524,4 +523,4 @@ def test_the_digest_that_was_asked_for(signed: Signed) -> None:
     client = signed.place.client(answer)
     reference = f"{signed.name}@{signed.image.digest}"
     with pytest.raises(VerificationFailed, match=f"the index {signed.image.digest} is not what it should be"):
-        published.run([reference], signed.trust, tuple(Platform), client, Log(quiet=True))
+        verify.published([reference], signed.trust, tuple(Platform), client, Log(quiet=True))

@@ -16,7 +16,7 @@ from pipeline.core.records import Image, Variant
 from pipeline.oci import layout
 from pipeline.publish import pull
 from tests.examples import INTENT, LOCK
-from tests.images import Line, Place, make, publish, running
+from tests.images import Line, Place, make, publication, publish, running
 
 LOG = Log(quiet=True)
 
@@ -35,7 +35,8 @@ def published(place: Place, dist: Path, repository: str) -> tuple[Image, Image]:
     for variant in Variant:
         image = make(variant.below(dist), repository, variant)
         folder = variant.below(dist)
-        publish(intent, LOCK, image, folder, lambda name: place.registry(name, line), LOG, on=made[0] if made else None)
+        base = made[0] if made else None
+        publish(publication(intent, LOCK, image, folder, lambda name: place.registry(name, line), base=base))
         made.append(image)
     return made[0], made[1]
 

@@ -29,6 +29,7 @@ from pipeline.inputs.versions import Intent
 from pipeline.oci.credentials import Credentials
 from pipeline.oci.registry import Registry
 from pipeline.publish import push, tag
+from pipeline.publish.publication import Publication
 from tests.examples import INTENT, LOCK, digest
 from tests.images import Line, Place, make, publish, running, scanned, smoked
 
@@ -64,9 +65,18 @@ class Publisher:
     def intent(self) -> Intent:
         return replace(INTENT, names=self.names, policy=self.policy)
 
+    def publication(self, **changes: Any) -> Publication:
+        given: dict[str, Any] = {
+            "intent": self.intent,
+            "lock": self.lock,
+            "image": self.image,
+            "dist": self.image.variant.below(self.dist),
+            "registry_for": self._registry,
+        }
+        return Publication(**given | changes, log=LOG)
+
     def publish(self, *, on: Image | None = None) -> Release:
-        folder = self.image.variant.below(self.dist)
-        return publish(self.intent, self.lock, self.image, folder, self._registry, LOG, on=on)
+        return publish(self.publication(base=on))
 
     def _registry(self, name: ImageName) -> Registry:
         return self.place.registry(name, self.line, self.credentials)
@@ -313,10 +323,8 @@ def test_what_is_left_is_told_and_nothing_is_written(publisher: Publisher) -> No
         return publisher.place.stranger(name)
 
     def left() -> tuple[list[str], list[str]]:
-        return (
-            push.left(publisher.intent, image, publisher.dist, stranger),
-            tag.left(publisher.intent, LOCK, image, stranger),
-        )
+        publication = publisher.publication(registry_for=stranger)
+        return push.left(publication), tag.left(publication)
 
     name = publisher.names[0]
     pushing = [f"push {image.digest} to {name}"]
@@ -335,9 +343,8 @@ def test_a_newer_release_keeps_its_tags(publisher: Publisher) -> None:
     publisher.build("newer")
     publisher.publish()
     publisher.lock = LOCK
-    image = publisher.build("older")
-    found = tag.left(publisher.intent, LOCK, image, publisher._registry)
-    assert found == [f"{publisher.names[0]}:{FIXED}1: make it"]
+    publisher.build("older")
+    assert tag.left(publisher.publication()) == [f"{publisher.names[0]}:{FIXED}1: make it"]
 
 
 def test_a_tag_that_somebody_moved_comes_back(publisher: Publisher) -> None:
@@ -352,8 +359,7 @@ def test_a_tag_that_somebody_moved_comes_back(publisher: Publisher) -> None:
     found = registry.manifest(theirs.digest.text)
     assert found is not None
     registry.tag("latest", found.raw, found.media_type)
-    left = tag.left(publisher.intent, LOCK, image, publisher._registry)
-    assert left == [f"{publisher.names[0]}:latest: move it from {theirs.digest}"]
+    assert tag.left(publisher.publication()) == [f"{publisher.names[0]}:latest: move it from {theirs.digest}"]
     publisher.publish()
     assert publisher.tags()["latest"] == image.digest
 
@@ -363,25 +369,11 @@ def test_a_tag_that_somebody_moved_comes_back(publisher: Publisher) -> None:
 
 def _refused(publisher: Publisher, kind: type[Exception], match: str, **changes: Any) -> None:
     image = publisher.image
-    given: dict[str, Any] = {
-        "lock": publisher.lock,
-        "names": publisher.names,
-        "smoked": smoked(image),
-        "scanned": scanned(image),
-    }
-    given |= changes
-    intent = replace(INTENT, names=given["names"])
+    given: dict[str, Any] = {"smoked": smoked(image), "scanned": scanned(image), **changes}
+    intent = replace(INTENT, names=given.get("names", publisher.names))
+    publication = publisher.publication(intent=intent, lock=given.get("lock", publisher.lock))
     with pytest.raises(kind, match=match):
-        push.run(
-            intent,
-            given["lock"],
-            image,
-            given["smoked"],
-            given["scanned"],
-            publisher.dist,
-            publisher._registry,
-            LOG,
-        )
+        push.run(publication, given["smoked"], given["scanned"])
     assert publisher.line.requests == []
 
 
@@ -411,16 +403,13 @@ def test_what_is_not_signed_everywhere_gets_no_tag(publisher: Publisher) -> None
     one, other = publisher.names[0], publisher.place.name(f"{publisher.names[0].repository}-other")
     publisher.names = (one, other)
     image = publisher.build("1")
-    arguments = publisher.intent, LOCK, image, publisher.dist, publisher._registry, LOG
+    publication = publisher.publication()
     with pytest.raises(IntentError, match=f"is not signed in {one}"):
-        tag.run(*arguments)
-    release = push.run(
-        *(publisher.intent, LOCK, image, smoked(image), scanned(image)),
-        *(publisher.dist, publisher._registry, LOG),
-    )
+        tag.run(publication)
+    release = push.run(publication, smoked(image), scanned(image))
     release.having(signed=str(one)).write(publisher.dist)
     with pytest.raises(IntentError, match=f"is not signed in {other}") as failure:
-        tag.run(*arguments)
+        tag.run(publication)
     assert "nox -s sign" in str(failure.value)
     assert publisher.tags() == {}
 

@@ -23,7 +23,7 @@ from pipeline.publish import retention, rollback
 from pipeline.publish.retention import Rule
 from tests.examples import INTENT, LOCK
 from tests.examples import digest as made_up
-from tests.images import Line, Place, make, publish, running
+from tests.images import Line, Place, make, publication, publish, running
 
 LOG = Log(quiet=True)
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -61,7 +61,7 @@ class Shelf:
         dist = variant.below(self.dist)
         image = make(dist, f"{self.names[0]} {k3s} {seed}", variant, lock=lock, change=dated)
         intent = replace(INTENT, names=self.names[:names], policy={})
-        publish(intent, lock, image, dist, self.registry, LOG, on=on)
+        publish(publication(intent, lock, image, dist, self.registry, base=on))
         return image
 
     def sign(self, about: Digest) -> Digest:

@@ -24,7 +24,6 @@ from pipeline.signing import bundle, statement
 from pipeline.signing.bundle import Trust
 from pipeline.signing.signer import KeySigner, keyless
 from tests.cosigns import Cosign
-from tests.examples import INTENT
 from tests.images import Line, Place, running
 from tests.signed import Signed, new_key
 
@@ -142,9 +141,9 @@ def test_a_registry_that_keeps_the_list_itself(signed: Signed) -> None:
             return answer
 
     registry = signed.place.registry(signed.name, Listing())  # type: ignore[arg-type]
-    intent = replace(INTENT, names=signed.names)
+    publication = replace(signed.publication(), registry_for=lambda _: registry)
     for _ in range(2):
-        sign.run(intent, signed.image, signed.dist, lambda name: registry, lambda: signed.signer, signed.trust, LOG)
+        sign.run(publication, lambda: signed.signer, signed.trust)
     assert sorted(len(entries) for entries in kept.values()) == [1, 3, 3]
     assert not any(tag.startswith("sha256-") for tag in signed.registry(signed.name).tags())
 

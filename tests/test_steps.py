@@ -122,7 +122,7 @@ def test_a_registry_that_goes_away_in_the_middle(scene: Scene, part: int, length
 def test_answers_500_are_asked_again(scene: Scene, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third thing that is asked for fails at first, and the release comes to its end in one run."""
     monkeypatch.setattr(registry, "PAUSES", (0.01,) * 4)
-    monkeypatch.setattr("pipeline.publish.verify._PAUSES", (0.01,) * 2)
+    monkeypatch.setattr("pipeline.publish.reader.PAUSES", (0.01,) * 2)
     once = Once(3)
 
     def ailing(number: int, request: httpx.Request) -> httpx.Response | None:

@@ -18,9 +18,12 @@ from pipeline.core.names import INDEX, REFERENCE_TYPE, Digest, ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image, Release, Variant
 from pipeline.http import transport
+from pipeline.inputs.lock import Lock
+from pipeline.oci.registry import Registry
 from pipeline.publish import verify
+from pipeline.publish.publication import Publication
 from tests.examples import INTENT, LOCK
-from tests.images import Change, Line, Place, make, publish, running, spoil
+from tests.images import Change, Line, Place, make, publication, publish, running, spoil
 
 LOG = Log(quiet=True)
 
@@ -29,6 +32,15 @@ LOG = Log(quiet=True)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with running(tmp_path_factory.mktemp("registry")) as place:
         yield place
+
+
+def reading(image: Image, dist: Path, lock: Lock = LOCK, log: Log = LOG) -> Publication:
+    """What verify is told of an image; it asks no registry with credentials."""
+
+    def no_registry(name: ImageName) -> Registry:
+        raise AssertionError(f"{name} is read without credentials")
+
+    return replace(publication(INTENT, lock, image, dist, no_registry), log=log)
 
 
 class Published:
@@ -42,14 +54,14 @@ class Published:
         self.image = make(self.dist, f"{self.name} {seed}", change=change)
         intent = replace(INTENT, names=(self.name,))
         registry = self.place.registry(self.name, Line())
-        publish(intent, LOCK, self.image, self.dist, lambda name: registry, LOG)
+        publish(publication(intent, LOCK, self.image, self.dist, lambda name: registry))
         return self.image
 
     def verify(self, *references: str, log: Log = LOG, line: httpx.BaseTransport | None = None) -> list[float]:
         """Returns the pauses that were made."""
         pauses: list[float] = []
         client = self.place.client(line or self.line)
-        verify.run(self.image, LOCK, self.dist, references, client, log, sleep=pauses.append)
+        verify.run(reading(self.image, self.dist, log=log), references, client, sleep=pauses.append)
         return pauses
 
     @property
@@ -79,19 +91,19 @@ def test_a_variant_is_read_back_and_what_it_shares_is_read_once(published: Publi
     image = published.publish()
     airgap = make(published.dist / "airgap", f"{published.name} ", Variant.AIRGAP)
     intent, registry = replace(INTENT, names=(published.name,)), published.place.registry(published.name, Line())
-    publish(intent, LOCK, airgap, published.dist / "airgap", lambda _: registry, LOG, on=image)
+    publish(publication(intent, LOCK, airgap, published.dist / "airgap", lambda _: registry, base=image))
     hashed: dict[ImageName, dict[str, int]] = {}
     blobs = []
     for one in (image, airgap):
         line = Line()
         folder = one.variant.below(published.dist)
-        verify.run(one, LOCK, folder, (), published.place.client(line), LOG, hashed=hashed)
+        verify.run(reading(one, folder), (), published.place.client(line), hashed=hashed)
         assert len(Release.read(folder, one.digest).verified) == 4
         blobs += [request.url.path for request in line.requests if "/blobs/" in request.url.path]
     layers = [path for path in blobs if path.rpartition("/")[2] in {part.text for part in _layers(image)}]
     assert len(layers) == len(set(layers)) > 0
     with pytest.raises(VerificationFailed, match="is not what was released"):
-        verify.run(image, LOCK, published.dist, (f"{published.name}:latest-airgap",), published.place.client(), LOG)
+        verify.run(reading(image, published.dist), (f"{published.name}:latest-airgap",), published.place.client())
 
 
 def _layers(image: Image) -> set[Digest]:
@@ -229,7 +241,7 @@ def _another_version(kind: str, data: dict[str, Any]) -> None:
         (spoil("config", ("config", "Labels", f"{KEY}.seed")), f"{KEY}.seed on the config of linux/amd64"),
         (_drop_arm64, "list of platforms"),
         (_drop_attestations, "no provenance"),
-        (_other_predicate, "no provenance"),
+        (_other_predicate, "the predicate type of the attestation"),
         (_windows, "windows/amd64"),
         (_another_version, "k3s"),
     ],
@@ -257,7 +269,7 @@ def test_a_version_that_is_not_the_locks(published: Published) -> None:
     published.publish()
     lock = replace(LOCK, versions={**LOCK.versions, "docker": "29.7.3"})
     with pytest.raises(VerificationFailed, match="docker's version on the index"):
-        verify.run(published.image, lock, published.dist, (), published.place.client(), LOG)
+        verify.run(reading(published.image, published.dist, lock), (), published.place.client())
 
 
 # What a network can do
@@ -336,5 +348,5 @@ def test_docker_hub_is_found_at_its_own_host(tmp_path: Path) -> None:
         return httpx.Response(410)
 
     with transport.make_client(httpx.MockTransport(handle)) as client, pytest.raises(VerificationFailed):
-        verify.run(image, LOCK, tmp_path, ("group/dind-k3s:latest",), client, LOG)
+        verify.run(reading(image, tmp_path), ("group/dind-k3s:latest",), client)
     assert asked == ["https://registry-1.docker.io/v2/group/dind-k3s/manifests/latest"]

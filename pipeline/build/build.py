@@ -25,7 +25,7 @@ from pipeline.components import AIRGAP, COMPONENTS, owner
 from pipeline.core import cache as cached
 from pipeline.core.errors import BuildFailed, DigestMismatch
 from pipeline.core.log import Log, size
-from pipeline.core.names import REFERENCE_TYPE, Digest
+from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import IMAGE, LAYOUT, BuiltPlatform, Image, Variant, write_json, write_text
 from pipeline.engine.engine import Engine
@@ -34,6 +34,7 @@ from pipeline.inputs.lock import RENEW, Artifact, Lock
 from pipeline.inputs.versions import Intent
 from pipeline.inspect import embedded
 from pipeline.oci import layout as layouts
+from pipeline.oci.index import by_platform
 
 BAKE_FILE = "docker-bake.json"
 
@@ -279,16 +280,8 @@ def _read_layout(folder: Path) -> tuple[Digest, Mapping[Platform, BuiltPlatform]
     """
     top = json.loads((folder / "index.json").read_text(encoding="utf-8"))["manifests"][0]
     whole = layouts.read(folder, Digest(top["digest"]))
-    manifests = {part.digest: json.loads(part.path.read_bytes()) for part in whole.manifests}
-    platforms: dict[Platform, BuiltPlatform] = {}
-    for entry in json.loads(whole.index.path.read_bytes())["manifests"]:
-        if REFERENCE_TYPE in entry.get("annotations", {}):
-            continue
-        manifest = manifests[Digest(entry["digest"])]
-        platforms[Platform(f"{entry['platform']['os']}/{entry['platform']['architecture']}")] = BuiltPlatform(
-            digest=Digest(entry["digest"]),
-            config=Digest(manifest["config"]["digest"]),
-            size=sum(layer["size"] for layer in manifest["layers"]),
-            layers=tuple(Digest(layer["digest"]) for layer in manifest["layers"]),
-        )
+    platforms = {
+        Platform(platform): BuiltPlatform.of(Digest(entry["digest"]), whole.document(Digest(entry["digest"])))
+        for platform, entry in by_platform(whole.document(whole.index.digest)).items()
+    }
     return whole.index.digest, platforms

@@ -10,19 +10,19 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.annotations import KEY, REHEARSAL, variant_of
 from pipeline.core.errors import LockStale, PipelineError, RegistryError, VerificationFailed
 from pipeline.core.log import Log
-from pipeline.core.names import REFERENCE_TYPE, Digest
+from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import LAYOUT, Image, Variant
 from pipeline.inputs.lock import Lock, parse
 from pipeline.oci import difference
+from pipeline.oci.index import by_platform
 from pipeline.oci.registry import Manifest, Registry
 
 _TOLD = 20  # differences; the rest is counted
@@ -39,7 +39,7 @@ def published(registry: Registry, reference: str) -> Manifest:
 
 def require_same_lock(index: Manifest, lock: Lock, root: Path) -> None:
     """That the image was built from this very lock. Raises LockStale that names a commit which has the right one."""
-    said = _said(index).get(f"{KEY}.lock", "")
+    said = index.annotations.get(f"{KEY}.lock", "")
     if said == lock.digest.text:
         return
     commit = _commit_with(said, root)
@@ -55,17 +55,12 @@ def require_same_lock(index: Manifest, lock: Lock, root: Path) -> None:
 
 def is_rehearsed(index: Manifest) -> bool:
     """Whether it is made of stand-ins, which it says of itself."""
-    return REHEARSAL in _said(index)
+    return REHEARSAL in index.annotations
 
 
 def variant(index: Manifest) -> Variant:
     """Which of the lock's images it is."""
-    return variant_of(_said(index))
-
-
-def _said(index: Manifest) -> Mapping[str, str]:
-    said: Mapping[str, str] = json.loads(index.raw).get("annotations") or {}
-    return said
+    return variant_of(index.annotations)
 
 
 def _commit_with(digest: str, root: Path) -> str:
@@ -92,7 +87,7 @@ def run(index: Manifest, image: Image, dist: Path, registry: Registry, log: Log)
 
     Raises VerificationFailed with the layers and paths that differ; RegistryError when it cannot be read.
     """
-    theirs = _platforms(index)
+    theirs = by_platform(index.document)
     expected, found = sorted(platform.value for platform in image.platforms), sorted(theirs)
     if expected != found:
         raise VerificationFailed(
@@ -118,13 +113,6 @@ def run(index: Manifest, image: Image, dist: Path, registry: Registry, log: Log)
         )
 
 
-def _platforms(index: Manifest) -> dict[str, Mapping[str, Any]]:
-    """os/architecture → the index's entry, attestations left out."""
-    entries = json.loads(index.raw)["manifests"]
-    images = [entry for entry in entries if REFERENCE_TYPE not in (entry.get("annotations") or {})]
-    return {f"{entry['platform']['os']}/{entry['platform']['architecture']}": entry for entry in images}
-
-
 @contextmanager
 def _sides(
     platform: Platform, old: Digest, new: Digest, layout: Path, registry: Registry
@@ -140,7 +128,7 @@ def _sides(
     folder = Path(tempfile.mkdtemp(prefix="dind-k3s-reproduce-"))
     try:
         yield (
-            difference.Side(manifest=json.loads(found.raw), blob=_downloading(registry, folder)),
+            difference.Side(manifest=found.document, blob=_downloading(registry, folder)),
             difference.Side(manifest=json.loads(ours(new).read_bytes()), blob=ours),
         )
     finally:
@@ -151,8 +139,7 @@ def _downloading(registry: Registry, folder: Path) -> Callable[[Digest], Path]:
     def get(digest: Digest) -> Path:
         path = folder / digest.hex
         if not path.exists():
-            with registry.blob(digest) as chunks, path.open("wb") as stream:
-                stream.writelines(chunks)
+            registry.download(digest, path)
         return path
 
     return get

@@ -17,3 +17,9 @@ VARIANT = f"{KEY}.variant"
 def variant_of(said: Mapping[str, str]) -> Variant:
     """Return the variant that an image states in its annotations."""
     return Variant(said.get(VARIANT, Variant.IMAGE))
+
+
+def versions_of(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return the versions of k3s and docker that an image states; empty when it does not state both."""
+    versions = {component: annotations.get(f"{KEY}.{component}", "") for component in ("k3s", "docker")}
+    return versions if all(versions.values()) else {}

@@ -427,7 +427,7 @@ def _parse(kind: Any, value: Any) -> Any:
         return {_parse(of_key, key): _parse(of_item, item) for key, item in value.items()}
     if kind is Digest or issubclass(kind, StrEnum):
         return kind(value)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         types = get_type_hints(kind)
         return kind(**{name: _parse(types[name], item) for name, item in value.items() if name in types})
     return value

@@ -15,10 +15,12 @@ from typing import Any
 from pipeline.core.cache import link, writing
 from pipeline.core.errors import DigestMismatch, UpstreamError
 from pipeline.core.log import Log, Transfer, Transfers, size
-from pipeline.core.names import INDEX, REFERENCE_TYPE, Digest
+from pipeline.core.names import INDEX, Digest
 from pipeline.core.platforms import Platform
 from pipeline.http.download import Downloader, File
 from pipeline.inputs.lock import Base
+from pipeline.oci.index import by_platform, descriptor
+from pipeline.oci.layout import write_top
 from pipeline.oci.registry import Registry
 
 _Manifest = Mapping[str, Any]
@@ -158,20 +160,14 @@ def write_layout(index: Digest, platforms: Sequence[Platform], cache: Path, layo
     for digest in digests(index, platforms, cache):
         if not (blobs / digest.hex).exists():
             link(folder / digest.hex, blobs / digest.hex)
-    descriptor = {"mediaType": INDEX, "digest": index.text, "size": (folder / index.hex).stat().st_size}
-    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]}))
+    write_top(layout, descriptor(INDEX, index, (folder / index.hex).stat().st_size))
 
 
 def manifests(
     index: Digest, platforms: Sequence[Platform], load: Callable[[Digest], _Manifest]
 ) -> Iterator[tuple[Digest, _Manifest]]:
     """Yield the manifest of each platform in the index. Raises UpstreamError for a missing platform."""
-    entries = {
-        f"{entry['platform'].get('os')}/{entry['platform'].get('architecture')}": entry
-        for entry in reversed(load(index)["manifests"])  # of several for a platform the first one counts
-        if "platform" in entry and REFERENCE_TYPE not in entry.get("annotations", {})
-    }
+    entries = by_platform(load(index))
     for platform in platforms:
         if platform not in entries:
             raise UpstreamError(f"the base image {index} has no {platform}", next_step="choose another base image")

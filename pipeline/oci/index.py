@@ -30,8 +30,11 @@ def subject_of(attestation: Document) -> str:
 
 
 def by_platform(index: Document) -> dict[str, Document]:
-    """Return the images' entries by platform, os/architecture."""
-    return {platform_of(entry): entry for entry in images(index)}
+    """Return the images' entries by platform, os/architecture; of several for one the first."""
+    entries: dict[str, Document] = {}
+    for entry in images(index):
+        entries.setdefault(platform_of(entry), entry)
+    return entries
 
 
 def platform_of(entry: Document) -> str:

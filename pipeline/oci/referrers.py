@@ -1,7 +1,7 @@
 """Artifacts that point at a manifest: how signatures and attestations lie beside an image in a registry.
 
 A registry that has the referrers API lists them itself; in others a tag made of the digest, `sha256-<hex>`, names an
-index of them (OCI distribution-spec, «Referrers Tag Schema»). cosign and other readers look in both places.
+index of them (OCI distribution-spec, "Referrers Tag Schema"). cosign and other readers look in both places.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.core.errors import RegistryError
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.oci.index import descriptor
 from pipeline.oci.layout import Part
 from pipeline.oci.registry import Registry
 
@@ -23,7 +24,7 @@ _NOTHING = b"{}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artifact:
+class Referrer:
     """One file that says something about a manifest or an index."""
 
     subject: Part
@@ -38,16 +39,16 @@ def found(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
     return _at_tag(registry, subject) if listed is None else listed
 
 
-def push(registry: Registry, artifact: Artifact, folder: Path, log: Log) -> bool:
+def push(registry: Registry, artifact: Referrer, folder: Path, log: Log) -> bool:
     """Put the artifact beside its subject; False when it was there. Run again, it completes what was interrupted.
 
-    `folder` is for the file of two bytes that stands for «no config». Raises RegistryError.
+    `folder` is for the file of two bytes that stands for "no config". Raises RegistryError.
     """
     nothing = folder / "empty.json"
     nothing.write_bytes(_NOTHING)
     config = _part(nothing, EMPTY)
     file = _part(artifact.path, artifact.kind)
-    raw = json.dumps(_manifest(artifact, config, file), sort_keys=True, separators=(",", ":")).encode()
+    raw = _compact(_manifest(artifact, config, file))
     digest = Digest.of(raw)
     listed = registry.referrers(artifact.subject.digest)
     there = registry.has("manifests", digest)
@@ -60,15 +61,10 @@ def push(registry: Registry, artifact: Artifact, folder: Path, log: Log) -> bool
     tag, entries = tag_of(artifact.subject.digest), _at_tag(registry, artifact.subject.digest)
     if any(entry["digest"] == digest.text for entry in entries):
         return not there
-    described = {
-        "mediaType": MANIFEST,
-        "digest": digest.text,
-        "size": len(raw),
-        "artifactType": artifact.kind,
-        "annotations": dict(artifact.annotations),
-    }
+    more = {"artifactType": artifact.kind, "annotations": dict(artifact.annotations)}
+    described = descriptor(MANIFEST, digest, len(raw), **more)
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries, described]}
-    registry.tag(tag, json.dumps(index, sort_keys=True, separators=(",", ":")).encode(), INDEX)
+    registry.tag(tag, _compact(index), INDEX)
     return True
 
 
@@ -77,7 +73,7 @@ def _at_tag(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
     if tagged is None:
         return []
     try:
-        return [entry for entry in json.loads(tagged.raw)["manifests"] if isinstance(entry["digest"], str)]
+        return [entry for entry in tagged.document["manifests"] if isinstance(entry["digest"], str)]
     except (ValueError, KeyError, TypeError):
         raise RegistryError(
             "the list of what refers to a manifest cannot be read",
@@ -93,14 +89,14 @@ def tag_of(subject: Digest) -> str:
     return subject.text.replace(":", "-", 1)
 
 
-def _manifest(artifact: Artifact, config: Part, file: Part) -> dict[str, Any]:
+def _manifest(artifact: Referrer, config: Part, file: Part) -> dict[str, Any]:
     return {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "artifactType": artifact.kind,
-        "config": _descriptor(config),
-        "layers": [_descriptor(file)],
-        "subject": _descriptor(artifact.subject),
+        "config": config.descriptor,
+        "layers": [file.descriptor],
+        "subject": artifact.subject.descriptor,
         "annotations": dict(artifact.annotations),
     }
 
@@ -109,5 +105,5 @@ def _part(path: Path, media_type: str) -> Part:
     return Part(digest=Digest.of_file(path), size=path.stat().st_size, media_type=media_type, path=path)
 
 
-def _descriptor(part: Part) -> dict[str, Any]:
-    return {"mediaType": part.media_type, "digest": part.digest.text, "size": part.size}
+def _compact(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -7,6 +7,7 @@ digest is the same here, in the layout and in every registry.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -25,6 +26,7 @@ from pipeline.core.names import ANY_MANIFEST, INDEX, Digest, ImageName
 from pipeline.http.transport import registry_origin
 from pipeline.oci import layout as layouts
 from pipeline.oci.credentials import Challenge, Credentials
+from pipeline.oci.index import Document, annotations_of
 
 __all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
 
@@ -50,6 +52,17 @@ class Manifest:
     raw: bytes
     media_type: str
     digest: Digest  # of `raw`
+
+    @property
+    def document(self) -> Document:
+        """The parsed JSON. Raises ValueError."""
+        document: Document = json.loads(self.raw)
+        return document
+
+    @property
+    def annotations(self) -> Mapping[str, str]:
+        """What it states of its image; empty when it has none. Raises ValueError."""
+        return annotations_of(self.document)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +145,20 @@ class Registry:
             yield chunks
         finally:
             chunks.close()
+
+    def download(self, digest: Digest, path: Path, advance: Callable[[int], object] = lambda _: None) -> int:
+        """Have a blob in a file, whole or not at all; returns its bytes. `advance`: told of each piece."""
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with self.blob(digest) as chunks, partial.open("wb") as stream:
+                for chunk in chunks:
+                    stream.write(chunk)
+                    advance(len(chunk))
+                count = stream.tell()
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return count
 
     @property
     def url(self) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.core.log import seconds, size
 from pipeline.core.markdown import folded, table
-from pipeline.core.names import Digest
 from pipeline.core.records import LAYOUT, Image, Release, SmokeReport, State, Tier, Variant
 from pipeline.inputs import changes
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
-from pipeline.oci.layout import Layout, Part
+from pipeline.oci.index import Document
 
 _LONGEST = 60  # characters of a layer's command
 
@@ -78,34 +76,24 @@ def _boot(report: SmokeReport) -> str:
 def _layers(image: Image, dist: Path) -> Iterator[str]:
     """A folded table of each platform's layers, the lowest first."""
     built = layout.read(dist / LAYOUT, image.digest)
-    parts = {part.digest: part for part in built.blobs}
     for platform, one in image.platforms.items():
-        made = _commands(built, one.config)
+        layers = built.layers(one.digest)
+        commands = _commands(built.config(one.digest), len(layers))
         rows = [
-            [command[:_LONGEST], size(parts[digest].size), f"`{digest}`"]
-            for command, digest in zip(_filled(made, len(one.layers)), one.layers, strict=True)
+            [command[:_LONGEST], size(layer.size), f"`{layer.digest}`"]
+            for command, layer in zip(commands, layers, strict=True)
         ]
         text = table(["layer", "compressed", "digest"], rows)
         yield folded(f"Layers of {platform}: {size(one.size)}", text)
 
 
-def _commands(built: Layout, config: Digest) -> list[str]:
-    """What made each layer, as the config's history says; steps that made none are left out."""
-    (part,) = [one for one in built.blobs if one.digest == config]
-    return [
-        str(entry.get("comment") or "") + " " + str(entry.get("created_by", ""))
-        for entry in _document(part).get("history", ())
+def _commands(config: Document, count: int) -> list[str]:
+    """What made each layer, as the config's history has it; a shorter one has empty entries in front, the base's."""
+    made = [
+        f"{entry.get('comment') or ''} {entry.get('created_by', '')}"
+        for entry in config.get("history", ())
         if not entry.get("empty_layer")
     ]
-
-
-def _document(part: Part) -> Mapping[str, list[Mapping[str, object]]]:
-    found: Mapping[str, list[Mapping[str, object]]] = json.loads(part.path.read_bytes())
-    return found
-
-
-def _filled(made: Sequence[str], count: int) -> list[str]:
-    """As many entries as there are layers; a history that says less has empty ones in front, the base's."""
     cleaned = [" ".join(text.replace("buildkit.dockerfile.v0", "").split()) for text in made][-count:]
     return [*[""] * (count - len(cleaned)), *cleaned]
 

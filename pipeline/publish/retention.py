@@ -1,6 +1,6 @@
 """Stage `retention`: which releases a repository has to keep, and, when asked, the removal of the others.
 
-«Delete untagged» as registries offer it destroys images for several platforms: their parts have no tags of their own
+"Delete untagged" as registries offer it destroys images for several platforms: their parts have no tags of their own
 (actions/delete-package-versions#90). Here everything that a kept tag reaches is kept: index → manifests → attestations
 → referrers (signatures, SBOMs), and only what is reached from releases that go, and from nothing that stays, goes.
 
@@ -9,15 +9,13 @@ Kept: what a moving tag or any tag that is not ours points at; the newest releas
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from pipeline.core.annotations import KEY
+from pipeline.core.annotations import versions_of
 from pipeline.core.errors import RegistryError
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, Digest
@@ -40,7 +38,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What happens to one repository."""
+    """The fate of each tag of one repository."""
 
     kept: Mapping[str, str]  # tag → why
     tags: tuple[str, ...]  # that go, with everything that only they reach
@@ -116,17 +114,20 @@ class _Attached:
 def _by_rule(releases: Mapping[str, Manifest], rule: Rule, now: datetime) -> dict[str, str]:
     lines: dict[str, list[str]] = {}
     kept: dict[str, str] = {}
+    ages = {}
     for tag, found in releases.items():
-        said = _said(found)
-        if not said:
-            kept[tag] = "it does not say what it is made of"
+        versions, created = versions_of(found.annotations), _created(found)
+        if not versions or created is None:
+            kept[tag] = "it does not state what it is made of"
             continue
-        major, minor, _ = number(said["k3s"])
-        lines.setdefault(f"v{major}.{minor}{_parts(tag)[1]}", []).append(tag)
-        if now - said["created"] < rule.younger:
+        number_of, variant = _parts(tag)
+        ages[tag] = age(versions), number_of
+        major, minor, _ = number(versions["k3s"])
+        lines.setdefault(f"v{major}.{minor}{variant}", []).append(tag)
+        if now - created < rule.younger:
             kept[tag] = f"it is younger than {rule.younger.days} days"
     for line, tags in lines.items():
-        newest = sorted(tags, key=lambda tag: (age(_said(releases[tag])), _parts(tag)[0]), reverse=True)
+        newest = sorted(tags, key=ages.__getitem__, reverse=True)
         kept |= dict.fromkeys(newest[: rule.newest], f"one of the newest {rule.newest} of {line}")
     return kept
 
@@ -137,14 +138,11 @@ def _parts(tag: str) -> tuple[int, str]:
     return (int(found[1]), found[2] or "") if found else (0, "")
 
 
-def _said(manifest: Manifest) -> dict[str, Any]:
-    """k3s, docker and the time of creation, as the image says itself; empty when one is missing."""
-    said = json.loads(manifest.raw).get("annotations") or {}
+def _created(manifest: Manifest) -> datetime | None:
     try:
-        created = datetime.fromisoformat(said["org.opencontainers.image.created"])
-        return {"k3s": said[f"{KEY}.k3s"], "docker": said[f"{KEY}.docker"], "created": created}
+        return datetime.fromisoformat(manifest.annotations["org.opencontainers.image.created"])
     except (KeyError, ValueError):
-        return {}
+        return None
 
 
 def _manifests(registry: Registry, references: Iterable[str]) -> dict[str, Manifest]:
@@ -178,7 +176,7 @@ def _entries(manifest: Manifest) -> list[str]:
     """The digests in an index; none in another manifest."""
     if manifest.media_type != INDEX:
         return []
-    return [entry["digest"] for entry in json.loads(manifest.raw).get("manifests", ())]
+    return [entry["digest"] for entry in manifest.document.get("manifests", ())]
 
 
 def _children(index: Manifest, parts: Mapping[str, Manifest], registry: Registry) -> Iterable[Manifest]:

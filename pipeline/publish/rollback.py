@@ -1,16 +1,15 @@
 """Stage `rollback`: point the moving tags back at an older release. Nothing is deleted, nothing is built.
 
-A tag that never moves stays where it is, so the release that is taken back can still be had by its own name. The next
+A tag that never moves stays where it is, so the release that is taken back is still available by its own name. The next
 release moves the moving tags on, as ever: tag.py.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.core.annotations import KEY, variant_of
+from pipeline.core.annotations import KEY, variant_of, versions_of
 from pipeline.core.errors import IntentError, RegistryError
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, Digest, ImageName
@@ -25,6 +24,7 @@ class Move:
     registry: Registry
     tag: str
     before: Digest
+    after: Manifest
 
     def __str__(self) -> str:
         return f"{self.registry.name}:{self.tag}"
@@ -44,21 +44,18 @@ def run(
     Every repository must hold it, with the same digest, before any tag moves. Raises IntentError for a target that is
     no release, RegistryError.
     """
-    registries = [registry_for(name) for name in names]
-    found = [(registry, _release(registry, target)) for registry in registries]
-    digests = {manifest.digest for _, manifest in found}
-    if len(digests) != 1:
+    releases = [(registry, _release(registry, target)) for registry in map(registry_for, names)]
+    if len({manifest.digest for _, manifest in releases}) != 1:
         raise RegistryError(
             f"{target} is not the same image everywhere",
             expected="one digest",
-            found=", ".join(f"{registry.name}: {manifest.digest}" for registry, manifest in found),
+            found=", ".join(f"{registry.name}: {manifest.digest}" for registry, manifest in releases),
             next_step="name the right one by its digest, and find out who tagged the other",
         )
-    moves = [move for registry, manifest in found for move in _moves(registry, manifest)]
+    moves = [move for registry, manifest in releases for move in _moves(registry, manifest)]
     for move in moves:
         if not dry_run:
-            manifest = next(manifest for registry, manifest in found if registry is move.registry)
-            move.registry.tag(move.tag, manifest.raw, INDEX)
+            move.registry.tag(move.tag, move.after.raw, INDEX)
         log.say(f"{move}: {'would be moved' if dry_run else 'moved'} from {move.before.short}… back to {target}")
     if not moves:
         log.say(f"nothing to do: the moving tags are at {target} already")
@@ -66,41 +63,30 @@ def run(
 
 
 def _release(registry: Registry, target: str) -> Manifest:
-    found = registry.manifest(target)
-    if found is None:
+    manifest = registry.manifest(target)
+    if manifest is None:
+        newest = [tag for tag in registry.tags() if tag.startswith("k3s-")][-5:]  # that never move, as names sort
         raise RegistryError(
             f"{registry.name} has no {target}",
             expected="a release that every repository of versions.yaml holds",
-            next_step=f"its releases: {', '.join(_releases(registry)) or 'none'}",
+            next_step=f"its releases: {', '.join(newest) or 'none'}",
         )
-    if found.media_type != INDEX or not _versions(found):
+    if manifest.media_type != INDEX or not versions_of(manifest.annotations):
         raise IntentError(
             f"{target} is not a release of this project",
             expected=f"an index whose annotations have {KEY}.k3s and {KEY}.docker",
-            found=found.media_type,
+            found=manifest.media_type,
             where=str(registry.name),
         )
-    return found
-
-
-def _releases(registry: Registry) -> list[str]:
-    """The newest tags that never move, as names sort."""
-    return [tag for tag in registry.tags() if tag.startswith("k3s-")][-5:]
-
-
-def _versions(manifest: Manifest) -> Mapping[str, str]:
-    """k3s and docker, as the image says itself; empty when it does not."""
-    said = json.loads(manifest.raw).get("annotations") or {}
-    found = {component: said.get(f"{KEY}.{component}", "") for component in ("k3s", "docker")}
-    return found if all(found.values()) else {}
+    return manifest
 
 
 def _moves(registry: Registry, manifest: Manifest) -> list[Move]:
     """Its moving tags that are there and elsewhere; one that is not there was never moved by a release."""
     moves = []
-    suffix = variant_of(json.loads(manifest.raw)["annotations"]).suffix
-    for tag in (f"{tag}{suffix}" for tag in moving_tags(_versions(manifest))):
+    suffix = variant_of(manifest.annotations).suffix
+    for tag in (f"{tag}{suffix}" for tag in moving_tags(versions_of(manifest.annotations))):
         before = registry.manifest(tag)
         if before is not None and before.digest != manifest.digest:
-            moves.append(Move(registry=registry, tag=tag, before=before.digest))
+            moves.append(Move(registry=registry, tag=tag, before=before.digest, after=manifest))
     return moves

@@ -26,7 +26,7 @@ import yaml
 
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.core.log import Log
-from pipeline.core.names import MANIFEST, Digest
+from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import LAYOUT, OLDEST_DATABASE, SCAN, Image, ScanReport, require_scanned, write_text
 from pipeline.oci import layout
@@ -39,7 +39,7 @@ _PATIENCE = 900.0  # seconds for one platform; the first run downloads the datab
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Finding:
     """One vulnerability in one package."""
 
     id: str
@@ -69,9 +69,9 @@ class Allowed:
     expires: date
     reason: str
 
-    def covers(self, found: Found) -> bool:
+    def covers(self, finding: Finding) -> bool:
         """Whether it is about that finding."""
-        return self.id in found.names and self.package in ("", found.package)
+        return self.id in finding.names and self.package in ("", finding.package)
 
 
 def read_allowed(path: Path, today: date) -> tuple[Allowed, ...]:
@@ -127,7 +127,7 @@ class Report:
     scanner: str
     version: str
     database: datetime
-    findings: tuple[Found, ...]
+    findings: tuple[Finding, ...]
 
 
 def read_report(path: Path, now: datetime) -> Report:
@@ -141,7 +141,7 @@ def read_report(path: Path, now: datetime) -> Report:
             scanner=by["name"],
             version=by["version"],
             database=datetime.fromisoformat(status["built"]),
-            findings=tuple(_found(match) for match in data["matches"]),
+            findings=tuple(_finding(match) for match in data["matches"]),
         )
         old = now - report.database > OLDEST_DATABASE
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -163,10 +163,10 @@ def read_report(path: Path, now: datetime) -> Report:
     return report
 
 
-def _found(match: Mapping[str, Any]) -> Found:
+def _finding(match: Mapping[str, Any]) -> Finding:
     vulnerability, artifact = match["vulnerability"], match["artifact"]
     fix = vulnerability.get("fix") or {}
-    return Found(
+    return Finding(
         id=vulnerability["id"],
         aliases=frozenset(other["id"] for other in match.get("relatedVulnerabilities") or ()),
         severity=str(vulnerability.get("severity") or "unknown").lower(),
@@ -199,38 +199,37 @@ def run(
     allowed = read_allowed(allowed_path, datetime.now(UTC).date())
     built = layout.read(dist / LAYOUT, image.digest)
     reports: list[ScanReport] = []
-    everything: list[Found] = []
+    needed: set[Allowed] = set()
     for platform, one in image.platforms.items():
         raw = dist / SCAN / f"{platform.architecture}.grype.json"
         with _alone(built, one.digest, dist) as folder:
             _scan(scanner, folder, raw)
-        found = read_report(raw, datetime.now(UTC))
-        _require_about(found, image, platform, raw)
-        grave = [
-            each for each in found.findings if _SEVERITIES.index(_known(each.severity)) >= _SEVERITIES.index(least)
-        ]
-        covered = {each: entry for each in grave for entry in allowed if entry.covers(each)}
+        scanned = read_report(raw, datetime.now(UTC))
+        _require_about(scanned, image, platform, raw)
+        needed |= {entry for entry in allowed for finding in scanned.findings if entry.covers(finding)}
+        grave = [finding for finding in scanned.findings if _rank(finding.severity) >= _rank(least)]
+        covered = {finding: entry for finding in grave for entry in allowed if entry.covers(finding)}
+        others = [finding for finding in grave if finding not in covered]
         report = ScanReport(
             platform=platform,
             index=image.digest,
             digest=one.digest,
-            by=f"{found.scanner} {found.version}",
-            database=found.database,
-            findings=len(found.findings),
-            refused=_sorted(each for each in grave if each not in covered and each.fixed_in),
+            by=f"{scanned.scanner} {scanned.version}",
+            database=scanned.database,
+            findings=len(scanned.findings),
+            refused=_sorted(finding for finding in others if finding.fixed_in),
             allowed=_sorted(covered),
-            unfixed=_sorted(each for each in grave if each not in covered and not each.fixed_in),
+            unfixed=_sorted(finding for finding in others if not finding.fixed_in),
         )
         report.write(dist)
         reports.append(report)
-        everything += found.findings
         log.say(f"{platform}: {report.findings} findings of {report.by}, database of {report.database:%Y-%m-%d}")
-        for each, entry in covered.items():
-            log.say(f"{each.id} in {each.package} is allowed until {entry.expires}: {entry.reason}")
+        for finding, entry in covered.items():
+            log.say(f"{finding.id} in {finding.package} is allowed until {entry.expires}: {entry.reason}")
         for text in report.unfixed:
             log.say(text)
     for entry in allowed:
-        if not any(entry.covers(each) for each in everything):
+        if entry not in needed:
             log.warn(f"{entry.id} is on the list of {allowed_path.name} and in no report: delete the entry")
     _refuse(reports, least)
     require_scanned(image, reports)
@@ -254,13 +253,10 @@ def _alone(built: layout.Layout, manifest: Digest, dist: Path) -> Iterator[Path]
     Of a layout with an index, releases of grype scan nothing or what they take for the first platform
     (anchore/stereoscope, pkg/image/oci/directory_provider.go); of this one all of them scan that manifest.
     """
-    (part,) = [one for one in built.manifests if one.digest == manifest]
     with TemporaryDirectory(dir=dist, prefix="scan-") as name:
         folder = Path(name)
-        (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
         (folder / "blobs").symlink_to(os.path.relpath(dist / LAYOUT / "blobs", folder))
-        described = {"mediaType": MANIFEST, "digest": manifest.text, "size": part.size}
-        (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
+        layout.write_top(folder, built.part(manifest).descriptor)
         yield folder
 
 
@@ -278,7 +274,7 @@ def _scan(scanner: Sequence[str], folder: Path, report: Path) -> None:
         raise IntentError(f"{scanner[0]} cannot be run", found=str(error), next_step="--scanner PROGRAM") from None
     except subprocess.TimeoutExpired:
         raise VerificationFailed(
-            f"{scanner[0]} has come to no end", expected=f"within {_PATIENCE:.0f} s", next_step="nox -s scan"
+            f"{scanner[0]} timed out", expected=f"within {_PATIENCE:.0f} s", next_step="nox -s scan"
         ) from None
     if done.returncode != 0 or not made.exists():
         raise VerificationFailed(
@@ -320,10 +316,10 @@ def _refuse(reports: Sequence[ScanReport], least: str) -> None:
         )
 
 
-def _sorted(found: Iterable[object]) -> tuple[str, ...]:
-    return tuple(sorted({str(each) for each in found}))
+def _sorted(findings: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({str(each) for each in findings}))
 
 
-def _known(severity: str) -> str:
+def _rank(severity: str) -> int:
     """A severity that a newer grype may have invented counts as the gravest."""
-    return severity if severity in _SEVERITIES else _SEVERITIES[-1]
+    return _SEVERITIES.index(severity if severity in _SEVERITIES else _SEVERITIES[-1])

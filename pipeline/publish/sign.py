@@ -10,6 +10,7 @@ was signed before, here or in any of the repositories, is used again.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,17 @@ from pathlib import Path
 
 from pipeline.core import sboms
 from pipeline.core.errors import IntentError, VerificationFailed
-from pipeline.core.log import Log
-from pipeline.core.names import Digest, ImageName
-from pipeline.core.records import LAYOUT, Image, Release, read_json, require_loopback, write_text
+from pipeline.core.names import Digest
+from pipeline.core.records import Release, read_json, write_text
 from pipeline.core.sboms import Form
-from pipeline.inputs.versions import Intent
-from pipeline.oci import layout, referrers
+from pipeline.oci import referrers
 from pipeline.oci.layout import Part
-from pipeline.oci.referrers import Artifact
+from pipeline.oci.referrers import Referrer
 from pipeline.oci.registry import Registry
+from pipeline.publish.publication import Publication
 from pipeline.signing import bundle, statement
 from pipeline.signing.bundle import Trust
-from pipeline.signing.signer import BUNDLE, Signer
+from pipeline.signing.signer import Signer
 
 FOLDER = "signed"
 
@@ -55,123 +55,106 @@ class Claim:
         return dist / FOLDER / f"{self.name}.json"
 
 
-def claims(image: Image, dist: Path) -> tuple[Claim, ...]:
+def claims(publication: Publication) -> Iterator[Claim]:
     """All that is signed of an image.
 
     Raises IntentError when an SBOM is missing, VerificationFailed when one is another image's, DigestMismatch when the
     layout has changed.
     """
-    built = layout.read(dist / LAYOUT, image.digest)
-    parts = {part.digest: part for part in (built.index, *built.manifests)}
-    return tuple(_claims(image, dist, parts))
-
-
-def _claims(image: Image, dist: Path, parts: dict[Digest, Part]) -> Iterator[Claim]:
+    image, layout = publication.image, publication.layout
     title = image.annotations.get("org.opencontainers.image.title", "image")
 
     def claim(name: str, about: str, digest: Digest, kind: str, predicate: dict[str, object]) -> Claim:
-        said = statement.make(about, digest, kind, predicate)
-        return Claim(name=name, subject=parts[digest], predicate_type=kind, statement=said)
+        made = statement.make(about, digest, kind, predicate)
+        return Claim(name=name, subject=layout.part(digest), predicate_type=kind, statement=made)
 
     yield claim("index.signature", title, image.digest, statement.SIGNATURE, {})
     for platform, built in image.platforms.items():
         about = f"{title} {platform}"
         yield claim(f"{platform.architecture}.signature", about, built.digest, statement.SIGNATURE, {})
         for form in Form:
-            path = sboms.path(dist, platform, form)
+            path = sboms.path(publication.dist, platform, form)
             document = read_json(path, next_step="write the SBOMs first: nox -s sbom")
-            if (found := sboms.subject(form, document)) != built.digest:
+            if (subject := sboms.subject(form, document)) != built.digest:
                 raise VerificationFailed(
                     f"{path.name} is not about this image",
                     expected=built.digest.text,
-                    found=found.text if found else "no digest of a manifest",
+                    found=subject.text if subject else "no digest of a manifest",
                     where=str(path),
                     next_step="nox -s sbom",
                 )
             yield claim(f"{platform.architecture}.{form}", about, built.digest, form.predicate, document)
 
 
-def run(
-    intent: Intent,
-    image: Image,
-    dist: Path,
-    registry_for: Callable[[ImageName], Registry],
-    signer: Callable[[], Signer],
-    trust: Trust,
-    log: Log,
-) -> Release:
-    """Sign what is not signed yet, and have every claim in every repository of the intent; recorded in release.json.
+def run(publication: Publication, signer: Callable[[], Signer], trust: Trust) -> Release:
+    """Sign what is not signed yet, and have every claim in every repository; recorded in release.json.
 
     Only a digest that is recorded as pushed is signed. `signer` is called only when there is something to sign.
     `trust`: whose earlier signatures count as ours; what is signed now must hold against it too. Raises IntentError,
     RegistryError, UpstreamError, VerificationFailed.
     """
-    require_loopback(intent.names, rehearsed=image.rehearsed)
-    release = Release.read(dist, image.digest)
-    release.require("pushed", intent.names)
-    everything = claims(image, dist)
-    registries = [registry_for(name) for name in intent.names]
+    dist, log = publication.dist, publication.log
+    publication.require_loopback()
+    release = publication.release
+    release.require("pushed", publication.intent.names)
+    everything = tuple(claims(publication))
+    registries = publication.registries
     for registry in registries:
-        if not registry.has("manifests", image.digest):
-            raise IntentError(
-                f"{registry.name} does not have this image", expected=image.digest.text, next_step="nox -s push"
-            )
-    _have(everything, dist, registries, signer, trust, log)
+        if not registry.has("manifests", publication.image.digest):
+            expected = publication.image.digest.text
+            raise IntentError(f"{registry.name} does not have this image", expected=expected, next_step="nox -s push")
+    _sign(everything, publication, registries, functools.cache(signer), trust)
     for registry in registries:
         sent = 0
         for claim in everything:
-            artifact = Artifact(
-                subject=claim.subject, kind=BUNDLE, annotations=claim.annotations, path=claim.path(dist)
+            artifact = Referrer(
+                subject=claim.subject, kind=bundle.TYPE, annotations=claim.annotations, path=claim.path(dist)
             )
             sent += referrers.push(registry, artifact, dist / FOLDER, log)
         log.say(f"{registry.name}: " + (f"{sent} of {len(everything)} claims pushed" if sent else "nothing to push"))
-        release = release.having(signed=str(registry.name))
-        release.write(dist)
+        release = publication.record(release.having(signed=str(registry.name)))
     return release
 
 
-def _have(
+def _sign(
     everything: Sequence[Claim],
-    dist: Path,
+    publication: Publication,
     registries: Sequence[Registry],
     signer: Callable[[], Signer],
     trust: Trust,
-    log: Log,
 ) -> None:
     """Have a bundle of every claim in dist/signed/."""
-    who: Signer | None = None
+    log = publication.log
     for claim in everything:
-        path = claim.path(dist)
+        path = claim.path(publication.dist)
         if path.exists() and _holds(claim, path.read_bytes(), trust):
             log.say(f"{claim.name}: signed before")
             continue
         known = next((raw for registry in registries if (raw := _earlier(claim, registry, trust)) is not None), None)
-        if known is None:
-            who = who or signer()
-            known = who.sign(claim.statement)
+        if known is not None:
+            log.say(f"{claim.name}: signed before, found in the registry")
+        else:
+            known = signer().sign(claim.statement)
             if not _holds(claim, known, trust):
                 raise VerificationFailed(
                     "what was signed does not hold against what verify asks for",
                     expected=str(trust),
-                    found=str(who),
+                    found=str(signer()),
                     next_step="sign in the release workflow of versions.yaml's source, or with the key to verify",
                 )
-            log.say(f"{claim.name}: signed by {who}")
-        else:
-            log.say(f"{claim.name}: signed before, found in the registry")
+            log.say(f"{claim.name}: signed by {signer()}")
         write_text(path, known.decode())
 
 
 def _earlier(claim: Claim, registry: Registry, trust: Trust) -> bytes | None:
-    """A bundle of that very statement that lies beside its subject."""
+    """A bundle of that very statement that refers to its subject."""
     for entry in referrers.found(registry, claim.subject.digest):
         manifest = registry.manifest(entry["digest"])
         if manifest is None:
             continue
         try:
-            document = json.loads(manifest.raw)
-            (layer,) = document["layers"]
-            if layer["mediaType"] != BUNDLE:
+            (layer,) = manifest.document["layers"]
+            if layer["mediaType"] != bundle.TYPE:
                 continue
             digest = Digest(layer["digest"])
         except (ValueError, KeyError, TypeError):

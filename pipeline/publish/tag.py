@@ -10,21 +10,17 @@ A variant has the same tags with its name behind, `latest-airgap`, and the numbe
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from pipeline.core.annotations import KEY
+from pipeline.core.annotations import versions_of
 from pipeline.core.errors import RegistryError
-from pipeline.core.log import Log
-from pipeline.core.names import INDEX, Digest, ImageName
-from pipeline.core.records import LAYOUT, Image, Release
+from pipeline.core.names import INDEX, Digest
+from pipeline.core.records import Release
 from pipeline.inputs.compat import Version, number
 from pipeline.inputs.lock import Lock
-from pipeline.inputs.versions import Intent
-from pipeline.oci import layout
 from pipeline.oci.registry import Manifest, Registry
+from pipeline.publish.publication import Publication
 
 
 def fixed_prefix(lock: Lock) -> str:
@@ -44,69 +40,52 @@ def moving_tags(versions: Mapping[str, str]) -> tuple[str, ...]:
     return (f"{line}-docker{number(versions['docker'])[0]}", line, "latest")
 
 
-def left(
-    intent: Intent,
-    lock: Lock,
-    image: Image,
-    registry_for: Callable[[ImageName], Registry],
-    *,
-    on: Image | None = None,
-) -> list[str]:
-    """What tagging would do, a sentence for each tag that it would make or move; empty when there is nothing.
+def left(publication: Publication) -> list[str]:
+    """What tagging would do, a line for each tag that it would make or move; empty when there is nothing.
 
-    `on`: the image that a variant is made on. Raises RegistryError.
+    Raises RegistryError.
     """
-    registries = [registry_for(name) for name in intent.names]
-    found = []
-    wanted = tags(lock, image, registries, on=on)
-    for registry in registries:
+    actions = []
+    wanted = tags(publication)
+    for registry in publication.registries:
         for tag in wanted:
             before = registry.manifest(tag)
-            if before is not None and (before.digest == image.digest or _newer(before, lock.versions)):
-                continue
-            found.append(f"{registry.name}:{tag}: " + (f"move it from {before.digest}" if before else "make it"))
-    return found
+            if before is None:
+                actions.append(f"{registry.name}:{tag}: make it")
+            elif before.digest != publication.image.digest and not _newer(before, publication.lock.versions):
+                actions.append(f"{registry.name}:{tag}: move it from {before.digest}")
+    return actions
 
 
-def run(
-    intent: Intent,
-    lock: Lock,
-    image: Image,
-    dist: Path,
-    registry_for: Callable[[ImageName], Registry],
-    log: Log,
-    *,
-    on: Image | None = None,
-) -> Release:
+def run(publication: Publication) -> Release:
     """Give the pushed and signed digest its tags in every repository; recorded in dist/release.json as it goes.
 
-    `on`: the image that a variant is made on. Raises IntentError for a digest that is not recorded as signed
-    everywhere, LockStale for one that was built from another lock, BuildFailed for a variant of another image,
-    DigestMismatch when the built index changed, RegistryError for a tag that never moves and is another image's.
+    Raises IntentError for a digest that is not recorded as signed everywhere, LockStale for one that was built from
+    another lock, BuildFailed for a variant of another image, DigestMismatch when the built index changed, RegistryError
+    for a tag that never moves and is another image's.
     """
-    image.require_layers_of(on or image)
-    image.require_lock(lock.digest)
-    release = Release.read(dist, image.digest)
-    release.require("signed", intent.names)
-    index = layout.read(dist / LAYOUT, image.digest).index.path.read_bytes()
-    registries = [registry_for(name) for name in intent.names]
-    fixed, *others = tags(lock, image, registries, on=on)
-    for registry in registries:
+    publication.require_origin()
+    release = publication.release
+    release.require("signed", publication.intent.names)
+    index = publication.layout.index.path.read_bytes()
+    fixed, *others = tags(publication)
+    for registry in publication.registries:
         for tag in (fixed, *others):
-            if _tag(registry, tag, index, lock, log, may_move=tag != fixed):
-                release = release.having(tagged=f"{registry.name}:{tag}")
-                release.write(dist)
+            if _tag(registry, tag, index, publication, may_move=tag != fixed):
+                release = publication.record(release.having(tagged=f"{registry.name}:{tag}"))
     return release
 
 
-def tags(lock: Lock, image: Image, registries: Sequence[Registry], *, on: Image | None = None) -> tuple[str, ...]:
+def tags(publication: Publication) -> tuple[str, ...]:
     """The tags of an image, the one that never moves first. Raises RegistryError when that is another image's."""
-    fixed = _fixed_tag(fixed_prefix(lock), (on or image).digest, registries)
+    image, lock = publication.image, publication.lock
+    fixed = _fixed_tag(fixed_prefix(lock), (publication.base or image).digest, publication.registries)
     return tuple(f"{tag}{image.variant.suffix}" for tag in (fixed, *moving(lock)))
 
 
-def _tag(registry: Registry, tag: str, index: bytes, lock: Lock, log: Log, *, may_move: bool) -> bool:
+def _tag(registry: Registry, tag: str, index: bytes, publication: Publication, *, may_move: bool) -> bool:
     """Point a tag at the index; False when it stays at a newer release."""
+    log = publication.log
     reference, digest = f"{registry.name}:{tag}", Digest.of(index)
     before = registry.manifest(tag)
     if before is not None and before.digest == digest:
@@ -114,7 +93,7 @@ def _tag(registry: Registry, tag: str, index: bytes, lock: Lock, log: Log, *, ma
         return True
     if before is not None and not may_move:
         raise _clash(reference, digest, before.digest)
-    if before is not None and (newer := _newer(before, lock.versions)):
+    if before is not None and (newer := _newer(before, publication.lock.versions)):
         log.say(f"{reference} stays: it is {newer}")
         return False
     registry.tag(tag, index, INDEX)
@@ -155,13 +134,11 @@ def _clash(reference: str, digest: Digest, held: Digest) -> RegistryError:
 def _newer(there: Manifest, versions: Mapping[str, str]) -> str:
     """What the image there is made of, when that is newer than these versions; else nothing."""
     try:
-        said = json.loads(there.raw).get("annotations") or {}
-        found = {component: said[f"{KEY}.{component}"] for component in ("k3s", "docker")}
-        if age(found) > age(versions):
-            return f"newer, k3s {found['k3s']} with docker {found['docker']}"
-    except (ValueError, KeyError):
-        # Not one of our images, or too old to say: the tag is ours to move.
-        pass
+        stated = versions_of(there.annotations)
+        if stated and age(stated) > age(versions):
+            return f"newer, k3s {stated['k3s']} with docker {stated['docker']}"
+    except ValueError:
+        pass  # not one of our images: the tag is ours to move
     return ""
 
 

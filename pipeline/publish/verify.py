@@ -1,44 +1,53 @@
-"""Stage `verify`: read back what was published, as a stranger would, and hold it against what was built.
+"""Stage `verify`: read back what was published, as an anonymous client, and check it.
 
-None of the code that pushed is used here: own requests, raw bytes, hashlib, and no credentials. Sources:
-https://github.com/opencontainers/distribution-spec/blob/main/spec.md, distribution's docs/spec/auth/token.md.
+A release is checked against what was built here. Any reference can be checked without that, with nothing at hand but
+its name and whose signature to expect: the digest of every byte down from the index, what index, manifests and configs
+state, the provenance of each platform, the signatures on the index and on each platform's manifest, and the signed
+SBOMs. Whoever may write to a repository can replace all of it by something consistent. That is what the signatures are
+for; a digest alone only proves that nothing was lost on the way.
+
+Nothing of the code that signs or pushes is used here. Sources: OCI image-spec and distribution-spec 1.1 ("Listing
+Referrers"), sigstore/cosign (what version 3 writes).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import httpx
 
-from pipeline.core.annotations import KEY
+from pipeline.components import COMPONENTS
+from pipeline.core.annotations import KEY, REHEARSAL
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.core.log import Log, seconds, size
-from pipeline.core.names import INDEX, MANIFEST, REFERENCE_TYPE, ImageName
-from pipeline.core.records import Image, Release
-from pipeline.http.transport import AGAIN, registry_origin, shown
-from pipeline.inputs.lock import Lock
+from pipeline.core.names import ANY_MANIFEST, INDEX, MANIFEST, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Image
+from pipeline.core.sboms import Form
+from pipeline.oci.index import Document, annotations_of, attestations, by_platform, images, platform_of, subject_of
+from pipeline.publish.publication import Publication
+from pipeline.publish.reader import Reader
+from pipeline.signing import bundle
+from pipeline.signing.bundle import Trust
 
-_PAUSES = (1.0, 3.0)  # seconds before the second and third try
-_AGAIN = AGAIN | {404}  # a registry may not show yet what it was given
+_SIGNATURE = "https://sigstore.dev/cosign/sign/v1"
 _PROVENANCE = "https://slsa.dev/provenance/"
-
-_T = TypeVar("_T")
+_PREDICATE = "dev.sigstore.bundle.predicateType"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYERS = tuple(f"application/vnd.oci.image.layer.v1.tar{packed}" for packed in ("", "+gzip", "+zstd"))
+_LARGEST = 1 << 26  # bytes of a manifest, config or bundle; ours have less than two million
+_NAMES = {Form.SPDX: "SPDX", Form.CYCLONEDX: "CycloneDX"}
 
 
 def run(
-    image: Image,
-    lock: Lock,
-    dist: Path,
+    publication: Publication,
     references: Sequence[str],
     client: httpx.Client,
-    log: Log,
     *,
     hashed: dict[ImageName, dict[str, int]] | None = None,
     sleep: Callable[[float], None] = time.sleep,
@@ -48,7 +57,7 @@ def run(
     Every blob is downloaded and hashed, once for each repository; `hashed`: what was so far, to be added to. Raises
     VerificationFailed with expected, found and where; IntentError when there is nothing to verify.
     """
-    release = Release.read(dist, image.digest)
+    image, log, release = publication.image, publication.log, publication.release
     repositories: dict[ImageName, list[str]] = {}
     for text in references or release.tagged:
         name, reference = ImageName.meant(text)
@@ -56,211 +65,316 @@ def run(
     if not repositories:
         raise IntentError("nothing was published yet", next_step="nox -s tag")
     for name, wanted in repositories.items():
-        reader = Reader(name, client, sleep)
-        started = time.monotonic()
-        read = [f"{name}:{reference}" for reference in wanted if not reference.startswith("sha256:")]
+        known = hashed.setdefault(name, {}) if hashed is not None else {}
+        audit = _Audit(reader=Reader(name, client, sleep), log=log, released=image, hashed=known)
+        started, before = time.monotonic(), audit.read
+        tags = [f"{name}:{reference}" for reference in wanted if not reference.startswith("sha256:")]
         # What is about to be read counts as verified again only when it was read to its end.
-        release = replace(release, verified=tuple(one for one in release.verified if one not in read))
-        release.write(dist)
-        index = b""
-        for reference in wanted:
-            index = reader.manifest(reference, INDEX)
-            full = f"{name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
-            _same(f"the digest of {full}", image.digest.text, _sha256(index))
-            log.say(f"{full} is {image.digest}")
-        seen = hashed.setdefault(name, {}) if hashed is not None else {}
-        count = _index(reader, json.loads(index), image, lock, seen, log)
-        log.say(f"{name}: {size(count)} read back without credentials in {seconds(time.monotonic() - started)}")
-        release = replace(release, verified=(*release.verified, *read))
-        release.write(dist)
+        release = publication.record(replace(release, verified=tuple(t for t in release.verified if t not in tags)))
+        with audit.reading(str(name)):
+            index = [audit.released_index(reference, image) for reference in wanted][-1]
+            annotations = annotations_of(index)
+            audit.agree("the index", image.annotations, annotations)
+            for component, version in publication.lock.versions.items():
+                audit.equal(f"{component}'s version on the index", version, annotations.get(f"{KEY}.{component}"))
+            audit.platforms(index, publication.lock.platforms)
+            entries = audit.platforms(index, image.platforms)
+            for platform, built in image.platforms.items():
+                audit.equal(f"the manifest of {platform}", built.digest.text, entries[platform]["digest"])
+            audit.content(index)
+        took = seconds(time.monotonic() - started)
+        log.say(f"{name}: {size(audit.read - before)} read back without credentials in {took}")
+        release = publication.record(replace(release, verified=(*release.verified, *tags)))
 
 
-def _index(reader: Reader, index: Mapping[str, Any], image: Image, lock: Lock, hashed: dict[str, int], log: Log) -> int:
-    """Everything below an index; `hashed`: the blobs that were read already. Returns the bytes read."""
-    before = sum(hashed.values())
-    _same("the media type that the index gives itself", INDEX, index.get("mediaType"))
-    said = index.get("annotations") or {}
-    _said("the index", image.annotations, said)
-    for component, version in lock.versions.items():
-        _same(f"{component}'s version on the index", version, said.get(f"{KEY}.{component}"))
-    attestations = [entry for entry in index["manifests"] if REFERENCE_TYPE in (entry.get("annotations") or {})]
-    images = {_platform(entry): entry for entry in index["manifests"] if entry not in attestations}
-    _same("the list of platforms", _listed(lock.platforms), _listed(images))
-    _same("the list of platforms", _listed(image.platforms), _listed(images))
-    for platform, built in image.platforms.items():
-        entry = images[platform.value]
-        _same(f"the manifest of {platform}", built.digest.text, entry["digest"])
-        manifest = reader.described(entry)
-        _said(f"the manifest of {platform}", image.annotations, manifest.get("annotations") or {})
-        config = json.loads(reader.blob(manifest["config"]["digest"]))
-        _same(f"the platform in the config of {platform}", platform.value, _platform(config))
-        _said(f"the config of {platform}", image.annotations, config["config"].get("Labels") or {})
-        _hash(reader, manifest, hashed)
-        log.say(f"{platform} {entry['digest']}: {len(manifest['layers'])} layers, every byte hashed")
-    for platform, built in image.platforms.items():
-        kinds: list[str] = []
-        for entry in attestations:
-            if entry["annotations"].get("vnd.docker.reference.digest") == built.digest.text:
-                manifest = reader.described(entry)
-                _hash(reader, manifest, hashed)
-                layers = [layer.get("annotations") or {} for layer in manifest["layers"]]
-                kinds += [layer.get("in-toto.io/predicate-type", "") for layer in layers]
-        if not any(kind.startswith(_PROVENANCE) for kind in kinds):
-            raise VerificationFailed(
-                f"{platform} has no provenance attestation in the index",
-                expected=f"one of type {_PROVENANCE}… for {built.digest}",
-                found=", ".join(kinds) or "none",
-                next_step="nox -s build",
-            )
-        log.say(f"{platform} attestations: {', '.join(kinds)}")
-    return sum(hashed.values()) - before
+def published(
+    references: Sequence[str],
+    trust: Trust,
+    platforms: Iterable[Platform],
+    client: httpx.Client,
+    log: Log,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Check each reference (`registry/repository[:tag][@digest]`) from its index to the last byte, and its signatures.
+
+    Raises VerificationFailed with the first thing that is wrong, IntentError for what is no reference.
+    """
+    wanted = tuple(platforms)
+    for text in references:
+        name, reference = ImageName.meant(text)
+        started = time.monotonic()
+        audit = _Audit(reader=Reader(name, client, sleep), log=log)
+        with audit.reading(text):
+            index, digest = audit.index(reference)
+            annotations = audit.annotations(index)
+            entries = audit.platforms(index, wanted)
+            audit.content(index)
+            signatures = _Signatures(audit=audit, trust=trust)
+            signatures.on("the index", digest)
+            for platform, entry in entries.items():
+                signatures.on(f"the manifest of {platform}", entry["digest"])
+            log.say(f"index and {len(entries)} manifests are signed by {trust}")
+            for platform, entry in entries.items():
+                for form in Form:
+                    signatures.sbom(platform, entry["digest"], form, annotations)
+        log.say(f"{name}@{digest} holds: {size(audit.read)} read in {seconds(time.monotonic() - started)}")
 
 
-def _hash(reader: Reader, manifest: Mapping[str, Any], hashed: dict[str, int]) -> None:
-    """Download and hash a manifest's blobs that were not hashed yet; `hashed`: digest → bytes."""
-    for part in (manifest["config"], *manifest["layers"]):
-        if part["digest"] in hashed:
-            continue
-        length, digest = reader.hash(part["digest"])
-        _same(f"the blob {part['digest']}", part["digest"], digest)
-        _same(f"the size of {part['digest']}", part["size"], length)
-        hashed[part["digest"]] = length
+@dataclass(frozen=True, kw_only=True)
+class _Audit:
+    """Checks of one repository; each raises VerificationFailed."""
 
+    reader: Reader
+    log: Log
+    released: Image | None = None  # what was built here; None: it was made elsewhere
+    hashed: dict[str, int] = field(default_factory=dict)  # digest of a blob that was read → bytes
 
-class _Absent(Exception):
-    """Nothing is there."""
+    @property
+    def read(self) -> int:
+        """Bytes of all blobs."""
+        return sum(self.hashed.values())
 
-
-class Reader:
-    """Anonymous reading of one repository."""
-
-    def __init__(self, name: ImageName, client: httpx.Client, sleep: Callable[[float], None]) -> None:
-        self._name = name
-        self._base = f"{registry_origin(name)}/v2/{name.repository}"
-        self._client = client
-        self._sleep = sleep
-        self._token = ""
-
-    def manifest(self, reference: str, media_type: str) -> bytes:
-        """The raw bytes behind a tag or digest; they must be served as that media type."""
-
-        def take(answer: httpx.Response) -> bytes:
-            served = answer.headers.get("Content-Type", "").partition(";")[0]
-            _same(f"the media type of {self._name}, {reference},", media_type, served)
-            return answer.read()
-
-        return self._get(f"manifests/{reference}", media_type, take)
-
-    def optional(self, path: str, accept: str) -> bytes | None:
-        """What is at a path below the repository; None when there is nothing, or no such kind of thing."""
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Refuse documents of another form than the specification's."""
         try:
-            return self._get(path, accept, httpx.Response.read, absent=(400, 404, 405, 406))
-        except _Absent:
-            return None
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise self.refused(f"{what} is made of documents that cannot be read", found=repr(error)[:200]) from None
 
-    def described(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest of an index's entry, held against digest, size and type that the entry says."""
-        raw = self.manifest(entry["digest"], MANIFEST)
-        _same(f"the manifest {entry['digest']}", entry["digest"], _sha256(raw))
-        _same(f"the size of {entry['digest']}", entry["size"], len(raw))
-        _same(f"the media type that the index gives {entry['digest']}", MANIFEST, entry["mediaType"])
-        manifest: dict[str, Any] = json.loads(raw)
+    def refused(self, summary: str, **parts: str | None) -> VerificationFailed:
+        """The error with its next step."""
+        if self.released:
+            next_step = "do not announce this release; run `nox -s tag` again, and find out who changed the registry"
+        else:
+            next_step = 'do not use this image; ask its makers (docs/verify.md, "When it is refused")'
+        return VerificationFailed(summary, **{"next_step": next_step, **parts})
+
+    def equal(self, what: str, expected: object, found: object) -> None:
+        """Refuse what differs."""
+        if expected != found:
+            should = "was released" if self.released else "it should be"
+            raise self.refused(f"{what} is not what {should}", expected=str(expected), found=str(found))
+
+    def one_of(self, what: str, expected: Sequence[str], found: str) -> None:
+        """Refuse what is none of these."""
+        self.equal(what, found if found in expected else " or ".join(expected), found)
+
+    def agree(self, where: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+        """Refuse what does not have each of these annotations, letter for letter."""
+        for key, value in expected.items():
+            self.equal(f"{key} on {where}", value, found.get(key))
+
+    def released_index(self, reference: str, image: Image) -> Document:
+        """The index that was built here, behind a tag or digest."""
+        name = self.reader.name
+        full = f"{name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
+        raw, served = self.reader.manifest(reference, INDEX)
+        self.equal(f"the media type of {full}", INDEX, served)
+        self.equal(f"the digest of {full}", image.digest.text, _sha256(raw))
+        self.log.say(f"{full} is {image.digest}")
+        return self._parsed(raw)
+
+    def index(self, reference: str) -> tuple[Document, str]:
+        """Any index behind a tag or digest, and its digest."""
+        name = self.reader.name
+        raw = self.reader.optional(f"manifests/{reference}", ", ".join(ANY_MANIFEST))
+        if raw is None:
+            next_step = "is the name right, and is it public? (docs/verify.md)"
+            raise self.refused(f"there is no {name}, {reference}", next_step=next_step)
+        digest = _sha256(raw)
+        if reference.startswith("sha256:"):
+            self.equal(f"the index {reference}", reference, digest)
+        return self._parsed(raw, f"{name}, {reference}, "), digest
+
+    def _parsed(self, raw: bytes, what: str = "it ") -> Document:
+        index: Document = json.loads(raw)
+        if "manifests" not in index:
+            found = index.get("mediaType", "no media type")
+            raise self.refused(f"{what}is one manifest and no index of platforms", expected=INDEX, found=found)
+        self.equal("the media type that the index gives itself", INDEX, index.get("mediaType"))
+        return index
+
+    def annotations(self, index: Document) -> Mapping[str, str]:
+        """What an index states of its image, complete."""
+        stated = annotations_of(index)
+        for key in ("org.opencontainers.image.title", *(f"{KEY}.{component}" for component in COMPONENTS)):
+            if key not in stated:
+                raise self.refused("the index does not say what it is", expected=f"the annotation {key}")
+        if REHEARSAL in stated and not self.reader.name.is_loopback:
+            raise self.refused("this is a rehearsed image, made of stubs", found=stated[REHEARSAL])
+        return stated
+
+    def platforms(self, index: Document, expected: Iterable[Platform]) -> Mapping[str, Document]:
+        """The entries of these platforms; no other may be there, nor one twice."""
+        found = sorted(platform_of(entry) for entry in images(index))
+        self.equal("the list of platforms", ", ".join(sorted(expected)), ", ".join(found))
+        return by_platform(index)
+
+    def content(self, index: Document) -> None:
+        """Everything below an index, every byte of it."""
+        entries = by_platform(index)
+        for platform, entry in entries.items():
+            self._platform(platform, entry, annotations_of(index))
+        kinds: dict[str, list[str]] = {entry["digest"]: [] for entry in entries.values()}
+        for attestation in attestations(index):
+            subject = subject_of(attestation)
+            if subject not in kinds:
+                raise self.refused(
+                    "an attestation in the index is about another image",
+                    expected=f"one of {', '.join(kinds)}",
+                    found=subject,
+                )
+            kinds[subject] += self._attestation(attestation)
+        for platform, entry in entries.items():
+            about = kinds[entry["digest"]]
+            if not any(kind.startswith(_PROVENANCE) for kind in about):
+                raise self.refused(
+                    f"{platform} has no provenance attestation in the index",
+                    expected=f"one of type {_PROVENANCE}… for {entry['digest']}",
+                    found=", ".join(about) or "none",
+                )
+            self.log.say(f"{platform} attestations: {', '.join(about)}")
+
+    def _platform(self, platform: str, entry: Document, stated: Mapping[str, str]) -> None:
+        manifest = self.described(f"the manifest of {platform}", entry)
+        self.agree(f"the manifest of {platform}", stated, annotations_of(manifest))
+        layers = manifest["layers"]
+        self.one_of(f"the media type of {platform}'s config", (_CONFIG,), manifest["config"]["mediaType"])
+        for layer in layers:
+            self.one_of(f"the media type of {platform}'s layer {layer['digest']}", _LAYERS, layer["mediaType"])
+        config = json.loads(self.small(manifest["config"]))
+        self.equal(f"the platform in the config of {platform}", platform, platform_of(config))
+        unpacked = config["rootfs"]["diff_ids"]
+        self.equal(f"the number of layers in the config of {platform}", len(layers), len(unpacked))
+        self.agree(f"the config of {platform}", stated, config["config"].get("Labels") or {})
+        for layer in layers:
+            self._hash(layer)
+        self.log.say(f"{platform} {entry['digest']}: {len(layers)} layers, every byte hashed")
+
+    def _attestation(self, entry: Document) -> list[str]:
+        """The predicate types of one of BuildKit's attestations, which say how an image was built."""
+        kinds = []
+        manifest = self.described("an attestation of the index", entry)
+        for layer in manifest["layers"]:
+            kinds.append(annotations_of(layer).get("in-toto.io/predicate-type", ""))
+            found = json.loads(self.small(layer)).get("predicateType")
+            self.equal(f"the predicate type of the attestation {layer['digest']}", kinds[-1], found)
+        self._hash(manifest["config"])
+        return kinds
+
+    def described(self, what: str, entry: Document) -> Document:
+        """A manifest, checked against the digest, size and type that an index gives it."""
+        self.equal(f"the media type that the index gives {what}", MANIFEST, entry["mediaType"])
+        raw, served = self.reader.manifest(entry["digest"], MANIFEST)
+        self.equal(f"the media type of {what}", MANIFEST, served)
+        self.equal(f"the digest of {what}", entry["digest"], _sha256(raw))
+        self.equal(f"the size of {what}", entry["size"], len(raw))
+        manifest: Document = json.loads(raw)
+        self.equal(f"the media type that {what} gives itself", MANIFEST, manifest.get("mediaType"))
         return manifest
 
-    def blob(self, digest: str) -> bytes:
-        """A small blob, whole."""
-        raw = self._get(f"blobs/{digest}", "*/*", httpx.Response.read)
-        _same(f"the blob {digest}", digest, _sha256(raw))
+    def small(self, part: Document) -> bytes:
+        """A document that is a blob."""
+        if not 0 <= part["size"] <= _LARGEST:
+            expected = f"at most {size(_LARGEST)}"
+            raise self.refused("a document is too large", expected=expected, found=size(part["size"]))
+        raw = self.reader.blob(part["digest"])
+        self.equal(f"the blob {part['digest']}", part["digest"], _sha256(raw))
+        self.equal(f"the size of {part['digest']}", part["size"], len(raw))
+        self.hashed[part["digest"]] = len(raw)
         return raw
 
-    def hash(self, digest: str) -> tuple[int, str]:
-        """Length and digest of a blob, streamed."""
+    def _hash(self, part: Document) -> None:
+        """Have every byte of a blob hashed, once."""
+        digest = part["digest"]
+        if digest not in self.hashed:
+            length, found = self.reader.hash(digest)
+            self.equal(f"the blob {digest}", digest, found)
+            self.hashed[digest] = length
+        self.equal(f"the size of {digest}", part["size"], self.hashed[digest])
 
-        def take(answer: httpx.Response) -> tuple[int, str]:
-            state, count = hashlib.sha256(), 0
-            for chunk in answer.iter_raw():
-                state.update(chunk)
-                count += len(chunk)
-            return count, f"sha256:{state.hexdigest()}"
 
-        return self._get(f"blobs/{digest}", "*/*", take)
+@dataclass(frozen=True, kw_only=True)
+class _Signatures:
+    """Checks of what refers to a manifest or index: signatures and SBOMs, by whom we trust."""
 
-    def _get(self, path: str, accept: str, take: Callable[[httpx.Response], _T], *, absent: Sequence[int] = ()) -> _T:
-        """`take` of the answer; tried again when the registry is busy or the connection breaks, also in the middle.
+    audit: _Audit
+    trust: Trust
 
-        `absent`: statuses that say that nothing is there, as an answer; raises _Absent.
-        """
-        url = f"{self._base}/{path}"
-        pauses = iter(_PAUSES)
-        asked = False
-        while True:
-            headers = {"Accept": accept, "Accept-Encoding": "identity"}
-            if self._token:
-                headers["Authorization"] = f"Bearer {self._token}"
+    def on(self, what: str, digest: str, kind: str = _SIGNATURE, word: str = "signed") -> list[Document]:
+        """The statements of that kind about a digest by whom we trust; at least one."""
+        held: list[Document] = []
+        failures: list[VerificationFailed] = []
+        for entry in self._referrers(digest):
             try:
-                with self._client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
-                    if answer.status_code == 200:
-                        return take(answer)
-                    if answer.status_code in absent:
-                        raise _Absent
-                    challenge = answer.headers.get("WWW-Authenticate", "")
-                    found, again = f"status {answer.status_code}", answer.status_code in _AGAIN
-                if answer.status_code == 401 and not asked and (status := self._ask_token(challenge)):
-                    asked = status == 200
-                    if asked:
-                        continue
-                    found, again = f"status {status} of its token server", status in _AGAIN
-            except httpx.HTTPError as error:
-                found, again = str(error) or type(error).__name__, not isinstance(error, httpx.ConnectError)
-            pause = next(pauses, None)
-            if not again or pause is None:
-                raise VerificationFailed(
-                    f"{self._name} does not give {path.partition('/')[0]} to a reader without credentials",
-                    expected="status 200",
-                    found=found,
-                    where=shown(url),
-                    next_step="is it published, and is the repository public? Then once more: nox -s verify",
-                )
-            self._sleep(pause)
+                held += self._statement(entry, what, digest, kind)
+            except VerificationFailed as failure:
+                failures.append(failure)
+        if held:
+            return held
+        summary, expected, found = f"{what} is not {word}", f"{kind} by {self.trust}", "none"
+        if failures:
+            summary += f" by whom it must be: {failures[0].summary}"
+            expected, found = failures[0].expected or str(self.trust), failures[0].found or ""
+        where = f"{self.audit.reader.name}@{digest}"
+        raise self.audit.refused(summary, expected=expected, found=found, where=where)
 
-    def _ask_token(self, challenge: str) -> int:
-        """Ask the token server of the challenge for what anyone may do; its status, 0 without such a server."""
-        words = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-        if not challenge.lower().startswith("bearer") or "realm" not in words:
-            return 0
-        scope = {"service": words.get("service", ""), "scope": f"repository:{self._name.repository}:pull"}
-        answer = self._client.get(httpx.URL(words["realm"]).copy_merge_params(scope))
-        if answer.status_code == 200:
-            said = answer.json()
-            self._token = said.get("token") or said.get("access_token") or ""
-        return answer.status_code
+    def _statement(self, entry: Document, what: str, digest: str, kind: str) -> Iterator[Document]:
+        """The statement that an artifact holds; none when it holds something else."""
+        audit = self.audit
+        manifest = audit.described(f"an artifact beside {what}", entry)
+        is_bundle = [layer["mediaType"] for layer in manifest["layers"]] == [bundle.TYPE]
+        if not is_bundle or annotations_of(manifest).get(_PREDICATE, kind) != kind:
+            return
+        subject = (manifest.get("subject") or {}).get("digest")
+        audit.equal(f"what an artifact beside {what} refers to", digest, subject)
+        statement = bundle.statement(audit.small(manifest["layers"][0]), self.trust)
+        if (signed := statement.get("predicateType")) != kind:
+            raise audit.refused(f"an artifact beside {what} signs something else", expected=kind, found=str(signed))
+        subjects = [f"sha256:{subject['digest'].get('sha256')}" for subject in statement["subject"]]
+        if digest not in subjects:
+            summary = f"a signature beside {what} is one of another digest"
+            raise audit.refused(summary, expected=digest, found=", ".join(subjects))
+        yield statement
+
+    def _referrers(self, digest: str) -> list[Document]:
+        """What the registry lists, else what the tag lists that stands for it."""
+        for path in (f"referrers/{digest}", f"manifests/{digest.replace(':', '-', 1)}"):
+            raw = self.audit.reader.optional(path, INDEX)
+            if raw is not None:
+                return [entry for entry in json.loads(raw)["manifests"] if entry.get("mediaType") == MANIFEST]
+        return []
+
+    def sbom(self, platform: str, digest: str, form: Form, stated: Mapping[str, str]) -> None:
+        """One SBOM of a manifest, with the versions that the index states."""
+        name = _NAMES[form]
+        what = f"the {name} SBOM of {platform}"
+        failures: list[VerificationFailed] = []
+        word = f"attested with a {name} SBOM"
+        for statement in self.on(f"the manifest of {platform}", digest, form.predicate, word):
+            about, versions = _described_by(form, statement["predicate"])
+            try:
+                self.audit.equal(f"the manifest that {what} is about", digest, f"sha256:{about}")
+                for component in COMPONENTS:
+                    expected = stated[f"{KEY}.{component}"]
+                    self.audit.equal(f"{component}'s version in {what}", expected, versions.get(component))
+                self.audit.log.say(f"{what}: {len(versions)} names, signed")
+                return
+            except VerificationFailed as failure:
+                failures.append(failure)
+        raise failures[0]
 
 
-def _platform(entry: Mapping[str, Any]) -> str:
-    """`os/architecture` of an index's entry or of a config."""
-    at = entry.get("platform", entry)
-    return f"{at.get('os')}/{at.get('architecture')}"
-
-
-def _listed(platforms: Iterable[str]) -> str:
-    return ", ".join(sorted(str(platform) for platform in platforms))
+def _described_by(form: Form, document: Document) -> tuple[str, dict[str, str]]:
+    """The manifest's digest in hexadecimal, and versions by name, of an SBOM."""
+    if form is Form.SPDX:
+        versions = {package["name"]: package.get("versionInfo", "") for package in document["packages"]}
+        return str(document["documentNamespace"]).rpartition("/")[2], versions
+    versions = {component["name"]: component.get("version", "") for component in document["components"]}
+    return str(document["metadata"]["component"]["hashes"][0]["content"]), versions
 
 
 def _sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _same(what: str, expected: object, found: object) -> None:
-    if expected != found:
-        raise VerificationFailed(
-            f"{what} is not what was released",
-            expected=str(expected),
-            found=str(found),
-            next_step="do not announce this release; run `nox -s tag` again, and find out who changed the registry",
-        )
-
-
-def _said(where: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Every annotation that was asked for is there, letter for letter."""
-    for key, value in expected.items():
-        _same(f"{key} on {where}", value, found.get(key))

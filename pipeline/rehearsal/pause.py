@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import zstd
-from pipeline.core.names import INDEX, MANIFEST, Digest
+from pipeline.core.names import MANIFEST, Digest
 from pipeline.core.platforms import Platform
+from pipeline.oci.index import descriptor, layout_files
 from pipeline.smoke.boot import NO_ADDONS
 
 NAME = "dind-k3s.local/pause:1"
@@ -49,12 +50,12 @@ def system_images(archive: bytes) -> bytes:
         files = {member.name: _read(tar, member) for member in tar}
     (entry,) = json.loads(files["manifest.json"])
     (plain,) = (files[name] for name in entry["Layers"])
-    written: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+    written: dict[str, bytes] = {}
 
     def blob(data: bytes, media_type: str) -> dict[str, Any]:
         digest = Digest.of(data)
         written[_blob(digest.text)] = data
-        return {"mediaType": media_type, "digest": digest.text, "size": len(data)}
+        return descriptor(media_type, digest, len(data))
 
     config = json.loads(files[entry["Config"]])
     layer = blob(gzip.compress(plain, 1, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")
@@ -70,7 +71,7 @@ def system_images(archive: bytes) -> bytes:
         }
         index.append({**blob(json.dumps(manifest).encode(), MANIFEST), "annotations": annotations})
         listed.append({"Config": _blob(described["digest"]), "RepoTags": [name], "Layers": [_blob(layer["digest"])]})
-    written["index.json"] = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": index}).encode()
+    written |= layout_files(*index)
     written["manifest.json"] = json.dumps(listed).encode()
     packed: bytes = zstd.compress(_tar(dict(sorted(written.items()))), 3)
     return packed

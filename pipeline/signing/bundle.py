@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.signing import signature
+from pipeline.signing.statement import PAYLOAD
 
 if TYPE_CHECKING:
     from sigstore.models import TrustedRoot
 
 TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
-_STATEMENT = "application/vnd.in-toto+json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ def statement(raw: bytes, trust: Trust) -> dict[str, Any]:
         kind = str(envelope["payloadType"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error):
         raise VerificationFailed("a bundle cannot be read", expected=f"{TYPE} with a DSSE envelope") from None
-    if kind != _STATEMENT:
-        raise VerificationFailed("a bundle signs something else than a statement", expected=_STATEMENT, found=kind)
+    if kind != PAYLOAD:
+        raise VerificationFailed("a bundle signs something else than a statement", expected=PAYLOAD, found=kind)
     if len(signatures) != 1:
         raise VerificationFailed("a bundle has not one signature", found=str(len(signatures)))
     if trust.key is not None:

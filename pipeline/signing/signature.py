@@ -30,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pipeline.core.errors import VerificationFailed
 from pipeline.core.names import Digest
+from pipeline.signing.statement import PAYLOAD
 
 if TYPE_CHECKING:
     from sigstore.models import Bundle, TrustedRoot
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 KUBERNETES = "krel-staging@k8s-releng-prod.iam.gserviceaccount.com"
 GOOGLE = "https://accounts.google.com"
 GITHUB_ACTIONS = "https://token.actions.githubusercontent.com"
-_STATEMENT = "application/vnd.in-toto+json"
 
 # The entries of the transparency log that the library can hold against a bundle.
 _KINDS = {("dsse", "0.0.1"), ("hashedrekord", "0.0.1"), ("hashedrekord", "0.0.2")}
@@ -188,8 +188,8 @@ def _named(verifier: object, bundle: Bundle, wanted: object) -> set[str]:
     assert isinstance(verifier, Verifier)
     assert isinstance(wanted, AllOf)
     kind, payload = verifier.verify_dsse(bundle, wanted)
-    if kind != _STATEMENT:
-        raise VerificationFailed("what the bundle signs is no statement", expected=_STATEMENT, found=kind)
+    if kind != PAYLOAD:
+        raise VerificationFailed("what the bundle signs is no statement", expected=PAYLOAD, found=kind)
     try:
         return {str(subject["digest"]["sha256"]) for subject in json.loads(payload)["subject"]}
     except (ValueError, KeyError, TypeError, RecursionError):

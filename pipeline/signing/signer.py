@@ -18,13 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.core.errors import IntentError, UpstreamError
 from pipeline.core.names import Digest
+from pipeline.signing.bundle import TYPE
 from pipeline.signing.statement import PAYLOAD
 
 if TYPE_CHECKING:
     from sigstore.models import ClientTrustConfig
     from sigstore.sign import SigningContext
-
-BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
 class Signer(Protocol):
@@ -34,7 +33,7 @@ class Signer(Protocol):
         """The statement in a bundle."""
 
     def __str__(self) -> str:
-        """Who that is, for people."""
+        """Who that is, for a log."""
 
 
 class KeySigner:
@@ -70,7 +69,7 @@ class KeySigner:
         head = f"DSSEv1 {len(PAYLOAD)} {PAYLOAD} {len(statement)} ".encode()
         signed = self._key.sign(head + statement, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
         bundle = {
-            "mediaType": BUNDLE,
+            "mediaType": TYPE,
             "verificationMaterial": {
                 "publicKey": {"hint": base64.b64encode(bytes.fromhex(Digest.of(described).hex)).decode()}
             },
@@ -134,13 +133,13 @@ class Keyless:
 
 
 def identity_token() -> str:
-    """What proves which workflow this is. Raises IntentError where there is no identity."""
+    """Return what proves which workflow this is. Raises IntentError where there is no identity."""
     from sigstore.oidc import IdentityError, detect_credential
 
     try:
         token = detect_credential()
     except IdentityError as error:
-        raise IntentError("this workflow's identity cannot be had", found=str(error), next_step=_NEXT) from None
+        raise IntentError("this workflow's identity is not available", found=str(error), next_step=_NEXT) from None
     if token is None:
         raise IntentError("there is no identity to sign with", found="no workflow on GitHub", next_step=_NEXT)
     return token

@@ -14,10 +14,11 @@ from python_on_whales.utils import run as run_docker
 
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
-from pipeline.core.names import INDEX, Digest
+from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import BuiltPlatform, Image
 from pipeline.engine.engine import has_containerd_store
+from pipeline.oci.index import layout_files
 from pipeline.oci.layout import Layout, Part
 from pipeline.smoke.inside import patience
 
@@ -114,10 +115,7 @@ def _name(image: Image) -> str:
 
 def _closure(layout: Layout, built: BuiltPlatform) -> list[Part]:
     """One platform's manifest, config and layers, in their order; a layer may be there twice."""
-    parts = {part.digest: part for part in layout}
-    manifest = json.loads(parts[built.digest].path.read_bytes())
-    needed = [parts[Digest(entry["digest"])] for entry in (manifest["config"], *manifest["layers"])]
-    return [parts[built.digest], *needed]
+    return [layout.part(built.digest), layout.part(built.config), *layout.layers(built.digest)]
 
 
 def _known(client: DockerClient, name: str) -> str | None:
@@ -126,38 +124,29 @@ def _known(client: DockerClient, name: str) -> str | None:
     return client.image.inspect(name).id
 
 
-def _index(layout: Layout, name: str) -> dict[str, object]:
+def _index(layout: Layout, name: str) -> dict[str, bytes]:
     """The files at the top of a layout in a tar stream, with the name that containerd's loader reads.
 
     Source: containerd's core/images/archive/importer.go.
     """
-    described = {
-        "mediaType": INDEX,
-        "digest": layout.index.digest.text,
-        "size": layout.index.size,
-        "annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]},
-    }
-    return {
-        "oci-layout": {"imageLayoutVersion": "1.0.0"},
-        "index.json": {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described]},
-    }
+    names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
+    return layout_files({**layout.index.descriptor, "annotations": names})
 
 
 def _one(layout: Layout, built: BuiltPlatform, name: str) -> Iterator[bytes]:
     """One platform as `docker save` writes it. Source: moby's image/tarexport/load.go."""
     _, *needed = _closure(layout, built)
     config, *layers = map(_blob, needed)
-    texts: dict[str, object] = {"manifest.json": [{"Config": config, "RepoTags": [name], "Layers": layers}]}
-    return _tar(texts, dict.fromkeys(needed))
+    listed = [{"Config": config, "RepoTags": [name], "Layers": layers}]
+    return _tar({"manifest.json": json.dumps(listed).encode()}, dict.fromkeys(needed))
 
 
 def _blob(part: Part) -> str:
     return f"blobs/sha256/{part.digest.hex}"
 
 
-def _tar(texts: dict[str, object], parts: Iterable[Part]) -> Iterator[bytes]:
-    for file, document in texts.items():
-        data = json.dumps(document).encode()
+def _tar(files: dict[str, bytes], parts: Iterable[Part]) -> Iterator[bytes]:
+    for file, data in files.items():
         yield _header(file, len(data))
         yield data + _padding(len(data))
     for part in parts:
