@@ -392,7 +392,7 @@ def test_the_first_failure_stops_a_push_and_nothing_is_tagged(tmp_path: Path) ->
         return httpx.Response(403)
 
     scripted = Scripted(handle, ME)
-    with pytest.raises(RegistryError, match="refuses to be written"):
+    with pytest.raises(RegistryError, match="denied push access"):
         scripted.registry.push_layout(tmp_path / "image", image.digest, LOG)
     assert not any("/manifests/" in request.url.path for request in scripted.requests)
 

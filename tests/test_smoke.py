@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import tarfile
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipeline.inputs.lock import Artifact, Lock
 from pipeline.oci import layout as layouts
 from pipeline.rehearsal import pause
 from pipeline.rehearsal.stub_k3s_build import build as stub_k3s
-from pipeline.smoke import files, report
+from pipeline.smoke import files
 from pipeline.smoke.booted import BootOptions
 from pipeline.smoke.record import Recorder
 from pipeline.smoke.subject import Subject
@@ -338,25 +337,6 @@ def test_a_stand_in_is_only_for_rehearsals(image: Image) -> None:
 
 def smoked(*tiers: TierReport) -> SmokeReport:
     return SmokeReport(platform=AMD64, index=digest("index"), digest=digest("amd64"), tiers=tiers)
-
-
-def test_junit_counts_failures_and_skips_and_survives_control_characters() -> None:
-    bad = Check(name="dockerd answers", state=State.FAILED, seconds=1.5, detail="exit \x1b[31m <1> & more")
-    good = Check(name="other", state=State.PASSED, seconds=0.5, detail="fine")
-    left = Check(name="a pod", state=State.NOT_RUN, seconds=0.0, detail="too slow", step="node and pods")
-    boot = TierReport(tier=Tier.BOOT, state=State.FAILED, reason="x", where="native", checks=(bad, good, left))
-    skipped = TierReport(tier=Tier.COMMANDS, state=State.NOT_RUN, reason="no handler", where="", checks=())
-    root = ET.fromstring(report.junit([smoked(boot, skipped)]))
-    suites = {suite.get("name"): suite for suite in root}
-    assert suites["linux/amd64 boot"].get("failures") == "1"
-    assert suites["linux/amd64 boot"].get("time") == "2.00"
-    assert suites["linux/amd64 boot"].get("skipped") == "1"
-    failure = suites["linux/amd64 boot"].find("testcase/failure")
-    assert failure is not None
-    assert "<1> & more" in str(failure.get("message"))
-    skip = suites["linux/amd64 commands"].find("testcase/skipped")
-    assert skip is not None
-    assert skip.get("message") == "no handler"
 
 
 def test_a_report_is_read_back(tmp_path: Path) -> None:

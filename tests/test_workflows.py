@@ -612,7 +612,7 @@ def test_what_jobs_leave_is_what_later_jobs_need(built: Path, tmp_path: Path) ->
             assert Image.read(at) == image
             layout.read(at / LAYOUT, image.digest).verify()
             SmokeReport.read(variant.below(dist), platform).write(at)
-            (at / SMOKE / "junit.xml").write_text(platform.architecture)
+            (at / SMOKE / f"{platform.architecture}-boot.log").write_text("booted")
         for data in artifacts(".image.yml", "smoke", "upload-artifact"):
             one = {
                 key: value.replace("${{ matrix.architecture }}", platform.architecture) for key, value in data.items()

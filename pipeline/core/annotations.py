@@ -14,9 +14,9 @@ REHEARSAL = f"{KEY}.rehearsal"
 VARIANT = f"{KEY}.variant"
 
 
-def variant_of(said: Mapping[str, str]) -> Variant:
+def variant_of(annotations: Mapping[str, str]) -> Variant:
     """Return the variant that an image states in its annotations."""
-    return Variant(said.get(VARIANT, Variant.IMAGE))
+    return Variant(annotations.get(VARIANT, Variant.IMAGE))
 
 
 def versions_of(annotations: Mapping[str, str]) -> dict[str, str]:

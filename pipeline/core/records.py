@@ -4,7 +4,7 @@ dist/image/         the built image as an OCI layout; the bytes that are smoked,
 dist/image.json     Image: what was built, from which inputs
 dist/smoke/*.json   SmokeReport: one for each platform
 dist/scan/*.json    ScanReport: one for each platform
-dist/release.json   Release: what happened to each digest, so that a rerun goes on where it stopped
+dist/release.json   Release: what happened to each digest, so that a rerun continues where it stopped
 dist/airgap/        the same files of the variant airgap
 """
 
@@ -238,7 +238,7 @@ def require_smoked(image: Image, reports: Sequence[SmokeReport]) -> None:
     """Refuse to go on unless every platform of exactly this image was smoked.
 
     `files` and `boot` must have passed on every platform, and nothing may have failed. Of a variant, whose other layers
-    are the image's and booted with it, `boot` must have passed somewhere. Raises SmokeFailed that says what is missing.
+    are the image's and booted with it, `boot` must have passed somewhere. Raises SmokeFailed with what is missing.
     """
     is_variant = image.variant is not Variant.IMAGE
     booted = any(report.state(Tier.BOOT) == State.PASSED for report in reports)
@@ -280,7 +280,7 @@ class ScanReport(_Report):
 def require_scanned(image: Image, reports: Sequence[ScanReport]) -> None:
     """Refuse to go on unless every platform of exactly this image was scanned, lately, and nothing was refused.
 
-    Raises VerificationFailed that says what is missing.
+    Raises VerificationFailed that names what is missing.
     """
     for platform, report in ScanReport.of(image, reports):
         if report.refused:

@@ -26,7 +26,7 @@ class Form(StrEnum):
 
 
 def path(dist: Path, platform: Platform, form: Form) -> Path:
-    """Where a platform's SBOM of that format lies."""
+    """Where a platform's SBOM of that format is."""
     return dist / FOLDER / f"{platform.architecture}.{form}.json"
 
 

@@ -1,4 +1,4 @@
-"""Who we are to a registry: what `docker login` left behind, and the registry's two ways to ask for it.
+"""Credentials for a registry: what `docker login` stored, and the registry's two ways to ask for them.
 
 Sources: distribution's docs/spec/auth/token.md (Bearer challenge), RFC 7617 (Basic), and docker's config.json as
 docker/cli documents it. Secrets never appear in a message or a repr.
@@ -78,14 +78,14 @@ class Credentials:
             if "credentials not found" in done.stdout:
                 return None
             answer = json.loads(done.stdout)
-            found = cls(username=answer["Username"], password=answer["Secret"])
+            credentials = cls(username=answer["Username"], password=answer["Secret"])
         except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
             raise RegistryError(
                 f"{program} gave no credentials for {registry}", found=type(error).__name__, next_step=_login(registry)
             ) from None
-        if found.username == "<token>":
+        if credentials.username == "<token>":
             raise _identity_token(registry)
-        return found
+        return credentials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +99,17 @@ class Challenge:
     @classmethod
     def of(cls, headers: Sequence[str]) -> Challenge | None:
         """The best challenge among the WWW-Authenticate headers; None when there is none that we can answer."""
-        found: dict[str, Challenge] = {}
+        challenges: dict[str, Challenge] = {}
         for header in headers:
             scheme, _, rest = header.strip().partition(" ")
             words = {
                 name.lower(): quoted or bare
                 for name, quoted, bare in re.findall(r'(\w+)\s*=\s*(?:"([^"]*)"|([^\s,"]+))', rest)
             }
-            found[scheme.lower()] = cls(
+            challenges[scheme.lower()] = cls(
                 scheme=scheme.lower(), realm=words.get("realm", ""), service=words.get("service", "")
             )
-        return found.get("bearer") or found.get("basic")
+        return challenges.get("bearer") or challenges.get("basic")
 
 
 def _login(registry: str) -> str:

@@ -51,7 +51,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a layer says of one path."""
+    """One path of a layer."""
 
     kind: str  # tar's type flag
     mode: str  # octal
@@ -64,7 +64,7 @@ class Entry:
 
 
 def between(published: Side, rebuilt: Side) -> Iterator[str]:
-    """Every difference as a sentence; none when both are the same. Only layers that differ are opened."""
+    """Every difference as a line; none when both are the same. Only layers that differ are opened."""
     yield from _plain("the manifest's annotations", published.manifest, rebuilt.manifest, "annotations")
     theirs, ours = published.config, rebuilt.config
     made_by = [step.get("created_by", "") for step in theirs.get("history", ()) if not step.get("empty_layer")]

@@ -1,6 +1,6 @@
 """GitHub's packages: how manifests are removed from ghcr.io, which does not offer that over the registry's API.
 
-Each manifest is a «version» of a package, whose name is its digest. Source:
+Each manifest is a "version" of a package, whose name is its digest. Source:
 https://docs.github.com/en/rest/packages/packages. A token needs `delete:packages` (classic) or, in a workflow, the
 right `packages: write` and the package's role admin for the repository.
 """
@@ -74,7 +74,7 @@ class Packages:
     def _refused(self, summary: str, found: str) -> RegistryError:
         return RegistryError(
             f"{self._name}: {summary}",
-            expected="GITHUB_TOKEN or GH_TOKEN of somebody who may delete the package",
+            expected="GITHUB_TOKEN or GH_TOKEN of a user who may delete the package",
             found=found,
             where=self._api,
             next_step="gh auth refresh --scopes delete:packages,read:packages; then again, GH_TOKEN=$(gh auth token)",

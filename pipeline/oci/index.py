@@ -53,7 +53,7 @@ def _is_attestation(entry: Document) -> bool:
 
 
 def descriptor(media_type: str, digest: Digest, size: int, **more: Any) -> dict[str, Any]:
-    """Return what an index, a manifest or a layout says of a blob of that size in bytes."""
+    """Return the entry of a blob in an index, a manifest or a layout; `size`: bytes."""
     return {"mediaType": media_type, "digest": digest.text, "size": size, **more}
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Unreadable(ValueError):
-    """A layer is not what the manifest and the config say; the text says which and how."""
+    """A layer is not what the manifest and the config say; the text names which and how."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class Part:
 
     @property
     def descriptor(self) -> dict[str, Any]:
-        """What an index or a manifest says of it."""
+        """Its entry in an index or a manifest."""
         return descriptor(self.media_type, self.digest, self.size)
 
 
@@ -87,7 +87,7 @@ def write_top(folder: Path, *descriptors: Document) -> None:
 def read(folder: Path, index: Digest) -> Layout:
     """List what the index needs; the index and the manifests are hashed, the blobs only measured.
 
-    Raises DigestMismatch when a file is missing, of another size than described, or not what its name says.
+    Raises DigestMismatch when a file is missing, of another size than described, or has another digest than its name.
     """
     top = folder / "blobs" / "sha256" / index.hex
     if not top.is_file():

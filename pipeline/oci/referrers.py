@@ -1,4 +1,4 @@
-"""Artifacts that point at a manifest: how signatures and attestations lie beside an image in a registry.
+"""Artifacts that point at a manifest: how a registry keeps signatures and attestations of an image.
 
 A registry that has the referrers API lists them itself; in others a tag made of the digest, `sha256-<hex>`, names an
 index of them (OCI distribution-spec, "Referrers Tag Schema"). cosign and other readers look in both places.
@@ -25,7 +25,7 @@ _NOTHING = b"{}"
 
 @dataclass(frozen=True, kw_only=True)
 class Referrer:
-    """One file that says something about a manifest or an index."""
+    """One file about a manifest or an index."""
 
     subject: Part
     kind: str  # artifact type and media type of the file
@@ -40,7 +40,7 @@ def found(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
 
 
 def push(registry: Registry, artifact: Referrer, folder: Path, log: Log) -> bool:
-    """Put the artifact beside its subject; False when it was there. Run again, it completes what was interrupted.
+    """Push an artifact that refers to its subject; False when it was there. A second run completes the first.
 
     `folder` is for the file of two bytes that stands for "no config". Raises RegistryError.
     """
@@ -80,7 +80,7 @@ def _at_tag(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
             expected=INDEX,
             found=tagged.media_type,
             where=f"{registry.name}:{tag_of(subject)}",
-            next_step="somebody else uses that tag: look at it, and delete it if nothing needs it",
+            next_step="something else uses that tag: look at it, and delete it if nothing needs it",
         ) from None
 
 

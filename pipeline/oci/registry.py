@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +83,24 @@ class _Again(Exception):
         self.pause = pause
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """One request to the repository, and which statuses answer it."""
+
+    method: str
+    path: str | httpx.URL  # below the repository's address
+    expect: tuple[int, ...]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Callable[[], Iterator[bytes]] | None = None
+    write: bool = False  # asked by somebody who may push
+    stream: bool = False
+
+    @property
+    def actions(self) -> str:
+        """What a token must allow."""
+        return "pull,delete" if self.method == "DELETE" else "pull,push" if self.write else "pull"
+
+
 class Registry:
     """One repository. HTTPS; on loopback plain HTTP where the registry speaks nothing else.
 
@@ -126,7 +144,7 @@ class Registry:
         expected = reference if reference.startswith("sha256:") else promised
         if digest.text != promised or digest.text != expected:
             raise RegistryError(
-                "the registry sent another manifest than it says",
+                "the registry sent another manifest than it claims",
                 expected=expected,
                 found=digest.text,
                 where=f"{self.name}:{reference}",
@@ -147,7 +165,7 @@ class Registry:
             chunks.close()
 
     def download(self, digest: Digest, path: Path, advance: Callable[[int], object] = lambda _: None) -> int:
-        """Have a blob in a file, whole or not at all; returns its bytes. `advance`: told of each piece."""
+        """Have a blob in a file, whole or not at all; returns its bytes. `advance` is called with each piece's size."""
         partial = path.with_name(f".{path.name}.partial")
         try:
             with self.blob(digest) as chunks, partial.open("wb") as stream:
@@ -177,16 +195,17 @@ class Registry:
 
     def tags(self) -> tuple[str, ...]:
         """All tags of the repository, sorted; none when it does not exist yet."""
-        found: list[str] = []
-        url: httpx.URL | None = self._base.join("tags/list?n=1000")
+        pages = self._pages("tags/list?n=1000", expect=(200, 404))
+        return tuple(sorted(tag for page in pages if page.status_code == 200 for tag in page.json().get("tags") or ()))
+
+    def _pages(self, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """The answers of a list that the registry gives in pages."""
+        url: httpx.URL | None = self._base.join(path)
         while url is not None:
-            answer = self._ask("GET", url, expect=(200, 404))
-            if answer.status_code == 404:
-                break
-            found += answer.json().get("tags") or ()
+            answer = self._ask("GET", url, **options)
+            yield answer
             following = answer.links.get("next", {}).get("url")
             url = url.join(following) if following else None
-        return tuple(sorted(found))
 
     def tag(self, tag: str, raw: bytes, media_type: str) -> None:
         """Point a tag at a manifest or index that the repository holds: the same bytes under another name."""
@@ -195,8 +214,8 @@ class Registry:
     def delete(self, digest: Digest) -> None:
         """Remove a manifest or index, and every tag that points at it; nothing happens when it is gone already.
 
-        Docker Hub and ghcr.io do not offer this (distribution-spec, «Content Management», is optional); the latter has
-        an API of its own: packages.py.
+        Docker Hub and ghcr.io do not offer this (distribution-spec, "Content Management", is optional); the latter has
+        a separate API: github_packages.py.
         """
         answer = self._ask("DELETE", f"manifests/{digest}", expect=(202, 200, 404, 405), write=True)
         if answer.status_code == 405:
@@ -213,24 +232,21 @@ class Registry:
 
         It should say so with 404; some that have never heard of it say otherwise.
         """
-        found: list[dict[str, Any]] = []
-        url: httpx.URL | None = self._base.join(f"referrers/{subject}")
-        while url is not None:
-            answer = self._ask("GET", url, expect=(200, *NO_SUCH_LIST), headers={"Accept": INDEX, **_AS_STORED})
-            if answer.status_code != 200:
+        entries: list[dict[str, Any]] = []
+        headers = {"Accept": INDEX, **_AS_STORED}
+        for page in self._pages(f"referrers/{subject}", expect=(200, *NO_SUCH_LIST), headers=headers):
+            if page.status_code != 200:
                 return None
             try:
-                found += [entry for entry in answer.json()["manifests"] if isinstance(entry["digest"], str)]
+                entries += [entry for entry in page.json()["manifests"] if isinstance(entry["digest"], str)]
             except (ValueError, KeyError, TypeError):
                 raise RegistryError(
                     "the list of what refers to a manifest cannot be read",
                     expected=INDEX,
-                    found=answer.text[:80],
-                    where=str(url),
+                    found=page.text[:80],
+                    where=str(page.url),
                 ) from None
-            following = answer.links.get("next", {}).get("url")
-            url = url.join(following) if following else None
-        return found
+        return entries
 
     def push_blobs(self, blobs: tuple[layouts.Part, ...], log: Log) -> None:
         """Have these files in the repository; what it holds already is not sent."""
@@ -238,7 +254,7 @@ class Registry:
             self._push_blobs(blobs, transfers)
 
     def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
-        """Bring the index and everything below it into the repository, without any tag.
+        """Push the index and everything below it into the repository, without any tag.
 
         Blobs first, at most three at once, then the manifests, then the index, so that at no moment something is
         there whose parts are missing. What the repository holds already is not sent again; an interrupted push is
@@ -286,7 +302,10 @@ class Registry:
         """One try: open an upload, send the whole file, close it with the digest that the registry shall check."""
         if stop.is_set():
             raise RegistryError("stopped")
-        opened = self._send("POST", "blobs/uploads/", expect=(202,), headers={"Content-Length": "0"}, write=True)
+        opening = _Request(
+            method="POST", path="blobs/uploads/", expect=(202,), headers={"Content-Length": "0"}, write=True
+        )
+        opened = self._send(opening)
         location = opened.request.url.join(opened.headers["Location"])
         transfer = transfers.start(f"push {blob.digest.short}", blob.size)
 
@@ -300,7 +319,7 @@ class Registry:
 
         headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
         url = location.copy_merge_params({"digest": blob.digest.text})
-        self._send("PUT", url, expect=(201,), headers=headers, body=body, write=True)
+        self._send(_Request(method="PUT", path=url, expect=(201,), headers=headers, body=body, write=True))
 
     def _put_manifest(self, reference: str, raw: bytes, media_type: str) -> None:
         digest = Digest.of(raw)
@@ -354,7 +373,7 @@ class Registry:
 
     def _ask(self, method: str, path: str | httpx.URL, **options: Any) -> httpx.Response:
         """`_send` with tries."""
-        return self._retrying(lambda: self._send(method, path, **options))
+        return self._retrying(lambda: self._send(_Request(method=method, path=path, **options)))
 
     def _retrying(self, attempt: Callable[[], _T]) -> _T:
         pauses = iter(PAUSES)
@@ -367,35 +386,27 @@ class Registry:
                     raise self._unreachable(f"{again}, {len(PAUSES) + 1} times") from None
                 self._sleep(pause if again.pause is None else min(again.pause, _LONGEST_PAUSE))
 
-    def _send(
-        self,
-        method: str,
-        path: str | httpx.URL,
-        *,
-        expect: tuple[int, ...],
-        headers: Mapping[str, str] | None = None,
-        body: Callable[[], Iterator[bytes]] | None = None,
-        write: bool = False,
-        stream: bool = False,
-    ) -> httpx.Response:
+    def _send(self, request: _Request) -> httpx.Response:
         """One request, answered with one of `expect`; a refused token is renewed once. Raises _Again, RegistryError."""
-        actions = "pull,delete" if method == "DELETE" else "pull,push" if write else "pull"
-        url = path if isinstance(path, httpx.URL) else self._base.join(path)
+        actions, url = request.actions, request.path
+        if not isinstance(url, httpx.URL):
+            url = self._base.join(url)
         # A second round only after the registry has asked who we are.
         for renew in (False, True):
-            given = {**(headers or {}), **self._authorized(actions, url)}
-            options: dict[str, Any] = {"content": body(), "timeout": _UPLOAD} if body else {}
-            request = self._client.build_request(method, url, headers=given, **options)
+            headers = {**request.headers, **self._authorized(actions, url)}
+            options: dict[str, Any] = {"content": request.body(), "timeout": _UPLOAD} if request.body else {}
+            sent = self._client.build_request(request.method, url, headers=headers, **options)
             try:
                 # A layer's download is redirected to storage elsewhere; httpx drops Authorization on the way there.
-                answer = self._client.send(request, stream=stream, follow_redirects=method in ("GET", "HEAD"))
+                follow = request.method in ("GET", "HEAD")
+                answer = self._client.send(sent, stream=request.stream, follow_redirects=follow)
             except httpx.ConnectError as error:
                 raise self._unreachable(_reason(error)) from None
             except (httpx.RequestError, httpx.InvalidURL) as error:
                 raise _Again(_reason(error)) from None
-            if answer.status_code in expect:
+            if answer.status_code in request.expect:
                 return answer
-            if stream:
+            if request.stream:
                 answer.read()
                 answer.close()
             if answer.status_code == 401 and not renew and self._authorize(answer, actions):
@@ -406,7 +417,7 @@ class Registry:
             raise _Again(f"status {answer.status_code}", float(asked) if asked.isdigit() else None)
         if answer.status_code in (401, 403):
             raise RegistryError(
-                f"{self.name.registry} refuses {'to be written' if write else 'to be read'}",
+                f"{self.name.registry} denied {'push' if request.write else 'pull'} access",
                 expected=f"the right to {actions.replace(',', ' and ')} {self.name.repository}",
                 found=f"status {answer.status_code}, "
                 + (f"as {self._credentials.username}" if self._credentials else "without credentials"),
@@ -414,9 +425,9 @@ class Registry:
             )
         raise RegistryError(
             f"{self.name.registry} gave an unexpected answer",
-            expected=f"status {' or '.join(map(str, expect))}",
-            found=f"status {answer.status_code}{_said(answer)}",
-            where=f"{method} {url.copy_with(query=None)}",
+            expected=f"status {' or '.join(map(str, request.expect))}",
+            found=f"status {answer.status_code}{_reason_of(answer)}",
+            where=f"{request.method} {url.copy_with(query=None)}",
         )
 
     def _authorized(self, actions: str, url: httpx.URL) -> dict[str, str]:
@@ -448,7 +459,7 @@ class Registry:
         try:
             realm = httpx.URL(challenge.realm)
         except httpx.InvalidURL as error:
-            raise RegistryError(f"{self.name.registry} names a token server that is none", found=str(error)) from None
+            raise RegistryError(f"{self.name.registry} names an invalid token server", found=str(error)) from None
         if realm.scheme != "https" and not self.name.is_loopback:
             raise RegistryError(
                 f"{self.name.registry} wants credentials to be sent in the clear",
@@ -480,7 +491,7 @@ class Registry:
         next_step = "check the network and the registry's status page, then run the same command again: "
         next_step += "what was pushed is not pushed again"
         if "status 429" in found and self._credentials is None:
-            next_step = f"docker login {self.name.registry}: who is not logged in may ask less often"
+            next_step = f"docker login {self.name.registry}: anonymous clients have a lower rate limit"
         return RegistryError(
             f"{self.name.registry} is not available", found=found, where=str(self._base), next_step=next_step
         )
@@ -490,8 +501,8 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _said(answer: httpx.Response) -> str:
-    """What the registry says of its refusal (distribution-spec, «Error Codes»), within a line."""
+def _reason_of(answer: httpx.Response) -> str:
+    """The registry's reason for its refusal (distribution-spec, "Error Codes"), within a line."""
     try:
         errors = answer.json()["errors"]
         return ": " + "; ".join(f"{entry['code']} {entry.get('message', '')}".strip() for entry in errors)[:200]

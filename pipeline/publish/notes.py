@@ -1,4 +1,4 @@
-"""What a release says of itself, from the records in dist/ and the locks of two releases."""
+"""The notes of a release, from the records in dist/ and the locks of two releases."""
 
 from __future__ import annotations
 
@@ -106,4 +106,4 @@ def _check(image: Image, release: Release) -> str:
 
 in a checkout of this tag downloads every byte without credentials and holds digests, signatures and SBOMs against each
 other; with cosign and gh alone: [docs/verify.md](docs/verify.md). `nox -s reproduce -- {name}@{image.digest}` builds it
-once more from its lock, and ends with the same manifests."""
+again from its lock, and ends with the same manifests."""

@@ -1,4 +1,4 @@
-"""Stage `push`: bring the smoked and scanned digest into every repository, by its digest alone.
+"""Stage `push`: push the smoked and scanned digest to every repository, by its digest alone.
 
 There is no tag yet, so nobody finds it by a name before it is signed: sign.py, then tag.py.
 """

@@ -46,7 +46,7 @@ class Plan:
 
 
 def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
-    """Decide, from what the registry says alone. Raises RegistryError."""
+    """Decide, from what the registry reports alone. Raises RegistryError."""
     tags = _manifests(registry, registry.tags())
     parts = _manifests(registry, sorted({entry for found in tags.values() for entry in _entries(found)}))
     releases = {tag: found for tag, found in tags.items() if FIXED.fullmatch(tag)}
@@ -75,7 +75,7 @@ def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
 
 
 def run(registry: Registry, rule: Rule, log: Log, delete: Callable[[Digest], None] | None) -> Plan:
-    """Tell what goes and what stays, and why; remove it with `delete`, if that is given. Raises RegistryError."""
+    """Log what goes and what stays, and why; remove it with `delete`, if that is given. Raises RegistryError."""
     decided = plan(registry, rule, datetime.now(UTC))
     for tag, why in sorted(decided.kept.items()):
         log.say(f"{registry.name}:{tag} stays: {why}")
@@ -95,10 +95,10 @@ class _Attached:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._tagged: dict[Digest, list[Manifest]] = {}
-        self._lists = True  # until it says that it keeps none
+        self._lists = True  # until it reports that it keeps none
 
     def add(self, about: Digest, found: Manifest) -> None:
-        """Something that a tag `sha256-…` says to be about a manifest."""
+        """Something that a tag `sha256-…` attaches to a manifest."""
         self._tagged.setdefault(about, []).append(found)
 
     def to(self, about: Digest) -> Iterable[Manifest]:
@@ -188,6 +188,6 @@ def _children(index: Manifest, parts: Mapping[str, Manifest], registry: Registry
                 expected=digest,
                 found="none",
                 where=f"{registry.name}@{index.digest}",
-                next_step="nox -s verify tells which release is broken; nox -s push sends what is missing",
+                next_step="nox -s verify reports which release is broken; nox -s push sends what is missing",
             )
         yield child

@@ -1,7 +1,7 @@
-"""Stage `scan`: is there a known vulnerability with a fix in the image, which nobody has looked at yet?
+"""Stage `scan`: is there a known vulnerability with a fix in the image, which has not been reviewed yet?
 
 The scanner is grype, which reads the built bytes (a release installs it; it is no part of this project). Its report
-is held against the list of allowed findings, and against the age of its database: an old one finds nothing new.
+is checked against the list of allowed findings, and against the age of its database: an old one finds nothing new.
 Format: https://github.com/anchore/grype/blob/main/grype/presenter/models/document.go
 
     dist/scan/amd64.json         ScanReport: what push goes by
@@ -34,7 +34,7 @@ from pipeline.oci import layout
 ALLOWED = ".github/allowed-vulnerabilities.yaml"
 STAND_IN = "stand-in"  # how a scanner names itself that knows nothing; only a rehearsed image may go by it
 _SEVERITIES = ("unknown", "negligible", "low", "medium", "high", "critical")
-_LONGEST = timedelta(days=90)  # that a finding may be allowed for, so that somebody looks again
+_LONGEST = timedelta(days=90)  # that a finding may be allowed for before it is reviewed again
 _PATIENCE = 900.0  # seconds for one platform; the first run downloads the database, some hundred megabytes
 
 
@@ -62,7 +62,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Allowed:
-    """A finding that somebody has looked at."""
+    """A finding that was reviewed."""
 
     id: str
     package: str  # empty: in any
@@ -311,7 +311,7 @@ def _refuse(reports: Sequence[ScanReport], least: str) -> None:
             "the image has vulnerabilities that are fixed elsewhere",
             expected=f"none of severity {least} or above that has a fix",
             found="\n    ".join(refused),
-            next_step="nox -s update brings newer versions; what cannot be reached is allowed for a while, "
+            next_step="nox -s update takes newer versions; what cannot be reached is allowed for a while, "
             f"with the reason, in {ALLOWED}",
         )
 

@@ -37,7 +37,7 @@ FOLDER = "signed"
 class Claim:
     """One thing that is signed."""
 
-    name: str  # index, amd64 …, a dot, and what it says: signature, spdx, cdx
+    name: str  # index, amd64 …, a dot, and its kind: signature, spdx, cdx
     subject: Part
     predicate_type: str
     statement: bytes

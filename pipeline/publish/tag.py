@@ -2,7 +2,7 @@
 
 Tags of an image that bundles versions:
 
-    k3s-v1.37.1-k3s1-docker-29.7.2-r1   never moves; rN counts what changed besides k3s and docker
+    k3s-v1.37.1-k3s1-docker-29.7.2-r1   never moves; rN counts other changes than k3s and docker
     v1.37-docker29, v1.37, latest       move to each new release, never back to an older one
 
 A variant has the same tags with its name behind, `latest-airgap`, and the number of the image that it is made on.
@@ -127,7 +127,7 @@ def _clash(reference: str, digest: Digest, held: Digest) -> RegistryError:
         expected=f"no such tag, or {digest}",
         found=held.text,
         where=reference,
-        next_step="find out who tagged it; nothing is overwritten (docs/publish.md, «A tag is taken»)",
+        next_step='find out who tagged it; nothing is overwritten (docs/publish.md, "A tag is taken")',
     )
 
 

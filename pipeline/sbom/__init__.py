@@ -1,4 +1,4 @@
-"""Stage `sbom`: what is in the built image, told in SPDX 2.3 and CycloneDX 1.6, one file each for each platform.
+"""Stage `sbom`: what is in the built image, in SPDX 2.3 and CycloneDX 1.6, one file each for each platform.
 
 Everything is read out of the image's own bytes, nothing executed; the lock adds where a file came from. The same image
 and lock give the same bytes: dates are the image's, identifiers are made of digests.
@@ -27,7 +27,7 @@ def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
     """Write every SBOM of the image and its variants, each below its own part of `dist`.
 
     Raises LockStale when an image was built from another lock, DigestMismatch when its files have changed or hold
-    something else than the lock says.
+    something else than what the lock names.
     """
     known: dict[Digest, Layer[rootfs.Content]] = {}
     for image in images:
@@ -40,7 +40,9 @@ def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
         with ThreadPoolExecutor(len(manifests)) as pool:
             roots = dict(zip(image.platforms, pool.map(read, manifests), strict=True))
         for platform, root in roots.items():
-            found = inventory.take(platform, image, lock, root)
-            for form, text in ((Form.SPDX, spdx.render(found)), (Form.CYCLONEDX, cyclonedx.render(found))):
+            contents = inventory.take(platform, image, lock, root)
+            for form, text in ((Form.SPDX, spdx.render(contents)), (Form.CYCLONEDX, cyclonedx.render(contents))):
                 write_text(path(folder, platform, form), text)
-                log.say(f"{platform}{image.variant.suffix} {form}: {len(found.packages)} packages, {size(len(text))}")
+                log.say(
+                    f"{platform}{image.variant.suffix} {form}: {len(contents.packages)} packages, {size(len(text))}"
+                )

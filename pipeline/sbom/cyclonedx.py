@@ -18,52 +18,52 @@ _TYPE = {
 }
 
 
-def render(found: Inventory) -> str:
+def render(inventory: Inventory) -> str:
     """The document; the same inventory gives the same bytes."""
-    needs: dict[str, list[str]] = {package.key: [] for package in found.packages}
-    for outer, inner in (*found.contains, *found.uses):
+    needs: dict[str, list[str]] = {package.key: [] for package in inventory.packages}
+    for outer, inner in (*inventory.contains, *inventory.uses):
         needs[outer].append(inner)
-    needs[found.root.key].append(found.base.key)
-    root = _component(found.root)
-    # The base's packages are in the image: that is what an ancestor means (pedigree), and the graph says it too.
-    root["pedigree"] = {"ancestors": [_component(found.base, reference="base-ancestor")]}
+    needs[inventory.root.key].append(inventory.base.key)
+    root = _component(inventory.root)
+    # The base's packages are in the image: that is what an ancestor means (pedigree), and the graph has it too.
+    root["pedigree"] = {"ancestors": [_component(inventory.base, reference="base-ancestor")]}
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, found.namespace)}",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, inventory.namespace)}",
         "version": 1,
         "metadata": {
-            "timestamp": found.created,
+            "timestamp": inventory.created,
             "tools": {"components": [{"type": "application", "name": "dind-k3s-pipeline"}]},
             "component": root,
         },
-        "components": [_component(package) for package in found.packages if package is not found.root],
+        "components": [_component(package) for package in inventory.packages if package is not inventory.root],
         "dependencies": [{"ref": key, "dependsOn": sorted(set(inner))} for key, inner in sorted(needs.items())],
     }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
 def _component(package: Package, *, reference: str | None = None) -> dict[str, Any]:
-    said: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "type": _TYPE[package.kind],
         "bom-ref": reference or package.key,
         "name": package.name,
         "properties": [{"name": "dind-k3s:kind", "value": package.kind.value}],
     }
     if package.version:
-        said["version"] = package.version
+        entry["version"] = package.version
     if package.purl:
-        said["purl"] = package.purl
+        entry["purl"] = package.purl
     if package.sha256:
-        said["hashes"] = [{"alg": "SHA-256", "content": package.sha256}]
+        entry["hashes"] = [{"alg": "SHA-256", "content": package.sha256}]
     if package.licence:
-        said["licenses"] = [{"expression": package.licence}]
+        entry["licenses"] = [{"expression": package.licence}]
     if package.supplier:
-        said["supplier"] = {"name": package.supplier}
+        entry["supplier"] = {"name": package.supplier}
     if package.url:
-        said["externalReferences"] = [{"type": "distribution", "url": package.url}]
+        entry["externalReferences"] = [{"type": "distribution", "url": package.url}]
     for name, value in (("path", package.path), ("source", package.source), ("note", package.note)):
         if value:
-            said["properties"].append({"name": f"dind-k3s:{name}", "value": f"/{value}" if name == "path" else value})
-    return said
+            entry["properties"].append({"name": f"dind-k3s:{name}", "value": f"/{value}" if name == "path" else value})
+    return entry

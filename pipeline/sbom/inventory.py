@@ -1,14 +1,14 @@
 """Everything that one platform's image is made of, and what holds what: the content of an SBOM, in no format yet.
 
 Three sources, the nearest first: the image's own files (dpkg's database, the programs themselves), the lock (where a
-file came from), and a table of who makes what. Nothing is guessed: what no source tells stays unsaid.
+file came from), and a table of who makes what. Nothing is guessed: what no source states is left out.
 purl: https://github.com/package-url/purl-spec (types deb, golang, github, oci, generic).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -18,7 +18,7 @@ from packageurl import PackageURL
 
 from pipeline.components import AIRGAP_FOLDER, COMPONENTS, DOCKER, PROGRAMS
 from pipeline.core.errors import DigestMismatch
-from pipeline.core.names import ImageName
+from pipeline.core.names import Digest, ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image, Variant
 from pipeline.inputs.lock import Artifact, Lock
@@ -50,7 +50,7 @@ class Package:
     purl: str | None = None
     licence: str | None = None  # SPDX expression; None: not known
     url: str | None = None  # that it was downloaded from
-    sha256: str | None = None  # hexadecimal, of what lies at `url`, else of the file in the image
+    sha256: str | None = None  # hexadecimal, of what is at `url`, else of the file in the image
     path: str | None = None  # in the image
     supplier: str | None = None
     source: str | None = None  # Debian's source package and its version
@@ -73,6 +73,7 @@ class Inventory:
 
 
 _MADE = {program.name: program for program in PROGRAMS.values()}
+_OF_DOCKER_RELEASE = ("dockerd", "docker-cli", "docker-proxy")  # the archive's other programs have their own versions
 
 
 def take(platform: Platform, image: Image, lock: Lock, root: Root) -> Inventory:
@@ -91,55 +92,52 @@ class _Making:
         self._contains: list[tuple[str, str]] = []
         self._uses: set[tuple[str, str]] = set()
         self._texts: dict[str, str] = {}
-        said = image.annotations
+        stated = image.annotations
         manifest = image.platforms[platform].digest
-        title = said.get("org.opencontainers.image.title", "image")
+        title = stated.get("org.opencontainers.image.title", "image")
         self._root = self._add(
             Package(
                 key="image",
                 kind=Kind.IMAGE,
                 name=title,
-                version=said.get("org.opencontainers.image.version") or manifest.text,
-                purl=_purl("oci", "", title, manifest.text, arch=platform.architecture),
-                licence=said.get("org.opencontainers.image.licenses"),
+                version=stated.get("org.opencontainers.image.version") or manifest.text,
+                purl=_purl("oci", title, manifest.text, arch=platform.architecture),
+                licence=stated.get("org.opencontainers.image.licenses"),
                 sha256=manifest.hex,
                 note=f"the digest is the manifest's of {platform}, in the index {image.digest}",
             )
         )
         name, tag, _ = ImageName.parse(lock.base.image)
+        digest = lock.base.digest
+        last = name.repository.rpartition("/")[2]
         self._base = self._add(
             Package(
                 key="base",
                 kind=Kind.BASE,
                 name=name.repository,
-                version=lock.base.digest.text,
-                purl=_purl(
-                    "oci",
-                    "",
-                    name.repository.rpartition("/")[2],
-                    lock.base.digest.text,
-                    repository_url=str(name),
-                    tag=tag or "",
-                ),
-                sha256=lock.base.digest.hex,
+                version=digest.text,
+                purl=_purl("oci", last, digest.text, repository_url=str(name), tag=tag or ""),
+                sha256=digest.hex,
                 note=f"{lock.base.image}; the digest is its index's",
             )
         )
 
-    def _add(self, package: Package) -> Package:
+    def _add(self, package: Package, inside: Package | None = None) -> Package:
+        """Enter a package, in what it is inside of."""
         self._packages[package.key] = package
+        if inside is not None:
+            self._contains.append((inside.key, package.key))
         return package
 
     def components(self) -> None:
         """What the lock names, the programs that come out of it, and the libraries that those were built with."""
-        for file in sorted(self._lock.artifacts, key=lambda one: one.component):
-            if file.platform != self._platform:
-                continue
-            component = COMPONENTS[file.component]
-            if component.is_one_file:
-                self._single(file, component.programs[0].path)
-            else:
-                self._archive(file)
+        for file in sorted(self._lock.artifacts, key=lambda file: file.component):
+            if file.platform == self._platform:
+                component = COMPONENTS[file.component]
+                if component.is_one_file:
+                    self._single(file, component.programs[0].path)
+                else:
+                    self._archive(file)
 
     def system_images(self) -> None:
         """The variant airgap: k3s's archive of its system images, which must be the locked one, and what is in it."""
@@ -147,101 +145,70 @@ class _Making:
             if file.platform != self._platform or self._image.variant is not Variant.AIRGAP:
                 continue
             path = f"{AIRGAP_FOLDER}/{PurePosixPath(file.path).name}"
-            found = self._files.archive(path)
-            if found is None or found.digest != file.digest:
-                raise DigestMismatch(
-                    f"{file.component} in the image is not the file that the lock names",
-                    expected=file.digest.text,
-                    found=found.digest.text if found else "no such file",
-                    where=f"/{path} for {self._platform}",
-                    next_step="nox -s build, then smoke",
-                )
-            purl = _purl("generic", "", file.component, file.version, download_url=file.url)
-            known = self._add(replace(self._component(file, path), purl=purl, supplier="k3s"))
-            self._contains.append((self._root.key, known.key))
-            for name in found.names:
+            archive = self._files.archive(path)
+            self._require_locked(file, path, archive.digest if archive else None)
+            purl = _purl("generic", file.component, file.version, download_url=file.url)
+            known = self._add(replace(_component(file, path), purl=purl, supplier="k3s"), self._root)
+            for name in archive.names if archive else ():
                 repository, _, tag = name.rpartition(":")
-                namespace, _, last = repository.removeprefix("docker.io/").rpartition("/")
-                inner = self._add(
+                self._add(
                     Package(
                         key=f"{known.key}/{name}",
                         kind=Kind.INNER,
                         name=repository,
                         version=tag,
-                        purl=_purl("docker", namespace, last, tag),
-                    )
+                        purl=_purl("docker", repository.removeprefix("docker.io/"), tag),
+                    ),
+                    known,
                 )
-                self._contains.append((known.key, inner.key))
+
+    def _require_locked(self, file: Artifact, path: str, digest: Digest | None) -> None:
+        if digest != file.digest:
+            raise DigestMismatch(
+                f"{file.component} in the image is not the file that the lock names",
+                expected=file.digest.text,
+                found=digest.text if digest else "no such file",
+                where=f"/{path} for {self._platform}",
+                next_step="nox -s build, then smoke",
+            )
 
     def _single(self, file: Artifact, path: str) -> None:
         """A component that is one file: the image must hold the locked bytes."""
         program = self._program(path, file.component)
-        if program.digest != file.digest:
-            raise DigestMismatch(
-                f"{file.component} in the image is not the file that the lock names",
-                expected=file.digest.text,
-                found=program.digest.text,
-                where=f"/{path} for {self._platform}",
-                next_step="nox -s build, then smoke",
-            )
-        known = self._add(self._component(file, path))
-        self._contains.append((self._root.key, known.key))
-        self._libraries(known.key, program)
+        self._require_locked(file, path, program.digest)
+        known = self._add(_component(file, path), self._root)
+        self._libraries(known, program)
         for name, inner in sorted(program.inside.items()):
             label = name.rpartition("/")[2]
             if label == file.component:
                 # The outer program is a small one that unpacks this: its libraries are the component's.
-                self._libraries(known.key, inner)
-                continue
-            key = f"{known.key}/{label}"
-            self._add(_made(key, label, inner.version, inner, path=f"{path}!{name}"))
-            self._contains.append((known.key, key))
-            self._libraries(key, inner)
+                self._libraries(known, inner)
+            else:
+                made = _made(f"{known.key}/{label}", label, inner.version, inner, f"{path}!{name}")
+                self._libraries(self._add(made, known), inner)
 
     def _archive(self, file: Artifact) -> None:
-        """docker: an archive whose programs lie in the image one by one."""
-        known = self._add(self._component(file, None))
-        self._contains.append((self._root.key, known.key))
-        inside = self._lock.embedded.get(file.component, {})
-        for path, name in ((one.path, one.name) for one in DOCKER.programs):
-            program = self._program(path, name)
-            # dockerd, its proxy and the command line carry the release's number, the others their own.
-            ours = file.version if name in ("dockerd", "docker-cli", "docker-proxy") else None
-            key = f"{known.key}/{name}"
-            self._add(_made(key, name, program.version or inside.get(name) or ours, program, path=path))
-            self._contains.append((known.key, key))
-            self._libraries(key, program)
+        """docker: an archive whose programs are in the image one by one."""
+        known = self._add(_component(file, None), self._root)
+        stated = self._lock.embedded.get(file.component, {})
+        for one in DOCKER.programs:
+            program = self._program(one.path, one.name)
+            of_release = file.version if one.name in _OF_DOCKER_RELEASE else None
+            version = program.version or stated.get(one.name) or of_release
+            made = _made(f"{known.key}/{one.name}", one.name, version, program, one.path)
+            self._libraries(self._add(made, known), program)
 
     def _program(self, path: str, name: str) -> Program:
-        found = self._files.program(path)
-        if found is None:
+        program = self._files.program(path)
+        if program is None:
             raise DigestMismatch(
                 f"{name} is missing from the image",
                 expected=f"/{path} for {self._platform}",
                 next_step="nox -s build, then smoke",
             )
-        return found
+        return program
 
-    def _component(self, file: Artifact, path: str | None) -> Package:
-        made = _MADE.get(file.component)
-        purl = _by_maker(file.component, file.version)
-        if made is None:  # docker's archive
-            purl = _purl("generic", "docker", file.component, file.version, download_url=file.url)
-        return Package(
-            key=f"component/{file.component}",
-            kind=Kind.APPLICATION,
-            name=file.component,
-            version=file.version,
-            purl=purl,
-            licence=made.licence if made else _APACHE,
-            url=file.url,
-            sha256=file.digest.hex,
-            path=path,
-            supplier=made.supplier if made else "Docker",
-            note=f"its digest is believed because it is {file.grade}",
-        )
-
-    def _libraries(self, user: str, program: Program) -> None:
+    def _libraries(self, user: Package, program: Program) -> None:
         """Go's own version and every module of a program's build information."""
         if program.build is None:
             return
@@ -250,19 +217,15 @@ class _Making:
         for module, version in program.build.dependencies.items():
             modules[program.build.replaced.get(module, module)] = version
         for module, version in modules.items():
-            key = f"go/{module}@{version}"
-            namespace, _, name = module.rpartition("/")
-            self._add(
-                Package(
-                    key=key,
-                    kind=Kind.LIBRARY,
-                    name=module,
-                    version=version,
-                    purl=_purl("golang", namespace, name, version),
-                    licence="BSD-3-Clause" if module == "stdlib" else None,
-                )
+            library = Package(
+                key=f"go/{module}@{version}",
+                kind=Kind.LIBRARY,
+                name=module,
+                version=version,
+                purl=_purl("golang", module, version),
+                licence="BSD-3-Clause" if module == "stdlib" else None,
             )
-            self._uses.add((user, key))
+            self._uses.add((user.key, self._add(library).key))
 
     def debian(self) -> None:
         """Every installed package of dpkg's database, those of the base image too."""
@@ -271,30 +234,34 @@ class _Making:
             raise DigestMismatch(f"the image of {self._platform} has no {rootfs.STATUS}", next_step="nox -s build")
         ours = {file.component: file for file in self._lock.packages if file.platform == self._platform}
         distro = self._distro()
-        for stanza in _stanzas(status):
-            name, version, architecture = stanza["Package"], stanza["Version"], stanza["Architecture"]
-            file = ours.get(name)
-            licence = licences.read(name, self._files.text(f"usr/share/doc/{name}/copyright") or "")
-            if licence is not None:
-                self._texts.update(licence.texts)
-            source = _source(stanza)
-            known = self._add(
-                Package(
-                    key=f"debian/{name}:{architecture}",
-                    kind=Kind.SYSTEM,
-                    name=name,
-                    version=version,
-                    purl=_purl(
-                        "deb", "debian", name, version, arch=architecture, distro=distro, upstream="@".join(source)
-                    ),
-                    licence=licence.expression if licence else None,
-                    url=file.url if file else None,
-                    sha256=file.digest.hex if file else None,
-                    supplier=stanza.get("Maintainer"),
-                    source=" ".join((source[0], source[1] if len(source) > 1 else version)),
-                )
-            )
-            self._contains.append((self._root.key if file else self._base.key, known.key))
+        for stanza in Packages.iter_paragraphs(status, use_apt_pkg=False):
+            if stanza.get("Status", "").endswith(" installed"):
+                file = ours.get(stanza["Package"])
+                self._add(self._of_debian(stanza, file, distro), self._root if file else self._base)
+
+    def _of_debian(self, stanza: Mapping[str, str], file: Artifact | None, distro: str) -> Package:
+        """An installed package; `file`: that it was installed from, unless it is the base image's."""
+        name, version, architecture = stanza["Package"], stanza["Version"], stanza["Architecture"]
+        licence = licences.read(name, self._files.text(f"usr/share/doc/{name}/copyright") or "")
+        if licence is not None:
+            self._texts.update(licence.texts)
+        # A package's source package, and that one's version where it is another one.
+        match = re.fullmatch(r"(\S+)(?: \((\S+)\))?", stanza.get("Source", "").strip() or name)
+        assert match is not None
+        source, own = match.groups()
+        upstream = f"{source}@{own}" if own else source
+        return Package(
+            key=f"debian/{name}:{architecture}",
+            kind=Kind.SYSTEM,
+            name=name,
+            version=version,
+            purl=_purl("deb", f"debian/{name}", version, arch=architecture, distro=distro, upstream=upstream),
+            licence=licence.expression if licence else None,
+            url=file.url if file else None,
+            sha256=file.digest.hex if file else None,
+            supplier=stanza.get("Maintainer"),
+            source=f"{source} {own or version}",
+        )
 
     def _distro(self) -> str:
         text = self._files.text("usr/lib/os-release") or self._files.text("etc/os-release") or ""
@@ -302,12 +269,12 @@ class _Making:
         return f"{known['ID']}-{known['VERSION_ID']}" if {"ID", "VERSION_ID"} <= known.keys() else ""
 
     def done(self) -> Inventory:
-        said = self._image.annotations
-        site = said.get("org.opencontainers.image.source", "https://example.invalid")
+        stated = self._image.annotations
+        site = stated.get("org.opencontainers.image.source", "https://example.invalid")
         manifest = self._image.platforms[self._platform].digest
         return Inventory(
             platform=self._platform,
-            created=said.get("org.opencontainers.image.created") or f"{self._lock.date}T00:00:00Z",
+            created=stated.get("org.opencontainers.image.created") or f"{self._lock.date}T00:00:00Z",
             namespace=f"{site}/sbom/{self._platform.architecture}/{manifest.hex}",
             root=self._root,
             base=self._base,
@@ -318,20 +285,29 @@ class _Making:
         )
 
 
-def _stanzas(status: str) -> Iterator[Packages]:
-    for stanza in Packages.iter_paragraphs(status, use_apt_pkg=False):
-        if stanza.get("Status", "").endswith(" installed"):
-            yield stanza
+def _component(file: Artifact, path: str | None) -> Package:
+    """A locked file of a component, which is in the image at `path`, or whose programs are."""
+    purl = _by_maker(file.component, file.version)
+    made = _MADE.get(file.component)
+    if made is None:  # docker's archive
+        purl = _purl("generic", f"docker/{file.component}", file.version, download_url=file.url)
+    return Package(
+        key=f"component/{file.component}",
+        kind=Kind.APPLICATION,
+        name=file.component,
+        version=file.version,
+        purl=purl,
+        licence=made.licence if made else _APACHE,
+        url=file.url,
+        sha256=file.digest.hex,
+        path=path,
+        supplier=made.supplier if made else "Docker",
+        note=f"its digest is believed because it is {file.grade}",
+    )
 
 
-def _source(stanza: Mapping[str, str]) -> tuple[str, ...]:
-    """A package's source package, and that one's version where it is another one."""
-    found = re.fullmatch(r"(\S+)(?: \((\S+)\))?", stanza.get("Source", "").strip() or stanza["Package"])
-    assert found is not None
-    return tuple(part for part in found.groups() if part)
-
-
-def _made(key: str, name: str, version: str | None, program: Program, *, path: str) -> Package:
+def _made(key: str, name: str, version: str | None, program: Program, path: str) -> Package:
+    """A program of a component."""
     made = _MADE.get(name)
     return Package(
         key=key,
@@ -354,10 +330,11 @@ def _by_maker(name: str, version: str | None) -> str | None:
     number = re.match(r"v?(\d+)", version)
     major = int(number[1]) if number else 0
     kind, _, rest = made.purl.format(major=f"/v{major}" if major > 1 else "").partition("/")
-    namespace, _, last = rest.rpartition("/")
-    return _purl(kind, namespace, last, made.tag + version.removeprefix("v"))
+    return _purl(kind, rest, made.tag + version.removeprefix("v"))
 
 
-def _purl(kind: str, namespace: str, name: str, version: str, **qualifiers: str) -> str:
+def _purl(kind: str, path: str, version: str, **qualifiers: str) -> str:
+    """`path`: namespace/name."""
+    namespace, _, name = path.rpartition("/")
     given = {key: value for key, value in qualifiers.items() if value}
     return PackageURL(kind, namespace or None, name, version, given or None).to_string()

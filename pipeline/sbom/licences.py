@@ -14,49 +14,34 @@ from functools import lru_cache
 
 from debian import copyright as machine_readable
 
-# It tells of small flaws in files that are Debian's, not ours.
+# It warns of small flaws in files that are Debian's, not ours.
 logging.getLogger("debian.copyright").setLevel(logging.ERROR)
 
+# SPDX's identifiers that Debian uses with the same meaning, in any case.
+_SAME = (
+    *("0BSD", "Apache-2.0", "Artistic-2.0", "Beerware", "BSD-2-Clause", "BSD-3-Clause", "BSD-3-Clause-Attribution"),
+    *("BSD-4-Clause", "BSD-4-Clause-UC", "BSL-1.0", "CC-BY-3.0", "CC-BY-SA-4.0", "CC0-1.0", "curl", "FSFAP", "FSFUL"),
+    *("FSFULLR", "ISC", "Latex2e", "MIT", "MIT-CMU", "MPL-1.1", "MPL-2.0", "MS-PL", "OLDAP-2.8", "Unicode-DFS-2016"),
+    *("X11", "Zlib"),
+)
 # Debian's names in lower case → SPDX identifiers, where a name means exactly one licence.
-_KNOWN = {
-    "0bsd": "0BSD",
+_KNOWN = {name.lower(): name for name in _SAME} | {
     "apache-2": "Apache-2.0",
-    "apache-2.0": "Apache-2.0",
     "artistic": "Artistic-1.0-Perl",
-    "artistic-2.0": "Artistic-2.0",
-    "beerware": "Beerware",
-    "bsd-2-clause": "BSD-2-Clause",
     "bsd-2-clause-netbsd": "BSD-2-Clause",
-    "bsd-3-clause": "BSD-3-Clause",
-    "bsd-3-clause-attribution": "BSD-3-Clause-Attribution",
-    "bsd-4-clause": "BSD-4-Clause",
-    "bsd-4-clause-uc": "BSD-4-Clause-UC",
     "bsl-1": "BSL-1.0",
-    "bsl-1.0": "BSL-1.0",
-    "cc-by-3.0": "CC-BY-3.0",
-    "cc-by-sa-4.0": "CC-BY-SA-4.0",
-    "cc0-1.0": "CC0-1.0",
-    "curl": "curl",
     "expat": "MIT",
-    "fsfap": "FSFAP",
-    "fsful": "FSFUL",
-    "fsfullr": "FSFULLR",
-    "isc": "ISC",
-    "latex2e": "Latex2e",
-    "mit": "MIT",
-    "mit-cmu": "MIT-CMU",
-    "mpl-1.1": "MPL-1.1",
-    "mpl-2.0": "MPL-2.0",
-    "ms-pl": "MS-PL",
-    "oldap-2.8": "OLDAP-2.8",
     "openldap-2.8": "OLDAP-2.8",
     "psf": "PSF-2.0",
-    "unicode-dfs-2016": "Unicode-DFS-2016",
-    "x11": "X11",
-    "zlib": "Zlib",
 }
 _GNU = re.compile(r"(a?l?gpl|gfdl(?:-niv)?)-(\d)(?:\.(\d))?(?:\.0)?(\+|-or-later|-only)?", re.IGNORECASE)
-_GFDL = {"gfdl": "GFDL", "gfdl-niv": "GFDL"}
+_VERSIONS = {
+    "gpl": ("1.0", "2.0", "3.0"),
+    "lgpl": ("2.0", "2.1", "3.0"),
+    "agpl": ("1.0", "3.0"),
+    "gfdl": ("1.1", "1.2", "1.3"),
+    "gfdl-niv": ("1.1", "1.2", "1.3"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +79,7 @@ def read(package: str, text: str) -> Licence | None:
     parts = sorted({expression for name in named if (expression := _expression(name.strip(), leaf))})
     if not parts:
         return None
-    # «And» of what its files are under, each by itself: brackets round whatever has an «or» in it.
+    # "And" of what its files are under, each by itself: brackets round whatever has an "or" in it.
     joined = " AND ".join(f"({part})" if " OR " in part and len(parts) > 1 else part for part in parts)
     return Licence(expression=joined, texts=dict(sorted(own.items())))
 
@@ -109,20 +94,21 @@ def spdx_id(name: str) -> str | None:
     lowered = name.strip().lower()
     if lowered in _KNOWN:
         return _KNOWN[lowered]
-    if found := _GNU.fullmatch(lowered):
-        family, major, minor, rest = found.groups()
-        version = f"{major}.{minor or '0'}"
-        suffix = "-or-later" if rest in ("+", "-or-later") else "-only"
-        if family in _GFDL:
-            kind = "-no-invariants" if family == "gfdl-niv" else ""
-            return f"GFDL-{version}{kind}{suffix}" if version in ("1.1", "1.2", "1.3") else None
-        fitting = {"gpl": ("1.0", "2.0", "3.0"), "lgpl": ("2.0", "2.1", "3.0"), "agpl": ("1.0", "3.0")}
-        return f"{family.upper()}-{version}{suffix}" if version in fitting.get(family, ()) else None
-    return None
+    match = _GNU.fullmatch(lowered)
+    if match is None:
+        return None
+    family, major, minor, rest = match.groups()
+    version = f"{major}.{minor or '0'}"
+    suffix = "-or-later" if rest in ("+", "-or-later") else "-only"
+    if version not in _VERSIONS.get(family, ()):
+        return None
+    if family.startswith("gfdl"):
+        return f"GFDL-{version}{'-no-invariants' if family == 'gfdl-niv' else ''}{suffix}"
+    return f"{family.upper()}-{version}{suffix}"
 
 
 def _expression(name: str, leaf: Callable[[str], str]) -> str:
-    """One synopsis; a comma before «and» or «or» binds least, then «or», then «and»."""
+    """One synopsis; a comma before "and" or "or" binds least, then "or", then "and"."""
     for pattern, joint in (
         (r"\s*,\s*and\s+", " AND "),
         (r"\s*,\s*or\s+", " OR "),

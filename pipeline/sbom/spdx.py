@@ -21,34 +21,34 @@ _PURPOSE = {
 }
 
 
-def render(found: Inventory) -> str:
+def render(inventory: Inventory) -> str:
     """The document; the same inventory gives the same bytes."""
-    relations = [(_DOCUMENT, "DESCRIBES", _id(found.root.key))]
-    relations += [(_id(found.root.key), "DESCENDANT_OF", _id(found.base.key))]
-    relations += [(_id(outer), "CONTAINS", _id(inner)) for outer, inner in found.contains]
-    relations += [(_id(user), "DEPENDS_ON", _id(used)) for user, used in found.uses]
+    relations = [(_DOCUMENT, "DESCRIBES", _id(inventory.root.key))]
+    relations += [(_id(inventory.root.key), "DESCENDANT_OF", _id(inventory.base.key))]
+    relations += [(_id(outer), "CONTAINS", _id(inner)) for outer, inner in inventory.contains]
+    relations += [(_id(user), "DEPENDS_ON", _id(used)) for user, used in inventory.uses]
     document = {
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
         "SPDXID": _DOCUMENT,
-        "name": f"{found.root.name} {found.root.version} {found.platform}",
-        "documentNamespace": found.namespace,
-        "creationInfo": {"created": found.created, "creators": ["Tool: dind-k3s-pipeline"]},
-        "packages": [_package(package) for package in found.packages],
+        "name": f"{inventory.root.name} {inventory.root.version} {inventory.platform}",
+        "documentNamespace": inventory.namespace,
+        "creationInfo": {"created": inventory.created, "creators": ["Tool: dind-k3s-pipeline"]},
+        "packages": [_package(package) for package in inventory.packages],
         "relationships": [
             {"spdxElementId": one, "relationshipType": kind, "relatedSpdxElement": other}
             for one, kind, other in relations
         ],
         "hasExtractedLicensingInfos": [
             {"licenseId": name, "name": name.removeprefix("LicenseRef-"), "extractedText": text}
-            for name, text in found.texts.items()
+            for name, text in inventory.texts.items()
         ],
     }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
 def _package(package: Package) -> dict[str, Any]:
-    said: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "SPDXID": _id(package.key),
         "name": package.name,
         "downloadLocation": package.url or _NOTHING,
@@ -60,27 +60,27 @@ def _package(package: Package) -> dict[str, Any]:
         "supplier": _supplier(package.supplier),
     }
     if package.version:
-        said["versionInfo"] = package.version
+        entry["versionInfo"] = package.version
     if package.sha256:
-        said["checksums"] = [{"algorithm": "SHA256", "checksumValue": package.sha256}]
+        entry["checksums"] = [{"algorithm": "SHA256", "checksumValue": package.sha256}]
     if package.path:
-        said["packageFileName"] = f"/{package.path}"
+        entry["packageFileName"] = f"/{package.path}"
     if package.source:
-        said["sourceInfo"] = f"built from: {package.source}"
+        entry["sourceInfo"] = f"built from: {package.source}"
     if package.note:
-        said["comment"] = package.note
+        entry["comment"] = package.note
     if package.purl:
         reference = {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl"}
-        said["externalRefs"] = [{**reference, "referenceLocator": package.purl}]
-    return said
+        entry["externalRefs"] = [{**reference, "referenceLocator": package.purl}]
+    return entry
 
 
 def _supplier(text: str | None) -> str:
     """`Organization: NAME (ADDRESS)`."""
     if not text:
         return _NOTHING
-    found = re.fullmatch(r"(.*?)\s*<([^>]+)>", text.strip())
-    name, address = (found[1], f" ({found[2]})") if found else (text.strip(), "")
+    match = re.fullmatch(r"(.*?)\s*<([^>]+)>", text.strip())
+    name, address = (match[1], f" ({match[2]})") if match else (text.strip(), "")
     return f"Organization: {name}{address}"
 
 

@@ -1,7 +1,7 @@
 """Reading Sigstore bundles that sign a statement: who signed, and what exactly. No network, and no code that signs.
 
 Two kinds of trust: a public key, or the identity of a workflow that Sigstore certified and whose signature its public
-log holds. The log is asked through the bundle alone: it carries the log's signed word.
+log holds. The log is asked through the bundle alone: it has the log's signed entry.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """Whose word counts: the holder of a key, else an identity that an issuer vouched for."""
+    """Whose signature counts: the holder of a key, else an identity that an issuer vouched for."""
 
-    identity: str = ""  # a URI or address; * stands for anything
+    identity: str = ""  # a URI or address; * matches anything
     issuer: str = signature.GITHUB_ACTIONS
     key: ec.EllipticCurvePublicKey | None = None
     root: TrustedRoot | None = None  # None: Sigstore's own
@@ -76,12 +76,12 @@ def statement(raw: bytes, trust: Trust) -> dict[str, Any]:
     else:
         payload = _by_identity(raw, trust)
     try:
-        said = json.loads(payload)
-        if not isinstance(said, dict):
+        signed = json.loads(payload)
+        if not isinstance(signed, dict):
             raise ValueError
     except (ValueError, RecursionError):
-        raise VerificationFailed("a bundle signs a statement that is none", found=repr(payload[:80])) from None
-    return said
+        raise VerificationFailed("a bundle signs an invalid statement", found=repr(payload[:80])) from None
+    return signed
 
 
 def _by_key(key: ec.EllipticCurvePublicKey, kind: str, payload: bytes, signed: bytes) -> None:

@@ -1,12 +1,12 @@
 """Signatures of the vendors, made with Sigstore: which identity signed which digest. No network.
 
-- kubectl: a signature and a certificate beside the file, and nothing of the transparency log. Checked here: the
+- kubectl: a signature and a certificate next to the file, and nothing of the transparency log. Checked here: the
   certificate was issued by Sigstore's authority to that identity by that issuer, and its key signed that very digest.
   Not proven: that it was signed within the ten minutes in which the certificate was valid, and that the log has it;
   `cosign verify-blob` asks Rekor for that, over the network.
 - buildx: a bundle, which holds the log's entry and the time. Checked whole, by the sigstore library.
 
-The trust root is the one that the sigstore library brings; it becomes newer with the library.
+The trust root is the one that the sigstore library includes; it is updated with the library.
 Sources: https://kubernetes.io/docs/tasks/administer-cluster/verify-signed-artifacts/,
 https://github.com/sigstore/fulcio/blob/main/docs/oid-info.md, docker/github-builder (README).
 """
@@ -34,12 +34,14 @@ from pipeline.signing.statement import PAYLOAD
 
 if TYPE_CHECKING:
     from sigstore.models import Bundle, TrustedRoot
+    from sigstore.verify import Verifier
+    from sigstore.verify.policy import VerificationPolicy
 
 KUBERNETES = "krel-staging@k8s-releng-prod.iam.gserviceaccount.com"
 GOOGLE = "https://accounts.google.com"
 GITHUB_ACTIONS = "https://token.actions.githubusercontent.com"
 
-# The entries of the transparency log that the library can hold against a bundle.
+# The kinds of entries of the transparency log that the library can check a bundle against.
 _KINDS = {("dsse", "0.0.1"), ("hashedrekord", "0.0.1"), ("hashedrekord", "0.0.2")}
 
 
@@ -56,10 +58,10 @@ class Unreadable(Exception):
 
 
 def trust() -> TrustedRoot:
-    """Sigstore's public trust root, as the library brings it; kept in the user's cache folder, no network."""
+    """Sigstore's public trust root, as the library includes it; kept in the user's cache folder, no network."""
     from sigstore.models import ClientTrustConfig
 
-    logging.getLogger("sigstore").setLevel(logging.ERROR)  # it warns that it is offline, as it was told to be
+    logging.getLogger("sigstore").setLevel(logging.ERROR)  # it warns that it is offline, which is wanted
     return ClientTrustConfig.production(offline=True).trusted_root
 
 
@@ -72,7 +74,7 @@ def check_pair(
     issuer: str,
     authorities: Sequence[x509.Certificate],
 ) -> None:
-    """Hold a detached signature (base64) and its certificate (PEM, or base64 of it) against a file's digest.
+    """Check a detached signature (base64) and its certificate (PEM, or base64 of it) against a file's digest.
 
     `authorities`: certificates that are trusted to issue, `trust().get_fulcio_certs()`. Raises VerificationFailed
     with the first thing that is wrong.
@@ -87,8 +89,8 @@ def check_pair(
         key = leaf.public_key()
     except (ValueError, binascii.Error, x509.InvalidVersion) as error:
         raise VerificationFailed("the signature's certificate cannot be read", found=str(error)) from None
-    # Everything is told at the moment of issue: the certificate is valid for ten minutes, and nothing here says when
-    # the signature was made.
+    # Checked at the moment of issue: the certificate is valid for ten minutes, and nothing here states when the
+    # signature was made.
     builder = (
         verification.PolicyBuilder()
         .store(verification.Store(list(authorities)))
@@ -126,7 +128,7 @@ def _any_usage(policy: verification.ExtensionPolicy) -> verification.ExtensionPo
 
 
 def check_bundle(raw: bytes, *, digest: Digest, workflow: Workflow, root: TrustedRoot) -> None:
-    """Hold a Sigstore bundle against a file's digest: a signature of it, or of a statement that names it.
+    """Check a Sigstore bundle against a file's digest: a signature of it, or of a statement that names it.
 
     Raises Unreadable for what cannot be judged, VerificationFailed for what is wrong.
     """
@@ -180,13 +182,8 @@ def _kind(raw: bytes) -> str:
     return "statement" if "dsseEnvelope" in document else "file"
 
 
-def _named(verifier: object, bundle: Bundle, wanted: object) -> set[str]:
+def _named(verifier: Verifier, bundle: Bundle, wanted: VerificationPolicy) -> set[str]:
     """The sha256 of every file that a signed in-toto statement names."""
-    from sigstore.verify import Verifier
-    from sigstore.verify.policy import AllOf
-
-    assert isinstance(verifier, Verifier)
-    assert isinstance(wanted, AllOf)
     kind, payload = verifier.verify_dsse(bundle, wanted)
     if kind != PAYLOAD:
         raise VerificationFailed("what the bundle signs is no statement", expected=PAYLOAD, found=kind)

@@ -86,7 +86,7 @@ class KeySigner:
 
 
 def make_key(path: Path) -> Path:
-    """Have a private key at that path, for its owner alone, and the public one beside it; returns the latter's path."""
+    """Have a private key at that path, for its owner alone; return the path of the public one next to it."""
     public = path.with_suffix(".pub")
     if not path.exists():
         key = ec.generate_private_key(ec.SECP256R1())

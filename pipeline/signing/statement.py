@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pipeline.core.names import Digest
 
 PAYLOAD = "application/vnd.in-toto+json"
-SIGNATURE = "https://sigstore.dev/cosign/sign/v1"  # the predicate of a signature: it says nothing but «this digest»
+SIGNATURE = "https://sigstore.dev/cosign/sign/v1"  # the predicate of a signature: it is empty
 
 
 def make(name: str, digest: Digest, predicate_type: str, predicate: Mapping[str, object]) -> bytes:

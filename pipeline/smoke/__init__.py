@@ -85,7 +85,6 @@ def run(request: Request) -> tuple[SmokeReport, ...]:
         subject = Subject(image=image, platform=platform, layout=built, lock=request.lock)
         reports.append(_Run(request=request, subject=subject, broken=broken).report().with_earlier(dist))
         reports[-1].write(dist)
-    report.write(reports, dist / SMOKE)
     report.show(reports, request.log)
     if broken:
         raise broken[0]

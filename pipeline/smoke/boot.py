@@ -28,7 +28,7 @@ from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
 
-# Nothing of the tier needs the add-ons, which are images that somebody has to bring.
+# Nothing of the tier needs the add-ons, which are images that the engine would have to pull.
 NO_ADDONS = (
     "--disable=coredns --disable=traefik --disable=servicelb --disable=metrics-server --disable=local-storage "
     "--disable-helm-controller"
@@ -315,7 +315,7 @@ def _is_ready(pod: dict[str, Any]) -> bool:
 
 @_check(Phase.CONTROL_PLANE, "k3s did not end by itself")
 def kept_running(machine: Booted, _lock: Lock) -> Iterator[str]:
-    """Count the ends of k3s that nobody asked for; on a slow engine those that a fixed time limit of it explains."""
+    """Count the ends of k3s that were not requested; on a slow engine those that a fixed time limit of it explains."""
     slow = machine.engine.patience > _SLOW
     ends = machine.ends_of_k3s()
     others = [end for end in ends if not (slow and _LIMIT_OF_K3S.search(end))]

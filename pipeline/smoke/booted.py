@@ -30,7 +30,7 @@ class BootOptions:
     extra_files: tuple[tuple[Path, str], ...] = ()  # file here → path in the container, copied before it starts
     extra_environment: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = ()  # of the engine; none: its default
-    patience: float = 1.0  # every deadline is multiplied by it, beside the engine's own
+    patience: float = 1.0  # every deadline is multiplied by it and by the engine's own
     keep: bool = False  # leave the container and its volumes, running
 
 
@@ -94,8 +94,8 @@ class Booted:
         return " / ".join(found)
 
     def until(self, what: str, ask: Callable[[], str | None], limit: float) -> str:
-        """Ask until it answers with something; tells what it waits for. AssertionError at the deadline."""
-        started = told = time.monotonic()
+        """Ask until it answers with something; logs what it waits for. AssertionError at the deadline."""
+        started = logged = time.monotonic()
         allowed = limit * self._patience
         last = ""
         while True:
@@ -108,8 +108,8 @@ class Booted:
             assert now < started + allowed, f"{what}: not within {seconds(allowed)}{last}"
             assert self._trouble() is None, f"{what}: the engine is gone"
             self._require_running(what)
-            if now - told >= inside.TELL_EVERY:
-                told = now
+            if now - logged >= inside.LOG_EVERY:
+                logged = now
                 self.log.say(f"  waiting for {what}, {seconds(now - started)}")
             time.sleep(0.2)
 
@@ -144,7 +144,7 @@ class Booted:
         return time.monotonic() - started, self.client.container.inspect(self.name).state.exit_code
 
     def ends_of_k3s(self) -> list[str]:
-        """Return why k3s ended although nobody asked for it, once for each time, of all containers so far."""
+        """Return why k3s ended although nothing had stopped it, once for each time, of all containers so far."""
         kept = self.logs.read_text(encoding="utf-8") if self.logs.exists() else ""
         return _K3S_ENDED.findall(kept + str(self.client.logs(self.name)))
 
@@ -153,13 +153,13 @@ class Booted:
         return " / ".join(" ".join(line.split()) for line in str(self.client.logs(self.name, tail=count)).splitlines())
 
     def examine(self) -> None:
-        """After a failure: the container's last lines and what its doctor says, told and kept."""
+        """After a failure: the container's last lines and the report of its doctor, logged and kept."""
         try:
             self.log.say(f"the container's last lines: {self.last_lines(20)}")
             if self.client.container.inspect(self.name).state.running:
-                said = self.do("sh", "-c", "doctor || true", limit=30)
-                self.keep(f"--- doctor\n{said}\n")
-                ill = [line for line in said.splitlines() if line.startswith(("fail", "warn"))]
+                report = self.do("sh", "-c", "doctor || true", limit=30)
+                self.keep(f"--- doctor\n{report}\n")
+                ill = [line for line in report.splitlines() if line.startswith(("fail", "warn"))]
                 self.log.say(f"doctor: {' / '.join(ill) or 'all is well'}")
         except (DockerException, AssertionError, ValueError) as error:
             self.log.warn(f"the container cannot be examined: {str(error).splitlines()[0]}")
@@ -187,7 +187,7 @@ class Booted:
                 self.examine()
             if self._options.keep:
                 self.client.start(self.name)
-                self.log.say(f"the container goes on: docker exec -it {self.name} bash")
+                self.log.say(f"the container is still running: docker exec -it {self.name} bash")
                 return
             self.remove()
         for volume in self._volumes:

@@ -1,7 +1,7 @@
 """Tier `commands`: each program of the image answers with the locked version, in a container of its platform.
 
-Natively, on a virtual engine, or under qemu-user for a foreign platform: even a version query can stall there, so each
-has a timeout and a few tries, and the emulator is tried with something trivial before the image is blamed.
+Natively, on a virtual engine, or under qemu-user for a non-native platform: even a version query can stall there, so
+each has a timeout and a few tries, and the emulator is tried with something trivial before the image is blamed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, *, emulat
     )
     name = f"smoke-{uuid.uuid4().hex[:8]}"
     try:
-        with recorder.check("a trivial program") as told:
+        with recorder.check("a trivial program") as note:
             client.run(
                 image.name,
                 ["86400"],
@@ -65,16 +65,16 @@ def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, *, emulat
                 labels={LABEL: "commands"},
                 name=name,
             )
-            told(image.confirm(client, name))
-            told(ask.answer(name, ("uname", "-m")))
+            note(image.confirm(client, name))
+            note(ask.answer(name, ("uname", "-m")))
         if recorder.failed:
             return
         for command, component in (*_COMMANDS, *(() if emulated else _UNDER_A_KERNEL)):
-            with recorder.check(" ".join(command)) as told:
-                said = ask.answer(name, command)
-                told(said)
+            with recorder.check(" ".join(command)) as note:
+                answer = ask.answer(name, command)
+                note(answer)
                 if component is not None:
-                    _names_version(said, lock.versions[component])
+                    _names_version(answer, lock.versions[component])
             if recorder.failed and not _runs(client, name):
                 return  # it was killed because a command hung; the others cannot be asked
     finally:
@@ -99,7 +99,7 @@ class _Asking:
     emulated: bool
 
     def answer(self, container: str, command: tuple[str, ...]) -> str:
-        """The first line that says something; tried again after a timeout or a crash of the emulator."""
+        """The first line that is not empty; tried again after a timeout or a crash of the emulator."""
         for left in range(_TRIES - 1, -1, -1):
             try:
                 output = inside.execute(self.client, container, command, limit=self.limit, log=self.log)
@@ -112,12 +112,12 @@ class _Asking:
                     continue
                 raise
             lines = [line.strip() for line in output.splitlines() if line.strip()]
-            assert lines, f"{' '.join(command)} says nothing"
+            assert lines, f"{' '.join(command)} prints nothing"
             return lines[0]
         raise AssertionError("unreachable")
 
 
-def _names_version(said: str, version: str) -> None:
+def _names_version(output: str, version: str) -> None:
     """A distribution's `28.5.2+dfsg4` counts as 28.5.2; a longer number does not."""
     wanted = version.removeprefix("v")
-    assert re.search(rf"(?<![\d.]){re.escape(wanted)}(?!\d|\.\d)", said), f"expected version {version}"
+    assert re.search(rf"(?<![\d.]){re.escape(wanted)}(?!\d|\.\d)", output), f"expected version {version}"

@@ -12,13 +12,13 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline.core.log import Log, seconds
 
-TELL_EVERY = 4.0  # seconds between two lines about what is waited for
+LOG_EVERY = 4.0  # seconds between two lines about what is waited for
 _GRACE = 15.0  # seconds behind timeout(1)'s limit after which the whole container is killed
 _TIMEOUT, _SIGKILL = 124, 137  # exit codes of timeout(1): it sent SIGTERM, it had to send SIGKILL
 
 
 class Failed(AssertionError):
-    """A command inside did not end with 0; the text is one sentence with its last words."""
+    """A command inside did not end with 0; the text is one line with its last output."""
 
     def __init__(
         self, command: tuple[str, ...], limit: float, error: DockerException, *, killed: bool, took: float
@@ -63,9 +63,9 @@ def patience(
     *,
     after: float | None = None,
     give_up: Callable[[], None] | None = None,
-    every: float = TELL_EVERY,
+    every: float = LOG_EVERY,
 ) -> Iterator[None]:
-    """Tell every few seconds what is waited for while the block runs; call `give_up` once after so many seconds."""
+    """Log every few seconds what is waited for while the block runs; call `give_up` once after so many seconds."""
     done = threading.Event()
 
     def watch() -> None:

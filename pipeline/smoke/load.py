@@ -24,7 +24,7 @@ from pipeline.smoke.inside import patience
 
 _CHUNK = 1 << 20
 _REPOSITORY = "dind-k3s.local/smoke"
-KEPT = 6  # images in an engine: those of a few builds, for a smoke that runs beside this one may be about to start one
+KEPT = 6  # images in an engine: those of a few builds, for a smoke that runs at the same time may be about to start one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,10 @@ class Loaded:
     built: BuiltPlatform
 
     def confirm(self, client: DockerClient, container: str) -> str:
-        """That a container was made of exactly the smoked manifest; says what of it the engine names.
+        """Return what a container was made of, which must be exactly the smoked manifest.
 
-        Docker tells the manifest since API 1.48 with the containerd image store; a classic engine tells the config's
-        digest. Older ones with the containerd store tell the index alone. Raises AssertionError.
+        Docker reports the manifest since API 1.48 with the containerd image store; a classic engine reports the
+        config's digest. Older ones with the containerd store report the index alone. Raises AssertionError.
         """
         # Raw: python-on-whales' model of a container drops what it does not know.
         text = run_docker([*client.client_config.docker_cmd, "container", "inspect", container])
@@ -56,7 +56,7 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
     """Have that platform of the image in the engine.
 
     An engine with the containerd image store takes the whole index and keeps its digest; a classic one takes one
-    platform at a time and keeps the digest of its config. Either is held against the image, and nothing is loaded
+    platform at a time and keeps the digest of its config. Either is checked against the image, and nothing is loaded
     that is there already. Of what earlier runs loaded, the last few stay. Raises EngineError when the engine has
     something else afterwards, or does not answer.
     """
@@ -85,7 +85,7 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
 def prepare(client: DockerClient, layout: Layout, image: Image, platform: Platform, log: Log) -> None:
     """Have that platform alone in an engine with the containerd image store, unpacked, though it cannot run it.
 
-    A container that is made and never started is what has dockerd unpack the layers of a foreign platform. Raises
+    A container that is made and never started is what has dockerd unpack the layers of a non-native platform. Raises
     EngineError.
     """
     built = image.platforms[platform]

@@ -1,4 +1,4 @@
-"""How checks are run and written down: each with its time, told as it ends, its failure as one sentence."""
+"""How checks are run and recorded: each with its time, logged as it ends, its failure as one message."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from pipeline.core.records import Check, State, Tier, TierReport
 class Recorder:
     """Collects the checks of one tier on one platform."""
 
-    def __init__(self, tier: Tier, where: str, log: Log, *, quiet: bool = False) -> None:
-        self.where = where  # what it runs on, as the report says it
+    def __init__(self, tier: Tier, where: str, log: Log) -> None:
+        self.where = where  # what it runs on, for the report
         self._tier = tier
         self.log = log
-        self._quiet = quiet
         self._checks: list[Check] = []
         self.step = ""  # the part of the tier that the next checks belong to
 
@@ -27,7 +26,7 @@ class Recorder:
     def check(self, name: str) -> Iterator[Callable[[str], None]]:
         """One check; call what it yields with what was seen. An assertion or a docker failure makes it fail.
 
-        A failure does not end the tier: the next checks tell more. Use `failed` to stop where that makes no sense.
+        A failure does not end the tier: the next checks show more. Use `failed` to stop where that makes no sense.
         """
         details: list[str] = []
         started = time.monotonic()
@@ -45,9 +44,8 @@ class Recorder:
             took = round(time.monotonic() - started, 2)
             check = Check(name=name, state=state, seconds=took, detail="; ".join(details), step=self.step)
             self._checks.append(check)
-            if not self._quiet or state == State.FAILED:
-                mark = "✓" if state == State.PASSED else "✗"
-                self.log.say(f"{mark} {name} · {seconds(check.seconds)}  {check.detail}")
+            mark = "✓" if state == State.PASSED else "✗"
+            self.log.say(f"{mark} {name} · {seconds(check.seconds)}  {check.detail}")
 
     def left(self, name: str, reason: str) -> None:
         """A check that does not run here, with its reason."""
@@ -77,5 +75,5 @@ def not_run(tier: Tier, reason: str) -> TierReport:
 
 
 def _last_words(error: DockerException) -> str:
-    said = (error.stderr or "").strip() or (error.stdout or "").strip()
-    return f"exit code {error.return_code}: {' / '.join(said.splitlines()[-3:]) or 'no output'}"
+    output = (error.stderr or "").strip() or (error.stdout or "").strip()
+    return f"exit code {error.return_code}: {' / '.join(output.splitlines()[-3:]) or 'no output'}"
