@@ -355,7 +355,7 @@ def test_a_text_that_is_a_hard_link(tmp_path: Path) -> None:
 def test_a_layer_that_a_variant_shares_is_read_once(tmp_path: Path) -> None:
     made = Made(tmp_path)
     built = layout.read(made.dist / "image", made.image.digest)
-    known: dict[Digest, Layer[rootfs.Content]] = {}
+    known: dict[Digest, Layer[rootfs.FileContent]] = {}
     first = rootfs.read(built, made.image.platforms[Platform.AMD64].digest, known)
     assert len(known) == 3
     for part in built.blobs:

@@ -29,7 +29,7 @@ def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
     Raises LockStale when an image was built from another lock, DigestMismatch when its files have changed or hold
     something else than what the lock names.
     """
-    known: dict[Digest, Layer[rootfs.Content]] = {}
+    known: dict[Digest, Layer[rootfs.FileContent]] = {}
     for image in images:
         image.require_lock(lock.digest)
         folder = image.variant.below(dist)

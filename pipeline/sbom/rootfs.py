@@ -39,14 +39,14 @@ class Archive:
     names: tuple[str, ...]  # of the images in it; none when it cannot be read
 
 
-Content = Program | Archive | str | None
+FileContent = Program | Archive | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
     """The files of an image that matter here; paths without a leading slash."""
 
-    files: FileSystem[Content]
+    files: FileSystem[FileContent]
 
     def program(self, path: str) -> Program | None:
         """The program of that path, which is no link."""
@@ -64,12 +64,12 @@ class Root:
         return entry.content if entry and isinstance(entry.content, str) else None
 
 
-def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[Content]]) -> Root:
+def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[FileContent]]) -> Root:
     """Read the layers of one platform. Raises DigestMismatch when one cannot be read.
 
     `known`: layers that were read already, for variants share most of theirs; new ones are added.
     """
-    files: FileSystem[Content] = FileSystem()
+    files: FileSystem[FileContent] = FileSystem()
     for part in built.layers(manifest):
         try:
             if part.digest not in known:
@@ -86,7 +86,7 @@ def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[Content]]) -
     return Root(files=files)
 
 
-def _read_layer(part: Part) -> Layer[Content]:
+def _read_layer(part: Part) -> Layer[FileContent]:
     layer = layers.read(part.path, part.digest, _look)
     # A hard link that matters, to a file that does not: the content is elsewhere in the archive, so it is read again.
     linked: dict[str, list[str]] = {}
@@ -102,7 +102,7 @@ def _read_layer(part: Part) -> Layer[Content]:
     return layer
 
 
-def _look(path: str, _member: tarfile.TarInfo, content: IO[bytes]) -> Content:
+def _look(path: str, _member: tarfile.TarInfo, content: IO[bytes]) -> FileContent:
     return _content(path, content.read()) if _is_wanted(path) else None
 
 
@@ -114,7 +114,7 @@ def _is_wanted(path: str) -> bool:
     return path in PROGRAMS or _is_archive(path) or _TEXT.fullmatch(path) is not None
 
 
-def _content(path: str, data: bytes) -> Content:
+def _content(path: str, data: bytes) -> FileContent:
     """What a file that is wanted is read for."""
     if path in PROGRAMS:
         return _program(data, bundle=path == K3S.programs[0].path)

@@ -65,7 +65,7 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class BootCheck:
     """One check of the tier."""
 
     phase: Phase
@@ -76,8 +76,8 @@ class Check:
 
 def _check(
     phase: Phase, name: str, *, required: bool = False
-) -> Callable[[Callable[[Booted, Lock], Iterator[str]]], Check]:
-    return lambda run: Check(phase=phase, name=name, run=run, required=required)
+) -> Callable[[Callable[[Booted, Lock], Iterator[str]]], BootCheck]:
+    return lambda run: BootCheck(phase=phase, name=name, run=run, required=required)
 
 
 def run(engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorder: Recorder, logs: Path) -> None:
@@ -117,7 +117,7 @@ def _container(engine: Engine, image: Loaded, options: BootOptions, recorder: Re
         machine.clean_up(failed=failed)
 
 
-def perform(checks: Iterable[Check], machine: Booted, lock: Lock, recorder: Recorder) -> bool:
+def perform(checks: Iterable[BootCheck], machine: Booted, lock: Lock, recorder: Recorder) -> bool:
     """Run checks in their order; whether all of them ran."""
     for check in checks:
         recorder.step = check.phase

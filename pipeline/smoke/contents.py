@@ -20,23 +20,16 @@ _SHEBANG = 256  # bytes: longer than what the kernel reads of a script's first l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
-    """A file that was read as a whole."""
-
-    sha256: str
-    evidence: str | None  # where it names the version that was asked for
-    build: elf.GoBuild | None
-    text: bytes  # the content of a script or of a file that was asked for; empty for binaries
-
-
-@dataclass(frozen=True, kw_only=True)
 class File:
     """A regular file."""
 
     header: elf.Header | None
     shebang: str
-    sha256: str = ""  # of files that were read as a whole
-    program: Program | None = None
+    sha256: str = ""  # of files whose digest is wanted, or that are read as a whole
+    is_whole: bool = False  # it was read as a whole, for what follows
+    evidence: str | None = None  # where it names the version that it should
+    build: elf.GoBuild | None = None
+    text: bytes = b""  # the content of a script or of a file that was asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +46,17 @@ class Wanted:
         whole = is_text or version is not None
         to_hash = whole or path.startswith(self.hashed)
         data = content.read(member.size if to_hash else _SHEBANG)
-        header, shebang = elf.header(data[: elf.HEAD]), ""
-        is_script = data[:2] == b"#!"
-        if header is None and is_script:
-            shebang = data[2:_SHEBANG].split(b"\n", 1)[0].decode("utf-8", "replace").strip()
-        sha256 = hashlib.sha256(data).hexdigest() if to_hash else ""
-        program = None
-        if whole:
-            program = Program(
-                sha256=sha256,
-                evidence=elf.version_evidence(data, version) if version else None,
-                build=elf.go_build(data) if version is not None else None,
-                text=data if is_text or is_script else b"",
-            )
-        return File(header=header, shebang=shebang, sha256=sha256, program=program)
+        header, is_script = elf.header(data[: elf.HEAD]), data[:2] == b"#!"
+        shebang = data[2:_SHEBANG].split(b"\n", 1)[0] if is_script and header is None else b""
+        return File(
+            header=header,
+            shebang=shebang.decode("utf-8", "replace").strip(),
+            sha256=hashlib.sha256(data).hexdigest() if to_hash else "",
+            is_whole=whole,
+            evidence=elf.version_evidence(data, version) if version else None,
+            build=elf.go_build(data) if version is not None else None,
+            text=data if is_text or (whole and is_script) else b"",
+        )
 
 
 def read(parts: Sequence[Part], unpacked: Sequence[str], wanted: Wanted) -> FileSystem[File]:

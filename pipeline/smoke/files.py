@@ -22,7 +22,7 @@ from pipeline.oci import docker_archive
 from pipeline.oci.index import Document
 from pipeline.oci.layers import FileSystem
 from pipeline.smoke import contents
-from pipeline.smoke.contents import File, Program
+from pipeline.smoke.contents import File
 from pipeline.smoke.record import Recorder
 from pipeline.smoke.subject import Subject
 
@@ -126,12 +126,12 @@ class _Checks:
         _need(headers, "there is no ELF file at all")
         return f"all {len(headers)} ELF files are for {platform} and whole"
 
-    def _program(self, path: str) -> Program:
+    def _program(self, path: str) -> File:
         entry = self.files.entries.get(path)
-        if entry is None or entry.content is None or entry.content.program is None:
+        if entry is None or entry.content is None or not entry.content.is_whole:
             raise AssertionError(f"/{path} is missing" if entry is None else f"/{path} is not a regular file")
         _need(entry.mode & 0o111 == 0o111, f"/{path} may not be executed by everybody: its mode is {entry.mode:04o}")
-        return entry.content.program
+        return entry.content
 
     def _component(self, component: str) -> str:
         version, platform = self.subject.lock.versions[component], self.subject.platform
@@ -145,9 +145,8 @@ class _Checks:
                 _need(comment.encode() in program.text, f"/{path} is a stub k3s, but not '{comment}'")
                 evidence.append(f"a stub that says so: {comment}")
             else:
-                entry = self.files.entries[path]
-                is_binary = entry.content and entry.content.header
-                _need(is_binary, f"/{path} is not an executable (truncated?): {entry.size} bytes")
+                size_of = self.files.entries[path].size
+                _need(program.header, f"/{path} is not an executable (truncated?): {size_of} bytes")
                 built = program.build
                 other = f"; it was built as {built.path} {built.version}" if built else ""
                 _need(program.evidence, f"/{path} does not name version {version}{other}")
@@ -171,13 +170,12 @@ class _Checks:
         """The locked archive, with images for the platform that a cluster can live on."""
         airgap, platform = self.subject.airgap, self.subject.platform
         file = self.files.content(self.archive)
-        if airgap is None or file is None or file.program is None:
+        if airgap is None or file is None:
             raise AssertionError(f"/{self.archive} is missing")
-        program = file.program
-        sha256, locked = program.sha256, airgap.digest.hex
+        sha256, locked = file.sha256, airgap.digest.hex
         _need(sha256 == locked, f"/{self.archive} has sha256 {sha256}, the lock says {locked}")
         try:
-            images = docker_archive.read(program.text)
+            images = docker_archive.read(file.text)
         except ValueError as error:
             raise AssertionError(f"it is no archive of docker images: {error}") from None
         other = images.platforms - {platform.value}
@@ -191,7 +189,7 @@ class _Checks:
     def _manifest(self) -> str:
         """manifest.json names the locked files, and every file of ours with its digest."""
         file = self.files.content(_MANIFEST)
-        entries: list[Mapping[str, Any]] = json.loads(file.program.text) if file and file.program else []
+        entries: list[Mapping[str, Any]] = json.loads(file.text) if file else []
         _need(entries, f"/{_MANIFEST} is missing or empty")
         listed = {entry["component"]: entry for entry in entries}
         for locked in filter(None, (*self.subject.lock.artifacts, self.subject.airgap)):
