@@ -5,6 +5,7 @@ Source: https://github.com/opencontainers/image-spec/blob/main/layer.md
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import posixpath
 import tarfile
@@ -18,7 +19,7 @@ from pipeline.core.names import Digest
 
 _CHUNK = 1 << 20
 _BLOCK = 1 << 16  # what tarfile keeps in memory; it copies the rest of it for every member
-_GZIP, _GZIP_WINDOW = b"\x1f\x8b", 31  # the magic number; for zlib: a gzip header, a window of any size
+_GZIP = b"\x1f\x8b"  # how a gzip file begins (RFC 1952)
 _LINKS = 40  # symlinks in one path, as in the kernel
 
 T = TypeVar("T")
@@ -132,18 +133,22 @@ def members(
     has it among its diff_ids. Raises Unreadable, at the end for a layer that has another digest.
     """
     with layer.open("rb") as raw:
-        stream = _Stream(raw)
+        is_packed = raw.read(len(_GZIP)) == _GZIP
+        raw.seek(0)
+        file = _Hashed(raw)
+        plain = _Hashed(cast("IO[bytes]", gzip.GzipFile(fileobj=cast("IO[bytes]", file)))) if is_packed else file
         try:
-            with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=_BLOCK) as archive:
+            with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|", bufsize=_BLOCK) as archive:
                 for member in archive:
                     yield member, archive.extractfile(member) if member.isreg() else None
-            stream.finish()
-        except (EOFError, zlib.error, tarfile.TarError) as error:
+            while plain.read(_CHUNK):
+                pass  # what tarfile leaves behind the archive's end is in the digests too
+        except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
             raise Unreadable(f"the layer {digest} is broken: {error}") from None
-    if stream.packed != digest.text:
-        raise Unreadable(f"the layer {digest} has changed: its file has the digest {stream.packed}")
-    if unpacked is not None and stream.unpacked != unpacked:
-        raise Unreadable(f"the layer {digest} unpacks to {stream.unpacked}, the config says {unpacked}")
+    if file.digest != digest.text:
+        raise Unreadable(f"the layer {digest} has changed: its file has the digest {file.digest}")
+    if unpacked is not None and plain.digest != unpacked:
+        raise Unreadable(f"the layer {digest} unpacks to {plain.digest}, the config says {unpacked}")
 
 
 def read(layer: Path, digest: Digest, look: Look[T], unpacked: str | None = None) -> Layer[T]:
@@ -174,55 +179,19 @@ def normal(path: str) -> str:
     return "" if path == "." else path
 
 
-class _Stream:
-    """An archive, packed with gzip or plain, which is hashed as it is read."""
+class _Hashed:
+    """A stream that is hashed as it is read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._packed, self._plain = hashlib.sha256(), hashlib.sha256()
-        self._rest = self._next()
-        self._inflate = zlib.decompressobj(_GZIP_WINDOW) if self._rest.startswith(_GZIP) else None
-
-    def _next(self) -> bytes:
-        data = self._stream.read(_CHUNK)
-        self._packed.update(data)
-        return data
+        self._stream, self._state = stream, hashlib.sha256()
 
     def read(self, count: int) -> bytes:
-        """`count` bytes, less only at the end. Raises EOFError when the layer ends in the middle, zlib.error."""
-        parts = []
-        while count:
-            self._rest = self._rest or self._next()
-            if self._inflate is None:
-                part, self._rest = self._rest[:count], self._rest[count:]
-                if not part:
-                    break
-            else:
-                if self._inflate.eof:
-                    if not self._rest:
-                        break
-                    self._inflate = zlib.decompressobj(_GZIP_WINDOW)  # several gzip members in a row are one stream
-                part = self._inflate.decompress(self._rest, count)
-                if not (part or self._rest or self._inflate.eof):
-                    raise EOFError("it ends too early")
-                self._rest = self._inflate.unconsumed_tail or self._inflate.unused_data
-            count -= len(part)
-            parts.append(part)
-        data = b"".join(parts)
-        self._plain.update(data)
+        """At most so many bytes; none at the end."""
+        data = self._stream.read(count)
+        self._state.update(data)
         return data
 
-    def finish(self) -> None:
-        """Read the rest, which tarfile leaves behind the archive's end."""
-        while self.read(_CHUNK):
-            pass
-
     @property
-    def packed(self) -> str:
-        """The digest of the file."""
-        return f"sha256:{self._packed.hexdigest()}"
-
-    @property
-    def unpacked(self) -> str:
-        """The digest of the archive in it."""
-        return f"sha256:{self._plain.hexdigest()}"
+    def digest(self) -> str:
+        """Of what was read."""
+        return f"sha256:{self._state.hexdigest()}"
