@@ -7,8 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
@@ -164,6 +167,47 @@ def disk_full(said: str, where: Path) -> EngineError | None:
         where=str(where),
         next_step="make room there, or choose another folder: DIND_K3S_CACHE=…",
     )
+
+
+@contextmanager
+def exclusive(lock: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file for the length of the block. Raises EngineError, which begins with `taken`, if it is held."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        next_step = "wait for it, or give this run a folder of its own: DIND_K3S_CACHE=…"
+        raise EngineError(taken, where=str(lock.parent), next_step=next_step) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def require_short(folder: Path, limit: int, contents: str) -> None:
+    """Raise EngineError for a folder whose path is too long for the sockets in it (unix(7))."""
+    if len(str(folder)) > limit:
+        raise EngineError(
+            f"the path of {contents} is too long for the kernel",
+            expected=f"at most {limit} characters for their folder",
+            found=str(folder),
+            next_step="set DIND_K3S_CACHE to a folder with a shorter path",
+        )
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """Return a command line whose process the kernel kills when this one ends (prctl(2), PR_SET_PDEATHSIG)."""
+    return [find("setpriv") or "setpriv", "--pdeathsig", "KILL", *command]
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a process that was told to end, and kill it after that time."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def has_capability(number: int) -> bool:

@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
+from pipeline.core import machine
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log, seconds
 from pipeline.core.machine import find
@@ -43,6 +43,10 @@ class Binaries:
     def init(self) -> Path:
         """The static init of the archive."""
         return self.bin / "docker-init"
+
+    def client(self, host: str) -> DockerClient:
+        """Return a client of a docker host that is this docker."""
+        return DockerClient(host=host, config=self.config, client_call=[str(self.bin / "docker")])
 
 
 def unpack(*, docker: Path, digest: Digest, buildx: Path, folder: Path) -> Binaries:
@@ -72,34 +76,16 @@ def run(binaries: Binaries, folder: Path, log: Log, *, sandboxed: bool, network:
     namespaces (False: we are inside some already). `network`: give the sandbox a way out through slirp4netns.
     Raises EngineError when dockerd does not answer, with its last lines.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    socket = folder / "docker.sock"
-    if len(str(socket)) > 100:
-        raise EngineError(
-            "the path of the engine's socket is too long for the kernel",
-            expected="at most 100 characters",
-            found=str(socket),
-            next_step="set DIND_K3S_CACHE to a folder with a shorter path",
-        )
-    try:
-        lock = FileLock(folder / "lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise EngineError(
-            "another run uses the private engine",
-            where=str(folder),
-            next_step="wait for it, or give this run a folder of its own: DIND_K3S_CACHE=…",
-        ) from None
-    try:
+    machine.require_short(folder, 88, "the engine's socket")
+    with machine.exclusive(folder / "lock", "another run uses the private engine"):
         sandbox.sweep_cgroups(CGROUP)
+        socket = folder / "docker.sock"
         for stale in (socket, folder / "dockerd.pid"):
             stale.unlink(missing_ok=True)
         started = time.monotonic()
         process = _start(binaries, folder, socket, sandboxed=sandboxed, network=network)
         try:
-            client = DockerClient(
-                host=f"unix://{socket}", config=binaries.config, client_call=[str(binaries.bin / "docker")]
-            )
+            client = binaries.client(f"unix://{socket}")
             _wait(client, process, folder)
             log.say(f"dockerd answered after {seconds(time.monotonic() - started)}")
             _drop_leftovers(client)
@@ -107,8 +93,6 @@ def run(binaries: Binaries, folder: Path, log: Log, *, sandboxed: bool, network:
         finally:
             _stop(process, sandboxed=sandboxed)
             sandbox.sweep_cgroups(CGROUP)
-    finally:
-        lock.release()
 
 
 def _start(
@@ -167,7 +151,7 @@ def _connect(process: subprocess.Popen[bytes], folder: Path) -> None:
         return
     with (folder / "slirp4netns.log").open("wb") as output:
         subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", program, "--configure", "--mtu=65520", str(child), "tap0"],
+            machine.tied([program, "--configure", "--mtu=65520", str(child), "tap0"]),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -203,15 +187,11 @@ def _drop_leftovers(client: DockerClient) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes], *, sandboxed: bool) -> None:
-    """Stop dockerd in order, so that its data root is left clean; then by force, which its sandbox survives not."""
+    """Stop dockerd in order, so that its data root is left clean; else kill it; the sandbox dies with it."""
     if process.poll() is not None:
         return
     if sandboxed:
         sandbox.signal_inside(process.pid, signal.SIGTERM)
     else:
         process.terminate()
-    try:
-        process.wait(_STOP)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    machine.stop(process, _STOP)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from python_on_whales import DockerClient
@@ -52,37 +52,40 @@ class Engine:
 
 @contextmanager
 def choose(lock: Lock, cache: Path, log: Log) -> Iterator[Engine]:
-    """The best engine that this machine has, for the length of the block; says which one and why.
+    """The best engine that this machine has, for the length of the block; logs which one and why.
 
     `cache`: what `fetch` filled; a private engine is started from it. Raises EngineError with every way out.
     """
     own, reason = _users_own()
-    if own is not None:
-        builder = os.environ.get("BUILDX_BUILDER")
-        description = f"your engine, {describe(own)}"
-        platform, host = platform_of(own), os.environ.get("DOCKER_HOST", "")
-        if builder or has_containerd_store(own):
-            log.say(f"engine: {description}" + (f", builder {builder}" if builder else ""))
-            yield Engine(
-                docker=own, builder=builder or "default", description=description, platform=platform, host=host
-            )
-            return
-        log.say(f"engine: {description}, with a docker-container builder: its image store is classic")
-        try:
-            made = own.buildx.create(driver="docker-container", bootstrap=True)
-        except DockerException as error:
-            raise EngineError(
-                "your engine has no containerd image store, and a builder could not be started beside it",
-                found=str(error.stderr or error).strip().splitlines()[-1],
-                next_step='set {"features": {"containerd-snapshotter": true}} in /etc/docker/daemon.json, '
-                "or name a builder in BUILDX_BUILDER",
-            ) from None
-        with made:
-            yield Engine(docker=own, builder=made.name, description=description, platform=platform, host=host)
+    if own is None:
+        log.say(f"no engine of your own ({reason}): starting a private one from the lock's artifacts")
+        with private(lock, cache, log, sandboxed=True) as started:
+            yield started
         return
-    log.say(f"no engine of your own ({reason}): starting a private one from the lock's artifacts")
-    with private(lock, cache, log, sandboxed=True) as engine:
+    named = os.environ.get("BUILDX_BUILDER")
+    engine = Engine(
+        docker=own,
+        builder=named or "default",
+        description=f"your engine, {describe(own)}",
+        platform=platform_of(own),
+        host=os.environ.get("DOCKER_HOST", ""),
+    )
+    if named or has_containerd_store(own):
+        log.say(f"engine: {engine.description}" + (f", builder {named}" if named else ""))
         yield engine
+        return
+    log.say(f"engine: {engine.description}, with a docker-container builder: its image store is classic")
+    try:
+        made = own.buildx.create(driver="docker-container", bootstrap=True)
+    except DockerException as error:
+        raise EngineError(
+            "your engine has no containerd image store, and a builder could not be started beside it",
+            found=str(error.stderr or error).strip().splitlines()[-1],
+            next_step='set {"features": {"containerd-snapshotter": true}} in /etc/docker/daemon.json, '
+            "or name a builder in BUILDX_BUILDER",
+        ) from None
+    with made:
+        yield replace(engine, builder=made.name)
 
 
 @contextmanager
@@ -124,8 +127,8 @@ def _users_own() -> tuple[DockerClient | None, str]:
     except ClientNotFoundError:
         return None, "no docker command"
     except DockerException as error:
-        said = str(error.stderr or "").strip().splitlines()
-        return None, said[-1] if said else "docker does not answer"
+        lines = str(error.stderr or "").strip().splitlines()
+        return None, lines[-1] if lines else "docker does not answer"
     return client, ""
 
 

@@ -78,11 +78,10 @@ class Engines:
         )
         with virtual.run(request) as guest:
             host = f"tcp://127.0.0.1:{guest.port}"
-            client = DockerClient(host=host, config=binaries.config, client_call=[str(binaries.bin / "docker")])
             release = ".".join(map(str, qemu.version(platform)))
             description = f"virtual engine: qemu {release} {guest.accelerator.name}, {guest.speed:.0f}× slower"
             yield Engine(
-                docker=client,
+                docker=binaries.client(host),
                 builder=None,
                 description=description + ("" if self.guest.name == "default" else f", guest {self.guest.name}"),
                 platform=platform,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.core.machine import find
+from pipeline.core.machine import find, tied
 
 TOOLS = ("unshare", "setpriv", "ip", "mount", "iptables")
 
@@ -48,7 +48,7 @@ def wrap(
     /etc/resolv.conf inside. The whole sandbox is killed when the process that starts this
     command line dies (`setpriv --pdeathsig`) or when unshare itself is killed (`--kill-child`).
     """
-    outer = [find("setpriv") or "setpriv", "--pdeathsig", "KILL", find("unshare") or "unshare"]
+    outer = tied([find("unshare") or "unshare"])
     namespaces = ["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL", "--mount-proc"]
     if not network:
         namespaces.append("--net")

@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import http.server
 import re
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline.components import owner, published
-from pipeline.core.errors import EngineError
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import write_json, write_text
 from pipeline.inputs.versions import UPSTREAM
+from pipeline.rehearsal import loopback
 
 # A key of versions.ORIGINS → its folder below the root.
 HOSTS = {key: url.removeprefix("https://") for key, url in UPSTREAM.items()}
@@ -39,32 +38,16 @@ def upstream(port: int) -> dict[str, str]:
     return {key: f"http://127.0.0.1:{port}/{folder}" for key, folder in HOSTS.items()}
 
 
-@contextmanager
-def serve(root: Path, port: int) -> Iterator[None]:
+def serve(root: Path, port: int) -> AbstractContextManager[None]:
     """Serve the folder on 127.0.0.1 for the length of the block. Raises EngineError when the port is taken."""
-    try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, directory=str(root)))
-    except OSError as error:
-        raise EngineError(
-            f"the origin cannot listen on 127.0.0.1:{port}",
-            found=str(error),
-            next_step=f"stop what listens there: ss -ltnp 'sport = {port}'",
-        ) from None
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
+    return loopback.serve("the origin", port, partial(_Handler, directory=str(root)))
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the client's own progress shows what is fetched."""
+        """Log nothing: the client's own progress shows what is fetched."""
 
 
 def publish(root: Path, part: str, version: str, files: Mapping[Platform, bytes]) -> None:

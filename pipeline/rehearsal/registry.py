@@ -6,41 +6,40 @@ Debian's docker-registry; the token server is ours. Source: distribution's docs/
 
 from __future__ import annotations
 
-import base64
 import gzip
-import http.server
 import json
 import secrets
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from hashlib import sha256
 from http import HTTPStatus
-from ipaddress import ip_address
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from pipeline.core import machine
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
-from pipeline.core.machine import find
 from pipeline.core.names import INDEX, MANIFEST, Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import write_json, write_text
 from pipeline.oci.credentials import Credentials
 from pipeline.oci.registry import Registry
+from pipeline.rehearsal import loopback
 
 _ISSUER = "dind-k3s rehearsal"
 _SERVICE = "rehearsal"
 _START = 20.0  # seconds until the registry must answer; it takes well under one
 _STOP = 5.0  # seconds for the registry to end by itself
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+Access = list[dict[str, object]]  # rights, as a token states them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,60 @@ class Served:
     host: str  # 127.0.0.1:<port>, with TLS localhost:<port>
     credentials: Credentials  # of the user that may push; new in every run
     authority: Path | None  # with TLS: the certificate (PEM) to trust; new in every run
-    token: Callable[[list[dict[str, object]]], str]  # for a client that cannot ask the token server: access → token
+    token: Callable[[Access], str]  # for a client that cannot ask the token server
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a registry has its files and ports."""
+
+    folder: Path
+    port: int
+    tls: bool
+
+    @property
+    def certificate(self) -> Path:
+        """For both ends of trust: the registry believes tokens that it signed, clients the registry."""
+        return self.folder / "token.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "token.key"
+
+    @property
+    def name(self) -> str:
+        return "localhost" if self.tls else "127.0.0.1"
+
+    def make_certificate(self) -> None:
+        """Write a new EC key and its self-signed certificate, which is an authority for a day (RFC 5280, 4.2.1)."""
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-keyout", str(self.key), "-out", str(self.certificate), "-days", "1", "-subj", f"/CN={_ISSUER}"]
+        command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        command += ["-addext", "keyUsage=critical,digitalSignature,keyCertSign"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise EngineError("openssl cannot make the registry's certificate", found=done.stderr.strip()[-300:])
+
+    def write_configuration(self) -> Path:
+        """Write distribution's configuration, which is YAML; JSON is YAML."""
+        scheme = "https" if self.tls else "http"
+        tls = {"tls": {"certificate": str(self.certificate), "key": str(self.key)}} if self.tls else {}
+        token = {
+            "realm": f"{scheme}://{self.name}:{self.port + 1}/token",
+            "service": _SERVICE,
+            "issuer": _ISSUER,
+            "rootcertbundle": str(self.certificate),
+        }
+        configuration = {
+            "version": 0.1,
+            "log": {"level": "warn", "accesslog": {"disabled": True}},
+            "storage": {"filesystem": {"rootdirectory": str(self.folder / "storage")}, "delete": {"enabled": True}},
+            "http": {"addr": f"127.0.0.1:{self.port}", **tls},
+            "auth": {"token": token},
+        }
+        path = self.folder / "config.yml"
+        write_json(path, configuration)
+        return path
 
 
 @contextmanager
@@ -60,61 +112,33 @@ def serve(program: str, folder: Path, port: int, *, tls: bool = False) -> Iterat
     The token server listens on the next port. `tls`: both speak TLS. Raises EngineError when either port is taken.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    place = _Place(folder=folder, port=port, tls=tls)
     credentials = Credentials(username="rehearsal", password=secrets.token_urlsafe(24))
-    key, certificate = _key_and_certificate()
-    # One certificate for both ends of trust: the registry believes tokens that it signed, clients the registry.
-    authority, private = folder / "token.crt", folder / "token.key"
-    authority.write_bytes(certificate)
-    name, token_port = "localhost" if tls else "127.0.0.1", port + 1
-    host = f"{name}:{port}"
     _require_free(port)
+    place.make_certificate()
+    token = partial(_token, place.key.read_bytes(), place.certificate.read_text(encoding="ascii"))
     context: ssl.SSLContext | None = None
     if tls:
-        private.touch(mode=0o600)
-        private.write_bytes(_pem(key))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(authority, private)
-    # The configuration is YAML, and JSON is YAML.
-    configuration = {
-        "version": 0.1,
-        "log": {"level": "warn", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}, "delete": {"enabled": True}},
-        "http": {
-            "addr": f"127.0.0.1:{port}",
-            **({"tls": {"certificate": str(authority), "key": str(private)}} if tls else {}),
-        },
-        "auth": {
-            "token": {
-                "realm": f"{'https' if tls else 'http'}://{name}:{token_port}/token",
-                "service": _SERVICE,
-                "issuer": _ISSUER,
-                "rootcertbundle": str(authority),
-            }
-        },
-    }
-    write_json(folder / "config.yml", configuration)
+        context.load_cert_chain(place.certificate, place.key)
+    # The kernel ends it with us, should we be killed.
+    command = machine.tied([program, "serve", str(place.write_configuration())])
     with (
-        _token_server(token_port, key, certificate, credentials, context),
+        loopback.serve("the token server", port + 1, partial(_TokenHandler, token, credentials), context),
         (folder / "registry.log").open("wb") as output,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
-        # The kernel ends it with us, should we be killed.
-        command = [find("setpriv") or "setpriv", "--pdeathsig", "KILL", program, "serve", str(folder / "config.yml")]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait(process, port, folder / "registry.log")
             yield Served(
-                host=host,
+                host=f"{place.name}:{port}",
                 credentials=credentials,
-                authority=authority if tls else None,
-                token=partial(_token, key, certificate),
+                authority=place.certificate if tls else None,
+                token=token,
             )
         finally:
             process.terminate()
-            try:
-                process.wait(_STOP)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            machine.stop(process, _STOP)
 
 
 def free_ports() -> int:
@@ -139,11 +163,7 @@ def _require_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise EngineError(
-                f"the registry cannot listen on 127.0.0.1:{port}",
-                found=error.strerror,
-                next_step=f"stop what listens there: ss -ltnp 'sport = {port}'",
-            ) from None
+            raise loopback.port_taken("the registry", port, error) from None
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -165,57 +185,50 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         time.sleep(0.02)
 
 
-@contextmanager
-def _token_server(
-    port: int, key: _Key, certificate: bytes, user: Credentials, context: ssl.SSLContext | None
-) -> Iterator[None]:
-    """Give tokens: `pull` to anyone, `push` to the user; `context`: over TLS."""
+class _TokenHandler(BaseHTTPRequestHandler):
+    """Gives tokens: `pull` to anyone, `push` to the user."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked = parse_qs(urlsplit(self.path).query)
-            given = self.headers.get("Authorization", "")
-            known = secrets.compare_digest(given, user.basic)
-            if given and not known:
-                self.send_error(HTTPStatus.UNAUTHORIZED)
-                return
-            access: list[dict[str, object]] = []
-            for scope in asked.get("scope", []):
-                kind, _, rest = scope.partition(":")
-                name, _, actions = rest.rpartition(":")
-                allowed = [action for action in actions.split(",") if action == "pull" or known]
-                access.append({"type": kind, "name": name, "actions": allowed})
-            body = json.dumps({"token": _token(key, certificate, access)}).encode()
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def __init__(self, token: Callable[[Access], str], user: Credentials, *arguments: Any) -> None:
+        self._token, self._user = token, user
+        super().__init__(*arguments)
 
-        def do_POST(self) -> None:
-            # Docker's own clients ask this way first (distribution's docs/spec/auth/oauth.md), and then by GET.
-            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+    def do_GET(self) -> None:
+        """Answer with a token for the scopes that were asked for."""
+        given = self.headers.get("Authorization", "")
+        known = secrets.compare_digest(given, self._user.basic)
+        if given and not known:
+            self.send_error(HTTPStatus.UNAUTHORIZED)
+            return
+        access: Access = []
+        for scope in parse_qs(urlsplit(self.path).query).get("scope", []):
+            kind, _, rest = scope.partition(":")
+            name, _, actions = rest.rpartition(":")
+            allowed = [action for action in actions.split(",") if action == "pull" or known]
+            access.append({"type": kind, "name": name, "actions": allowed})
+        body = json.dumps({"token": self._token(access)}).encode()
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: tokens are asked for at every turn."""
+    def do_POST(self) -> None:
+        """Refuse: docker's own clients ask this way first (distribution's docs/spec/auth/oauth.md), then by GET."""
+        self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
 
-    try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
-        raise EngineError(
-            f"the token server cannot listen on 127.0.0.1:{port}",
-            found=error.strerror,
-            next_step=f"stop what listens there: ss -ltnp 'sport = {port}'",
-        ) from None
-    server.daemon_threads = True
-    if context is not None:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: tokens are asked for all the time."""
+
+
+def _token(key: bytes, certificate: str, access: Access) -> str:
+    """A JSON Web Token with the certificate in its header (RFC 7515)."""
+    import jwt
+
+    der = "".join(line for line in certificate.splitlines() if "CERTIFICATE" not in line)
+    now = int(time.time())
+    claims = {"iss": _ISSUER, "sub": "", "aud": _SERVICE, "nbf": now - 60, "iat": now, "exp": now + 300}
+    claims |= {"jti": secrets.token_hex(8), "access": access}
+    return jwt.encode(claims, key, algorithm="ES256", headers={"x5c": [der]})
 
 
 def push_base(registry: Registry, tag: str, roots: Mapping[Platform, Path], folder: Path, log: Log) -> Digest:
@@ -276,7 +289,7 @@ def _packed(root: Path, folder: Path) -> tuple[Digest, bytes]:
         pass
     data = root.read_bytes()
     layer = gzip.compress(data, compresslevel=3, mtime=0)
-    diff = Digest(f"sha256:{sha256(data).hexdigest()}")
+    diff = Digest.of(data)
     (folder / "blobs" / "sha256" / Digest.of(layer).hex).write_bytes(layer)
     write_text(note, json.dumps({"mark": mark, "diff": diff.text, "layer": Digest.of(layer).text}))
     return diff, layer
@@ -284,79 +297,3 @@ def _packed(root: Path, folder: Path) -> tuple[Digest, bytes]:
 
 def _json(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-
-
-# The signing key's type is cryptography's; that library is only imported when a registry is served.
-_Key = object
-
-
-def _key_and_certificate() -> tuple[_Key, bytes]:
-    """A fresh EC key and its self-signed certificate (PEM), which the registry and its clients trust."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _ISSUER)])
-    usage = dict.fromkeys(
-        (
-            *("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
-            *("crl_sign", "encipher_only", "decipher_only"),
-        ),
-        False,
-    )
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        # What a strict verifier asks of an authority (RFC 5280 §4.2.1, Python's VERIFY_X509_STRICT).
-        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, **usage), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    return key, certificate.public_bytes(Encoding.PEM)
-
-
-def _pem(key: _Key) -> bytes:
-    """A private key as the registry reads it."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _token(key: _Key, certificate: bytes, access: list[dict[str, object]]) -> str:
-    """A JSON Web Token, ES256, with the certificate in its header (RFC 7515, RFC 7518 §3.4)."""
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    der = "".join(line for line in certificate.decode().splitlines() if "CERTIFICATE" not in line)
-    now = int(time.time())
-    header = {"typ": "JWT", "alg": "ES256", "x5c": [der]}
-    claims = {
-        **{"iss": _ISSUER, "sub": "", "aud": _SERVICE, "nbf": now - 60, "iat": now, "exp": now + 300},
-        "jti": secrets.token_hex(8),
-        "access": access,
-    }
-    signed = f"{_url64(_json(header))}.{_url64(_json(claims))}"
-    r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-    return f"{signed}.{_url64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
-
-
-def _url64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -24,8 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from pipeline import smoke, steps
 from pipeline.core import machine
 from pipeline.core.errors import DigestMismatch, EngineError, IntentError, VerificationFailed
@@ -104,16 +102,7 @@ def main(run: Run, parsed: argparse.Namespace) -> int:
         return 0
     machine.require_linux_root("a rehearsal")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(folder.with_name("rehearsal.lock"), timeout=0)
-        held.acquire()
-    except Timeout:
-        raise EngineError(
-            "another rehearsal is running",
-            where=str(folder),
-            next_step="wait for it, or give this one a folder of its own: DIND_K3S_CACHE=…",
-        ) from None
-    with held:
+    with machine.exclusive(folder.with_name("rehearsal.lock"), "another rehearsal is running"):
         if parsed.clean:
             shutil.rmtree(folder)
             run.log.say(f"removed {folder}")

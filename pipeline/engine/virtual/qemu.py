@@ -29,7 +29,7 @@ from typing import BinaryIO
 
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log, seconds
-from pipeline.core.machine import find
+from pipeline.core.machine import find, require_short, tied
 from pipeline.core.platforms import Platform
 from pipeline.engine.virtual.disks import System
 from pipeline.engine.virtual.guests import Guest
@@ -155,13 +155,7 @@ class Folder:
         for old in top.glob("run-*"):
             if not _held(old):
                 shutil.rmtree(old, ignore_errors=True)
-        if len(str(top)) > 80:
-            raise EngineError(
-                "the path of the guest's sockets is too long for the kernel",
-                expected="at most 80 characters for their folder",
-                found=str(top),
-                next_step="set DIND_K3S_CACHE to a folder with a shorter path",
-            )
+        require_short(top, 80, "the guest's sockets")
         path = Path(tempfile.mkdtemp(prefix="run-", dir=top))
         lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -226,10 +220,9 @@ class Machine:
     def start(self, arguments: Sequence[str], *, keep: bool) -> None:
         """Start qemu and connect to it. `keep`: it outlives us. Raises EngineError."""
         self.console.write_bytes(b"")
-        dies = [] if keep else [find("setpriv") or "setpriv", "--pdeathsig", "KILL"]
         with (self._folder.path / "qemu.log").open("wb") as said:
             self._process = subprocess.Popen(
-                [*dies, *arguments],
+                arguments if keep else tied(arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
