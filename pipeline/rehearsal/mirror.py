@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from debian.deb822 import Deb822
+
 from pipeline.core import machine
 from pipeline.core.errors import UpstreamError
 from pipeline.core.log import Log
@@ -80,21 +82,17 @@ class Apt:
     def candidates(self, name: str, platform: Platform) -> list[Candidate]:
         """Every version of a package, newest first."""
         text = _apt("apt-cache", "show", f"{name}:{platform.names.debian}", configuration=self._configuration)
-        found = []
-        for stanza in text.strip().split("\n\n"):
-            fields = dict(line.split(": ", 1) for line in stanza.splitlines() if re.match(r"[A-Za-z0-9-]+: ", line))
-            wanted = re.search(r"libc6 \(>= ([\d.]+)\)", fields.get("Depends", ""))
-            found.append(
-                Candidate(
-                    name=name,
-                    version=fields["Version"],
-                    platform=platform,
-                    path=fields["Filename"],
-                    digest=Digest.of_hex(fields["SHA256"]),
-                    libc=tuple(map(int, wanted[1].split("."))) if wanted else (),
-                )
+        return [
+            Candidate(
+                name=name,
+                version=fields["Version"],
+                platform=platform,
+                path=fields["Filename"],
+                digest=Digest.of_hex(fields["SHA256"]),
+                libc=_numbers(re.search(r"libc6 \(>= ([\d.]+)\)", fields.get("Depends", ""))),
             )
-        return found
+            for fields in Deb822.iter_paragraphs(text, use_apt_pkg=False)
+        ]
 
     def download(self, candidate: Candidate, folder: Path) -> Path:
         """Bring one package into a folder. Raises UpstreamError."""
@@ -128,8 +126,11 @@ def host_libc() -> tuple[int, ...]:
         text = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (ValueError, OSError):
         return ()
-    found = re.search(r"(\d+(?:\.\d+)+)", text)
-    return tuple(map(int, found[1].split("."))) if found else ()
+    return _numbers(re.search(r"(\d+(?:\.\d+)+)", text))
+
+
+def _numbers(match: re.Match[str] | None) -> tuple[int, ...]:
+    return tuple(map(int, match[1].split("."))) if match else ()
 
 
 def newest_fitting(

@@ -27,6 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from debian.deb822 import Release
 from filelock import FileLock
 
 from pipeline.components import AIRGAP
@@ -351,14 +352,7 @@ def _plain(version: str) -> str:
 
 def _listed(release: str) -> dict[str, Digest]:
     """The SHA256 section of a Release file: name → digest."""
-    section = release.partition("\nSHA256:\n")[2]
-    found = {}
-    for line in section.splitlines():
-        if not line.startswith(" "):
-            break
-        digest, _, name = line.split()
-        found[name] = Digest.of_hex(digest)
-    return found
+    return {entry["name"]: Digest.of_hex(entry["sha256"]) for entry in Release(release)["SHA256"]}
 
 
 def _member(archive: Path, name: str) -> bytes:
