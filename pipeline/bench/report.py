@@ -96,11 +96,13 @@ def regressions(committed: Document, measured: Document, log: Log) -> list[str]:
     now = {entry["name"]: entry for entry in measured["targets"]}
     for name in sorted(before.keys() ^ now.keys()):
         log.say(f"not compared, in one of the reports only: {name}")
-    return [
+    found = [
         f"{name}: {now[name]['median']:.2f}, committed {entry['median']:.2f}"
         for name, entry in before.items()
         if name in now and worse(entry, now[name])
     ]
+    log.say(f"{len(before.keys() & now.keys())} ratios compared with the committed ones: {len(found) or 'none'} worse")
+    return found
 
 
 @dataclass(frozen=True)

@@ -103,16 +103,15 @@ def caches(folder: Path, run: Run, runs: int, counts: Sequence[int]) -> Seconds:
         for number in range(max(counts))
     ]
     results: Seconds = {FETCH: {}, LOOKUP: {}, FEW: {}}
-    quiet = Log(quiet=True)
     for count in counts:
         cache, here, few = folder / f"cache-{count}", wanted[:count], wanted[: counts[0]]
         (cache / "sha256").mkdir(parents=True)
         for number, file in enumerate(here):
             cached.path_of(cache, file.digest).write_bytes(_file(number))
         todo: dict[str, Callable[[], object]] = {
-            FETCH: partial(fetch.bring, here, cache, run.client, quiet, offline=True),
+            FETCH: partial(fetch.bring, here, cache, run.client, Log(quiet=True), offline=True),
             LOOKUP: partial(_each, partial(cached.require, cache), [file.digest for file in here]),
-            FEW: partial(fetch.bring, few, cache, run.client, quiet, offline=True),
+            FEW: partial(fetch.bring, few, cache, run.client, Log(quiet=True), offline=True),
         }
         for what, do in todo.items():
             do()
