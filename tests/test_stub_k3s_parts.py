@@ -115,7 +115,7 @@ def test_what_k3s_knows_is_accepted_and_what_it_does_not_know_is_skipped_in_file
         (["--nope"], "flag provided but not defined: -nope"),
         (["--node-name"], "needs an argument"),
         (["word"], "unexpected argument"),
-        (["--docker=maybe"], "true or false"),
+        (["--docker=maybe"], "docker: true"),
         (["--docker=false"], "docker: true"),
         (["--https-listen-port=x"], "invalid value"),
         (["--write-kubeconfig-mode=9"], "invalid value"),
