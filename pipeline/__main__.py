@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
+_ALONE = ("platforms", "errors")  # commands that need nothing of a run
 _BENCHES = ("size", "fetch", "start", "scale", "update", "build")  # in the order of `bench` alone
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -146,9 +147,9 @@ def _afterwards(define: Define) -> None:
     add("--again", action="store_true", help="smoke again what was smoked")
     add("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
     add("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
-    add = define("platforms", "list the platforms of versions.yaml", lambda _, given: _platforms(given))
+    add = define("platforms", "list the platforms of versions.yaml", _platforms)
     add("--json", action="store_true", help="as a JSON list, for a workflow's matrix")
-    define("errors", "list the exit codes", lambda *_: _errors())
+    define("errors", "list the exit codes", _errors)
 
 
 def _dist(add: Add, text: str) -> None:
@@ -168,10 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A killed nox must not leave a rehearsal behind: the kernel tells us when our parent is gone.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, _terminate)
-    if parsed.command == "errors":
-        return _errors()
-    if parsed.command == "platforms":
-        return _platforms(parsed)
     from pipeline.core.log import Log
 
     log = Log()
@@ -180,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _lacks(error)
     except PipelineError as error:
-        return report(error, log)
+        return report(error)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -189,17 +186,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"a file cannot be written: {error.strerror}",
                 where=str(error.filename or _cache(parsed)),  # the folder that fills up first
                 next_step="see to its space and rights, or choose other folders: DIND_K3S_CACHE=…, --dist …",
-            ),
-            log,
+            )
         )
     except KeyboardInterrupt:
-        log.console.print("interrupted; nothing is left running", markup=False)
+        print("interrupted; nothing is left running", file=sys.stderr)
         return 130
     finally:
         summarize(parsed.command, log)
 
 
 def _run(parsed: argparse.Namespace, log: Log) -> int:
+    if parsed.command in _ALONE:
+        return int(parsed.body(None, parsed))
     from pipeline.workflow import Run
 
     paths = {"intent_path": parsed.versions, "lock_path": parsed.lock}
@@ -219,17 +217,16 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def report(error: PipelineError, log: Log) -> int:
+def report(error: PipelineError) -> int:
     """Print a failure as a person should see it; returns its exit code."""
     from pipeline.core.log import redact
 
     first, *rest = map(redact, error.lines())
-    log.console.print(f"error: {first}", style="bold red")
-    for line in rest:
-        log.console.print(line)
-    log.console.print(f"  exit code: {error.exit_code} ({error.kind})")
+    bold, plain = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    lines = [f"{bold}error: {first}{plain}", *rest, f"  exit code: {error.exit_code} ({error.kind})"]
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        print(f"::error::{first}", file=sys.stderr)
+        lines.append(f"::error::{first}")
+    print("\n".join(lines), file=sys.stderr)
     return error.exit_code
 
 
@@ -264,22 +261,16 @@ def _lacks(error: ModuleNotFoundError) -> int:
     return errors.EngineError.exit_code
 
 
-def _platforms(parsed: argparse.Namespace) -> int:
+def _platforms(_run: Run | None, given: argparse.Namespace) -> int:
     """The platforms of versions.yaml. The workflows' matrix asks before there is more than requirements/nox.txt."""
-    try:
-        from pipeline.inputs import versions
+    from pipeline.inputs import versions
 
-        names = [platform.value for platform in versions.read(parsed.versions).platforms]
-    except ModuleNotFoundError as error:
-        return _lacks(error)
-    except PipelineError as error:
-        print(f"error: {error}\n  exit code: {error.exit_code} ({error.kind})", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(names) if parsed.json else "\n".join(names))
+    names = [platform.value for platform in versions.read(given.versions).platforms]
+    print(json.dumps(names) if given.json else "\n".join(names))
     return 0
 
 
-def _errors() -> int:
+def _errors(_run: Run | None, _given: argparse.Namespace) -> int:
     for kind in sorted(PipelineError.__subclasses__(), key=lambda kind: kind.exit_code):
         print(f"{kind.exit_code:>3}  {kind.kind}: {(kind.__doc__ or '').strip()}")
     return 0

@@ -92,7 +92,7 @@ def test_what_is_secret_is_not_shown(text: str, capsys: pytest.CaptureFixture[st
     log.table(text, ["a"], [[text]])
     with log.step(text):
         pass
-    cli.report(UpstreamError(text, expected=text, found=text, where=text, next_step=text), log)
+    cli.report(UpstreamError(text, expected=text, found=text, where=text, next_step=text))
     told = capsys.readouterr()
     assert "s3cr3t" not in told.err + told.out
     assert "…" in told.err
@@ -106,7 +106,7 @@ def test_annotations_on_github_hide_as_much(
     log = Log()
     text = f"https://me:{SECRET}@host.example/?token={SECRET}".replace("/mine+1=", "")
     log.warn(text)
-    cli.report(UpstreamError(text), log)
+    cli.report(UpstreamError(text))
     with log.step(text):
         pass
     assert "s3cr3t" not in capsys.readouterr().err

@@ -42,16 +42,6 @@ class Spellings:
 
 
 SPELLINGS = {
-    Platform.AMD64: Spellings(
-        debian="amd64",
-        qemu="x86_64",
-        elf_machine=62,
-        wheel="x86_64",
-    ),
-    Platform.ARM64: Spellings(
-        debian="arm64",
-        qemu="aarch64",
-        elf_machine=183,
-        wheel="aarch64",
-    ),
+    Platform.AMD64: Spellings(debian="amd64", qemu="x86_64", elf_machine=62, wheel="x86_64"),
+    Platform.ARM64: Spellings(debian="arm64", qemu="aarch64", elf_machine=183, wheel="aarch64"),
 }

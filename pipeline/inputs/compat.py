@@ -3,7 +3,7 @@
 A rule may need what only the binaries tell (`Lock.embedded`); where the lock does not have it, the rule either falls
 back on what is known of releases, or is reported as not checked.
 
-The docker command line comes out of the same archive as dockerd, so no rule holds those two against each other.
+The docker command line comes out of the same archive as dockerd, so no rule compares those two.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ Version = tuple[int, int, int]
 
 
 class State(StrEnum):
-    """What a rule says of some versions."""
+    """Why a rule is worth a line."""
 
-    HOLDS = "holds"
     BROKEN = "broken"
     UNCHECKED = "not checked"
 
@@ -47,7 +46,7 @@ class Rule:
     """One rule about versions that do or do not go together."""
 
     name: str
-    state: Callable[[Facts], State]
+    broken: Callable[[Facts], bool | None]  # None: the lock does not have what it takes to say
     reason: str
     source: str
     next_step: str
@@ -70,10 +69,10 @@ class Finding:
 
 def number(text: str) -> Version:
     """`v1.37.1+k3s1` → (1, 37, 1). Raises ValueError."""
-    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
-    if found is None:
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
+    if match is None:
         raise ValueError(f"not a version: {text!r}")
-    return int(found[1]), int(found[2]), int(found[3])
+    return int(match[1]), int(match[2]), int(match[3])
 
 
 def _within(version: Version, *spans: tuple[Version, Version]) -> bool:
@@ -101,61 +100,62 @@ _API = (
 )
 
 
+# Releases of k3s whose cri-dockerd fails with ImageInspectError.
+_IMAGE_INSPECT = (
+    ((1, 26, 8), (1, 26, 13)),
+    ((1, 27, 5), (1, 27, 10)),
+    ((1, 28, 0), (1, 28, 6)),
+    ((1, 29, 0), (1, 29, 1)),
+)
+
+
 def _api(docker: Version) -> tuple[int, int]:
     """The newest and the oldest API, 1.x, of a Docker release; a newer one than the table is like its last line."""
-    found = _API[0][1]
-    for release, api in _API:
-        if release <= docker[:2]:
-            found = api
-    return found
+    return next((api for release, api in reversed(_API) if release <= docker[:2]), _API[0][1])
 
 
-def _state(broken: bool) -> State:
-    return State.BROKEN if broken else State.HOLDS
-
-
-def _cri_dockerd_too_old(facts: Facts) -> State:
+def _cri_dockerd_too_old(facts: Facts) -> bool:
     """Whether the cri-dockerd in k3s speaks no API that dockerd still takes."""
     _, floor = _api(facts["docker"])
     if (client := facts.inside("k3s", "docker-client")) is not None:
-        return _state(_api(client)[0] < floor)
+        return _api(client)[0] < floor
     if (shim := facts.inside("k3s", "cri-dockerd")) is not None:
-        return _state(shim < (0, 3, 17) and floor >= 44)
+        return shim < (0, 3, 17) and floor >= 44
     # cri-dockerd 0.3.17 is the first that is made with Docker 25's client library (Mirantis/cri-dockerd#395); these
     # are the first releases of k3s with it (k3s-io/k3s#12280 to #12283).
     first = {30: (1, 30, 13), 31: (1, 31, 9), 32: (1, 32, 5), 33: (1, 33, 1)}
     has_it = facts["k3s"] >= first.get(facts["k3s"][1], (1, 33, 1))
-    return _state(floor >= 44 and not has_it)
+    return floor >= 44 and not has_it
 
 
-def _client_and_dockerd(component: str) -> Callable[[Facts], State]:
-    """Whether a plugin's client library and dockerd have an API in common."""
+def _no_common_api(component: str) -> Callable[[Facts], bool | None]:
+    """Whether a plugin's client library and dockerd have no version of the API in common."""
 
-    def state(facts: Facts) -> State:
+    def broken(facts: Facts) -> bool | None:
         newest, oldest = _api(facts["docker"])
         moby, docker = facts.inside(component, "moby-client"), facts.inside(component, "docker-client")
         if moby is not None:
             # MinAPIVersion is 1.44 up to 0.2 (https://pkg.go.dev/github.com/moby/moby/client@v0.2.1#MinAPIVersion) and
             # was lowered together with dockerd's (moby/moby#52067, released with Docker 29.3 and client 0.3.0).
-            return _state(newest < (44 if moby < (0, 3, 0) else 40))
+            return newest < (44 if moby < (0, 3, 0) else 40)
         if docker is not None:
-            return _state(_api(docker)[0] < oldest)
-        return State.UNCHECKED
+            return _api(docker)[0] < oldest
+        return None
 
-    return state
+    return broken
 
 
 RULES = (
     Rule(
         name="kubectl-skew",
-        state=lambda f: _state(abs(f["kubectl"][1] - f["k3s"][1]) > 1),
+        broken=lambda f: abs(f["kubectl"][1] - f["k3s"][1]) > 1,
         reason="kubectl supports API servers within one minor version of its own",
         source="https://kubernetes.io/releases/version-skew-policy/#kubectl",
         next_step="ask for kubectl `k3s`: the newest patch of k3s's minor",
     ),
     Rule(
         name="kubectl-same-minor",
-        state=lambda f: _state(abs(f["kubectl"][1] - f["k3s"][1]) == 1),
+        broken=lambda f: abs(f["kubectl"][1] - f["k3s"][1]) == 1,
         reason="kubectl is of another minor version than k3s: supported, but each lacks what is new in the other",
         source="https://kubernetes.io/releases/version-skew-policy/#kubectl",
         next_step="ask for kubectl `k3s`: the newest patch of k3s's minor",
@@ -163,30 +163,21 @@ RULES = (
     ),
     Rule(
         name="k3s-without-docker",
-        state=lambda f: _state(_within(f["k3s"], ((1, 24, 1), (1, 24, 3)))),
+        broken=lambda f: _within(f["k3s"], ((1, 24, 1), (1, 24, 3))),
         reason="k3s 1.24.1 to 1.24.3 cannot use docker: dockershim was gone and cri-dockerd not yet there",
         source="https://github.com/k3s-io/k3s/issues/5741",
         next_step="choose k3s v1.24.4 or newer",
     ),
     Rule(
         name="cri-dockerd-image-inspect",
-        state=lambda f: _state(
-            f["docker"] >= (25, 0, 0)
-            and _within(
-                f["k3s"],
-                ((1, 26, 8), (1, 26, 13)),
-                ((1, 27, 5), (1, 27, 10)),
-                ((1, 28, 0), (1, 28, 6)),
-                ((1, 29, 0), (1, 29, 1)),
-            )
-        ),
+        broken=lambda f: f["docker"] >= (25, 0, 0) and _within(f["k3s"], *_IMAGE_INSPECT),
         reason="with Docker 25 or newer the cri-dockerd in this k3s fails with ImageInspectError and no pod starts",
         source="https://github.com/k3s-io/k3s/issues/9279",
         next_step="choose a newer patch of that k3s minor",
     ),
     Rule(
         name="cri-dockerd-api-floor",
-        state=_cri_dockerd_too_old,
+        broken=_cri_dockerd_too_old,
         reason="Docker 29.0 to 29.2 refuses API versions below 1.44; the cri-dockerd in this k3s speaks an older one",
         source="https://github.com/docker/for-win/issues/14997, https://github.com/k3s-io/k3s/issues/12280",
         next_step="choose k3s v1.30.13, v1.31.9, v1.32.5, v1.33.1 or newer, or Docker 29.3 or newer, which takes 1.40",
@@ -194,7 +185,7 @@ RULES = (
     *(
         Rule(
             name=f"{plugin}-api",
-            state=_client_and_dockerd(plugin),
+            broken=_no_common_api(plugin),
             reason=f"{plugin} and dockerd have no version of the Docker API in common",
             source="https://docs.docker.com/reference/api/engine/#api-version-matrix, "
             "https://github.com/docker/compose/issues/13389",
@@ -205,7 +196,7 @@ RULES = (
     ),
     Rule(
         name="cgroup-v1",
-        state=lambda f: _state(f["k3s"] >= (1, 35, 0)),
+        broken=lambda f: f["k3s"] >= (1, 35, 0),
         reason="from Kubernetes 1.35 on kubelet does not start on a host with cgroup v1 unless failCgroupV1 is false",
         source="https://github.com/kubernetes/enhancements/tree/master/keps/sig-node/5573-remove-cgroup-v1",
         next_step="the image sets failCgroupV1: false on such hosts, which works until Kubernetes removes it",
@@ -215,15 +206,14 @@ RULES = (
 
 
 def check(versions: Mapping[str, str], embedded: Mapping[str, Mapping[str, str]] | None = None) -> tuple[Finding, ...]:
-    """Hold exact versions against the rules; `embedded` as in the lock.
+    """Check exact versions by the rules; `embedded` as in the lock.
 
     Returns what a reader should know: soft rules that are broken, and rules that could not be checked.
     Raises Incompatible that lists every other rule that is broken.
     """
     facts = Facts(versions={name: number(text) for name, text in versions.items()}, embedded=embedded or {})
-    states = {rule: rule.state(facts) for rule in RULES}
-    broken = [rule for rule, state in states.items() if state is State.BROKEN and not rule.soft]
-    if broken:
+    states = {rule: rule.broken(facts) for rule in RULES}
+    if broken := [rule for rule, is_broken in states.items() if is_broken and not rule.soft]:
         raise Incompatible(
             "\n    ".join(
                 [
@@ -234,4 +224,8 @@ def check(versions: Mapping[str, str], embedded: Mapping[str, Mapping[str, str]]
             found=", ".join(f"{name} {version}" for name, version in versions.items()),
             next_step="; ".join(dict.fromkeys(rule.next_step for rule in broken)),
         )
-    return tuple(Finding(rule=rule, state=state) for rule, state in states.items() if state is not State.HOLDS)
+    return tuple(
+        Finding(rule=rule, state=State.UNCHECKED if is_broken is None else State.BROKEN)
+        for rule, is_broken in states.items()
+        if is_broken is not False
+    )
