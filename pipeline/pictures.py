@@ -22,9 +22,9 @@ MARK = "source: sha256:"  # in a comment of the SVG, before the digest of the .d
 
 
 def words(source: str, name: str) -> tuple[str, str]:
-    """Title and description of a .dot file. Raises IntentError when it lacks one; `name` is told."""
-    found = [re.search(rf"^// {word}: (\S.*)$", source, re.MULTILINE) for word in ("title", "alt")]
-    title, alt = (one[1] if one else "" for one in found)
+    """Title and description of a .dot file. Raises IntentError when it lacks one; `name` is for the message."""
+    matches = [re.search(rf"^// {word}: (\S.*)$", source, re.MULTILINE) for word in ("title", "alt")]
+    title, alt = (match[1] if match else "" for match in matches)
     if not title or not alt:
         raise IntentError(f"{name} does not say what it shows", expected="lines `// title: …` and `// alt: …` on top")
     return title, alt
@@ -49,7 +49,7 @@ def finished(svg: str, source: str, name: str) -> str:
 
 
 def run(root: Path, log: Log) -> None:
-    """Draw every source in `root`/docs/pictures anew.
+    """Draw every source in `root`/docs/pictures.
 
     Raises IntentError, EngineError.
     """

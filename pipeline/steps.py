@@ -97,7 +97,7 @@ def of(
 
 
 def go(steps: Sequence[Step], log: Log, *, dry_run: bool) -> None:
-    """Do what is left of each step; `dry_run` only tells it. Raises whatever the first step raises that fails.
+    """Do what is left of each step; `dry_run`: only log it. Raises whatever the first step raises that fails.
 
     What a step needs from outside (a scanner, a key) is asked for before the first one begins.
     """

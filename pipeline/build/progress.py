@@ -44,9 +44,9 @@ class Solve:
             if line.strip():
                 self._other.append(line.rstrip())
             return []
-        told: list[str] = []
+        ended: list[str] = []
         for vertex in status.get("vertexes") or ():
-            told += self._vertex(vertex)
+            ended += self._vertex(vertex)
         for entry in status.get("logs") or ():
             step = self._steps.get(entry.get("vertex", ""))
             if step is not None:
@@ -54,8 +54,8 @@ class Solve:
                 step.tail.extend(line for line in text.splitlines() if line.strip())
         for warning in status.get("warnings") or ():
             short = base64.b64decode(warning.get("short") or "").decode("utf-8", "replace")
-            told.append(f"warning: {short}")
-        return told
+            ended.append(f"warning: {short}")
+        return ended
 
     def _vertex(self, vertex: dict[str, Any]) -> list[str]:
         step = self._steps.setdefault(vertex["digest"], _Step(vertex.get("name", "?")))

@@ -1,4 +1,4 @@
-"""Stage `reproduce`: build a published image once more, from its lock and nothing else, and hold both together.
+"""Stage `reproduce`: build a published image again, from its lock and nothing else, and compare both.
 
 What must be equal is each platform's manifest, and with it every byte of config and layers. The index is not: its
 provenance attestations hold times and ids of one build.
@@ -25,27 +25,27 @@ from pipeline.oci import difference
 from pipeline.oci.index import by_platform
 from pipeline.oci.registry import Manifest, Registry
 
-_TOLD = 20  # differences; the rest is counted
+_SHOWN = 20  # differences; the rest is counted
 _LOCK = "versions.lock.yaml"
 
 
 def published(registry: Registry, reference: str) -> Manifest:
     """The published index. Raises RegistryError when there is none."""
-    found = registry.manifest(reference)
-    if found is None:
+    index = registry.manifest(reference)
+    if index is None:
         raise RegistryError(f"{registry.name} has no {reference}", next_step="which tags there are: nox -s verify")
-    return found
+    return index
 
 
 def require_same_lock(index: Manifest, lock: Lock, root: Path) -> None:
     """That the image was built from this very lock. Raises LockStale that names a commit which has the right one."""
-    said = index.annotations.get(f"{KEY}.lock", "")
-    if said == lock.digest.text:
+    stated = index.annotations.get(f"{KEY}.lock", "")
+    if stated == lock.digest.text:
         return
-    commit = _commit_with(said, root)
+    commit = _commit_with(stated, root)
     raise LockStale(
         "that image was built from another lock than the one that lies here",
-        expected=said or "an index that says which lock it was built from",
+        expected=stated or "an index that says which lock it was built from",
         found=lock.digest.text,
         next_step=f"git worktree add ../then {commit}, and reproduce it there"
         if commit
@@ -103,11 +103,11 @@ def run(index: Manifest, image: Image, dist: Path, registry: Registry, log: Log)
         with _sides(platform, Digest(entry["digest"]), built.digest, dist / LAYOUT, registry) as (old, new):
             differences += [f"{platform} {text}" for text in difference.between(old, new)]
     if differences:
-        more = [f"and {len(differences) - _TOLD} more"] if len(differences) > _TOLD else []
+        more = [f"and {len(differences) - _SHOWN} more"] if len(differences) > _SHOWN else []
         raise VerificationFailed(
             "the rebuilt image is not the published one",
             expected=f"the same manifest on {', '.join(expected)}",
-            found="\n    ".join([*differences[:_TOLD], *more]),
+            found="\n    ".join([*differences[:_SHOWN], *more]),
             where=str(registry.name),
             next_step="is this checkout the commit that was released? If it is, the build is not reproducible: mend it",
         )
@@ -122,13 +122,13 @@ def _sides(
     def ours(digest: Digest) -> Path:
         return layout / "blobs" / "sha256" / digest.hex
 
-    found = registry.manifest(old.text)
-    if found is None:
+    theirs = registry.manifest(old.text)
+    if theirs is None:
         raise RegistryError(f"{registry.name} lacks the manifest of {platform}", expected=old.text, found="none")
     folder = Path(tempfile.mkdtemp(prefix="dind-k3s-reproduce-"))
     try:
         yield (
-            difference.Side(manifest=found.document, blob=_downloading(registry, folder)),
+            difference.Side(manifest=theirs.document, blob=_downloading(registry, folder)),
             difference.Side(manifest=json.loads(ours(new).read_bytes()), blob=ours),
         )
     finally:

@@ -24,9 +24,9 @@ def folder() -> Path:
 
 @contextmanager
 def writing(cache: Path, log: Log | None = None) -> Iterator[None]:
-    """Held by whoever writes below `cache`/sha256/, so that runs share a cache and leftovers can be told from work.
+    """Exclusive write lock on `cache`/sha256/, so that runs share a cache and leftovers differ from work in progress.
 
-    A run that has to wait for another one says so. The kernel lets go of the lock of a process that was killed.
+    A run that has to wait for another one logs it. The kernel releases the lock of a process that was killed.
     """
     (cache / "sha256").mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache / "fetch.lock")
@@ -48,7 +48,7 @@ def path_of(cache: Path, digest: Digest) -> Path:
 
 
 def require(cache: Path, digest: Digest) -> Path:
-    """The path of a file that `fetch` must have brought. Raises UpstreamError with the command that brings it."""
+    """Return the path of a file that `fetch` must have downloaded. Raises UpstreamError."""
     path = path_of(cache, digest)
     if not path.exists():
         raise UpstreamError(f"{digest} is not in the cache", where=str(path), next_step="nox -s fetch")

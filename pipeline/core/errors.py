@@ -1,15 +1,15 @@
 """Every failure that a user can meet, each with its exit code.
 
-An error says four things: what was expected, what was found, where, and the next step. Only `__main__` catches
+An error has four parts: what was expected, what was found, where, and the next step. Only `__main__` catches
 these; anything else is a bug and keeps its traceback. The table of codes is printed by `python -m pipeline errors`
-and stands in docs/exit-codes.md.
+and is in docs/exit-codes.md.
 """
 
 from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """Base of all expected failures: one sentence, then what was expected, found, where, and the next step.
+    """Base of all expected failures: a summary, then what was expected, found, where, and the next step.
 
     Every argument but `summary` may be left out when it would repeat the summary.
     """

@@ -157,13 +157,13 @@ def os_release() -> dict[str, str]:
     return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
 
 
-def disk_full(said: str, where: Path) -> EngineError | None:
-    """The error for a program that ended because the disk is full, by what it said; None when it said nothing of it."""
-    if "No space left on device" not in said:
+def disk_full(output: str, where: Path) -> EngineError | None:
+    """Return the error for a program that failed because the disk is full, by its output; None if it did not."""
+    if "No space left on device" not in output:
         return None
     return EngineError(
         "the disk is full",
-        found=next(line for line in said.splitlines() if "No space left on device" in line)[:200],
+        found=next(line for line in output.splitlines() if "No space left on device" in line)[:200],
         where=str(where),
         next_step="make room there, or choose another folder: DIND_K3S_CACHE=…",
     )

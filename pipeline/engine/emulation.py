@@ -36,9 +36,9 @@ def handler(platform: Platform, binfmt: Path = BINFMT) -> str | None:
             continue
         lines = entry.read_text(encoding="utf-8", errors="replace").splitlines()
         fields = dict(line.split(" ", 1) for line in lines if " " in line)
-        found = fields.get("magic", "")
+        registered = fields.get("magic", "")
         # The machine's number is what tells one handler from another; distributions mask other bytes differently.
-        if lines[:1] == ["enabled"] and found.startswith(magic[:8]) and found[36:40] == magic[36:40]:
+        if lines[:1] == ["enabled"] and registered.startswith(magic[:8]) and registered[36:40] == magic[36:40]:
             return fields.get("interpreter")
     return None
 

@@ -31,10 +31,6 @@ from pipeline.inputs.lock import Lock
 _ARCHITECTURES = {"x86_64": Platform.AMD64, "amd64": Platform.AMD64, "aarch64": Platform.ARM64, "arm64": Platform.ARM64}
 
 
-def _no_trouble() -> str | None:
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """An engine: it can build all platforms (but for a virtual one), and runs one of them natively."""
@@ -47,7 +43,7 @@ class Engine:
     virtual: bool = False
     patience: float = 1.0  # how many times slower it is than the machine whose deadlines the checks have
     story: str = ""  # how a virtual one came up: its stages, each with its time
-    trouble: Callable[[], str | None] = _no_trouble  # what is wrong with the machine that it runs on
+    trouble: Callable[[], str | None] = lambda: None  # what is wrong with the machine that it runs on
 
 
 @contextmanager

@@ -109,10 +109,10 @@ def named(host: str) -> Engine:
         description = f"{host}, {describe(client)}"
         return Engine(docker=client, builder=None, description=description, platform=platform_of(client), host=host)
     except (ClientNotFoundError, DockerException) as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
         raise EngineError(
             "the engine that --engine names does not answer",
-            found=said[-1] if said else "no answer",
+            found=lines[-1] if lines else "no answer",
             where=host,
             next_step=f"try it by hand: docker --host {host} info",
         ) from None

@@ -1,6 +1,6 @@
 """Versions that are known not to work together, each with its reason and source. No I/O.
 
-A rule may need what only the binaries tell (`Lock.embedded`); where the lock does not have it, the rule either falls
+A rule may need what is only in the binaries (`Lock.embedded`); where the lock does not have it, the rule either falls
 back on what is known of releases, or is reported as not checked.
 
 The docker command line comes out of the same archive as dockerd, so no rule compares those two.

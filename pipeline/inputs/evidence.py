@@ -47,7 +47,7 @@ class Evidence:
     def site(self) -> str:
         """Whose word it is: the host's domain, when the source begins with an http(s) URL; else nothing.
 
-        This machine is nobody: what lies here is a copy of what came from elsewhere.
+        This machine vouches for nothing: what is here is a copy of what came from elsewhere.
         """
         try:
             parts = urlsplit(self.source.partition(" ")[0])
@@ -59,14 +59,14 @@ class Evidence:
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
-            # The last two labels: «a.co.uk» and «b.co.uk» count as related, which errs on the safe side.
+            # The last two labels: `a.co.uk` and `b.co.uk` count as related, which errs on the safe side.
             return ".".join(host.split(".")[-2:])
         return "" if address.is_loopback else str(address)
 
 
 def grade(reasons: Sequence[Evidence]) -> Grade:
     """The grade of a digest: its best reason's; corroborated when downloads or records of unrelated sites agree."""
-    best = max((reason.grade for reason in reasons), key=lambda one: one.strength, default=Grade.FIRST_USE)
+    best = max((reason.grade for reason in reasons), key=lambda grade: grade.strength, default=Grade.FIRST_USE)
     if not best.reaches(Grade.CORROBORATED) and len({reason.site for reason in reasons if reason.site}) > 1:
         return Grade.CORROBORATED
     return best
@@ -77,12 +77,12 @@ def merge(known: Iterable[Evidence], seen: Iterable[Evidence], today: str) -> tu
 
     A reason that was known keeps its day; nothing is forgotten because an origin was silent this time.
     """
-    found: dict[tuple[Grade, str], Evidence] = {(one.grade, one.source): one for one in known}
-    for one in seen:
-        before = found.get((one.grade, one.source))
+    merged = {(reason.grade, reason.source): reason for reason in known}
+    for reason in seen:
+        before = merged.get((reason.grade, reason.source))
         if before is None or before.observed is None:
-            found[one.grade, one.source] = replace(one, observed=one.observed or today)
-    return tuple(sorted(found.values(), key=lambda one: (-one.grade.strength, one.source)))
+            merged[reason.grade, reason.source] = replace(reason, observed=reason.observed or today)
+    return tuple(sorted(merged.values(), key=lambda reason: (-reason.grade.strength, reason.source)))
 
 
 def least(policy: Mapping[str, Grade], key: str) -> Grade:

@@ -116,15 +116,15 @@ class Lock:
         return tuple(sorted({a.platform for a in self.artifacts}))
 
     def weak(self, policy: Mapping[str, Grade]) -> list[str]:
-        """What of the image is believed for less than the policy asks, a sentence each. The guest is not asked."""
+        """What of the image has a provenance below what the policy asks, a sentence each. The guest is not asked."""
         held = [("base", f"base image {self.base.image}", self.base.grade)]
         held += [(file.component, _name(file), file.grade) for file in self.artifacts]
         held += [("k3s", _name(file), file.grade) for file in self.airgap]
         held += [("packages", f"package {_name(file)}", file.grade) for file in self.packages]
         return [
-            f"{name} is {found}, and the policy asks for {asked} or better"
-            for key, name, found in held
-            if not found.reaches(asked := evidence.least(policy, key))
+            f"{name} is {grade}, and the policy asks for {asked} or better"
+            for key, name, grade in held
+            if not grade.reaches(asked := evidence.least(policy, key))
         ]
 
     def require(self, policy: Mapping[str, Grade]) -> None:
@@ -169,7 +169,7 @@ _HEAD = """\
 
 
 def read(path: Path, intent: Intent) -> Lock:
-    """Read a lock and hold it against the intent. Raises LockStale with the command that renews it."""
+    """Read a lock and check it against the intent. Raises LockStale with the command that renews it."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -205,7 +205,7 @@ def parse(text: str, where: str) -> Lock:
     """Read the text of a lock. Raises LockStale when it is not one that `render` wrote."""
     try:
         data: Any = yaml.load(text, Loader=_LOADER)
-        lock = Lock(
+        return Lock(
             intent=Digest(data["intent"]),
             date=data["date"],
             base=Base(
@@ -221,7 +221,7 @@ def parse(text: str, where: str) -> Lock:
             ),
             packages=_packages(data["packages"]),
             airgap=_packages(data.get("airgap")),
-            guest=_packages(data.get("guest")),
+            guest=_packages(data["guest"]),
             embedded={
                 _text(name): {_text(key): _text(value) for key, value in inside.items()}
                 for name, inside in (data.get("embedded") or {}).items()
@@ -233,13 +233,6 @@ def parse(text: str, where: str) -> Lock:
             found=f"{type(error).__name__}: {error}",
             next_step=RENEW,
         ) from None
-    if "guest" not in data:
-        raise LockStale(
-            f"{where} is from before smoke booted virtual machines",
-            expected="the key `guest`: the packages that those are made of",
-            next_step=RENEW,
-        )
-    return lock
 
 
 def _packages(read: Mapping[str, Mapping[str, Mapping[str, str]]] | None) -> tuple[Artifact, ...]:
@@ -269,16 +262,13 @@ def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, An
 
 
 def _reasons(entry: Mapping[str, Any]) -> tuple[Evidence, ...]:
-    read = entry["evidence"]
-    if isinstance(read, str):  # as it was written before a digest could have several reasons
-        return (Evidence(grade=Grade(read), source=entry["source"]),)
     return tuple(
         Evidence(
-            grade=Grade(one["grade"]),
-            source=_text(one["source"]),
-            observed=_text(one["observed"]) if "observed" in one else None,
+            grade=Grade(reason["grade"]),
+            source=_text(reason["source"]),
+            observed=_text(reason["observed"]) if "observed" in reason else None,
         )
-        for one in read
+        for reason in entry["evidence"]
     )
 
 
@@ -337,10 +327,11 @@ def _of_image(lock: Lock, *, reasons: bool = True) -> dict[str, object]:
 
 def _by_platform(packages: Iterable[Artifact], *, reasons: bool = True) -> dict[str, dict[str, dict[str, object]]]:
     ordered = sorted(packages, key=lambda file: (file.platform, file.component))
-    found: dict[str, dict[str, dict[str, object]]] = {file.platform.value: {} for file in ordered}
+    listed: dict[str, dict[str, dict[str, object]]] = {}
     for file in ordered:
-        found[file.platform.value][file.component] = {"version": file.version, **_file(file, reasons=reasons)}
-    return found
+        names = listed.setdefault(file.platform.value, {})
+        names[file.component] = {"version": file.version, **_file(file, reasons=reasons)}
+    return listed
 
 
 def _file(file: Artifact, *, reasons: bool) -> dict[str, object]:
@@ -355,15 +346,14 @@ def _file(file: Artifact, *, reasons: bool) -> dict[str, object]:
     }
 
 
-def _evidence(found: Iterable[Evidence], *, reasons: bool) -> dict[str, object]:
+def _evidence(evidence: Iterable[Evidence], *, reasons: bool) -> dict[str, object]:
     if not reasons:
         return {}
-    return {
-        "evidence": [
-            {"grade": one.grade.value, "source": one.source, **({"observed": one.observed} if one.observed else {})}
-            for one in found
-        ]
-    }
+    entries: list[dict[str, str]] = []
+    for reason in evidence:
+        observed = {"observed": reason.observed} if reason.observed else {}
+        entries.append({"grade": reason.grade.value, "source": reason.source, **observed})
+    return {"evidence": entries}
 
 
 def write(path: Path, lock: Lock) -> None:

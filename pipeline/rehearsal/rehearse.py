@@ -5,7 +5,7 @@
     release    in namespaces without any network: origin, registry, engine and the stages of a release
 
 Both phases are processes in a sandbox (engine/sandbox.py): when this process ends, by whatever signal, the kernel
-removes theirs with every mount, bridge and container, and the next rehearsal goes on from what was finished.
+removes theirs with every mount, bridge and container, and the next rehearsal continues from what was finished.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _bring(run: Run, folder: Path, real: Real, *, refresh: bool) -> None:
 
 
 def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) -> None:
-    """The release itself, with an origin, a registry and an engine of its own, on no network."""
+    """Run the release itself without network, with a separate origin, registries and engine."""
     log = run.log
     # Inside, where binfmt_misc is mounted whether or not the machine has it mounted.
     emulation.sweep(log)

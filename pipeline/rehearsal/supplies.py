@@ -1,4 +1,4 @@
-"""What the rehearsal brings in before it goes offline: the only part that leaves the machine.
+"""What the rehearsal downloads before it goes offline: the only part that leaves the machine.
 
 Everything comes through the machine's own package clients (apt, pip) and is laid out as the vendors lay it out, so
 that `resolve` and `fetch` find what they would find upstream. Real: dockerd, containerd, runc, buildx, compose from
@@ -102,7 +102,7 @@ def _bring(job: Job, *, refresh: bool) -> Supplies:
         shutil.rmtree(stale, ignore_errors=True)
     record.unlink(missing_ok=True)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        # The base roots take longest and need nothing of the rest. They run beside it.
+        # The base roots take longest and need nothing of the rest. They run in parallel.
         rooting = [pool.submit(job.root, platform, bases[platform]) for platform in intent.platforms]
         kubectl = pool.submit(job.kubectl)
         indexes = pool.submit(job.indexes)
@@ -174,13 +174,13 @@ class Job:
             if done.returncode != 0:
                 if full := disk_full(done.stderr, self.folder):
                     raise full
-                said = self.folder / f"mmdebstrap-{platform.architecture}.log"
-                write_text(said, done.stderr)
+                output = self.folder / f"mmdebstrap-{platform.architecture}.log"
+                write_text(output, done.stderr)
                 errors = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg:", "W:"))]
                 raise UpstreamError(
                     f"mmdebstrap could not make the base root for {platform}",
                     found="; ".join(errors[:3]),
-                    where=str(said),
+                    where=str(output),
                     next_step="check that this machine's package mirror has that suite and architecture",
                 )
             partial.replace(target)
@@ -288,7 +288,7 @@ class Job:
                         by_hash = target / f"main/binary-{platform.names.debian}/by-hash/SHA256/{digest.hex}"
                         by_hash.parent.mkdir(parents=True, exist_ok=True)
                         shutil.copyfile(target / name, by_hash)
-                        # Checked here so that a truncated file is told now and not by apt behind the origin.
+                        # Checked here so that a truncated file fails now and not in apt behind the origin.
                         lzma.decompress((target / name).read_bytes())
 
     def packages(self, bases: Mapping[Platform, Path]) -> None:

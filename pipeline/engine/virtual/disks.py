@@ -66,7 +66,7 @@ class Content:
 
 
 def using(cache: Path) -> FileLock:
-    """Held from before the disks are asked for until qemu has opened them: nobody makes or removes any meanwhile."""
+    """Exclusive lock, from before the disks are asked for until qemu has opened them: none is removed meanwhile."""
     (cache / FOLDER).mkdir(parents=True, exist_ok=True)
     return FileLock(cache / FOLDER / "lock")
 

@@ -1,6 +1,6 @@
 """The first file system of a guest: a static busybox, a few kernel modules, and guest/initramfs-init.
 
-Format: Linux Documentation/driver-api/early-userspace/buffer-format.rst («newc» cpio, uncompressed: unpacking it costs
+Format: Linux Documentation/driver-api/early-userspace/buffer-format.rst ("newc" cpio, uncompressed: unpacking it costs
 the guest more than reading it).
 """
 

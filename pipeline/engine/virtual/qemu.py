@@ -1,8 +1,8 @@
-"""qemu-system as a child process: what it is started with, what the guest says, how it ends.
+"""qemu-system as a child process: its command line, what the guest reports, how it ends.
 
-The guest (guest/init) speaks over one virtio-serial port: its stages, how fast it is, a sign of life every few
+The guest (guest/init) reports over one virtio-serial port: its stages, how fast it is, a sign of life every few
 seconds, and at the end an exit status. Whoever waits for a stage has a deadline for it; when one passes, when the signs
-of life stop, or when qemu ends, the machine is taken down and the error tells the stage and the console's last lines.
+of life stop, or when qemu ends, the machine is taken down and the error has the stage and the console's last lines.
 qemu dies with its starter (prctl(2), PR_SET_PDEATHSIG), its disks are opened with snapshot=on and its only port
 is on 127.0.0.1, so that nothing of it can be left.
 """
@@ -54,7 +54,7 @@ _WORST = r"Kernel panic|Out of memory|\bOops\b|\bBUG:"
 
 
 class Hung(EngineError):
-    """A guest that stood still before anything that is tried on it had begun: what that is cannot be the cause."""
+    """A guest that hung before anything that is tried on it had begun, which cannot be the cause then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,8 @@ def program(platform: Platform) -> str:
 def version(platform: Platform) -> tuple[int, int, int]:
     """Of the installed qemu; (0, 0, 0) when it does not say."""
     done = subprocess.run([find(program(platform)) or "", "--version"], capture_output=True, text=True, check=False)
-    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", done.stdout)
-    return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
+    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", done.stdout)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else (0, 0, 0)
 
 
 def command(
@@ -220,12 +220,12 @@ class Machine:
     def start(self, arguments: Sequence[str], *, keep: bool) -> None:
         """Start qemu and connect to it. `keep`: it outlives us. Raises EngineError."""
         self.console.write_bytes(b"")
-        with (self._folder.path / "qemu.log").open("wb") as said:
+        with (self._folder.path / "qemu.log").open("wb") as output:
             self._process = subprocess.Popen(
                 arguments if keep else tied(arguments),
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 # Where snapshot=on writes; the default, /var/tmp, may be a small disk.
                 env={**os.environ, "TMPDIR": str(self._folder.path)},
                 start_new_session=True,  # Ctrl-C is ours to handle
@@ -282,7 +282,7 @@ class Machine:
         shutil.rmtree(self._folder.path, ignore_errors=True)
 
     def leave(self) -> None:
-        """Let go of a machine that goes on without us."""
+        """Let go of a machine that continues without us."""
         self._ended.set()
         if self._listener.is_alive():
             self._listener.join()
@@ -359,12 +359,12 @@ class Machine:
             elif kind == "speed":
                 before, _, after = value.partition(" ")
                 self.speed = (float(after) - float(before)) / CALIBRATION
-            elif found := re.fullmatch(r"rc=(\d+)", line):
-                self._code = int(found[1])
+            elif match := re.fullmatch(r"rc=(\d+)", line):
+                self._code = int(match[1])
             self._changed.notify_all()
 
     def _hang(self) -> None:
-        """End what gives no sign of life, so that nobody waits for an answer of its dockerd."""
+        """Kill a guest without a sign of life, so that no client waits for an answer of its dockerd."""
         with self._changed:
             self._trouble = f"it hung in the stage «{self._stage}»: no sign of life for {seconds(_SILENCE)}"
             self._changed.notify_all()
@@ -398,7 +398,7 @@ def _forwarded(monitor: Path) -> int:
                 answer = json.loads(stream.readline())
                 while "event" in answer:
                     answer = json.loads(stream.readline())
-    found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", str(answer.get("return")))
-    if found is None:
+    match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", str(answer.get("return")))
+    if match is None:
         raise ValueError("qemu names no forwarded port")
-    return int(found[1])
+    return int(match[1])
