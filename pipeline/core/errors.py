@@ -17,6 +17,9 @@ class PipelineError(Exception):
     exit_code = 1
     kind = "error"
 
+    def __init_subclass__(cls, *, exit_code: int | None = None, kind: str | None = None) -> None:
+        cls.exit_code, cls.kind = exit_code or cls.exit_code, kind or cls.kind
+
     def __init__(
         self,
         summary: str,
@@ -52,78 +55,45 @@ class PipelineError(Exception):
         return "\n".join(self.lines())
 
 
-class IntentError(PipelineError):
+class IntentError(PipelineError, exit_code=2, kind="usage or intent"):
     """versions.yaml, an argument or the environment asks for something that cannot be."""
 
-    exit_code = 2
-    kind = "usage or intent"
 
-
-class UpstreamError(PipelineError):
+class UpstreamError(PipelineError, exit_code=3, kind="upstream unreachable or incomplete"):
     """An origin cannot be reached, or does not have what a release needs."""
 
-    exit_code = 3
-    kind = "upstream unreachable or incomplete"
 
-
-class DigestMismatch(PipelineError):
+class DigestMismatch(PipelineError, exit_code=4, kind="digest mismatch"):
     """Bytes are not the ones that the lock names."""
 
-    exit_code = 4
-    kind = "digest mismatch"
 
-
-class LockStale(PipelineError):
+class LockStale(PipelineError, exit_code=5, kind="lock missing or stale"):
     """The lock was made from another versions.yaml, or there is none."""
 
-    exit_code = 5
-    kind = "lock missing or stale"
 
-
-class Incompatible(PipelineError):
+class Incompatible(PipelineError, exit_code=6, kind="incompatible versions"):
     """The chosen versions are known not to work together."""
 
-    exit_code = 6
-    kind = "incompatible versions"
 
-
-class BuildFailed(PipelineError):
+class BuildFailed(PipelineError, exit_code=7, kind="build failed"):
     """BuildKit could not build the image."""
 
-    exit_code = 7
-    kind = "build failed"
 
-
-class SmokeFailed(PipelineError):
+class SmokeFailed(PipelineError, exit_code=8, kind="smoke failed"):
     """A built image does not do what it must."""
 
-    exit_code = 8
-    kind = "smoke failed"
 
-
-class RegistryError(PipelineError):
+class RegistryError(PipelineError, exit_code=9, kind="registry"):
     """A registry refused, or holds something else than was pushed."""
 
-    exit_code = 9
-    kind = "registry"
 
-
-class VerificationFailed(PipelineError):
+class VerificationFailed(PipelineError, exit_code=10, kind="verification failed"):
     """What was read back is not what was released, a signature is wrong, or a digest is believed for too little."""
 
-    exit_code = 10
-    kind = "verification failed"
 
-
-class EngineError(PipelineError):
+class EngineError(PipelineError, exit_code=11, kind="engine or machine"):
     """No engine can do the job, or the machine lacks what one needs."""
 
-    exit_code = 11
-    kind = "engine or machine"
 
-
-class Slower(PipelineError):
+class Slower(PipelineError, exit_code=12, kind="benchmark regression"):
     """A benchmark's ratio is worse than the committed one beyond its factor."""
-
-    exit_code = 12
-    kind = "benchmark regression"
