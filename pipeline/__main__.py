@@ -358,7 +358,7 @@ def _verify(run: Run, given: argparse.Namespace) -> None:
         trust = run.trust(key=given.key, identity=given.identity, issuer=given.issuer)
         run.verify_published(given.image, trust)
     else:
-        run.verify(())
+        run.verify()
 
 
 def _pull(run: Run, given: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def of(
         """Signatures first: what is read back after them is recorded as verified."""
         indexes = [f"{name}@{image.digest}" for image in run.built().values() for name in run.intent.names]
         run.verify_published(indexes, run.signed_by(key))
-        run.verify(())
+        run.verify()
 
     return (
         Step(name="build", left=lambda: _to_build(run), run=made),

@@ -265,7 +265,7 @@ class Run:
         with self.log.step("build"):
             return build.run(self.job, lambda: self.engine, self.log)
 
-    def smoke(self, asked: Asked = Asked()) -> tuple[SmokeReport, ...]:
+    def smoke(self, asked: Asked = Asked()) -> None:
         """Check what was built, tier by tier, on each platform; the image first, then what is made on it."""
         images = [Image.read(self.dist)]  # before an engine is started for nothing
         for variant in self.lock.variants[1:]:
@@ -285,7 +285,6 @@ class Run:
             always_virtual=virtual,
             keep=asked.keep,
         )
-        reports: list[SmokeReport] = []
         with ExitStack() as handlers:
             if asked.emulate and os.geteuid() == 0 and not virtual and Tier.COMMANDS in asked.tiers:
                 for platform in platforms:
@@ -302,8 +301,7 @@ class Run:
                         log=self.log,
                         options=asked.boot_options,
                     )
-                    reports += smoke.run(request)
-        return tuple(reports)
+                    smoke.run(request)
 
     def sbom(self) -> None:
         """Write what is in what was built, in both formats for each platform."""
@@ -369,16 +367,12 @@ class Run:
             for one in publications:
                 tag.run(one)
 
-    def verify(self, references: Sequence[str]) -> None:
-        """Read back what was published, by other code and without credentials; each reference as what its tag says."""
+    def verify(self) -> None:
+        """Read back what was tagged, by other code and without credentials."""
         with self.log.step("verify"):
-            publications = self.publications()
-            images = {one.image.variant: one.image for one in publications}
             hashed: dict[ImageName, dict[str, int]] = {}
-            for one in publications:
-                asked = [text for text in references if _meant(text, images) is one.image.variant]
-                if asked or not references:
-                    verify.run(one, asked, self.client, hashed=hashed)
+            for publication in self.publications():
+                verify.run(publication, (), self.client, hashed=hashed)
 
     # What was published
 
@@ -451,11 +445,3 @@ class Run:
         release = Release.read(self.folder(image), image.digest)
         for reference in release.tagged:
             self.log.say(f"{'verified' if reference in release.verified else 'tagged'}  {reference}")
-
-
-def _meant(reference: str, images: Mapping[Variant, Image]) -> Variant:
-    """Which image a reference should be: the one with that digest, or the variant whose name its tag ends with."""
-    for variant, image in images.items():
-        if variant is not Variant.IMAGE and reference.endswith((variant.suffix, f"@{image.digest}")):
-            return variant
-    return Variant.IMAGE

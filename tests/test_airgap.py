@@ -10,8 +10,8 @@ import pytest
 from pipeline.core.errors import IntentError, LockStale
 from pipeline.core.records import Variant
 from pipeline.inputs import lock, versions
-from pipeline.workflow import Run, _meant
-from tests.examples import AIRGAP_LOCK, LOCK
+from pipeline.workflow import Run
+from tests.examples import AIRGAP_LOCK
 from tests.images import make, scanned, smoked
 from tests.sites import Site
 
@@ -72,12 +72,3 @@ def test_only_who_asks_for_it_fetches_it(run: Run) -> None:
     assert [file for file in run.lock.all_files if file in AIRGAP_LOCK.airgap] == [*run.lock.airgap]
     versions.write(run.intent_path, replace(run.intent, variants=()))
     assert replace(run).lock.airgap == ()
-
-
-def test_a_reference_is_what_its_tag_says(tmp_path: Path) -> None:
-    images = {variant: make(variant.below(tmp_path), "meant", variant, lock=LOCK) for variant in Variant}
-    airgap = images[Variant.AIRGAP].digest
-    for reference in ("a/b:latest-airgap", "localhost:5000/a/b:v1.37-airgap", f"a/b@{airgap}"):
-        assert _meant(reference, images) is Variant.AIRGAP
-    for reference in ("a/b:latest", "a/b-airgap:latest", f"a/b@{images[Variant.IMAGE].digest}", "a/b"):
-        assert _meant(reference, images) is Variant.IMAGE
