@@ -26,7 +26,7 @@ from pipeline.http import transport
 from pipeline.inputs import lock, versions
 from pipeline.inputs.evidence import Grade
 from pipeline.inputs.lock import Lock
-from pipeline.inputs.versions import MIRRORED, ORIGINS, Intent
+from pipeline.inputs.versions import ORIGINS, Intent
 from pipeline.oci.registry import Registry
 from pipeline.resolve import resolve
 from tests import signing
@@ -102,7 +102,7 @@ def intents(draw: st.DrawFn) -> str:
     for key in draw(st.sampled_from([(), (), (), ("upstream",), ("mirrors",)])):
         upstream = key == "upstream"
         bases = URLS if upstream else st.lists(st.one_of(URLS, FOLDERS), min_size=1, max_size=2)
-        origins = st.sampled_from(ORIGINS if upstream else MIRRORED)
+        origins = st.sampled_from(ORIGINS if upstream else (*ORIGINS, "base"))
         document[key] = draw(maybe(st.dictionaries(origins, bases, max_size=2)))
     if draw(st.integers(0, 4)) == 0:
         document["witnesses"] = draw(maybe(st.fixed_dictionaries({"docker": st.lists(URLS, min_size=1, max_size=2)})))

@@ -31,8 +31,8 @@ def test_the_schema_knows_the_same_keys_as_the_reader() -> None:
     properties = SCHEMA["properties"]
     assert set(properties["components"]["properties"]) == set(components.COMPONENTS)
     assert set(properties["upstream"]["properties"]) == set(versions.ORIGINS)
-    assert set(properties["mirrors"]["properties"]) == set(versions.MIRRORED)
-    assert set(properties["witnesses"]["properties"]) == set(versions.WITNESSED)
+    assert set(properties["mirrors"]["properties"]) == {*versions.ORIGINS, "base"}
+    assert set(properties["witnesses"]["properties"]) == {"docker"}
     assert set(properties["policy"]["properties"]) == {"default", "base", "packages", *components.COMPONENTS}
     assert SCHEMA["$defs"]["grade"]["enum"] == list(Grade)
     assert set(properties["platforms"]["items"]["enum"]) == set(Platform)
@@ -131,10 +131,19 @@ def test_a_version_is_never_read_as_a_number() -> None:
     assert versions.parse(TEXT.replace("docker: 29.7.2", "docker: 30"), "v").components["docker"] == "30"
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "image: [", "schema: 1\n"])
-def test_what_is_no_intent_is_refused_with_a_sentence(text: str) -> None:
-    with pytest.raises(IntentError):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "v: empty"),
+        ("- a\n- b\n", "v:1: versions.yaml: expected keys and values, found a list or keys and values"),
+        ("image: [", "v:1: not YAML"),
+        ("schema: 1\n", "v:1: versions.yaml: 'base' is missing"),
+    ],
+)
+def test_what_is_no_intent_is_refused_with_a_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(IntentError) as refused:
         versions.parse(text, "v")
+    assert sentence in str(refused.value)
 
 
 def test_the_checksum_covers_what_decides_a_lock_and_nothing_else() -> None:

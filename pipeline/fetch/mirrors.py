@@ -35,7 +35,7 @@ _SECONDS = 5.0  # the longest that the speed of one is measured
 class Measured:
     """What one base URL is worth. The figures are None when it did not get that far."""
 
-    origin: str  # a key of versions.MIRRORED
+    origin: str  # a key of versions.ORIGINS, or `base`
     base: str
     kind: str  # upstream, registry, mirror or witness
     latency: float | None = None  # seconds from a request to its answer's first byte, the median

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 ORIGINS = ("docker", "github", "github-api", "k3s-channels", "kubernetes", "debian", "debian-security")
-# What may have mirrors: the origins, and the base image (an OCI layout behind a plain file server).
-MIRRORED = (*ORIGINS, "base")
-WITNESSED = ("docker",)  # whose vendor publishes no checksum, so that only a second copy can speak for the first
 
 # The vendors' own hosts; `upstream` in versions.yaml replaces one of them.
 UPSTREAM = {
@@ -73,8 +70,8 @@ class Intent:
     suites: Mapping[str, tuple[str, ...]]  # Debian archive, a key of ORIGINS → its suites
     packages: tuple[str, ...]  # Debian package names, sorted
     upstream: Mapping[str, str]  # a key of ORIGINS → base URL without a trailing slash
-    mirrors: Mapping[str, tuple[str, ...]]  # a key of MIRRORED → base URLs tried before the upstream, in order
-    # A key of WITNESSED → base URLs that `resolve` compares the upstream with and nothing else is fetched from.
+    mirrors: Mapping[str, tuple[str, ...]]  # a key of ORIGINS, or `base` → base URLs tried before the upstream
+    # A vendor without checksums (docker) → base URLs that `resolve` compares the upstream with.
     witnesses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cooldown: Mapping[str, int] = field(default_factory=dict)  # component or `default` → days; none: 0
     known_fixes: tuple[KnownFix, ...] = ()
