@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -138,23 +139,16 @@ def debian_suites() -> tuple[str, dict[str, str]]:
 
     ("", {}) elsewhere than on Debian.
     """
-    release = os_release()
-    codename = release.get("VERSION_CODENAME", "")
-    if release.get("ID") != "debian" or find("apt-get") is None:
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return "", {}
+    if release["ID"] != "debian" or find("apt-get") is None:
         return "", {}
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     pairs = (line.partition(" ") for line in done.stdout.splitlines())
-    return codename, {suite: uri.rstrip("/") for uri, _, suite in pairs}
-
-
-def os_release() -> dict[str, str]:
-    """os-release(5); empty where there is none."""
-    try:
-        lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
+    return release.get("VERSION_CODENAME", ""), {suite: uri.rstrip("/") for uri, _, suite in pairs}
 
 
 def disk_full(output: str, where: Path) -> EngineError | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from python_on_whales import DockerClient
@@ -29,32 +30,34 @@ class Engines:
     lock: Lock
     cache: Path
     log: Log
-    start: Callable[[], Engine]  # the engine of this machine
+    start: Callable[[], Engine]  # the engine of this machine; the same one whenever it is called
     others: tuple[str, ...] = ()  # docker hosts, for the platforms that they run natively
     guest: Guest = GUESTS["default"]
     always_virtual: bool = False  # boot natively nowhere
     keep: bool = False  # leave virtual engines running
-    _found: dict[Platform, Engine] = field(default_factory=dict)
 
     def native(self, platform: Platform) -> Engine | None:
         """An engine that runs the platform natively; None when there is none. Raises EngineError."""
-        if self.others and not self._found:
-            for host in self.others:
-                engine = named(host)
-                if engine.platform is None:
-                    raise EngineError(f"the engine {host} runs no platform of the image")
-                self._found[engine.platform] = engine
-        if platform not in self._found and platform == Platform.host():
-            self._found[platform] = self.start()
-        return self._found.get(platform)
+        if platform in self._named:
+            return self._named[platform]
+        return self.start() if platform == Platform.host() else None
+
+    @cached_property
+    def _named(self) -> Mapping[Platform, Engine]:
+        engines: dict[Platform, Engine] = {}
+        for host in self.others:
+            engine = named(host)
+            if engine.platform is None:
+                raise EngineError(f"the engine {host} runs no platform of the image")
+            engines[engine.platform] = engine
+        return engines
 
     def local(self) -> Engine:
         """The engine of this machine, on which foreign binaries run if the kernel has a handler for them."""
         host = Platform.host()
-        if host is None:
+        engine = self.native(host) if host else None
+        if engine is None:
             raise EngineError("this machine is of no platform of the image")
-        engine = self.native(host)
-        assert engine is not None
         return engine
 
     def why_not_virtual(self, platform: Platform) -> str | None:

@@ -71,20 +71,15 @@ def first_inside(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()[0])
 
 
-def sweep_cgroups(name: str) -> int:
-    """Remove the empty cgroups below every `/<name>` of this machine's hierarchies; returns how many went.
+def sweep_cgroups(name: str) -> None:
+    """Remove the empty cgroups below every `/<name>` of this machine's hierarchies.
 
     Containers that were killed with their namespace leave their cgroup folders. One that still has a process
     cannot be removed and is left alone.
     """
-    gone = 0
     top = Path("/sys/fs/cgroup")
     for root in (top / name, *(path / name for path in top.glob("*"))):
         # os.walk minds nothing that another engine removes at the same moment; rglob does.
         for folder, _, _ in os.walk(root, topdown=False):
-            try:
+            with suppress(OSError):
                 Path(folder).rmdir()
-                gone += 1
-            except OSError:
-                continue
-    return gone

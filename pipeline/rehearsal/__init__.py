@@ -1,1 +1,4 @@
-"""What a release needs from outside, made on this machine; docs/rehearsal.md."""
+"""What a release needs from outside, made on this machine: origin, registries, scanner, stubs (docs/rehearsal.md).
+
+Takes package registries and gives a whole release in dist/rehearsal/.
+"""

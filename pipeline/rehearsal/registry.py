@@ -28,7 +28,7 @@ from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, Digest
 from pipeline.core.platforms import Platform
-from pipeline.core.records import write_json, write_text
+from pipeline.core.records import write_json
 from pipeline.oci.credentials import Credentials
 from pipeline.oci.registry import Registry
 from pipeline.rehearsal import loopback
@@ -234,7 +234,7 @@ def _token(key: bytes, certificate: str, access: Access) -> str:
 def push_base(registry: Registry, tag: str, roots: Mapping[Platform, Path], folder: Path, log: Log) -> Digest:
     """Make a multi-platform image of one layer out of root tars, push it and tag it; the same tars, the same digest.
 
-    `folder`: the image's OCI layout; a tar that was packed before is not packed again.
+    `folder`: the image's OCI layout.
     """
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
@@ -247,20 +247,20 @@ def push_base(registry: Registry, tag: str, roots: Mapping[Platform, Path], fold
 
     manifests = []
     for platform, root in sorted(roots.items()):
-        diff, layer = _packed(root, folder)
+        data = root.read_bytes()
         config = {
             "architecture": platform.architecture,
             "os": "linux",
             "created": "2026-01-01T00:00:00Z",
             "config": {"Cmd": ["bash"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
-            "rootfs": {"type": "layers", "diff_ids": [diff.text]},
+            "rootfs": {"type": "layers", "diff_ids": [Digest.of(data).text]},
             "history": [{"created_by": "mmdebstrap", "created": "2026-01-01T00:00:00Z"}],
         }
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": put(_json(config), "application/vnd.oci.image.config.v1+json"),
-            "layers": [put(layer, _LAYER)],
+            "layers": [put(gzip.compress(data, compresslevel=3, mtime=0), _LAYER)],
         }
         described = put(_json(manifest), MANIFEST)
         manifests.append({**described, "platform": {"os": "linux", "architecture": platform.architecture}})
@@ -273,26 +273,6 @@ def push_base(registry: Registry, tag: str, roots: Mapping[Platform, Path], fold
         registry.tag(tag, index, INDEX)
     log.say(f"{registry.name}:{tag} is {digest}" + ("" if pushed.sent else ", as before"))
     return digest
-
-
-def _packed(root: Path, folder: Path) -> tuple[Digest, bytes]:
-    """A tar's digest and its gzip form; remembered by the tar's size and time of change."""
-    status = root.stat()
-    note = folder / f"{root.name}.json"
-    mark = [status.st_size, status.st_mtime_ns]
-    try:
-        known = json.loads(note.read_text(encoding="utf-8"))
-        layer = (folder / "blobs" / "sha256" / Digest(known["layer"]).hex).read_bytes()
-        if known["mark"] == mark and Digest.of(layer).text == known["layer"]:
-            return Digest(known["diff"]), layer
-    except (OSError, ValueError, KeyError):
-        pass
-    data = root.read_bytes()
-    layer = gzip.compress(data, compresslevel=3, mtime=0)
-    diff = Digest.of(data)
-    (folder / "blobs" / "sha256" / Digest.of(layer).hex).write_bytes(layer)
-    write_text(note, json.dumps({"mark": mark, "diff": diff.text, "layer": Digest.of(layer).text}))
-    return diff, layer
 
 
 def _json(document: object) -> bytes:
