@@ -30,7 +30,7 @@ from pipeline.core.errors import DigestMismatch, EngineError, IntentError, Verif
 from pipeline.core.log import Log, seconds
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
-from pipeline.core.records import Tier, Variant, write_text
+from pipeline.core.records import Image, Tier, Variant, write_text
 from pipeline.engine import emulation, engine, sandbox, virtual
 from pipeline.engine.daemon import CGROUP
 from pipeline.http import transport
@@ -264,7 +264,8 @@ def _pull_and_boot(rehearsed: Run, options: smoke.Options) -> None:
     assert host is not None
     dist = rehearsed.dist / "pulled"
     pulled = replace(rehearsed, dist=dist, start=lambda *_: nullcontext(rehearsed.engine))
-    pulled.pull(f"{rehearsed.intent.names[-1]}:latest", dist)
+    # By digest: `latest` stays with a newer k3s that was rehearsed before.
+    pulled.pull(f"{rehearsed.intent.names[-1]}@{Image.read(rehearsed.dist).digest}", dist)
     pulled.smoke(Asked(platforms=[host], tiers=[Tier.BOOT], options=options))
     shutil.rmtree(dist)
 
