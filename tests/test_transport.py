@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline.core.errors import DigestMismatch, EngineError, UpstreamError
 from pipeline.core.names import Digest
-from pipeline.http import transport
+from pipeline.http import headers, transport
 from pipeline.http.download import Downloader, File, Rules
 from tests import hostile
 from tests.servers import Server, running
@@ -250,3 +251,17 @@ def test_a_redirect_to_nonsense_is_a_sentence(
         transport.get(client, f"{server.url}/f", what="a list")
     with pytest.raises(UpstreamError):
         download(client, tmp_path, f"{server.url}/f")
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("Tue, 04 Aug 2026 09:03:51 GMT", datetime(2026, 8, 4, 9, 3, 51, tzinfo=UTC)),
+        ("Tue, 04 Aug 2026 09:03:51", datetime(2026, 8, 4, 9, 3, 51, tzinfo=UTC)),
+        ("yesterday", None),
+        ("", None),
+        ("Tue, 99 Aug 99999 09:03:51 GMT", None),
+    ],
+)
+def test_when_a_file_was_uploaded(header: str, expected: datetime | None) -> None:
+    assert headers.modified(httpx.Response(200, headers={"Last-Modified": header})) == expected

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -111,20 +110,6 @@ def test_the_digests_of_a_release_as_github_tells_them() -> None:
 def test_a_release_that_github_does_not_describe(document: str) -> None:
     with pytest.raises(UpstreamError, match="does not describe"):
         upstream.assets(document)
-
-
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        ("Tue, 04 Aug 2026 09:03:51 GMT", datetime(2026, 8, 4, 9, 3, 51, tzinfo=UTC)),
-        ("Tue, 04 Aug 2026 09:03:51", datetime(2026, 8, 4, 9, 3, 51, tzinfo=UTC)),
-        ("yesterday", None),
-        ("", None),
-        ("Tue, 99 Aug 99999 09:03:51 GMT", None),
-    ],
-)
-def test_when_a_file_was_uploaded(header: str, expected: datetime | None) -> None:
-    assert upstream.released(header) == expected
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pipeline.core.errors import UpstreamError
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.fetch.base import manifests, parts
-from pipeline.http import transport
+from pipeline.http import headers, transport
 from pipeline.oci.registry import Registry
 
 BEGINNING = 8_000_000  # bytes that are enough to measure a speed
@@ -55,17 +55,17 @@ class FileServer:
     def lacks(self, part: Part) -> str:
         """Return why it does not have a file in the right size; empty: it has."""
         response = self.client.head(f"{self.base}/{part.path}")
-        length = response.headers.get("Content-Length", "")
+        length = headers.length(response)
         if response.status_code != 200:
             return f"{part.name}: status {response.status_code}"
-        if part.size is not None and length.isdigit() and int(length) != part.size:
+        if part.size is not None and length not in (None, part.size):
             return f"{part.name}: {length} bytes instead of {part.size}"
         return ""
 
     def read(self, part: Part) -> Generator[bytes, None, None]:
         """Yield the first BEGINNING bytes of a file; the caller closes the generator."""
-        headers = {"Range": f"bytes=0-{BEGINNING - 1}"}
-        with self.client.stream("GET", f"{self.base}/{part.path}", headers=headers) as response:
+        beginning = {"Range": f"bytes=0-{BEGINNING - 1}"}
+        with self.client.stream("GET", f"{self.base}/{part.path}", headers=beginning) as response:
             yield from response.iter_raw()
 
 

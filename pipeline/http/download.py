@@ -8,7 +8,6 @@ server is honest or fast need not be known beforehand.
 from __future__ import annotations
 
 import errno
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import httpx
 from pipeline.core.errors import DigestMismatch, EngineError, PipelineError, UpstreamError
 from pipeline.core.log import Transfer
 from pipeline.core.names import Digest
-from pipeline.http import partial, transport
+from pipeline.http import headers, partial, transport
 from pipeline.http.partial import Partial
 from pipeline.http.transport import AGAIN, LONGEST_PAUSE, NEXT_STEP, Sleep, hang_up, pause_after, pieces, shown
 
@@ -258,9 +257,9 @@ class _Download:
         if part.done and part.done == self._file.size:
             return shown(part.url)  # an earlier run had all of it and was killed before it could say so
         client, stop = self._how.client, self._how.stop
-        headers = {"Range": f"bytes={part.done}-", "If-Range": part.etag} if part.done else {}
+        resume = {"Range": f"bytes={part.done}-", "If-Range": part.etag} if part.done else {}
         timeout = client.timeout if patient else httpx.Timeout(self._how.rules.trial)
-        with client.stream("GET", part.url, headers=headers, timeout=timeout) as response, stop.ending(response):
+        with client.stream("GET", part.url, headers=resume, timeout=timeout) as response, stop.ending(response):
             for hop, following in pairwise([*response.history, response]):
                 if hop.url.host != following.url.host:
                     self._how.report(f"{hop.url.host} sends its downloads on to {following.url.host}")
@@ -280,22 +279,19 @@ class _Download:
             raise _Broken(f"status {code}", response)
         if code not in (200, 206):
             raise _Refused(f"status {code}")
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise _Refused(f"packed as {encoding} although it was asked for as it is")
-        tag = response.headers.get("ETag", "").strip()
-        etag = tag if tag.startswith('"') else ""  # a weak one does not promise the same bytes, RFC 9110 §8.8.1
+        if packing := headers.packing(response):
+            raise _Refused(f"packed as {packing} although it was asked for as it is")
+        etag = headers.strong_etag(response) or ""
         if code == 200:
-            length = response.headers.get("Content-Length", "").strip()
-            size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+            size = headers.length(response)
             self._check_size(size)
             part.begin(etag, size)
             return True
-        start, whole = _range(response)
+        start, size = headers.content_range(response) or (-1, None)
         if not part.done or start != part.done or (etag and etag != part.etag):
             part.begin("", None)
             raise _Broken("an answer to another range than was asked for")
-        self._check_size(whole)
+        self._check_size(size)
         part.resumed = True
         return True
 
@@ -372,13 +368,3 @@ class _Download:
             where=where,
             next_step=NEXT_STEP,
         )
-
-
-def _range(response: httpx.Response) -> tuple[int, int | None]:
-    """First byte and size of the whole of a 206 (RFC 9110 §14.4). Raises _Broken."""
-    match = re.fullmatch(
-        r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "").strip()
-    )
-    if not match:
-        raise _Broken("a part of a file that does not say which")
-    return int(match[1]), None if match[3] == "*" else int(match[3])

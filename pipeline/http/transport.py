@@ -5,7 +5,6 @@ Small answers come through `get`; files through download.py, which adds resuming
 
 from __future__ import annotations
 
-import email.utils
 import random
 import socket
 import ssl
@@ -14,7 +13,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from urllib.parse import urlsplit, urlunsplit
 
 import httpcore
@@ -22,6 +20,7 @@ import httpx
 
 from pipeline.core.errors import UpstreamError
 from pipeline.core.names import ImageName
+from pipeline.http import headers
 from pipeline.http.folders import Folders
 
 Sleep = Callable[[float], None]
@@ -155,15 +154,13 @@ def pieces(response: httpx.Response) -> Iterator[bytes | memoryview]:
     else, which are read into one buffer: that takes half the processor time of reading them through h11. The
     connection ends with the body then. Raises httpx.TransportError as httpx does.
     """
-    body = response.iter_raw()
-    length = response.headers.get("Content-Length", "")
-    raw = _socket(response)
-    if response.http_version != "HTTP/1.1" or raw is None or not length.isdigit() or int(length) < _LONG:
+    body, raw, length = response.iter_raw(), _socket(response), headers.length(response)
+    if response.http_version != "HTTP/1.1" or raw is None or length is None or length < _LONG:
         yield from body
         return
     first = next(body, b"")
     yield first
-    left, buffer = int(length) - len(first), memoryview(bytearray(min(_PIECE, int(length))))
+    left, buffer = length - len(first), memoryview(bytearray(min(_PIECE, length)))
     while left:
         try:
             count = raw.recv_into(buffer[:left])
@@ -207,9 +204,9 @@ def get(
     what: str,
     method: str = "GET",
     expected: frozenset[int] = frozenset({200}),
-    headers: Mapping[str, str] | None = None,
+    sent: Mapping[str, str] | None = None,
 ) -> httpx.Response:
-    """Return the answer to a GET or HEAD; `what` names the thing in messages.
+    """Return the answer to a GET or HEAD; `what` names the thing in messages, `sent` are headers.
 
     Only an expected status is an answer, of 32 MB at most. Raises UpstreamError.
     """
@@ -217,7 +214,7 @@ def get(
     while True:
         answer = None
         try:
-            with client.stream(method, url, headers=dict(headers or {})) as streamed:
+            with client.stream(method, url, headers=dict(sent or {})) as streamed:
                 answer = _whole(streamed, what)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
             # Refused, unknown host, TLS, filtered: trying again within seconds changes nothing, and a user waits.
@@ -243,12 +240,12 @@ def get(
 
 def _whole(streamed: httpx.Response, what: str) -> httpx.Response:
     """The answer with its body, which is neither unpacked nor endless: a small file can unpack to more than memory."""
-    encoding = streamed.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity") and streamed.request.method != "HEAD":
+    packing = headers.packing(streamed)
+    if packing and streamed.request.method != "HEAD":
         raise UpstreamError(
             f"{what}: the answer is packed",
             expected="Content-Encoding: identity, as asked for",
-            found=encoding,
+            found=packing,
             where=shown(str(streamed.url)),
             next_step=NEXT_STEP,
         )
@@ -284,13 +281,9 @@ def _unreachable(url: str, what: str, error: Exception) -> UpstreamError:
 def pause_after(response: httpx.Response | None, pause: float, longest: float = LONGEST_PAUSE) -> float:
     """Return the seconds to wait before the next try.
 
-    What Retry-After asks for (seconds or a date, RFC 9110 §10.2.3), within bounds; else about `pause`: clients that
-    failed together should not come back together.
+    What the server asks for, within bounds; else about `pause`: clients that failed together should not come back
+    together.
     """
-    text = response.headers.get("Retry-After", "").strip() if response is not None else ""
-    if text.isascii() and text.isdigit():
-        return min(float(text), longest)
-    with suppress(ValueError, TypeError, OverflowError):
-        left = (email.utils.parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        return min(max(left, 0.0), longest)
+    if response is not None and (asked := headers.retry_after(response)) is not None:
+        return min(asked, longest)
     return pause * random.uniform(0.75, 1.25)

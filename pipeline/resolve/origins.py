@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ import httpx
 from pipeline.core.errors import UpstreamError
 from pipeline.core.log import Log
 from pipeline.core.names import Digest
-from pipeline.http import transport
+from pipeline.http import headers, transport
 from pipeline.inputs.versions import Intent
 from pipeline.resolve import upstream
 
@@ -66,14 +65,13 @@ class Origins:
         """Return what HEAD reports of a file; None when it is missing. Raises UpstreamError for every other answer."""
         if url not in self._heads:
             answer = transport.get(self.client, url, what=what, method="HEAD", expected=_THERE_OR_NOT)
-            length = answer.headers.get("Content-Length", "")
-            there = Head(
+            head = Head(
                 url=url,
-                size=int(length) if re.fullmatch("[0-9]{1,15}", length) else None,
-                etag=upstream.strong(answer.headers.get("ETag", "")),
-                released=upstream.released(answer.headers.get("Last-Modified", "")),
+                size=headers.length(answer),
+                etag=headers.strong_etag(answer),
+                released=headers.modified(answer),
             )
-            self._heads[url] = there if answer.status_code == 200 else None
+            self._heads[url] = head if answer.status_code == 200 else None
         return self._heads[url]
 
     def assets_url(self, component: str, version: str) -> str:
@@ -99,10 +97,10 @@ class Origins:
             return self._assets[component, version]
 
     def _ask(self, url: str, what: str) -> Mapping[str, Digest]:
-        headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
+        sent = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
         if self._token and (url.startswith("https://") or urlsplit(url).hostname == "127.0.0.1"):
-            headers["Authorization"] = f"Bearer {self._token}"
-        answer = transport.get(self.client, url, what=what, expected=_API_ANSWERS, headers=headers)
+            sent["Authorization"] = f"Bearer {self._token}"
+        answer = transport.get(self.client, url, what=what, expected=_API_ANSWERS, sent=sent)
         match answer.status_code:
             case 200:
                 return upstream.assets(answer.text)

@@ -5,12 +5,9 @@ Digests of release assets: GitHub's REST API, "Get a release by tag name".
 
 from __future__ import annotations
 
-import email.utils
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 
 from pipeline.components import COMPONENTS, DOCKER, RELEASE, is_exact
@@ -131,19 +128,6 @@ def patches(version: str) -> Iterator[str]:
 def fits(version: str, asked: str) -> bool:
     """Whether an exact version is one that a channel can mean: any for `stable` and `latest`, else of that line."""
     return asked in ("stable", "latest", version) or version.startswith(f"{asked}.")
-
-
-def released(last_modified: str) -> datetime | None:
-    """The time in a Last-Modified header (RFC 9110 §8.8.2): of a vendor's file, when it was uploaded."""
-    with suppress(ValueError, TypeError, OverflowError):
-        found = email.utils.parsedate_to_datetime(last_modified)
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
-    return None
-
-
-def strong(etag: str) -> str | None:
-    """An ETag that promises the same bytes (RFC 9110 §8.8.1); None for a weak one or none."""
-    return etag if re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', etag) else None
 
 
 def checksum(text: str, name: str) -> Digest:
