@@ -183,8 +183,8 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports")
     session.run("pylint", "pipeline", "tests", "rootfs/usr/local/lib/dind-k3s/dind_k3s")
     session.run("codespell")
-    session.run("python", "-m", "tests.shell_files", "shellcheck", "--external-sources")
-    session.run("python", "-m", "tests.shell_files", "shfmt", "-i", "2", "-ci", "-d")
+    session.run("python", "-m", "tests.helpers.shell_files", "shellcheck", "--external-sources")
+    session.run("python", "-m", "tests.helpers.shell_files", "shfmt", "-i", "2", "-ci", "-d")
     session.run("hadolint", "Dockerfile")
     session.run("yamllint", "--strict", ".")
     session.run("actionlint")  # with shellcheck over every `run:`

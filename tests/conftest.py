@@ -25,9 +25,9 @@ from pipeline.http import transport
 from pipeline.inputs import lock, versions
 from pipeline.rehearsal import origin, rehearse, supplies
 from pipeline.resolve import resolve
-from tests.cosigns import Cosign, bring
-from tests.examples import artifact
-from tests.vendors import BASE, Vendors
+from tests.helpers.cosigns import Cosign, bring
+from tests.helpers.examples import artifact
+from tests.helpers.vendors import BASE, Vendors
 
 ROOT = Path(__file__).resolve().parent.parent
 

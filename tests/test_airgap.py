@@ -11,9 +11,9 @@ from pipeline.core.errors import IntentError, LockStale
 from pipeline.core.records import Variant
 from pipeline.inputs import lock, versions
 from pipeline.workflow import Run
-from tests.examples import AIRGAP_LOCK
-from tests.images import make, scanned, smoked
-from tests.sites import Site
+from tests.helpers.examples import AIRGAP_LOCK
+from tests.helpers.images import make, scanned, smoked
+from tests.helpers.sites import Site
 
 
 @pytest.fixture

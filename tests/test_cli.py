@@ -13,7 +13,7 @@ from pipeline import __main__ as cli
 from pipeline.core.errors import PipelineError
 from pipeline.core.platforms import Platform
 from pipeline.inputs import versions
-from tests.examples import INTENT
+from tests.helpers.examples import INTENT
 
 ROOT = Path(__file__).resolve().parent.parent
 

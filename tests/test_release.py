@@ -22,8 +22,8 @@ from pipeline.core.records import (
     write_json,
     write_text,
 )
-from tests.examples import digest
-from tests.images import make, smoked, tier
+from tests.helpers.examples import digest
+from tests.helpers.images import make, smoked, tier
 
 
 @pytest.fixture

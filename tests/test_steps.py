@@ -24,9 +24,9 @@ from pipeline.core.records import SmokeReport, State, Tier
 from pipeline.http import transport
 from pipeline.oci import registry
 from pipeline.oci.registry import Registry
-from tests.images import tier
-from tests.released import ROOT, STEPS, Registries, Scene, serving
-from tests.test_scan import grype, match
+from tests.helpers.images import tier
+from tests.helpers.released import ROOT, STEPS, Registries, Scene, serving
+from tests.publish.test_scan import grype, match
 
 
 class Once:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.authorities import issue
+from tests.helpers.authorities import issue
 from tests.image.box import Box, Image
 
 pytestmark = pytest.mark.engine

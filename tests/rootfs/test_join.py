@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from dind_k3s import join
 
-from tests import servers
-from tests.authorities import Authority, issue
+from tests.helpers import servers
+from tests.helpers.authorities import Authority, issue
 
 OTHER = "the token is not for the server"
 UNSIGNED = "is not signed by its own CA"

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from pipeline.build import bake
+from pipeline.core import annotations as keys
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Variant
+from pipeline.inputs.versions import Intent
+from tests.helpers.examples import INTENT, LOCK, digest
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "docker-bake.json"
+
+
+def describe(variant: Variant = Variant.IMAGE, *, intent: Intent = INTENT, rehearsed: bool = False) -> dict[str, str]:
+    return bake.describe(intent, LOCK, variant, lock_digest=digest("lock"), rehearsed=rehearsed)
+
+
+def render() -> str:
+    return bake.render(
+        platforms=INTENT.platforms,
+        annotations={variant: describe(variant) for variant in Variant},
+        base=LOCK.base.digest,
+        context=PurePosixPath("dist/context"),
+        outputs={variant: PurePosixPath(f"dist/{variant}.partial") for variant in Variant},
+        epoch=1_795_305_600,
+    )
+
+
+def test_is_the_golden_file(request: pytest.FixtureRequest) -> None:
+    """`pytest --update-golden` writes it anew; the diff is what is judged."""
+    if request.config.getoption("--update-golden"):
+        GOLDEN.write_text(render(), encoding="utf-8")
+    assert render() == GOLDEN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("variant", Variant)
+def test_the_network_is_off_and_the_base_is_pinned_by_digest(variant: Variant) -> None:
+    target = json.loads(render())["target"][variant]
+    assert target["target"] == variant
+    assert target["network"] == "none"
+    assert target["contexts"]["base"].endswith(f"@{LOCK.base.digest}")
+    assert target["platforms"] == [platform.value for platform in Platform]
+
+
+@pytest.mark.parametrize("variant", Variant)
+def test_labels_and_annotations_say_the_same(variant: Variant) -> None:
+    target = json.loads(render())["target"][variant]
+    said = dict(text.removeprefix("index,manifest:").split("=", 1) for text in target["annotations"])
+    assert said == target["labels"]
+    assert said["io.github.dind-k3s.k3s"] == "v1.37.1+k3s1"
+
+
+def test_only_a_rehearsed_image_carries_the_label() -> None:
+    assert all(keys.REHEARSAL in describe(variant, rehearsed=True) for variant in Variant)
+    assert not any(keys.REHEARSAL in describe(variant) for variant in Variant)
+
+
+def test_a_variant_says_which_it_is_and_nothing_else_of_its_own() -> None:
+    assert set(describe(Variant.AIRGAP).items()) - set(describe().items()) == {(f"{keys.KEY}.variant", "airgap")}
+
+
+def test_a_label_never_holds_credentials() -> None:
+    labels = describe(intent=replace(INTENT, source="https://me:s3cr3t@example.org/x?token=s3cr3t"))
+    assert "s3cr3t" not in str(labels)

@@ -1,0 +1,223 @@
+"""What a guest is made of, without starting one: its first file system, its command line, the matrix, the records."""
+
+from __future__ import annotations
+
+import fcntl
+import lzma
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import EngineError, IntentError
+from pipeline.core.log import Log
+from pipeline.core.platforms import Platform
+from pipeline.core.records import Check, State, Tier, TierReport
+from pipeline.engine import virtual
+from pipeline.engine.engine import Engine
+from pipeline.engine.virtual import initramfs, qemu
+from pipeline.engine.virtual.disks import System
+from pipeline.engine.virtual.guests import GUESTS
+from pipeline.engine.virtual.qemu import Accelerator, Folder
+from pipeline.smoke import boot
+from pipeline.smoke.booted import BootOptions
+from pipeline.smoke.record import Recorder
+from tests.helpers.examples import LOCK
+
+TCG = Accelerator(name="tcg", argument="tcg,thread=multi,tb-size=512", cpu="cortex-a72", cores=2)
+
+
+def unpacked(archive: bytes) -> dict[str, tuple[int, bytes]]:
+    """Name → mode and content, read as the kernel reads it: fixed fields, everything padded to four bytes."""
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
+    while True:
+        assert archive[at : at + 6] == b"070701", at
+        fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        mode, size, length = fields[1], fields[6], fields[11]
+        name = archive[at + 110 : at + 110 + length - 1].decode()
+        start = (at + 110 + length + 3) // 4 * 4
+        if name == "TRAILER!!!":
+            assert start == len(archive)
+            return found
+        found[name] = (mode, archive[start : start + size])
+        at = (start + size + 3) // 4 * 4
+
+
+def test_an_initramfs_has_its_folders_before_its_files() -> None:
+    archive = initramfs.build(b"busybox", b"#!/bin/busybox sh\n", [("a.ko", b"1"), ("b.ko", b"22222")])
+    found = unpacked(archive)
+    assert list(found)[:6] == ["bin", "dev", "modules", "proc", "root", "sys"]
+    assert found["modules/order"][1] == b"a.ko\nb.ko\n"
+    assert found["modules/b.ko"] == (stat.S_IFREG | 0o755, b"22222")
+    assert found["init"] == (stat.S_IFREG | 0o755, b"#!/bin/busybox sh\n")
+    assert stat.S_ISCHR(found["dev/console"][0])
+    assert archive == initramfs.build(b"busybox", b"#!/bin/busybox sh\n", [("a.ko", b"1"), ("b.ko", b"22222")])
+
+
+def test_modules_come_behind_what_they_need_unpacked_and_once(tmp_path: Path) -> None:
+    (tmp_path / "kernel").mkdir()
+    for name in ("virtio", "virtio_ring", "virtio-pci", "virtio_blk"):
+        (tmp_path / "kernel" / f"{name}.ko.xz").write_bytes(lzma.compress(name.encode()))
+    # As depmod writes it: what a module needs, the nearest first, so that the deepest comes last.
+    (tmp_path / "modules.dep").write_text(
+        "kernel/virtio.ko.xz:\n"
+        "kernel/virtio_ring.ko.xz: kernel/virtio.ko.xz\n"
+        "kernel/virtio-pci.ko.xz: kernel/virtio_ring.ko.xz kernel/virtio.ko.xz\n"
+        "kernel/virtio_blk.ko.xz: kernel/virtio_ring.ko.xz kernel/virtio.ko.xz\n"
+    )
+    found = initramfs.modules(tmp_path)
+    assert [name for name, _ in found] == ["virtio.ko", "virtio_ring.ko", "virtio_pci.ko", "virtio_blk.ko"]
+    assert found[2][1] == b"virtio-pci"
+
+
+@pytest.mark.parametrize("platform", Platform)
+def test_a_guest_has_one_port_and_it_is_on_loopback(tmp_path: Path, platform: Platform) -> None:
+    system = System(kernel=tmp_path / "k", initramfs=tmp_path / "i", root=tmp_path / "with,comma")
+    arguments = qemu.command(
+        platform,
+        GUESTS["slow-disk"],
+        TCG,
+        qemu.Drives(system=system, content=tmp_path / "disk"),
+        console=tmp_path / "console",
+        folder=tmp_path,
+    )
+    text = " ".join(arguments)
+    assert text.count("hostfwd") == 1
+    assert "hostfwd=tcp:127.0.0.1:0-:2375" in text
+    assert "-nodefaults" in arguments
+    assert "-smp 2 " in text
+    assert text.count("snapshot=on") == 2
+    assert "with,,comma" in text
+    assert "throttling.bps-total=10000000" in text
+    assert text.count("throttling") == 1
+    assert {Platform.ARM64: "console=ttyAMA0", Platform.AMD64: "console=ttyS0"}[platform] in text
+
+
+def test_the_matrix_of_guests_says_what_each_is_for() -> None:
+    assert {"default", "cgroup-v1", "nft-only", "legacy-only", "low-memory", "slow-disk"} == set(GUESTS)
+    assert GUESTS["cgroup-v1"].command_line == "dind.cgroup=v1 dind.block="
+    assert "nf_tables" in GUESTS["legacy-only"].command_line
+    assert "ip_tables" in GUESTS["nft-only"].command_line
+    assert GUESTS["low-memory"].memory == 1024
+    for guest in GUESTS.values():
+        assert guest.about
+
+
+def test_an_unknown_guest_is_an_error_of_intent() -> None:
+    from pipeline.engine import engines
+
+    with pytest.raises(IntentError, match="no guest 'cgroup-v3'") as failed:
+        engines.guest("cgroup-v3")
+    assert "cgroup-v1" in (failed.value.expected or "")
+
+
+def test_leftovers_are_told_from_machines_that_run(tmp_path: Path) -> None:
+    (tmp_path / "run-dead").mkdir()
+    (tmp_path / "run-dead" / "lock").touch()
+    (tmp_path / "run-nothing").mkdir()
+    first = Folder.make(tmp_path)
+    second = Folder.make(tmp_path)
+    assert sorted(tmp_path.glob("run-*")) == sorted([first.path, second.path])
+    os.close(first.lock)
+    third = Folder.make(tmp_path)
+    assert sorted(tmp_path.glob("run-*")) == sorted([second.path, third.path])
+    with (third.path / "lock").open() as stream, pytest.raises(BlockingIOError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for folder in (second, third):
+        os.close(folder.lock)
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_a_sentence(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    with pytest.raises(EngineError, match="too long for the kernel"):
+        Folder.make(deep)
+    assert list(deep.iterdir()) == []
+
+
+def check(step: str, state: State) -> Check:
+    return Check(name="a check", state=state, seconds=1.0, detail="", step=step)
+
+
+def test_a_step_is_as_bad_as_its_worst_check_and_runs_if_any_did() -> None:
+    checks = (
+        check("", State.PASSED),
+        check("docker", State.PASSED),
+        check("docker", State.FAILED),
+        check("control plane", State.PASSED),
+        check("node and pods", State.NOT_RUN),
+        check("node and pods", State.NOT_RUN),
+    )
+    report = TierReport(tier=Tier.BOOT, state=State.FAILED, reason="", where="", checks=checks)
+    assert report.steps == {
+        "docker": State.FAILED,
+        "control plane": State.PASSED,
+        "node and pods": State.NOT_RUN,
+    }
+
+
+def slow(patience: float) -> Engine:
+    from python_on_whales import DockerClient
+
+    return Engine(docker=DockerClient(), builder=None, description="", platform=None, virtual=True, patience=patience)
+
+
+def test_k3s_gets_what_a_slow_machine_needs_on_a_slow_engine_alone() -> None:
+    options = BootOptions(extra_environment={"K3S_ARGS": "--pause-image=x", "DOCKER_ARGS": "--mtu 1400"})
+    assert boot.for_speed(options, slow(4.0)) == options
+    given = boot.for_speed(options, slow(28.0)).extra_environment
+    assert given["DOCKER_ARGS"] == "--mtu 1400"
+    assert given["K3S_ARGS"].startswith("--pause-image=x ")
+    assert "--kube-controller-manager-arg=node-monitor-grace-period=900s" in given["K3S_ARGS"].split()
+    assert boot.for_speed(BootOptions(), slow(28.0)).extra_environment.keys() == {"K3S_ARGS"}
+
+
+def test_a_check_that_was_left_does_not_fail_its_tier() -> None:
+    recorder = Recorder(Tier.BOOT, "virtual", Log(quiet=True))
+    recorder.step = "docker"
+    with recorder.check("dockerd"):
+        pass
+    recorder.step = "node and pods"
+    recorder.left("node", "too slow")
+    report = recorder.report()
+    assert report.state == State.PASSED
+    assert report.steps == {"docker": State.PASSED, "node and pods": State.NOT_RUN}
+    assert recorder.report("the guest is gone").reason == "the guest is gone"
+
+
+def test_a_second_try_is_made_of_a_guest_that_hung_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[EngineError | str] = []
+
+    def start(*_: object) -> Any:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, EngineError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(qemu, "accelerators", lambda _platform: [TCG])
+
+    def first() -> object:
+        nothing: Any = None
+        request = virtual.Request(
+            platform=Platform.ARM64,
+            guest=GUESTS["default"],
+            content=None,
+            lock=LOCK,
+            cache=nothing,
+            binaries=nothing,
+            console=nothing,
+            log=Log(quiet=True),
+        )
+        return virtual.boot(request, nothing, start)
+
+    outcomes[:] = [qemu.Hung("hung", found="the stage kernel"), "a machine"]
+    assert first() == "a machine"
+    outcomes[:] = [EngineError("a panic"), "never asked for"]
+    with pytest.raises(EngineError, match="a panic"):
+        first()
+    outcomes[:] = [qemu.Hung("hung"), qemu.Hung("hung again"), "never asked for"]
+    with pytest.raises(EngineError, match="hung again"):
+        first()
