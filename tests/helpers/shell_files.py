@@ -1,4 +1,4 @@
-"""`python -m tests.helpers.shell_files TOOL …`: run a tool over every shell file of the repository (by shebang or .sh)."""
+"""`python -m tests.helpers.shell_files TOOL …`: run a tool over every shell file (by shebang or .sh)."""
 
 from __future__ import annotations
 
