@@ -1,7 +1,7 @@
 """The pictures of the documentation: docs/pictures/*.dot, drawn by Graphviz, as SVG that reads well on any background.
 
 Each source begins with `// title: …` and `// alt: …`, which become the picture's title and description. The drawing
-carries the digest of its source, so that tests/repository/test_docs.py can hold both together where there is no Graphviz.
+carries the digest of its source, so that tests/repository/test_docs.py holds both together where there is no Graphviz.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pipeline.http import transport
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 from pipeline.oci.registry import Registry
-from tests import hostile, images
+from tests.helpers import hostile, images
 from tests.helpers.examples import INTENT, LOCK, artifact
 from tests.helpers.images import Line
 from tests.helpers.servers import Answer, Server, running

@@ -13,7 +13,7 @@ from pipeline.core.records import Variant
 from pipeline.inputs import changes, lock
 from pipeline.inputs.evidence import Grade
 from pipeline.inputs.versions import UPSTREAM, KnownFix
-from tests import vendors as fake
+from tests.helpers import vendors as fake
 from tests.helpers.vendors import CHANNELS, Given, Vendors, times
 
 COLLECTION = f"{UPSTREAM['k3s-channels']}/v1-release/channels"
