@@ -183,7 +183,7 @@ def test_pods_of_finished_jobs_are_no_reason() -> None:
 
 
 def test_with_our_settings_traefik_is_its_ports(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root / "app/k3s/server/manifests/dind-k3s-traefik.yaml").touch()
+    (root / "app/k3s/server/manifests/traefik-dind-k3s.yaml").touch()
     tried = []
 
     class Connection:
@@ -206,6 +206,6 @@ def test_with_our_settings_traefik_is_its_ports(root: Path, monkeypatch: pytest.
 
 
 def test_a_chart_that_ignored_our_settings_is_named(root: Path) -> None:
-    (root / "app/k3s/server/manifests/dind-k3s-traefik.yaml").touch()
+    (root / "app/k3s/server/manifests/traefik-dind-k3s.yaml").touch()
     found = components.reason(TRAEFIK, asked({SERVICE: {"spec": {"type": "LoadBalancer"}}}), {})
     assert "its chart ignored our settings: service kube-system/traefik is of type LoadBalancer" in found

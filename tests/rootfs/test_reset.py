@@ -69,7 +69,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "app/k3s/server/db/state.db": "",
         "app/k3s/server/token": "old",
         "app/k3s/server/manifests/mine.yaml": "",
-        "app/k3s/server/manifests/dind-k3s-traefik.yaml": "",
+        "app/k3s/server/manifests/traefik-dind-k3s.yaml": "",
         "app/k3s/.dind-k3s/ranges.json": "{}",
         "app/k3s/.dind-k3s/versions": "k3s=v1.37.1+k3s1\n",
         "app/k3s/.dind-k3s/kubelet/pods/1/file": "",
@@ -117,7 +117,7 @@ def test_reset_leaves_nothing_of_the_pods_networks(root: Path) -> None:
 def test_reset_all_keeps_what_the_start_of_the_container_generates(root: Path) -> None:
     assert [*reset.run("all", sure=True)] == ["both volumes are as new, and the cluster is ready"]
     assert actions(root) == ["stop k3s", "stop dockerd", "start dockerd", "start preload", "start k3s"]
-    assert [path.name for path in (root / "app/k3s/server/manifests").iterdir()] == ["dind-k3s-traefik.yaml"]
+    assert [path.name for path in (root / "app/k3s/server/manifests").iterdir()] == ["traefik-dind-k3s.yaml"]
     assert [path.name for path in (root / "var/lib/docker").iterdir()] == [".dind-k3s"]
     assert not (root / "var/lib/docker/.dind-k3s/loaded").exists()
 

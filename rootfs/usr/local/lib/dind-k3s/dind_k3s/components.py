@@ -17,9 +17,9 @@ from dind_k3s import k3s_config
 from dind_k3s.certificates import node_of
 from dind_k3s.kube_api import Kubernetes, Object, is_ready, warnings
 from dind_k3s.root import at, facts
+from dind_k3s.volume import TRAEFIK_CONFIG
 
 MANIFESTS = "/app/k3s/server/manifests"
-TRAEFIK_CONFIG = f"{MANIFESTS}/dind-k3s-traefik.yaml"  # ours; empty or not there where the user has one (k3s.py)
 PODS = "/api/v1/namespaces/kube-system/pods"
 KUBELET = "/app/k3s/agent/kubelet.kubeconfig"  # k3s writes it where it runs a kubelet
 KUBELET_PORT = 10250

@@ -20,14 +20,13 @@ from dind_k3s.k3s_config import SHORT
 from dind_k3s.k3s_versions import Version, knows, refusal, runs_dockershim, too_old_to_talk
 from dind_k3s.plan import Mistake, Plan, asked, shown, words
 from dind_k3s.root import RUN, at
-from dind_k3s.volume import has_cluster
+from dind_k3s.volume import TRAEFIK_CONFIG, has_cluster
 
 Role = Literal["server", "agent"]
 
 DATA = "/app/k3s"
 # Between k3s's own (00-k3s-defaults.conf) and the copies of what the user hands to kubelet (10-cli-config.conf).
 DROP_IN = f"{DATA}/agent/etc/kubelet.conf.d/05-dind-k3s.conf"
-TRAEFIK = f"{DATA}/server/manifests/dind-k3s-traefik.yaml"
 NODE_NAME = f"{DATA}/.dind-k3s/node-name"
 
 NAMES = ("localhost", "host.docker.internal", "docker", "k3s", "kubernetes")
@@ -40,7 +39,7 @@ BACKENDS = ("host-gw", "vxlan", "wireguard-native", "none")
 # loaded modules and is wrong where nf_tables is built in (k3s-io/klipper-lb#99). On the server's node, whose ports are
 # the published ones; and a new pod cannot have the ports while the old one holds them. Charts before 40 know
 # service.type, later ones service.spec.type; 39.0.7 and 40.1.4 each take both.
-TRAEFIK_CONFIG = """\
+_TRAEFIK = """\
 # Generated at each start. K3S_TRAEFIK=0 leaves Traefik out; a HelmChartConfig in /app/manifests replaces this one.
 apiVersion: helm.cattle.io/v1
 kind: HelmChartConfig
@@ -94,7 +93,7 @@ def plan(
     if role == "server":
         settings |= server_settings(env, version, profile)
         settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
-    traefik(role, "traefik" not in words_of(settings.get("disable")), made)
+    traefik(role, "traefik" not in words_of(settings.get("disable")) and not leaves_traefik_out(env), made)
     kubelet(settings, facts, version, profile, made)
     tell_flags(args, settings, version, made)
     if env.get("K3S_DATA_DIR"):
@@ -236,15 +235,24 @@ def server_settings(env: Mapping[str, str], version: Version, profile: str) -> d
 
 def traefik(role: Role, wanted: bool, made: Plan) -> None:
     """Our HelmChartConfig, unless the user has one: two of a name would take turns."""
-    made.files[TRAEFIK] = ""
+    made.files[TRAEFIK_CONFIG] = ""
     if role != "server" or not wanted:
         return
     for folder in (at("/app/manifests"), at(f"{DATA}/server/manifests")):
         for file in sorted(folder.rglob("*.yaml")):
-            if file != at(TRAEFIK) and is_traefik_config(file):
+            if file != at(TRAEFIK_CONFIG) and is_traefik_config(file):
                 made.told.append(f"Traefik is configured by {file.name}, so ports 80 and 443 are that file's matter")
                 return
-    made.files[TRAEFIK] = TRAEFIK_CONFIG
+    made.files[TRAEFIK_CONFIG] = _TRAEFIK
+
+
+def leaves_traefik_out(env: Mapping[str, str]) -> bool:
+    """Whether the user's own settings of k3s do."""
+    settings = k3s_config.given(env, "disable", "disable-helm-controller")
+    flags = [value for _, name, value in k3s_config.pairs(words("K3S_ARGS", env)) if name == "disable"]
+    if settings.get("disable-helm-controller", "").lower() == "true":
+        return True
+    return "traefik" in ",".join([settings.get("disable", ""), *flags]).split(",")
 
 
 def is_traefik_config(file: Path) -> bool:

@@ -11,7 +11,7 @@ from dind_k3s.root import RUN, at
 OURS = f"{RUN}/k3s/config.yaml"
 FILES = ("/etc/rancher/k3s/config.yaml", "/app/k3s/config.yaml")  # the user's, after ours
 SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config", "t": "token", "s": "server"}
-SWITCHES = ("cluster-init", "disable-agent")  # flags that need no value
+SWITCHES = ("cluster-init", "disable-agent", "disable-helm-controller")  # flags that need no value
 
 
 def pairs(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:

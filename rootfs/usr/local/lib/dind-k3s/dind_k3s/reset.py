@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dind_k3s import k3s, mounts, pod_network, programs, snapshot, versions, volume
+from dind_k3s import mounts, pod_network, programs, snapshot, versions, volume
 from dind_k3s.plan import Mistake, asked, refuse
 from dind_k3s.root import at, facts
 
@@ -149,7 +149,7 @@ def reset_all() -> Iterator[str]:
         with programs.stopped("dockerd"):
             problems = remove_cluster(inside=with_k3s)
             problems += empty(docker_ours().parent, ".dind-k3s", "lost+found")
-            problems += empty(volume.k3s_folder() / "server/manifests", Path(k3s.TRAEFIK).name)
+            problems += empty(volume.k3s_folder() / "server/manifests", Path(volume.TRAEFIK_CONFIG).name)
             problems += remove(at(volume.SNAPSHOTS))
         load_again()
     result = "both volumes are as new" + (", and the cluster is ready" if with_k3s else "")

@@ -16,6 +16,9 @@ from dind_k3s.root import at
 from dind_k3s.versions import STAMP, write_whole
 
 K3S = "/app/k3s"
+# Ours; not there where the user has one (k3s.py). k3s applies manifests in the order of their names. Flannel, so every
+# pod's network, waits for rolebindings.yaml, and a manifest whose CRD is not there yet takes a second to fail.
+TRAEFIK_CONFIG = f"{K3S}/server/manifests/traefik-dind-k3s.yaml"
 OURS = f"{K3S}/.dind-k3s"
 SNAPSHOTS = f"{K3S}/snapshots"
 TEMPORARY = "tmp-"
