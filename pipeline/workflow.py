@@ -384,7 +384,7 @@ class Run:
     def pull(self, text: str, dist: Path) -> Image:
         """Download a published image into a folder, a variant into its own below, as an anonymous client can."""
         with self.log.step("pull"):
-            name, reference = ImageName.meant(text)
+            name, reference = ImageName.parse_reference(text)
             return pull.run(Registry(self.client, name), reference, dist, self.log)
 
     def rollback(self, target: str, *, dry_run: bool) -> None:
@@ -404,7 +404,7 @@ class Run:
     def reproduce(self, text: str) -> None:
         """Build a published image again, cold, and compare both; nothing of it is kept when they agree."""
         with self.log.step("reproduce"):
-            name, reference = ImageName.meant(text)
+            name, reference = ImageName.parse_reference(text)
             registry = self.registry(name)
             index = reproduce.published(registry, reference)
             reproduce.require_same_lock(index, self.lock, self.root)

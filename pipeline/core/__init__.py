@@ -1,4 +1,4 @@
-"""Words that every package uses: errors, log, platforms, digests, image names, records in dist/, the cache.
+"""Shared by every package: errors, log, platforms, digests, image names, records in dist/, the cache.
 
-Takes and gives values and files; imports nothing else of the pipeline.
+Takes and returns values and files; imports nothing else of the pipeline.
 """

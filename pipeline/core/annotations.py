@@ -1,4 +1,4 @@
-"""Annotations and labels of our images: keys beyond those of the OCI image specification.
+"""Annotations and labels of our images, in addition to those of the OCI image specification.
 
 https://github.com/opencontainers/image-spec/blob/main/annotations.md
 """

@@ -16,7 +16,7 @@ from pipeline.core.names import Digest
 
 
 def folder() -> Path:
-    """DIND_K3S_CACHE, else `dind-k3s` in the user's cache folder (XDG Base Directory specification)."""
+    """Return DIND_K3S_CACHE, else `dind-k3s` in the user's cache folder (XDG Base Directory specification)."""
     if own := os.environ.get("DIND_K3S_CACHE"):
         return Path(own).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dind-k3s"
@@ -24,9 +24,9 @@ def folder() -> Path:
 
 @contextmanager
 def writing(cache: Path, log: Log | None = None) -> Iterator[None]:
-    """Exclusive write lock on `cache`/sha256/, so that runs share a cache and leftovers differ from work in progress.
+    """Exclusive write lock on `cache`/sha256/: runs can share a cache, and partial files without a lock are leftovers.
 
-    A run that has to wait for another one logs it. The kernel releases the lock of a process that was killed.
+    A run that waits for another one logs it. The kernel releases the lock of a killed process.
     """
     (cache / "sha256").mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache / "fetch.lock")
@@ -43,7 +43,7 @@ def writing(cache: Path, log: Log | None = None) -> Iterator[None]:
 
 
 def path_of(cache: Path, digest: Digest) -> Path:
-    """Where the file of that digest is or would be."""
+    """Return the path of the file with that digest, whether it exists or not."""
     return cache / "sha256" / digest.hex
 
 
@@ -56,7 +56,7 @@ def require(cache: Path, digest: Digest) -> Path:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name; a copy where the file systems differ."""
+    """Hard-link a file; copy it where the file systems differ."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,17 +1,16 @@
-"""Every failure that a user can meet, each with its exit code.
+"""Expected failures, each with its exit code.
 
-An error has four parts: what was expected, what was found, where, and the next step. Only `__main__` catches
-these; anything else is a bug and keeps its traceback. The table of codes is printed by `python -m pipeline errors`
-and is in docs/exit-codes.md.
+An error has four parts: expected, found, where, and the next step. Only `__main__` catches these; anything else is a
+bug and keeps its traceback. `python -m pipeline errors` prints the table of codes, which is also in docs/exit-codes.md.
 """
 
 from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """Base of all expected failures: a summary, then what was expected, found, where, and the next step.
+    """Base of all expected failures: a summary, then expected, found, where, and the next step.
 
-    Every argument but `summary` may be left out when it would repeat the summary.
+    Every argument but `summary` can be left out when it would repeat the summary.
     """
 
     exit_code = 1
@@ -37,7 +36,7 @@ class PipelineError(Exception):
         self.next_step = next_step
 
     def lines(self) -> list[str]:
-        """The message as the user sees it, one line per part, in a fixed order."""
+        """Return the message as the user sees it: one line per part, in a fixed order."""
         parts = {
             "expected": self.expected,
             "found": self.found,
@@ -56,7 +55,7 @@ class PipelineError(Exception):
 
 
 class IntentError(PipelineError, exit_code=2, kind="usage or intent"):
-    """versions.yaml, an argument or the environment asks for something that cannot be."""
+    """versions.yaml, an argument or the environment asks for something impossible."""
 
 
 class UpstreamError(PipelineError, exit_code=3, kind="upstream unreachable or incomplete"):
@@ -64,7 +63,7 @@ class UpstreamError(PipelineError, exit_code=3, kind="upstream unreachable or in
 
 
 class DigestMismatch(PipelineError, exit_code=4, kind="digest mismatch"):
-    """Bytes are not the ones that the lock names."""
+    """Bytes do not have the digest in the lock."""
 
 
 class LockStale(PipelineError, exit_code=5, kind="lock missing or stale"):
@@ -88,7 +87,7 @@ class RegistryError(PipelineError, exit_code=9, kind="registry"):
 
 
 class VerificationFailed(PipelineError, exit_code=10, kind="verification failed"):
-    """What was read back is not what was released, a signature is wrong, or a digest is believed for too little."""
+    """What was read back is not what was released, a signature is invalid, or a provenance level is too low."""
 
 
 class EngineError(PipelineError, exit_code=11, kind="engine or machine"):

@@ -1,4 +1,4 @@
-"""What a person sees: steps with times, download bars, build lines, tables.
+"""Log output: steps with times, download bars, build lines, tables.
 
 On a terminal rich draws bars; elsewhere (CI, a pipe) the same facts are logged as plain lines. On GitHub steps fold.
 """
@@ -24,8 +24,8 @@ _SILENCE = 5.0  # seconds without a line, after which the running step is named 
 _PLAIN_EVERY = 3.0  # seconds between two plain lines about one running transfer
 _UNITS = (("kB", 10**3), ("MB", 10**6), ("GB", 10**9))
 
-# What must not be shown, and what is shown in its place. Messages of others are printed too (a server's answer, an
-# exception of a library), so this looks at the text and not at where it comes from.
+# Patterns of secrets, and their replacements. Text from servers and libraries is printed too, so every line is
+# searched, whatever its origin.
 _HIDDEN = (
     (
         re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:basic|bearer|token)\s+)?[^\s'\",]+"),
@@ -45,9 +45,9 @@ _HIDDEN = (
 
 
 def redact(text: str) -> str:
-    """A text without the values of credentials: Authorization headers, `?token=` and its like, `user:password@`."""
-    for pattern, instead in _HIDDEN:
-        text = pattern.sub(instead, text)
+    """Remove the values of credentials from a text: Authorization headers, `?token=` and the like, `user:password@`."""
+    for pattern, replacement in _HIDDEN:
+        text = pattern.sub(replacement, text)
     return text
 
 
@@ -55,27 +55,27 @@ class Transfer(Protocol):
     """One running transfer of bytes."""
 
     def advance(self, count: int) -> None:
-        """`count` more bytes have come."""
+        """Add `count` transferred bytes."""
 
     def total(self, count: int) -> None:
-        """The whole is `count` bytes."""
+        """Set the size of the whole, in bytes."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Step:
-    """A step of the work, running or ended."""
+    """A named part of the work, running or ended."""
 
     name: str
-    depth: int  # 0: it is in no other step
+    depth: int  # 0: in no other step
     start: float  # time.monotonic
     end: float = 0.0
     mark: str = "✓"  # what its last line begins with: ✗ for one that failed, also without an exception
 
 
 class Log:
-    """The one place that prints, to standard error.
+    """Prints to standard error; nothing else does.
 
-    Standard output is kept for what a command was asked to print (a plan, a JSON matrix).
+    Standard output is for the result of a command (a plan, a JSON matrix).
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -91,7 +91,7 @@ class Log:
 
     @property
     def _depth(self) -> int:
-        """How many steps are open in this thread; a worker's lines stand below the step that started it."""
+        """How many steps are open in this thread; a worker's lines are below the step that started it."""
         above = 0 if threading.current_thread() is threading.main_thread() else 1
         return int(getattr(self._threads, "depth", above))
 
@@ -101,7 +101,7 @@ class Log:
 
     @property
     def console(self) -> Console:
-        """rich's console on standard error, made when first needed: importing rich costs time."""
+        """rich's console on standard error, created when first needed: importing rich costs time."""
         if self._console is None:
             from rich.console import Console
 
@@ -112,13 +112,13 @@ class Log:
         return self._console
 
     def say(self, text: str) -> None:
-        """One line, at the depth of the running step."""
+        """Log a line at the depth of the running step."""
         self._logged = time.monotonic()
         if not self.quiet:
             self.console.print("  " * self._depth + redact(text), markup=False)
 
     def warn(self, text: str) -> None:
-        """A line that a reader should not miss; on GitHub an annotation."""
+        """Log a warning; on GitHub an annotation."""
         text = redact(text)
         if self._github:
             print(f"::warning::{text}", file=sys.stderr)
@@ -126,12 +126,12 @@ class Log:
             self.console.print("  " * self._depth + f"warning: {text}", style="yellow", markup=False)
 
     def command(self, arguments: Sequence[str]) -> None:
-        """A command before it runs, quoted so that it can be pasted."""
+        """Log a command before it runs, quoted so that it can be pasted."""
         self.say("+ " + shlex.join(arguments))
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:
-        """A named part of the work; its time is logged at the end, also when it fails."""
+        """Log a named part of the work; its time is logged at the end, also after a failure."""
         top = self._depth == 0
         if top and self._github:
             print(f"::group::{redact(name)}", file=sys.stderr, flush=True)
@@ -157,16 +157,16 @@ class Log:
                 print("::endgroup::", file=sys.stderr, flush=True)
 
     def _watch(self) -> None:
-        """Break long silences: a person should see that the work continues."""
+        """Log the running step after a long silence."""
         while True:
             time.sleep(1)
             running = self._open[-1:]
             if running and time.monotonic() - self._logged >= _SILENCE:
-                self.say(f"… {running[0].name} goes on, {seconds(time.monotonic() - running[0].start)}")
+                self.say(f"still running: {running[0].name} ({seconds(time.monotonic() - running[0].start)})")
 
     @contextmanager
     def transfers(self, files: int = 0) -> Iterator[Transfers]:
-        """Room for several transfers: bars on a terminal, else plain lines; a total too if `files` are several."""
+        """Show several transfers: bars on a terminal, else plain lines; also a total for more than one of `files`."""
         name = f"all {files} files" if files > 1 else None
         if self.quiet or not self.console.is_terminal:
             yield Transfers(self, None, name)
@@ -178,7 +178,7 @@ class Log:
             yield Transfers(self, bars, name)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table of text."""
+        """Print a table of text."""
         from rich.table import Table
 
         table = Table(title=redact(title), title_justify="left")
@@ -190,7 +190,7 @@ class Log:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this log was made."""
+        """Seconds since this log was created."""
         return time.monotonic() - self.started
 
 
@@ -203,7 +203,7 @@ class Transfers:
         self._whole = _Shown(log, bars, name, total=0) if name else None
 
     def start(self, name: str, total: int | None) -> Transfer:
-        """A new transfer of `total` bytes (None: not known yet)."""
+        """Start a transfer of `total` bytes (None: not known yet)."""
         if self._whole is not None and total is not None:
             self._whole.grow(total)
         return _Shown(self._log, self._bars, name, total=total, whole=self._whole)
@@ -229,7 +229,7 @@ class _Shown:
         if self._whole is not None:
             self._whole.advance(count)
         if self._bars is not None and self._bar is not None:
-            # One of many goes away when it is full, because a terminal has fewer lines than a lock has files.
+            # One of several is hidden when complete: a terminal has fewer lines than a lock has files.
             self._bars.update(self._bar, advance=count, visible=self._whole is None or self._done != self._total)
         elif self._whole is None and time.monotonic() - self._logged >= _PLAIN_EVERY:
             self._logged = time.monotonic()
@@ -244,12 +244,12 @@ class _Shown:
             self._bars.update(self._bar, total=count)
 
     def grow(self, count: int) -> None:
-        """Add bytes that are to come."""
+        """Add to the expected bytes."""
         self.total((self._total or 0) + count)
 
 
 def size(count: int) -> str:
-    """Bytes for people: 1,234,567 → `1.2 MB` (decimal, as registries and vendors count)."""
+    """Format bytes: 1,234,567 → `1.2 MB` (decimal, as registries and vendors count)."""
     if count < 1000:
         return f"{count} B"
     unit, value = next((unit, count / limit) for unit, limit in _UNITS if count < 1000 * limit or unit == "GB")
@@ -257,7 +257,7 @@ def size(count: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration for people: `0.4 s`, `73 s`, `12 min 5 s`."""
+    """Format a duration: `0.4 s`, `73 s`, `12 min 5 s`."""
     if value < 10:
         return f"{value:.1f} s"
     if value < 120:

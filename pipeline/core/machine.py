@@ -1,4 +1,4 @@
-"""What this machine has; what is missing is named, then installed by apt-get as root on Debian and Ubuntu."""
+"""Programs, privileges and lock files of this machine; missing programs are installed by apt-get where possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
 
-# A program that we start → the Debian/Ubuntu package that has it.
+# A program that the pipeline starts → its Debian/Ubuntu package.
 PACKAGES = {
     "apt-ftparchive": "apt-utils",
     "aria2c": "aria2",
@@ -42,8 +42,8 @@ PACKAGES = {
     "unshare": "util-linux",
 }
 
-# Programs whose backport is taken where Debian has one for this release: qemu 10 boots a guest in two thirds of the
-# time that qemu 7.2 takes. All of qemu, since its packages of different versions do not go together.
+# Programs to install from backports where this Debian release has them: qemu 10 boots a guest in two thirds of the
+# time of qemu 7.2. All of qemu, since its packages of different versions are incompatible.
 _BACKPORTED = {program for program in PACKAGES if program.startswith("qemu-")}
 
 # Root's usual folders; a minimal PATH (cron, some CI) lacks the sbin ones.
@@ -51,29 +51,32 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def find(program: str) -> str | None:
-    """The path of a program, looked for on PATH and in root's own folders; None when there is none."""
+    """Return the path of a program on PATH or in root's sbin folders; None if it is missing."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
 
 
-def require_linux_root(what: str) -> None:
-    """Raise EngineError unless this is Linux and we are root; `what` begins the sentence."""
+def require_linux_root(purpose: str) -> None:
+    """Raise EngineError, beginning with `purpose`, unless this process is root on Linux."""
     if sys.platform != "linux":
         raise EngineError(
-            f"{what} needs Linux",
+            f"{purpose} needs Linux",
             found=sys.platform,
             next_step="run it in a virtual machine, or in a privileged container: "
             "docker run --privileged -it -v $PWD:/src -w /src debian:trixie",
         )
     if os.geteuid() != 0:
         raise EngineError(
-            f"{what} needs root: it makes namespaces, mounts and cgroups",
+            f"{purpose} needs root: it creates namespaces, mounts and cgroups",
             found=f"user id {os.geteuid()}",
             next_step="run the same command with sudo, or in a root shell",
         )
 
 
 def ensure(programs: Iterable[str], log: Log) -> None:
-    """Have these programs, a key of PACKAGES each. Raises EngineError that names what is missing and how to get it."""
+    """Install those of these programs, keys of PACKAGES, that are missing.
+
+    Raises EngineError that names the missing programs and their packages.
+    """
     missing = sorted(program for program in programs if find(program) is None)
     if not missing:
         return
@@ -99,7 +102,7 @@ def ensure(programs: Iterable[str], log: Log) -> None:
             next_step=f"install them by hand, then run this again: {by_hand}",
         )
     if still := sorted(program for program in missing if find(program) is None):
-        raise EngineError(f"{', '.join(packages)} installed, but {', '.join(still)} cannot be found on PATH")
+        raise EngineError(f"{', '.join(packages)} installed, but {', '.join(still)} not found on PATH")
 
 
 def _apt_get(arguments: Sequence[str], log: Log) -> subprocess.CompletedProcess[str]:
@@ -111,9 +114,9 @@ def _apt_get(arguments: Sequence[str], log: Log) -> subprocess.CompletedProcess[
 
 
 def _install_backports(packages: Sequence[str], log: Log) -> subprocess.CompletedProcess[str] | None:
-    """Install from the backports of this machine's Debian release, beside the sources that it has.
+    """Install from the backports of this machine's Debian release, in addition to its other sources.
 
-    The source and its lists are there for these two commands alone: nothing of the machine's configuration changes.
+    The source and its lists exist for these two commands alone: the machine's configuration does not change. Returns
     None where there are no backports.
     """
     codename, suites = debian_suites()
@@ -135,7 +138,7 @@ def _install_backports(packages: Sequence[str], log: Log) -> subprocess.Complete
 
 
 def debian_suites() -> tuple[str, dict[str, str]]:
-    """The release name of this machine's Debian, and the suites of its sources, each with its archive's base URL.
+    """Return this machine's Debian code name, and the suites of its sources, each with its archive's base URL.
 
     ("", {}) elsewhere than on Debian.
     """
@@ -165,13 +168,13 @@ def disk_full(output: str, where: Path) -> EngineError | None:
 
 @contextmanager
 def exclusive(lock: Path, taken: str) -> Iterator[None]:
-    """Hold a lock file for the length of the block. Raises EngineError, which begins with `taken`, if it is held."""
+    """Hold a lock file during the block. Raises EngineError with the summary `taken` if another process holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock, timeout=0)
     try:
         held.acquire()
     except Timeout:
-        next_step = "wait for it, or give this run a folder of its own: DIND_K3S_CACHE=…"
+        next_step = "wait for it, or give this run a separate folder: DIND_K3S_CACHE=…"
         raise EngineError(taken, where=str(lock.parent), next_step=next_step) from None
     try:
         yield
@@ -196,7 +199,7 @@ def tied(command: Sequence[str]) -> list[str]:
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait for a process that was told to end, and kill it after that time."""
+    """Wait for a process that got a signal to end; kill it after `seconds`."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -205,7 +208,7 @@ def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def has_capability(number: int) -> bool:
-    """Whether this process may ever use a capability (capabilities(7) numbers them): its bounding set has it."""
+    """Return whether a capability (number of capabilities(7)) is in this process's bounding set."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("CapBnd:"):
             return bool(int(line.split()[1], 16) >> number & 1)

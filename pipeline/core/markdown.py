@@ -1,4 +1,4 @@
-"""Markdown as GitHub shows it: what several reports are made of."""
+"""Markdown for GitHub: tables, folded sections, diagrams."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from collections.abc import Iterable, Sequence
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; a bar in a cell would begin another one."""
+    """Return a table; `|` in a cell is escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def folded(summary: str, body: str) -> str:
-    """What is read by who opens it."""
+    """Return a section that is folded until a reader opens it."""
     return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
 def gantt(title: str, bars: Iterable[tuple[str, str, int, int]]) -> str:
-    """A Mermaid diagram of a run: section, name, and from when to when in milliseconds since its start.
+    """Return a Mermaid diagram of a run; a bar: section, name, start and end in milliseconds.
 
-    Syntax: https://mermaid.js.org/syntax/gantt.html. The times on its axis are those of a clock that begins at 00:00
-    in UTC.
+    Syntax: https://mermaid.js.org/syntax/gantt.html. The axis begins at 00:00.
     """
     lines = ["```mermaid", "gantt", f"    title {_plain(title)}", "    dateFormat x", "    axisFormat %M:%S"]
-    section = None
-    for named, name, start, end in bars:
-        if named != section:
-            section = named
-            lines.append(f"    section {_plain(named)}")
+    current = None
+    for section, name, start, end in bars:
+        if section != current:
+            current = section
+            lines.append(f"    section {_plain(section)}")
         lines.append(f"    {_plain(name)} :{start}, {max(end, start + 1)}")
     return "\n".join([*lines, "```"])
 
 
 def _plain(text: str) -> str:
-    """Without what Mermaid reads as its own: a colon, a semicolon, a comment."""
+    """Remove what Mermaid reads as syntax: a colon, a semicolon, a comment."""
     return re.sub(r"[:;#%]+", " ", text).strip() or "-"

@@ -46,22 +46,22 @@ class Digest:
 
     @property
     def short(self) -> str:
-        """Enough of the digest for a table."""
+        """Its first 12 hexadecimal digits, for a table."""
         return self.text[:19]
 
     @classmethod
     def of_hex(cls, text: str) -> Digest:
-        """From the bare hexadecimal form that checksum files use. Raises ValueError."""
+        """Parse the bare hexadecimal form that checksum files use. Raises ValueError."""
         return cls(f"sha256:{text.strip().lower()}")
 
     @classmethod
     def of(cls, data: bytes) -> Digest:
-        """The digest of these bytes."""
+        """Return the digest of these bytes."""
         return cls(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
     @classmethod
     def of_stream(cls, stream: IO[bytes]) -> Digest:
-        """The digest of everything that is left in the stream."""
+        """Return the digest of the rest of a stream."""
         state = hashlib.sha256()
         while chunk := stream.read(_CHUNK):
             state.update(chunk)
@@ -69,7 +69,7 @@ class Digest:
 
     @classmethod
     def of_file(cls, path: Path) -> Digest:
-        """The digest of a file. Raises OSError."""
+        """Return the digest of a file. Raises OSError."""
         with path.open("rb") as stream:
             return cls.of_stream(stream)
 
@@ -86,7 +86,7 @@ class ImageName:
 
     @property
     def is_loopback(self) -> bool:
-        """True when only this machine can see the registry."""
+        """Whether only this machine can reach the registry."""
         host = self.registry.rsplit(":", 1)[0] if not self.registry.endswith("]") else self.registry
         return host in {"localhost", "[::1]"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
@@ -110,11 +110,8 @@ class ImageName:
         return cls(registry=registry, repository=repository), tag or None, Digest(digest) if digest else None
 
     @classmethod
-    def meant(cls, text: str) -> tuple[ImageName, str]:
-        """The repository, and what to ask it for, of a text that a user gave: its digest, else its tag, else `latest`.
-
-        Raises IntentError.
-        """
+    def parse_reference(cls, text: str) -> tuple[ImageName, str]:
+        """Return the repository and the reference: the digest, else the tag, else `latest`. Raises IntentError."""
         try:
             name, tag, digest = cls.parse(text)
         except ValueError as error:

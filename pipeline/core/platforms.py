@@ -1,4 +1,4 @@
-"""Platforms the OCI way, and what Debian, QEMU, ELF and Python call them. Upstream projects: components.py."""
+"""Platforms as OCI writes them, and their names in Debian, QEMU, ELF and Python. Upstream projects: components.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Platform(StrEnum):
-    """A platform that the image is made for, written as OCI writes it."""
+    """A platform of the image, as OCI writes it."""
 
     AMD64 = "linux/amd64"
     ARM64 = "linux/arm64"
@@ -20,12 +20,12 @@ class Platform(StrEnum):
 
     @property
     def names(self) -> Spellings:
-        """What others call this platform."""
+        """Its names outside OCI."""
         return SPELLINGS[self]
 
     @classmethod
     def host(cls) -> Platform | None:
-        """The platform whose binaries this machine runs natively; None when it is none of ours."""
+        """Return the platform that this machine runs natively; None if the image does not support it."""
         return {"x86_64": cls.AMD64, "amd64": cls.AMD64, "aarch64": cls.ARM64, "arm64": cls.ARM64}.get(
             _host.machine().lower()
         )
@@ -33,7 +33,7 @@ class Platform(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Spellings:
-    """One platform in the words of others."""
+    """Names of one platform outside OCI."""
 
     debian: str
     qemu: str  # suffix of qemu-<…>(-static) and qemu-system-<…>

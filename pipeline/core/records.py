@@ -1,10 +1,10 @@
-"""The files in dist/ that pass from one stage to the next, and the rules of what a digest must have behind it.
+"""The files in dist/ that pass from one stage to the next, and the stages that a digest must have passed.
 
 dist/image/         the built image as an OCI layout; the bytes that are smoked, pushed and verified
 dist/image.json     Image: what was built, from which inputs
 dist/smoke/*.json   SmokeReport: one for each platform
 dist/scan/*.json    ScanReport: one for each platform
-dist/release.json   Release: what happened to each digest, so that a rerun continues where it stopped
+dist/release.json   Release: the stages that each digest has passed, so that a rerun resumes
 dist/airgap/        the same files of the variant airgap
 """
 
@@ -41,23 +41,23 @@ OLDEST_DATABASE = timedelta(days=5)  # of known vulnerabilities; grype itself re
 
 
 class Variant(StrEnum):
-    """An image that a release makes: the Dockerfile's target of that name."""
+    """An image of a release: the Dockerfile's target of that name."""
 
     IMAGE = "image"
     AIRGAP = "airgap"  # the image and one layer more: k3s's system images
 
     def below(self, dist: Path) -> Path:
-        """The folder of its own files."""
+        """Return the folder of its files."""
         return dist if self is Variant.IMAGE else dist / self.value
 
     @property
     def suffix(self) -> str:
-        """What its tags end with."""
+        """The end of its tags."""
         return "" if self is Variant.IMAGE else f"-{self.value}"
 
 
 class Tier(StrEnum):
-    """How far a check goes; docs/smoke.md has the table."""
+    """How deep a check goes; docs/smoke.md has the table."""
 
     FILES = "files"
     COMMANDS = "commands"
@@ -83,7 +83,7 @@ class BuiltPlatform:
 
     @classmethod
     def of(cls, digest: Digest, manifest: Mapping[str, Any]) -> Self:
-        """Of an image manifest and its digest."""
+        """Summarize an image manifest with its digest."""
         layers = manifest["layers"]
         return cls(
             digest=digest,
@@ -95,35 +95,32 @@ class BuiltPlatform:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """dist/image.json: what `build` made."""
+    """dist/image.json: the result of `build`."""
 
     digest: Digest  # of the index
     inputs: Digest  # of everything that decided the build; equal inputs are not built again
     lock: Digest  # Lock.digest of the lock it was built from
     platforms: Mapping[Platform, BuiltPlatform]
     annotations: Mapping[str, str]  # of the index and of every image manifest
-    rehearsed: bool  # True: made of stubs; never leaves this machine
+    rehearsed: bool  # True: contains stubs; never leaves this machine
     variant: Variant = Variant.IMAGE
 
     def write(self, dist: Path) -> None:
-        """Write it as dist/image.json, in one step."""
+        """Write dist/image.json atomically."""
         write_json(dist / IMAGE, self)
 
     @classmethod
     def read(cls, dist: Path) -> Self:
-        """Read dist/image.json. Raises IntentError when nothing was built yet."""
+        """Read dist/image.json. Raises IntentError if nothing was built yet."""
         return _read(cls, dist / IMAGE, next_step="build first: nox -s build")
 
     def require_lock(self, digest: Digest) -> None:
-        """Refuse to go on with another lock than the one it was built from. `digest`: Lock.digest. Raises LockStale."""
+        """Raise LockStale unless it was built from the lock with this Lock.digest."""
         if self.lock != digest:
             raise LockStale("the image was built from another lock than this one", next_step="nox -s build, then smoke")
 
     def require_layers_of(self, image: Image) -> None:
-        """Refuse a variant that is not exactly the image's layers and one more: what booted with those counts for it.
-
-        Raises BuildFailed.
-        """
+        """Raise BuildFailed for a variant that is not the image's layers, whose boot counts for it, and one more."""
         for platform, built in self.platforms.items():
             below = image.platforms[platform].layers
             if self.variant is not Variant.IMAGE and (not built.layers or built.layers[:-1] != below):
@@ -131,7 +128,7 @@ class Image:
                     f"{platform} of the variant {self.variant} is not the image and one layer more",
                     expected=f"the {len(below)} layers of {image.platforms[platform].digest} and one",
                     found=f"{built.digest} with {len(built.layers)} layers",
-                    next_step="nox -s build, which makes both at once",
+                    next_step="nox -s build, which builds both",
                 )
 
 
@@ -142,8 +139,8 @@ class Check:
     name: str
     state: State
     seconds: float
-    detail: str  # what was seen: a version, a time, the failure; why it did not run
-    step: str = ""  # the part of its tier that it belongs to, where a tier has parts
+    detail: str  # the observation: a version, a time, the failure; why it did not run
+    step: str = ""  # the part of its tier, where a tier has parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,45 +155,45 @@ class TierReport:
 
     @property
     def seconds(self) -> float:
-        """The time of all its checks."""
+        """The sum of its checks' times."""
         return sum(check.seconds for check in self.checks)
 
     @property
     def steps(self) -> Mapping[str, State]:
-        """How each part of the tier ended; a part of which nothing ran did not run."""
-        found: dict[str, State] = {}
+        """The worst state of each part of the tier; NOT_RUN for a part of which nothing ran."""
+        states: dict[str, State] = {}
         for check in self.checks:
             if check.step:
                 worst = (State.FAILED, State.PASSED, State.NOT_RUN)
-                found[check.step] = min(found.get(check.step, State.NOT_RUN), check.state, key=worst.index)
-        return found
+                states[check.step] = min(states.get(check.step, State.NOT_RUN), check.state, key=worst.index)
+        return states
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Report:
-    """What a stage saw on one platform of an image: dist/<stage>/<architecture>.json."""
+    """A stage's result for one platform of an image: dist/<stage>/<architecture>.json."""
 
-    stage: ClassVar[str]  # its name, and the folder's
-    done: ClassVar[str]  # what it does to an image
-    error: ClassVar[type[PipelineError]]  # raised for an image that it refused, or has not seen
+    stage: ClassVar[str]  # its name, and the name of its folder
+    done: ClassVar[str]  # what it did to an image, for an error message
+    error: ClassVar[type[PipelineError]]  # raised for an image that it refused, or that it did not process
 
     platform: Platform
     index: Digest  # of the image
     digest: Digest  # its manifest of this platform
 
     def write(self, dist: Path) -> None:
-        """Write it below dist/, in one step."""
+        """Write it below dist/ atomically."""
         write_json(dist / self.stage / f"{self.platform.architecture}.json", self)
 
     @classmethod
     def read(cls, dist: Path, platform: Platform) -> Self:
-        """Read one platform's report. Raises IntentError when there is none yet."""
+        """Read one platform's report. Raises IntentError if it does not exist yet."""
         path = dist / cls.stage / f"{platform.architecture}.json"
         return _read(cls, path, next_step=f"{cls.stage} it first: nox -s {cls.stage}")
 
     @classmethod
     def of(cls, image: Image, reports: Sequence[Self]) -> Iterator[tuple[Platform, Self]]:
-        """Pair each platform of exactly this image with the report about it. Raises `error` for one without."""
+        """Yield each platform of exactly this image with its report. Raises `error` for a platform without a report."""
         by_platform = {report.platform: report for report in reports}
         for platform, built in image.platforms.items():
             report = by_platform.get(platform)
@@ -212,14 +209,14 @@ class _Report:
 
 @dataclass(frozen=True, kw_only=True)
 class SmokeReport(_Report):
-    """What `smoke` saw on one platform."""
+    """The result of `smoke` on one platform."""
 
     stage, done, error = SMOKE, "smoked", SmokeFailed
 
     tiers: tuple[TierReport, ...]
 
     def with_earlier(self, dist: Path) -> Self:
-        """With the tiers that an earlier run saw on the very same bytes, and this one was not asked for."""
+        """Return it with the tiers of an earlier run on the same bytes that this run did not include."""
         try:
             earlier = type(self).read(dist, self.platform)
         except IntentError:
@@ -230,15 +227,15 @@ class SmokeReport(_Report):
         return replace(self, tiers=tuple(known[tier] for tier in Tier if tier in known))
 
     def state(self, tier: Tier) -> State:
-        """How that tier ended; NOT_RUN when the report does not mention it."""
+        """Return the state of a tier; NOT_RUN if the report does not mention it."""
         return next((report.state for report in self.tiers if report.tier == tier), State.NOT_RUN)
 
 
 def require_smoked(image: Image, reports: Sequence[SmokeReport]) -> None:
-    """Refuse to go on unless every platform of exactly this image was smoked.
+    """Raise SmokeFailed unless every platform of exactly this image was smoked.
 
-    `files` and `boot` must have passed on every platform, and nothing may have failed. Of a variant, whose other layers
-    are the image's and booted with it, `boot` must have passed somewhere. Raises SmokeFailed with what is missing.
+    `files` and `boot` must have passed on every platform, and no tier may have failed. For a variant, whose other
+    layers booted with the image, `boot` must have passed on one platform.
     """
     is_variant = image.variant is not Variant.IMAGE
     booted = any(report.state(Tier.BOOT) == State.PASSED for report in reports)
@@ -265,23 +262,20 @@ def require_smoked(image: Image, reports: Sequence[SmokeReport]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanReport(_Report):
-    """What a scanner found on one platform, checked against the list of what is allowed."""
+    """The findings of a scanner on one platform, checked against the list of allowed ones."""
 
     stage, done, error = SCAN, "scanned for vulnerabilities", VerificationFailed
 
     by: str  # the scanner and its version: grype 0.104.0
-    database: datetime  # when its database of known vulnerabilities was made
+    database: datetime  # the build time of its database of known vulnerabilities
     findings: int
-    refused: tuple[str, ...]  # grave, with a fix, and not on the list
-    allowed: tuple[str, ...]  # grave, and on the list
-    unfixed: tuple[str, ...]  # grave, and nothing can be done about it yet
+    refused: tuple[str, ...]  # severe, with a fix, and not on the list
+    allowed: tuple[str, ...]  # severe, and on the list
+    unfixed: tuple[str, ...]  # severe, without a fix, and not on the list
 
 
 def require_scanned(image: Image, reports: Sequence[ScanReport]) -> None:
-    """Refuse to go on unless every platform of exactly this image was scanned, lately, and nothing was refused.
-
-    Raises VerificationFailed that names what is missing.
-    """
+    """Raise VerificationFailed unless every platform of exactly this image was scanned lately, and nothing refused."""
     for platform, report in ScanReport.of(image, reports):
         if report.refused:
             raise VerificationFailed(
@@ -299,11 +293,11 @@ def require_scanned(image: Image, reports: Sequence[ScanReport]) -> None:
 
 
 def require_loopback(names: Sequence[ImageName], *, rehearsed: bool) -> None:
-    """Refuse to take a rehearsed image to where others could pull it. Raises RegistryError."""
+    """Raise RegistryError for a rehearsed image whose repository is not on this machine."""
     for name in names:
         if rehearsed and not name.is_loopback:
             raise RegistryError(
-                "a rehearsed image is made of stubs and never leaves this machine",
+                "a rehearsed image contains stubs and never leaves this machine",
                 expected="a registry on 127.0.0.1 or localhost",
                 found=str(name),
                 next_step="build the real one: nox -s build, smoke, or all of it: nox -s release",
@@ -312,29 +306,29 @@ def require_loopback(names: Sequence[ImageName], *, rehearsed: bool) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """dist/release.json: how far one digest has come, in this order.
+    """dist/release.json: the stages that one digest has passed, in this order.
 
-    Each stage takes only a digest that has the state before its own: push asks for the reports of smoke and scan, sign
-    for `pushed`, tag for `signed`, verify for `tagged`.
+    Each stage takes only a digest that passed the stage before: push requires the reports of smoke and scan, sign
+    `pushed`, tag `signed`, verify `tagged`.
     """
 
     digest: Digest
-    smoked: tuple[str, ...] = ()  # platform and tier, with its state: what `push` went by
-    scanned: tuple[str, ...] = ()  # platform and scanner: what `push` went by
+    smoked: tuple[str, ...] = ()  # platform and tier, with its state, when it was pushed
+    scanned: tuple[str, ...] = ()  # platform and scanner, when it was pushed
     pushed: tuple[str, ...] = ()  # repositories that hold the digest
     signed: tuple[str, ...] = ()  # repositories that hold every signature and attestation of the digest
     tagged: tuple[str, ...] = ()  # full references, repository:tag
     verified: tuple[str, ...] = ()  # full references that were read back
 
     def having(self, **done: str) -> Self:
-        """With one more entry in the named fields, each once."""
+        """Return it with one more entry in each named field, without duplicates."""
         states: dict[str, Any] = {
             name: tuple(dict.fromkeys((*getattr(self, name), entry))) for name, entry in done.items()
         }
         return replace(self, **states)
 
     def require(self, state: str, names: Sequence[ImageName]) -> None:
-        """Refuse a digest that has not come as far as `pushed` or `signed` in every repository. Raises IntentError."""
+        """Raise IntentError unless the digest is in that state, `pushed` or `signed`, in every repository."""
         done = getattr(self, state)
         if missing := [name for name in names if str(name) not in done]:
             raise IntentError(
@@ -345,15 +339,15 @@ class Release:
             )
 
     def write(self, dist: Path) -> None:
-        """Write it as dist/release.json, in one step."""
+        """Write dist/release.json atomically."""
         write_json(dist / RELEASE, self)
 
     @classmethod
     def read(cls, dist: Path, digest: Digest) -> Self:
-        """The record of this digest; an empty one when there is none or it is about another digest."""
+        """Return the record of this digest; an empty one if it is missing or about another digest."""
         try:
             data = json.loads((dist / RELEASE).read_text(encoding="utf-8"))
-            # A state that an older record lacks was not reached; what is signed or scanned is found again by the stage.
+            # A field that an older record lacks is empty: its stage runs again, and finds what it did before.
             record: Self = _parse(cls, data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(digest=digest)
@@ -361,12 +355,12 @@ class Release:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write records or plain values as JSON, sorted keys, in one step."""
+    """Write records or plain values as JSON with sorted keys, atomically."""
     write_text(path, json.dumps(_plain(data), indent=2, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file in one step, so that no reader ever sees half of it. Makes the folders."""
+    """Write a file atomically, so that no reader sees a part of it. Creates its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -377,7 +371,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, *, next_step: str) -> dict[str, Any]:
-    """Read a JSON object. Raises IntentError with the next step when the file is missing or broken."""
+    """Read a JSON object. Raises IntentError with the next step if the file is missing or broken."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -393,13 +387,13 @@ _T = TypeVar("_T")
 
 
 def _read(kind: type[_T], path: Path, *, next_step: str) -> _T:
-    """Read a record. Raises IntentError with the next step when the file is missing or is no such record."""
+    """Read a record. Raises IntentError with the next step if the file is missing or not such a record."""
     data = read_json(path, next_step=next_step)
     try:
         return cast("_T", _parse(kind, data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise IntentError(f"{path} is not a record of this pipeline", found=found, next_step=next_step) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise IntentError(f"{path} is not a record of this pipeline", found=reason, next_step=next_step) from None
 
 
 def _plain(value: object) -> object:
@@ -417,7 +411,7 @@ def _plain(value: object) -> object:
 
 
 def _parse(kind: Any, value: Any) -> Any:
-    """Make a field of that type of a JSON value; the inverse of `_plain`. Raises ValueError, TypeError and the like."""
+    """Convert a JSON value to that type; the inverse of `_plain`. Raises ValueError, TypeError and the like."""
     if kind is datetime:
         return datetime.fromisoformat(value)
     if get_origin(kind) is tuple:

@@ -1,4 +1,4 @@
-"""The SBOM files in dist/sbom/: their names, and which manifest each is about."""
+"""The SBOM files in dist/sbom/: their names, and the manifest that each describes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Form(StrEnum):
 
 
 def path(dist: Path, platform: Platform, form: Form) -> Path:
-    """Where a platform's SBOM of that format is."""
+    """Return the path of a platform's SBOM in that format."""
     return dist / FOLDER / f"{platform.architecture}.{form}.json"
 
 
 def subject(form: Form, document: Mapping[str, Any]) -> Digest | None:
-    """The manifest that an SBOM of ours is about; None when it does not say."""
+    """Return the digest of the manifest that one of our SBOMs describes; None if it names none."""
     try:
         if form is Form.SPDX:
             return Digest.of_hex(str(document["documentNamespace"]).rpartition("/")[2])

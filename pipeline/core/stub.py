@@ -1,16 +1,16 @@
-"""The stub k3s of a rehearsal: how its version and its file say that it is one."""
+"""The stub k3s of a rehearsal: the marks in its version and in its file."""
 
 from __future__ import annotations
 
-MARKER = "dind-k3s stand-in"  # the Dockerfile knows the stub by it
-SUFFIX = "+standin"  # how its version ends, also in lockfiles and measurements that are kept
+MARKER = "dind-k3s stand-in"  # the Dockerfile recognizes the stub by it
+SUFFIX = "+standin"  # of its version, also in lockfiles and measurements that are kept
 
 
 def marked(version: str) -> str:
-    """Return the version of the stub in the place of that version of k3s."""
+    """Return the stub's version in place of a k3s version."""
     return version if version.endswith(SUFFIX) else version + SUFFIX
 
 
 def is_stub(program: bytes) -> bool:
-    """Whether a k3s is the stub, which the comment at its end says."""
+    """Return whether a k3s is the stub: a comment at its end marks it."""
     return f"{MARKER} ".encode() in program[-256:]

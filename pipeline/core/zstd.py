@@ -1,4 +1,4 @@
-"""Zstandard: Python has it from 3.14 on, and the package backports.zstd is the same for those before."""
+"""Zstandard: in Python from 3.14 on; the package backports.zstd is the same for older ones."""
 
 from __future__ import annotations
 

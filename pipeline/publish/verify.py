@@ -60,7 +60,7 @@ def run(
     image, log, release = publication.image, publication.log, publication.release
     repositories: dict[ImageName, list[str]] = {}
     for text in references or release.tagged:
-        name, reference = ImageName.meant(text)
+        name, reference = ImageName.parse_reference(text)
         repositories.setdefault(name, []).append(reference)
     if not repositories:
         raise IntentError("nothing was published yet", next_step="nox -s tag")
@@ -102,7 +102,7 @@ def published(
     """
     wanted = tuple(platforms)
     for text in references:
-        name, reference = ImageName.meant(text)
+        name, reference = ImageName.parse_reference(text)
         started = time.monotonic()
         audit = _Audit(reader=Reader(name, client, sleep), log=log)
         with audit.reading(text):
