@@ -1,6 +1,6 @@
 """Stage `smoke`: three tiers on each platform, the same checks for every engine; see docs/smoke.md.
 
-A tier that could not run is reported with its reason; a failure never stops the other platforms from being checked.
+A tier that could not run is reported with its reason; after a failure the other platforms are still checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder, not_run
 from pipeline.smoke.subject import Subject
 
-_LAST_BREATH = 3.0  # seconds that a machine which panics needs to report it
+_PANIC = 3.0  # seconds until a machine reports its panic
 _MARKS = {State.PASSED: "✓", State.FAILED: "✗", State.NOT_RUN: "-"}
 
 Handler = Callable[[Platform], str | None]
@@ -35,26 +35,26 @@ Options = Callable[[Engine, Variant], BootOptions]
 
 
 class Engines(Protocol):
-    """What smoke runs on; pipeline/engine/engines.py has it."""
+    """The engines that smoke runs on; implemented in pipeline/engine/engines.py."""
 
     always_virtual: bool
 
     def native(self, platform: Platform) -> Engine | None:
-        """An engine that runs the platform natively."""
+        """Return an engine that runs the platform natively; None if there is none."""
 
     def local(self) -> Engine:
-        """This machine's, on which non-native binaries run if the kernel has a handler for them."""
+        """Return this machine's engine; it runs non-native binaries if the kernel has a handler for them."""
 
     def virtual(self, platform: Platform, content: Content, console: Path) -> AbstractContextManager[Engine]:
-        """A virtual engine of that platform."""
+        """Start a virtual engine of that platform for the block."""
 
     def why_not_virtual(self, platform: Platform) -> str | None:
-        """Why there can be no virtual engine; None when there can."""
+        """Return why a virtual engine is not available; None if it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to check, and on what."""
+    """What to check: platforms and tiers of an image, and the engines to use."""
 
     image: Image
     lock: Lock
@@ -63,16 +63,15 @@ class Request:
     tiers: Sequence[Tier]
     engines: Engines
     log: Log
-    handler: Handler = emulation.handler  # the interpreter that the kernel runs a non-native platform's binaries with
-    options: Options  # what the boot tier of a variant is given on an engine
+    handler: Handler = emulation.handler  # of a non-native platform: its interpreter in the kernel, or None
+    options: Options  # for the boot tier of a variant on an engine
 
 
 def run(request: Request) -> tuple[SmokeReport, ...]:
     """Check the image in dist/ and write dist/smoke/.
 
-    Raises SmokeFailed, or the EngineError that kept a tier from running, after everything ran, with the first failure;
-    IntentError for a platform that was not built, LockStale and DigestMismatch before anything is checked that they
-    would make meaningless.
+    Runs everything, then raises SmokeFailed, or the EngineError that kept a tier from running, for the first failure.
+    Raises IntentError for a platform that was not built, LockStale and DigestMismatch before any check.
     """
     image, dist = request.image, request.dist
     if absent := [platform for platform in request.platforms if platform not in image.platforms]:
@@ -88,12 +87,12 @@ def run(request: Request) -> tuple[SmokeReport, ...]:
     report.show(reports, request.log)
     if broken:
         raise broken[0]
-    for ended in reports:
-        for tier in ended.tiers:
+    for smoked in reports:
+        for tier in smoked.tiers:
             if tier.tier in request.tiers and tier.state == State.FAILED:
                 raise SmokeFailed(
-                    f"{ended.platform}, tier {tier.tier}: {tier.reason}",
-                    where=ended.digest.text,
+                    f"{smoked.platform}, tier {tier.tier}: {tier.reason}",
+                    where=smoked.digest.text,
                     next_step=f"all checks are in {dist / SMOKE}",
                 )
     return tuple(reports)
@@ -105,27 +104,29 @@ class _Run:
 
     request: Request
     subject: Subject
-    broken: list[EngineError]  # errors of engines are added
+    broken: list[EngineError]  # collects the errors of engines
     _stack: ExitStack = field(default_factory=ExitStack)  # holds the virtual engine, for all tiers of the platform
     _virtual: Engine | None = None
 
     def report(self) -> SmokeReport:
-        """Run the tiers; an engine that fails, or that does not end in order, fails its tier."""
+        """Run the tiers; an engine that fails, or does not stop cleanly, fails its tier."""
         log, platform = self.request.log, self.subject.platform
-        ended: list[TierReport] = []
+        reports: list[TierReport] = []
         with self._stack:
             for tier in self.request.tiers:
                 with log.step(f"{platform} {tier}") as step:
-                    ended.append(self._tier(tier))
-                    if ended[-1].state == State.NOT_RUN:
-                        log.say(f"not run: {ended[-1].reason}")
-                    step.mark = _MARKS[ended[-1].state]
+                    reports.append(self._tier(tier))
+                    if reports[-1].state == State.NOT_RUN:
+                        log.say(f"not run: {reports[-1].reason}")
+                    step.mark = _MARKS[reports[-1].state]
             try:
                 self._stack.close()
             except EngineError as error:
                 self.broken.append(error)
         image = self.subject.image
-        return SmokeReport(platform=platform, index=image.digest, digest=self.subject.built.digest, tiers=tuple(ended))
+        return SmokeReport(
+            platform=platform, index=image.digest, digest=self.subject.built.digest, tiers=tuple(reports)
+        )
 
     def _tier(self, tier: Tier) -> TierReport:
         try:
@@ -147,7 +148,7 @@ class _Run:
         return recorder.report()
 
     def _commands(self) -> TierReport:
-        """Natively; else under qemu-user, which is there within a second; else on the virtual engine."""
+        """Run natively, else under qemu-user, which starts within a second, else on the virtual engine."""
         if self.subject.airgap is not None:
             return not_run(Tier.COMMANDS, "the programs are the image's, in the same layers")
         platform = self.subject.platform
@@ -166,7 +167,7 @@ class _Run:
         return recorder.report(_trouble(engine) if recorder.failed else None)
 
     def _boot(self) -> TierReport:
-        """Natively, else on a virtual engine; of a variant natively alone, since its other layers boot as the image."""
+        """Run natively, else on a virtual engine; a variant only natively: its other layers boot with the image."""
         engine, platform, airgap = self._native(), self.subject.platform, self.subject.airgap
         if engine is None and airgap is not None:
             return not_run(Tier.BOOT, f"nothing runs {platform} natively here; the layers below boot as the image")
@@ -176,7 +177,7 @@ class _Run:
         engine = engine or self._started(recorder)
         options = self.request.options(engine, self.subject.image.variant)
         check = boot.run_airgap if airgap else boot.run
-        check(engine, self._loaded(engine), self.subject.lock, options, recorder, self._kept("boot"))
+        check(engine, self._loaded(engine), self.subject.lock, options, recorder, self._log_path("boot"))
         return recorder.report(_trouble(engine) if recorder.failed else None)
 
     def _native(self) -> Engine | None:
@@ -184,7 +185,7 @@ class _Run:
         return None if engines.always_virtual else engines.native(self.subject.platform)
 
     def _started(self, recorder: Recorder) -> Engine:
-        """The virtual engine of the platform, started once, with the image on its disk; the start is a check."""
+        """Return the platform's virtual engine, started once, with the image on its disk; the start is a check."""
         if self._virtual is not None:
             recorder.where = self._virtual.description
             return self._virtual
@@ -194,15 +195,14 @@ class _Run:
                 key=self.subject.built.digest.hex[:16] + image.digest.hex[:16],
                 fill=lambda client: load.prepare(client, self.subject.layout, image, platform, log),
             )
-            virtual = self.request.engines.virtual(platform, content, self._kept("console"))
+            virtual = self.request.engines.virtual(platform, content, self._log_path("console"))
             self._virtual = self._stack.enter_context(virtual)
             recorder.where = self._virtual.description
             note(f"{self._virtual.description}; {self._virtual.story}")
         return self._virtual
 
-    def _kept(self, what: str) -> Path:
-        """The log of a boot or a console."""
-        return self.request.dist / SMOKE / f"{self.subject.platform.architecture}-{what}.log"
+    def _log_path(self, name: str) -> Path:
+        return self.request.dist / SMOKE / f"{self.subject.platform.architecture}-{name}.log"
 
     def _loaded(self, engine: Engine) -> Loaded:
         subject = self.subject
@@ -210,8 +210,8 @@ class _Run:
 
 
 def _trouble(engine: Engine) -> str | None:
-    """After a failure: what is wrong with the machine below."""
-    deadline = time.monotonic() + (_LAST_BREATH if engine.virtual else 0.0)
-    while (found := engine.trouble()) is None and time.monotonic() < deadline:
+    """Return what is wrong with the engine's machine, after a failed check."""
+    deadline = time.monotonic() + (_PANIC if engine.virtual else 0.0)
+    while (trouble := engine.trouble()) is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    return found
+    return trouble

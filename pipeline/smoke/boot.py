@@ -1,11 +1,11 @@
-"""Tier `boot`: a privileged container that does what users run it for, through any docker client.
+"""Tier `boot`: a privileged container with the workload of its users, through any docker client.
 
 dockerd, an inner build and run with a published port, a ready node, a pod from the image just built, a restart and a
-re-creation with everything still there, and a stop within its budget although a pod ignores SIGTERM. Every wait has a
-deadline, scaled by the engine's speed, and asks; nothing needs a network.
+re-creation that keep all data, and a stop within its budget although a pod ignores SIGTERM. Every wait polls with a
+deadline, scaled by the engine's speed; nothing needs a network.
 
-It has three parts: docker; k3s's control plane; node and pods. On an engine that is many times slower than natively k3s
-gets the arguments that it needs there, and starts that failed for that reason alone are counted.
+It has three parts: docker; k3s's control plane; node and pods. On an engine that is many times slower than native, k3s
+gets additional arguments, and starts that failed for that reason alone are counted.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
 
-# Nothing of the tier needs the add-ons, which are images that the engine would have to pull.
+# The tier does not need the add-ons; the engine would have to pull their images.
 NO_ADDONS = (
     "--disable=coredns --disable=traefik --disable=servicelb --disable=metrics-server --disable=local-storage "
     "--disable-helm-controller"
 )
-_SLOW = 4.0  # how many times slower than natively an engine is from which on k3s gets _FOR_SLOW
+_SLOW = 4.0  # times slower than native: above it k3s gets _FOR_SLOW
 # kubelet renews its lease every 10 s, and a node that is late by 50 s is NotReady, its pods evicted: under TCG kubelet
 # is late by minutes while k3s starts (kube-controller-manager's --node-monitor-grace-period; docs/smoke.md).
 _FOR_SLOW = f"{NO_ADDONS} --kube-controller-manager-arg=node-monitor-grace-period=900s"
-# kubelet's own time limit, which nothing can be set for: it ends when the API server has not taken its CSINode within
-# 140 s, 10 s in old versions (kubernetes: pkg/volume/csi/csi_plugin.go, initializeCSINode).
+# A fixed time limit of kubelet: it exits if the API server has not accepted its CSINode within 140 s, 10 s in old
+# versions (kubernetes: pkg/volume/csi/csi_plugin.go, initializeCSINode).
 _LIMIT_OF_K3S = re.compile(r"Failed to initialize CSINode after retrying: timed out")
 _PROBE = "smoke-probe:1"
 
-# Makes a build context out of the image's own files, so that the tier needs no registry and runs on every platform:
-# a shell, a few tools and the libraries that they are linked with.
+# Makes a build context of the image's own files (a shell, a few tools and their libraries), so that the tier needs no
+# registry and runs on every platform.
 _CONTEXT = r"""
 set -e
 rm -rf /tmp/probe && mkdir -p /tmp/probe/root/tmp && cd /tmp/probe
@@ -70,8 +70,8 @@ class BootCheck:
 
     phase: Phase
     name: str
-    run: Callable[[Booted, Lock], Iterator[str]]  # yields what it saw, as it goes
-    required: bool  # nothing after it runs when a check has failed until then
+    run: Callable[[Booted, Lock], Iterator[str]]  # yields details for the report
+    required: bool  # if it or an earlier check failed, the later ones do not run
 
 
 def _check(
@@ -81,7 +81,7 @@ def _check(
 
 
 def run(engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorder: Recorder, logs: Path) -> None:
-    """Run all checks of the tier. The container's log is kept in `logs`."""
+    """Run all checks of the tier; `logs`: the file for the container's log."""
     checks = (_dockerd, _inner_build, _inner_run, _control_plane, _node, _pod, _healthy)
     more = (_doctor, _restart, _recreate, _stop, kept_running)
     with _container(engine, image, for_speed(options, engine), recorder, logs) as machine:
@@ -89,14 +89,14 @@ def run(engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorde
 
 
 def run_airgap(engine: Engine, image: Loaded, lock: Lock, options: BootOptions, recorder: Recorder, logs: Path) -> None:
-    """The variant airgap, in a container without any network: all system images come up, and pods need no pull.
+    """Check the variant airgap in a container without network: all system images are loaded, and pods need no pull.
 
-    What booted as the image, in the same layers, is not checked again.
+    Parts that booted with the image, in the same layers, are not checked again.
     """
     with _container(engine, image, replace(options, networks=("none",)), recorder, logs) as machine:
         if perform([_dockerd, _system_images, _node, _system_pod], machine, lock, recorder):
             if "K3S_ARGS" in options.extra_environment or lock.versions["k3s"].endswith(SUFFIX):
-                recorder.left(_own_pods.name, "k3s has none: it is a stub, or its add-ons are disabled")
+                recorder.skip(_own_pods.name, "k3s has none: it is a stub, or its add-ons are disabled")
             else:
                 perform([_own_pods], machine, lock, recorder)
             perform([_healthy], machine, lock, recorder)
@@ -105,7 +105,7 @@ def run_airgap(engine: Engine, image: Loaded, lock: Lock, options: BootOptions, 
 
 @contextmanager
 def _container(engine: Engine, image: Loaded, options: BootOptions, recorder: Recorder, logs: Path) -> Iterator[Booted]:
-    """Remove the container at the end, after an examination if a check failed; an interrupt does not wait for one."""
+    """Remove the container at the end, after an examination if a check failed (not after an interrupt)."""
     logs.unlink(missing_ok=True)
     machine = Booted(engine, image, options, recorder.log, logs)
     failed = False
@@ -118,7 +118,7 @@ def _container(engine: Engine, image: Loaded, options: BootOptions, recorder: Re
 
 
 def perform(checks: Iterable[BootCheck], machine: Booted, lock: Lock, recorder: Recorder) -> bool:
-    """Run checks in their order; whether all of them ran."""
+    """Run checks in their order; return whether all of them ran."""
     for check in checks:
         recorder.step = check.phase
         with recorder.check(check.name) as note:
@@ -130,7 +130,7 @@ def perform(checks: Iterable[BootCheck], machine: Booted, lock: Lock, recorder: 
 
 
 def for_speed(options: BootOptions, engine: Engine) -> BootOptions:
-    """Return the options with what k3s needs on an engine of that speed; unchanged for one that is about native."""
+    """Return the options; for a slow engine with the additional arguments that k3s needs there."""
     if engine.patience <= _SLOW:
         return options
     arguments = f"{options.extra_environment.get('K3S_ARGS', '')} {_FOR_SLOW}".strip()
@@ -198,7 +198,7 @@ def _control_plane(machine: Booted, lock: Lock) -> Iterator[str]:
 @_check(Phase.PODS, "the node is ready", required=True)
 def _node(machine: Booted, lock: Lock) -> Iterator[str]:
     machine.ready("k8s", 240)
-    machine.condition("node", "--all")
+    machine.wait_ready("node", "--all")
     info = json.loads(machine.kubectl("get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo}"))
     runtime, kubelet = info["containerRuntimeVersion"], info["kubeletVersion"]
     assert runtime.startswith(f"docker://{lock.versions['docker']}"), f"the node's runtime is {runtime}"
@@ -209,13 +209,13 @@ def _node(machine: Booted, lock: Lock) -> Iterator[str]:
 
 @_check(Phase.PODS, "a pod from the image just built")
 def _pod(machine: Booted, _lock: Lock) -> Iterator[str]:
-    # As process 1 of its container it has no handler for SIGTERM, so it ignores it: the stop below has to cope.
+    # Process 1 of a container without a handler ignores SIGTERM; the stop below must work all the same.
     script = "/bin/cat /word; exec /bin/sleep 100000"
     machine.do(
         *("kubectl", "run", "probe", f"--image={_PROBE}", "--image-pull-policy=Never"),
         *("--command", "--", "/bin/sh", "-c", script),
     )
-    machine.condition("pod/probe")
+    machine.wait_ready("pod/probe")
     printed = machine.kubectl("logs", "probe")
     assert printed == machine.name, f"kubectl logs prints {printed!r}"
     yield "no load or import step; kubectl logs has its word"
@@ -236,7 +236,7 @@ def _doctor(machine: Booted, _lock: Lock) -> Iterator[str]:
 
 
 def _still_there(machine: Booted) -> str:
-    """Check what was made before: image, inner volume, configmap, node and pod."""
+    """Check that the image, inner volume, configmap, node and pod of earlier checks still exist."""
     machine.ready("docker", 60)
     word = machine.do("docker", "run", "--rm", "--volume", "kept:/kept", _PROBE, "/bin/cat", "/kept/word").strip()
     assert word == machine.name, f"the inner volume holds {word!r}"
@@ -245,8 +245,8 @@ def _still_there(machine: Booted) -> str:
         "the configmap", lambda: machine.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.word}"), 240
     )
     assert kept == machine.name, f"the configmap holds {kept!r}"
-    machine.condition("node", "--all")
-    machine.condition("pod/probe")
+    machine.wait_ready("node", "--all")
+    machine.wait_ready("pod/probe")
     printed = machine.until("the pod's log", lambda: machine.kubectl("logs", "probe") or None, 30)
     assert machine.name in printed, f"kubectl logs prints {printed!r}"
     nodes = machine.kubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}").split()
@@ -294,7 +294,7 @@ def _system_pod(machine: Booted, _lock: Lock) -> Iterator[str]:
     pause = "docker images --format '{{.Repository}}:{{.Tag}}' | grep -m1 pause"
     image = machine.do("sh", "-c", pause).strip()
     machine.do("kubectl", "run", "still", f"--image={image}", "--image-pull-policy=Never")
-    machine.condition("pod/still")
+    machine.wait_ready("pod/still")
     yield image
 
 
@@ -310,12 +310,12 @@ def _own_pods(machine: Booted, _lock: Lock) -> Iterator[str]:
 
 def _is_ready(pod: dict[str, Any]) -> bool:
     conditions = pod["status"].get("conditions", ())
-    return any((one["type"], one["status"]) == ("Ready", "True") for one in conditions)
+    return any((condition["type"], condition["status"]) == ("Ready", "True") for condition in conditions)
 
 
 @_check(Phase.CONTROL_PLANE, "k3s did not end by itself")
 def kept_running(machine: Booted, _lock: Lock) -> Iterator[str]:
-    """Count the ends of k3s that were not requested; on a slow engine those that a fixed time limit of it explains."""
+    """Fail for an exit of k3s that was not requested, except for its fixed time limit on a slow engine."""
     slow = machine.engine.patience > _SLOW
     ends = machine.ends_of_k3s()
     others = [end for end in ends if not (slow and _LIMIT_OF_K3S.search(end))]

@@ -1,4 +1,4 @@
-"""The container that tier `boot` starts, as its checks use it: commands inside, waiting by asking, its log."""
+"""The container that tier `boot` starts, as its checks use it: commands inside, polling, its log."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pipeline.smoke.load import Loaded
 
 _ERROR = re.compile(r"\[?dind-k3s\]?.{0,40}\berror: ")
 _K3S_ENDED = re.compile(r"\[dind-k3s\] k3s: ended by itself \((.*)\)(?:, is started again|: )")  # rootfs/: keeper.py
-_STOP_BUDGET = 10.0  # seconds: what `docker stop` gives before it kills
+_STOP_BUDGET = 10.0  # seconds that `docker stop` waits before it kills
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootOptions:
-    """What this machine needs in addition; nothing of it is part of the image."""
+    """What this machine needs in addition to the image."""
 
-    extra_files: tuple[tuple[Path, str], ...] = ()  # file here → path in the container, copied before it starts
+    extra_files: tuple[tuple[Path, str], ...] = ()  # local file → path in the container, copied before it starts
     extra_environment: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = ()  # of the engine; none: its default
     patience: float = 1.0  # every deadline is multiplied by it and by the engine's own
-    keep: bool = False  # leave the container and its volumes, running
+    keep: bool = False  # leave the container running, with its volumes
 
 
 class Booted:
@@ -44,7 +44,7 @@ class Booted:
         self.log = log
         self.logs = logs
         self.name = f"smoke-{uuid.uuid4().hex[:8]}"
-        self.is_stub = False  # whether its k3s turned out to be the stub
+        self.is_stub = False  # set by the check of the control plane
         self.budget = _STOP_BUDGET * engine.patience  # seconds for a stop
         self._options = options
         self._trouble = engine.trouble
@@ -52,7 +52,7 @@ class Booted:
         self._volumes = {f"{self.name}-docker": "/var/lib/docker", f"{self.name}-k3s": "/app/k3s"}
 
     def start(self) -> None:
-        """A new container on the same volumes."""
+        """Start a new container on the same volumes."""
         self.client.create(
             self.image.name,
             name=self.name,
@@ -65,113 +65,114 @@ class Booted:
             labels={LABEL: "boot"},
         )
         # Copied, not mounted: the engine may be on another machine.
-        for here, path in self._options.extra_files:
-            self.client.copy(here, (self.name, path))
+        for local, path in self._options.extra_files:
+            self.client.copy(local, (self.name, path))
         self.client.start(self.name)
 
     def do(self, *command: str, limit: float = 60) -> str:
-        """Run a command inside; its output. A failure or a timeout is an AssertionError with the last lines."""
+        """Run a command inside and return its output. Raises AssertionError with the last lines on failure."""
         try:
             return inside.execute(self.client, self.name, command, limit=limit * self._patience, log=self.log)
         except inside.Failed as failed:
-            what = " ".join(command)[:80]
-            self._require_running(what)
-            if errors := self._errors():  # it is about to end, and the command felt it first
-                raise AssertionError(f"{what}: {errors}") from None
+            name = " ".join(command)[:80]
+            self._require_running(name)
+            if errors := self._errors():  # the container is about to end
+                raise AssertionError(f"{name}: {errors}") from None
             raise failed from None
 
-    def _require_running(self, what: str) -> None:
-        """AssertionError with the container's last words when it has ended."""
+    def _require_running(self, context: str) -> None:
+        """Raise AssertionError with the container's last errors if it has ended."""
         if self._trouble() is None and not self.client.container.inspect(self.name).state.running:
-            raise AssertionError(f"{what}: the container has ended: {self._errors() or self.last_lines()}")
+            raise AssertionError(f"{context}: the container has ended: {self._errors() or self.last_lines()}")
 
     def _errors(self) -> str:
-        """What the image's own programs call an error (rootfs/: say.sh, keeper.py), each sentence once."""
+        """Return the error messages of the image's own programs (rootfs/: say.sh, keeper.py), without duplicates."""
         if self._trouble() is not None:
             return ""
         lines = str(self.client.logs(self.name, tail=400)).splitlines()
-        found = dict.fromkeys(line.partition("error:")[2].strip() for line in lines if _ERROR.match(line))
-        return " / ".join(found)
+        messages = dict.fromkeys(line.partition("error:")[2].strip() for line in lines if _ERROR.match(line))
+        return " / ".join(messages)
 
-    def until(self, what: str, ask: Callable[[], str | None], limit: float) -> str:
-        """Ask until it answers with something; logs what it waits for. AssertionError at the deadline."""
+    def until(self, event: str, poll: Callable[[], str | None], limit: float) -> str:
+        """Poll until there is a result, and return it; log the event. Raises AssertionError after `limit` seconds."""
         started = logged = time.monotonic()
         allowed = limit * self._patience
         last = ""
         while True:
             try:
-                if (answer := ask()) is not None:
-                    return answer
+                if (result := poll()) is not None:
+                    return result
             except AssertionError as error:
                 last = f": {error}"
             now = time.monotonic()
-            assert now < started + allowed, f"{what}: not within {seconds(allowed)}{last}"
-            assert self._trouble() is None, f"{what}: the engine is gone"
-            self._require_running(what)
+            assert now < started + allowed, f"{event}: not within {seconds(allowed)}{last}"
+            assert self._trouble() is None, f"{event}: the engine is gone"
+            self._require_running(event)
             if now - logged >= inside.LOG_EVERY:
                 logged = now
-                self.log.say(f"  waiting for {what}, {seconds(now - started)}")
+                self.log.say(f"  waiting for {event}, {seconds(now - started)}")
             time.sleep(0.2)
 
-    def ready(self, what: str, limit: float) -> str:
-        """`wait-ready` inside, in slices, since the container may end; in few on a slow engine: an exec takes long."""
+    def ready(self, service: str, limit: float) -> str:
+        """Run `wait-ready` inside until it succeeds, in slices, since the container can end meanwhile."""
+        # An exec takes long on a slow engine, so it gets longer slices.
         span = f"{min(4 * self._patience, 60):.0f}"
 
-        def ask() -> str | None:
-            return self.do("wait-ready", "--for", what, "--timeout", span, limit=90) and f"{what} is ready"
+        def poll() -> str | None:
+            return self.do("wait-ready", "--for", service, "--timeout", span, limit=90) and f"{service} is ready"
 
-        return self.until(f"{what} to be ready", ask, limit)
+        return self.until(f"{service} to be ready", poll, limit)
 
-    def condition(self, *what: str) -> None:
-        """`kubectl wait` until it is Ready."""
+    def wait_ready(self, *resources: str) -> None:
+        """Run `kubectl wait` until the resources are Ready."""
         limit = f"--timeout={90 * self._patience:.0f}s"
-        self.do("kubectl", "wait", "--for=condition=Ready", *what, limit, limit=100)
+        self.do("kubectl", "wait", "--for=condition=Ready", *resources, limit, limit=100)
 
     def kubectl(self, *arguments: str) -> str:
-        """What kubectl prints, without the white space around it."""
+        """Run kubectl and return its output, stripped."""
         return self.do("kubectl", *arguments).strip()
 
     def restart(self) -> None:
-        """`docker restart`."""
+        """Run `docker restart`."""
         with patience("docker restart", self.log):
             self.client.restart(self.name, time=int(self.budget))
 
     def stop(self) -> tuple[float, int | None]:
-        """`docker stop`; the seconds it took and the exit code."""
+        """Run `docker stop`; return its time in seconds and the exit code."""
         started = time.monotonic()
         with patience("docker stop", self.log):
             self.client.stop(self.name, time=int(self.budget))
         return time.monotonic() - started, self.client.container.inspect(self.name).state.exit_code
 
     def ends_of_k3s(self) -> list[str]:
-        """Return why k3s ended although nothing had stopped it, once for each time, of all containers so far."""
+        """Return the reason of each unrequested exit of k3s, in all containers so far."""
         kept = self.logs.read_text(encoding="utf-8") if self.logs.exists() else ""
         return _K3S_ENDED.findall(kept + str(self.client.logs(self.name)))
 
     def last_lines(self, count: int = 12) -> str:
-        """The end of `docker logs`."""
+        """Return the end of `docker logs` in one line."""
         return " / ".join(" ".join(line.split()) for line in str(self.client.logs(self.name, tail=count)).splitlines())
 
     def examine(self) -> None:
-        """After a failure: the container's last lines and the report of its doctor, logged and kept."""
+        """Log the container's last lines and the report of its doctor, after a failure."""
         try:
             self.log.say(f"the container's last lines: {self.last_lines(20)}")
             if self.client.container.inspect(self.name).state.running:
                 report = self.do("sh", "-c", "doctor || true", limit=30)
                 self.keep(f"--- doctor\n{report}\n")
-                ill = [line for line in report.splitlines() if line.startswith(("fail", "warn"))]
-                self.log.say(f"doctor: {' / '.join(ill) or 'all is well'}")
+                problems = [line for line in report.splitlines() if line.startswith(("fail", "warn"))]
+                self.log.say(f"doctor: {' / '.join(problems) or 'all is well'}")
         except (DockerException, AssertionError, ValueError) as error:
             self.log.warn(f"the container cannot be examined: {str(error).splitlines()[0]}")
 
     def keep(self, text: str) -> None:
-        """Append to the kept log."""
+        """Append to the log file."""
         self.logs.parent.mkdir(parents=True, exist_ok=True)
         with self.logs.open("a", encoding="utf-8") as stream:
             stream.write(text)
 
     def remove(self) -> None:
-        """The container, its log is kept; its volumes stay."""
+        """Remove the container; keep its log and its volumes."""
         try:
             self.keep(str(self.client.logs(self.name, timestamps=True)) + "\n")
         except (DockerException, ValueError) as error:
@@ -179,7 +180,7 @@ class Booted:
         self.client.remove(self.name, force=True)
 
     def clean_up(self, *, failed: bool) -> None:
-        """Remove the container and its volumes; on an engine that is gone there is nothing to remove."""
+        """Remove the container and its volumes, unless the engine is gone."""
         if self._trouble() is not None:
             return
         if self.client.container.exists(self.name):

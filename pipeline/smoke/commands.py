@@ -1,7 +1,7 @@
 """Tier `commands`: each program of the image answers with the locked version, in a container of its platform.
 
-Natively, on a virtual engine, or under qemu-user for a non-native platform: even a version query can stall there, so
-each has a timeout and a few tries, and the emulator is tried with something trivial before the image is blamed.
+Natively, on a virtual engine, or under qemu-user for a non-native platform. Even a version query can stall there, so
+each has a timeout and retries; a trivial program runs first, to distinguish the emulator's failures from the image's.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pipeline.smoke.record import Recorder
 LABEL = "io.github.dind-k3s.smoke"
 _TRIES = 3
 _SECONDS = 20.0  # natively
-_SECONDS_EMULATED = 90.0  # under qemu-user; on a quiet machine they take up to 2
+_SECONDS_EMULATED = 90.0  # under qemu-user; up to 2 on an idle machine
 
-# Command → the component whose version its output must name; None: an answer is enough.
+# Command → the component whose version its output must contain; None: any output will do.
 _COMMANDS = (
     *(
         (program.command, component.name if program.own_version else None)
@@ -41,16 +41,15 @@ _COMMANDS = (
     (("wait-ready", "--help"), None),
 )
 
-# iptables opens a netlink socket even for its version, and qemu-user refuses that (facts: docs/smoke.md).
+# iptables opens a netlink socket even to print its version, which qemu-user does not support (docs/smoke.md).
 _UNDER_A_KERNEL = ((("iptables", "--version"), None),)
 
 
 def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, *, emulated: bool) -> None:
-    """All checks of the tier, in one container that sleeps meanwhile. `emulated`: under qemu-user."""
+    """Run all checks of the tier in one sleeping container. `emulated`: under qemu-user."""
     client = engine.docker
-    ask = _Asking(
-        client, _SECONDS_EMULATED if emulated else _SECONDS * engine.patience, recorder.log, emulated=emulated
-    )
+    limit = _SECONDS_EMULATED if emulated else _SECONDS * engine.patience
+    queries = _Queries(client, limit, recorder.log, emulated=emulated)
     name = f"smoke-{uuid.uuid4().hex[:8]}"
     try:
         with recorder.check("a trivial program") as note:
@@ -66,17 +65,17 @@ def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, *, emulat
                 name=name,
             )
             note(image.confirm(client, name))
-            note(ask.answer(name, ("uname", "-m")))
+            note(queries.first_line(name, ("uname", "-m")))
         if recorder.failed:
             return
         for command, component in (*_COMMANDS, *(() if emulated else _UNDER_A_KERNEL)):
             with recorder.check(" ".join(command)) as note:
-                answer = ask.answer(name, command)
-                note(answer)
+                output = queries.first_line(name, command)
+                note(output)
                 if component is not None:
-                    _names_version(answer, lock.versions[component])
+                    _require_version(output, lock.versions[component])
             if recorder.failed and not _runs(client, name):
-                return  # it was killed because a command hung; the others cannot be asked
+                return  # a command hung, so the container was killed
     finally:
         if client.container.exists(name):
             client.remove(name, force=True, volumes=True)
@@ -90,21 +89,21 @@ def _runs(client: DockerClient, container: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Asking:
-    """How a command is asked: with which limit in seconds, and again when."""
+class _Queries:
+    """Commands in a container, with a time limit and retries."""
 
     client: DockerClient
-    limit: float
+    limit: float  # seconds
     log: Log
     emulated: bool
 
-    def answer(self, container: str, command: tuple[str, ...]) -> str:
-        """The first line that is not empty; tried again after a timeout or a crash of the emulator."""
+    def first_line(self, container: str, command: tuple[str, ...]) -> str:
+        """Return the first line that is not empty; retries after a timeout, and after any failure under qemu-user."""
         for left in range(_TRIES - 1, -1, -1):
             try:
                 output = inside.execute(self.client, container, command, limit=self.limit, log=self.log)
             except inside.Failed as failed:
-                # A usage text with exit code 2 is an answer too.
+                # A usage text with exit code 2 will do.
                 if failed.code == 2 and "usage" in failed.output.lower():
                     return failed.output.splitlines()[0]
                 if left and (failed.timed_out or self.emulated) and _runs(self.client, container):
@@ -117,7 +116,7 @@ class _Asking:
         raise AssertionError("unreachable")
 
 
-def _names_version(output: str, version: str) -> None:
-    """A distribution's `28.5.2+dfsg4` counts as 28.5.2; a longer number does not."""
-    wanted = version.removeprefix("v")
-    assert re.search(rf"(?<![\d.]){re.escape(wanted)}(?!\d|\.\d)", output), f"expected version {version}"
+def _require_version(output: str, version: str) -> None:
+    """Raise AssertionError unless the output has that version; `28.5.2+dfsg4` counts as 28.5.2, `28.5.20` does not."""
+    number = version.removeprefix("v")
+    assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", output), f"expected version {version}"

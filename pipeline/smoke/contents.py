@@ -1,6 +1,6 @@
-"""What is in a platform's image, read out of its layers once: modes, ELF headers, interpreters, versions.
+"""A platform's image, read from its layers once: modes, ELF headers, interpreters, versions.
 
-Nothing of a file is kept but what the checks ask for, so the memory of one file is enough for an image of any size.
+Of each file only what the checks need is kept, so memory is bounded by the largest file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.oci import layers
 from pipeline.oci.layers import FileSystem, Unreadable
 from pipeline.oci.layout import Part
 
-_SHEBANG = 256  # bytes: longer than what the kernel reads of a script's first line
+_SHEBANG = 256  # bytes; the kernel reads no more of a script's first line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +25,23 @@ class File:
 
     header: elf.Header | None
     shebang: str
-    sha256: str = ""  # of files whose digest is wanted, or that are read as a whole
-    is_whole: bool = False  # it was read as a whole, for what follows
-    evidence: str | None = None  # where it names the version that it should
+    sha256: str = ""  # if the digest is wanted, or the file was read as a whole
+    is_whole: bool = False  # it was read as a whole, for the fields below
+    evidence: str | None = None  # where it contains the expected version
     build: elf.GoBuild | None = None
-    text: bytes = b""  # the content of a script or of a file that was asked for
+    text: bytes = b""  # the content of a script or of a file in Wanted.texts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is read as a whole."""
+    """The files to read as a whole."""
 
-    versions: Mapping[str, str]  # path of a program → the version that it should name; may be empty
+    versions: Mapping[str, str]  # path of a program → the version that it must contain; can be empty
     texts: Collection[str]  # paths of files whose content is wanted
-    hashed: tuple[str, ...]  # beginnings of the paths whose digest is wanted
+    hashed: tuple[str, ...]  # prefixes of the paths whose digest is wanted
 
     def look(self, path: str, member: tarfile.TarInfo, content: IO[bytes]) -> File:
-        """Read one file as far as it is wanted."""
+        """Read one file, as a whole or its first bytes."""
         version, is_text = self.versions.get(path), path in self.texts
         whole = is_text or version is not None
         to_hash = whole or path.startswith(self.hashed)
@@ -60,7 +60,7 @@ class Wanted:
 
 
 def read(parts: Sequence[Part], unpacked: Sequence[str], wanted: Wanted) -> FileSystem[File]:
-    """Read layers, the lowest first, each once; they are hashed on the way. Raises Unreadable.
+    """Read and hash layers, the lowest first, in one pass. Raises Unreadable.
 
     `unpacked`: the config's diff_ids.
     """

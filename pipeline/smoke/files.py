@@ -1,7 +1,7 @@
-"""Tier `files`: the image's content read out of its layers, nothing executed, no engine.
+"""Tier `files`: the image's content, read from its layers; nothing executed, no engine.
 
-Every ELF file is of the platform, every component's binary names the locked version, single-file components are the
-locked bytes, scripts have their interpreters, and the image's config is what users rely on.
+Every ELF file is for the platform, every component's binary contains the locked version, single-file components are
+the locked bytes, scripts have their interpreters, and the image's config is as documented.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pipeline.smoke.contents import File
 from pipeline.smoke.record import Recorder
 from pipeline.smoke.subject import Subject
 
-# docker's archive holds them too; the lock names the archive, so their own versions are only logged.
-_OF_DOCKER = tuple(one.path for one in DOCKER.programs if one.purl.startswith("golang/"))
+# Also in docker's archive; the lock has the archive's version, so theirs are only logged.
+_OF_DOCKER = tuple(program.path for program in DOCKER.programs if program.purl.startswith("golang/"))
 _MANIFEST = "usr/share/dind-k3s/manifest.json"
-# What is below these is ours, and `dind-k3s verify` knows it from the manifest.
+# Files below these paths are ours: manifest.json lists them, and `dind-k3s verify` checks them.
 _LISTED = ("usr/local/", "etc/supervisord.conf", f"{AIRGAP_FOLDER}/")
 _VOLUMES = ("/app/k3s", "/var/lib/docker")
-_NEEDED = ("pause", "coredns")  # system images that every pod and every cluster waits for
+_NEEDED = ("pause", "coredns")  # system images that every pod and every cluster needs
 
-# What Debian's packages install with set-uid or set-gid bits; anything else deserves a look before it is released.
+# Files that Debian's packages install with set-uid or set-gid bits; any other must be reviewed before a release.
 _PRIVILEGED = {
     *("usr/bin/chage", "usr/bin/chfn", "usr/bin/chsh", "usr/bin/expiry", "usr/bin/fusermount3", "usr/bin/gpasswd"),
     *("usr/bin/mount", "usr/bin/newgrp", "usr/bin/passwd", "usr/bin/ssh-agent", "usr/bin/su", "usr/bin/umount"),
@@ -44,11 +44,11 @@ _PRIVILEGED = {
 
 def binaries(component: str) -> tuple[str, ...]:
     """Return the files whose version must be the locked one."""
-    return tuple(one.path for one in COMPONENTS[component].programs if one.own_version)
+    return tuple(program.path for program in COMPONENTS[component].programs if program.own_version)
 
 
 def run(subject: Subject, recorder: Recorder) -> None:
-    """All checks of the tier for one platform."""
+    """Run all checks of the tier for one platform."""
     config = subject.layout.config(subject.built.digest)
     airgap = subject.airgap
     archive = f"{AIRGAP_FOLDER}/{PurePosixPath(airgap.path).name}" if airgap else ""
@@ -72,20 +72,20 @@ def run(subject: Subject, recorder: Recorder) -> None:
             note(check())
 
 
-def _need(true: object, sentence: str) -> None:
-    if not true:
-        raise AssertionError(sentence)
+def _need(condition: object, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
 
 
 def _none(problems: list[str]) -> None:
-    """Fail with the first three problems, and how many more there are."""
+    """Raise AssertionError with the first three problems and the number of the others."""
     more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
     _need(not problems, "; ".join(sorted(problems)[:3]) + more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Checks:
-    """The checks; each returns what it saw."""
+    """The checks; each returns a detail for the report."""
 
     subject: Subject
     files: FileSystem[File]
@@ -93,7 +93,7 @@ class _Checks:
     archive: str  # path of the system images, in the variant airgap
 
     def by_name(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        """Every check with its name, in their order."""
+        """Yield every check with its name, in their order."""
         yield "architecture", self._architecture
         for component in COMPONENTS:
             yield component, functools.partial(self._component, component)
@@ -140,7 +140,7 @@ class _Checks:
             program = self._program(path)
             if component == "k3s" and program.text:
                 _need(self.subject.image.rehearsed, "k3s is a stub, and this image is not a rehearsal's")
-                # Next to a real k3s of another platform it has that version with its own suffix.
+                # Next to a real k3s of another platform the stub has that version with a suffix.
                 comment = f"{MARKER} {marked(version)} {platform}"
                 _need(comment.encode() in program.text, f"/{path} is a stub k3s, but not '{comment}'")
                 evidence.append(f"a stub that says so: {comment}")
@@ -152,9 +152,9 @@ class _Checks:
                 _need(program.evidence, f"/{path} does not name version {version}{other}")
                 evidence.append(program.evidence or "")
             if COMPONENTS[component].is_one_file:
-                about = (component, platform)
+                key = (component, platform)
                 locked = next(
-                    file.digest.hex for file in self.subject.lock.artifacts if (file.component, file.platform) == about
+                    file.digest.hex for file in self.subject.lock.artifacts if (file.component, file.platform) == key
                 )
                 _need(program.sha256 == locked, f"/{path} has sha256 {program.sha256}, the lock says {locked}")
                 evidence.append("the locked bytes")
@@ -167,7 +167,7 @@ class _Checks:
             yield f"{posixpath.basename(path)} ({', '.join(filter(None, stated))})"
 
     def _system_images(self) -> str:
-        """The locked archive, with images for the platform that a cluster can live on."""
+        """Check the locked archive: its images are for the platform, and include those that a cluster needs."""
         airgap, platform = self.subject.airgap, self.subject.platform
         file = self.files.content(self.archive)
         if airgap is None or file is None:
@@ -187,7 +187,7 @@ class _Checks:
         return f"the locked bytes, {len(images.names)} images, all for {platform}: {names}"
 
     def _manifest(self) -> str:
-        """manifest.json names the locked files, and every file of ours with its digest."""
+        """Check that manifest.json lists the locked files, and every file of ours with its digest."""
         file = self.files.content(_MANIFEST)
         entries: list[Mapping[str, Any]] = json.loads(file.text) if file else []
         _need(entries, f"/{_MANIFEST} is missing or empty")
@@ -207,8 +207,8 @@ class _Checks:
             digests |= entry["files"]
         wrong = [path for path, digest in digests.items() if self._sha256(path) != digest]
         _none([f"{path} is not what /{_MANIFEST} says" for path in wrong])
-        ours = [f"/{path}" for path, one in self.files.contents if one.sha256 and path.startswith(_LISTED)]
-        _none([f"{path} is not in /{_MANIFEST}" for path in ours if path not in digests])
+        actual = [f"/{path}" for path, file in self.files.contents if file.sha256 and path.startswith(_LISTED)]
+        _none([f"{path} is not in /{_MANIFEST}" for path in actual if path not in digests])
         return f"{len(listed)} components as in the lock, {len(digests)} files as in the image"
 
     def _sha256(self, path: str) -> str:
@@ -239,10 +239,10 @@ class _Checks:
         _need(settings.get("Entrypoint"), "there is no entrypoint")
         _need(settings.get("Healthcheck"), "there is no health check")
         commands = {"entrypoint": settings["Entrypoint"], "health check": settings["Healthcheck"]["Test"][1:]}
-        for what, command in commands.items():
+        for role, command in commands.items():
             if command and command[0].startswith("/"):
                 entry = self.files.find(command[0])
-                _need(entry and entry.mode & 0o111, f"the {what} {command[0]} is not there, or may not be executed")
+                _need(entry and entry.mode & 0o111, f"the {role} {command[0]} is not there, or may not be executed")
         missing = [volume for volume in _VOLUMES if volume not in (settings.get("Volumes") or {})]
         _need(not missing, f"no volume at {', '.join(missing)}")
         return f"entrypoint {' '.join(settings['Entrypoint'])}, health check, {len(settings['Volumes'])} volumes"

@@ -1,4 +1,4 @@
-"""Commands inside a container, each with a limit that holds and never a long silence."""
+"""Commands inside a container, each with a hard time limit and regular log lines."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline.core.log import Log, seconds
 
-LOG_EVERY = 4.0  # seconds between two lines about what is waited for
-_GRACE = 15.0  # seconds behind timeout(1)'s limit after which the whole container is killed
-_TIMEOUT, _SIGKILL = 124, 137  # exit codes of timeout(1): it sent SIGTERM, it had to send SIGKILL
+LOG_EVERY = 4.0  # seconds between two log lines of a wait
+_GRACE = 15.0  # seconds after timeout(1)'s limit until the container is killed
+_TIMEOUT, _SIGKILL = 124, 137  # exit codes of timeout(1) after SIGTERM and after SIGKILL
 
 
 class Failed(AssertionError):
-    """A command inside did not end with 0; the text is one line with its last output."""
+    """A command inside did not exit with 0; the message is one line with its last output."""
 
     def __init__(
         self, command: tuple[str, ...], limit: float, error: DockerException, *, killed: bool, took: float
     ) -> None:
         self.output = f"{error.stdout or ''}\n{error.stderr or ''}".strip()
         self.code = error.return_code
-        # 137 is also what a command ends with when its container does.
+        # 137 is also the exit code of a command whose container was killed.
         self.timed_out = killed or error.return_code == _TIMEOUT or (error.return_code == _SIGKILL and took >= limit)
         how = f"exit code {error.return_code}"
         if self.timed_out:
@@ -35,10 +35,9 @@ class Failed(AssertionError):
 
 
 def execute(client: DockerClient, container: str, command: tuple[str, ...], *, limit: float, log: Log) -> str:
-    """Its output. `limit`: seconds, kept by timeout(1) inside.
+    """Return a command's output. `limit`: seconds, enforced by timeout(1) inside. Raises Failed.
 
-    An emulator that stalls can stall timeout(1) too, and then the container is killed from outside: nothing waits for
-    ever. Raises Failed.
+    An emulator that stalls can stall timeout(1), too; then the container is killed from outside.
     """
     killed = threading.Event()
 
@@ -58,14 +57,14 @@ def execute(client: DockerClient, container: str, command: tuple[str, ...], *, l
 
 @contextmanager
 def patience(
-    what: str,
+    event: str,
     log: Log,
     *,
     after: float | None = None,
     give_up: Callable[[], None] | None = None,
     every: float = LOG_EVERY,
 ) -> Iterator[None]:
-    """Log every few seconds what is waited for while the block runs; call `give_up` once after so many seconds."""
+    """Log the awaited event every few seconds while the block runs; call `give_up` once, `after` seconds."""
     done = threading.Event()
 
     def watch() -> None:
@@ -80,7 +79,7 @@ def patience(
                     if give_up is not None:
                         give_up()
                     continue
-            log.say(f"  waiting for {what}, {seconds(waited)}")
+            log.say(f"  waiting for {event}, {seconds(waited)}")
 
     watcher = threading.Thread(target=watch, name="patience", daemon=True)
     watcher.start()

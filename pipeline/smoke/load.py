@@ -1,4 +1,4 @@
-"""The built image into an engine, without changing a byte of it."""
+"""Loads the built image into an engine without changing a byte of it."""
 
 from __future__ import annotations
 
@@ -24,41 +24,40 @@ from pipeline.smoke.inside import patience
 
 _CHUNK = 1 << 20
 _REPOSITORY = "dind-k3s.local/smoke"
-KEPT = 6  # images in an engine: those of a few builds, for a smoke that runs at the same time may be about to start one
+KEPT = 6  # images in an engine: a concurrent smoke can be about to start an older one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """One platform of the image in an engine."""
 
-    name: str  # to run it by, with the platform
+    name: str  # to run, with the platform
     platform: Platform
     index: Digest
     built: BuiltPlatform
 
     def confirm(self, client: DockerClient, container: str) -> str:
-        """Return what a container was made of, which must be exactly the smoked manifest.
+        """Return what a container was created from, which must be exactly the smoked manifest.
 
         Docker reports the manifest since API 1.48 with the containerd image store; a classic engine reports the
-        config's digest. Older ones with the containerd store report the index alone. Raises AssertionError.
+        config's digest. Older ones with the containerd store report only the index. Raises AssertionError.
         """
-        # Raw: python-on-whales' model of a container drops what it does not know.
+        # python-on-whales' model of a container drops unknown fields.
         text = run_docker([*client.client_config.docker_cmd, "container", "inspect", container])
         data = json.loads(str(text))[0]
         descriptor = data.get("ImageManifestDescriptor")
-        found = descriptor["digest"] if descriptor else data["Image"]
+        actual = descriptor["digest"] if descriptor else data["Image"]
         expected = [self.built.digest.text] if descriptor else [self.built.config.text, self.index.text]
-        assert found in expected, f"the engine runs {found}, not {' or '.join(expected)}: it has another image"
-        return f"it runs {found}"
+        assert actual in expected, f"the engine runs {actual}, not {' or '.join(expected)}: it has another image"
+        return f"it runs {actual}"
 
 
 def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, log: Log) -> Loaded:
-    """Have that platform of the image in the engine.
+    """Load that platform of the image into the engine, unless it is there already.
 
     An engine with the containerd image store takes the whole index and keeps its digest; a classic one takes one
-    platform at a time and keeps the digest of its config. Either is checked against the image, and nothing is loaded
-    that is there already. Of what earlier runs loaded, the last few stay. Raises EngineError when the engine has
-    something else afterwards, or does not answer.
+    platform at a time and keeps the digest of its config. Either is checked against the image. Of the images of
+    earlier runs, the last few stay. Raises EngineError if the engine has another image afterwards, or does not answer.
     """
     built = image.platforms[platform]
     try:
@@ -66,27 +65,28 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
         name = _name(image) + ("" if containerd else f"-{platform.architecture}")
         expected = image.digest if containerd else built.config
         loaded = Loaded(name=name, platform=platform, index=image.digest, built=built)
-        if _known(client, name) == expected.text:
+        if _image_id(client, name) == expected.text:
             log.say("the engine has the image already")
             return loaded
-        _forget_older(client, log)
+        _remove_older(client, log)
         with patience("the engine to load the image", log):
-            client.load(_tar(_index(layout, name), layout) if containerd else _one(layout, built, name), quiet=True)
-        found = _known(client, name)
+            client.load(
+                _tar(_index(layout, name), layout) if containerd else _docker_archive(layout, built, name), quiet=True
+            )
+        actual = _image_id(client, name)
     except DockerException as error:
         raise EngineError("the engine cannot load the image", found=(error.stderr or str(error)).strip()) from None
-    if found != expected.text:
+    if actual != expected.text:
         raise EngineError(
-            "the engine has another image than was built", expected=expected.text, found=str(found), where=name
+            "the engine has another image than was built", expected=expected.text, found=str(actual), where=name
         )
     return loaded
 
 
 def prepare(client: DockerClient, layout: Layout, image: Image, platform: Platform, log: Log) -> None:
-    """Have that platform alone in an engine with the containerd image store, unpacked, though it cannot run it.
+    """Load and unpack only that platform in an engine with the containerd image store. Raises EngineError.
 
-    A container that is made and never started is what has dockerd unpack the layers of a non-native platform. Raises
-    EngineError.
+    Creating a container without starting it makes dockerd unpack the layers, also of a non-native platform.
     """
     built = image.platforms[platform]
     name = _name(image)
@@ -99,10 +99,13 @@ def prepare(client: DockerClient, layout: Layout, image: Image, platform: Platfo
         raise EngineError("the engine cannot unpack the image", found=(error.stderr or str(error)).strip()) from None
 
 
-def _forget_older(client: DockerClient, log: Log) -> None:
-    """Make room for one more: remove what was loaded longest ago. What a container uses stays."""
-    there = [(str((one.metadata or {}).get("LastTagTime")), one.repo_tags) for one in client.image.list(_REPOSITORY)]
-    names = [name for _, tags in sorted(there, reverse=True) for name in tags if name.startswith(f"{_REPOSITORY}:")]
+def _remove_older(client: DockerClient, log: Log) -> None:
+    """Remove the oldest images but KEPT - 1. An image in use by a container stays."""
+    images = client.image.list(_REPOSITORY)
+    tagged = sorted(
+        ((str((image.metadata or {}).get("LastTagTime")), image.repo_tags) for image in images), reverse=True
+    )
+    names = [name for _, tags in tagged for name in tags if name.startswith(f"{_REPOSITORY}:")]
     for name in names[KEPT - 1 :]:
         with suppress(DockerException):
             client.image.remove(name)
@@ -114,18 +117,18 @@ def _name(image: Image) -> str:
 
 
 def _closure(layout: Layout, built: BuiltPlatform) -> list[Part]:
-    """One platform's manifest, config and layers, in their order; a layer may be there twice."""
+    """Return one platform's manifest, config and layers, in order; a layer can be there twice."""
     return [layout.part(built.digest), layout.part(built.config), *layout.layers(built.digest)]
 
 
-def _known(client: DockerClient, name: str) -> str | None:
+def _image_id(client: DockerClient, name: str) -> str | None:
     if not client.image.exists(name):
         return None
     return client.image.inspect(name).id
 
 
 def _index(layout: Layout, name: str) -> dict[str, bytes]:
-    """The files at the top of a layout in a tar stream, with the name that containerd's loader reads.
+    """Return the files at the top of a layout, with the name that containerd's loader reads.
 
     Source: containerd's core/images/archive/importer.go.
     """
@@ -133,12 +136,12 @@ def _index(layout: Layout, name: str) -> dict[str, bytes]:
     return layout_files({**layout.index.descriptor, "annotations": names})
 
 
-def _one(layout: Layout, built: BuiltPlatform, name: str) -> Iterator[bytes]:
-    """One platform as `docker save` writes it. Source: moby's image/tarexport/load.go."""
-    _, *needed = _closure(layout, built)
-    config, *layers = map(_blob, needed)
-    listed = [{"Config": config, "RepoTags": [name], "Layers": layers}]
-    return _tar({"manifest.json": json.dumps(listed).encode()}, dict.fromkeys(needed))
+def _docker_archive(layout: Layout, built: BuiltPlatform, name: str) -> Iterator[bytes]:
+    """Yield one platform in the format of `docker save`. Source: moby's image/tarexport/load.go."""
+    _, *parts = _closure(layout, built)
+    config, *layers = map(_blob, parts)
+    manifest = [{"Config": config, "RepoTags": [name], "Layers": layers}]
+    return _tar({"manifest.json": json.dumps(manifest).encode()}, dict.fromkeys(parts))
 
 
 def _blob(part: Part) -> str:

@@ -1,4 +1,4 @@
-"""How checks are run and recorded: each with its time, logged as it ends, its failure as one message."""
+"""Runs and records checks, each with its time, a log line at its end, and its failure as one message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Recorder:
     """Collects the checks of one tier on one platform."""
 
     def __init__(self, tier: Tier, where: str, log: Log) -> None:
-        self.where = where  # what it runs on, for the report
+        self.where = where  # the engine, for the report
         self._tier = tier
         self.log = log
         self._checks: list[Check] = []
@@ -24,9 +24,9 @@ class Recorder:
 
     @contextmanager
     def check(self, name: str) -> Iterator[Callable[[str], None]]:
-        """One check; call what it yields with what was seen. An assertion or a docker failure makes it fail.
+        """Record one check; yields a function to add details. AssertionError or a docker failure make it fail.
 
-        A failure does not end the tier: the next checks show more. Use `failed` to stop where that makes no sense.
+        The checks after a failure still run; use `failed` to stop where they make no sense.
         """
         details: list[str] = []
         started = time.monotonic()
@@ -37,7 +37,7 @@ class Recorder:
         except AssertionError as error:
             details.append(str(error))
         except DockerException as error:
-            details.append(_last_words(error))
+            details.append(_reason(error))
         except (OSError, ValueError, KeyError) as error:
             details.append(f"{type(error).__name__}: {error}")
         finally:
@@ -47,8 +47,8 @@ class Recorder:
             mark = "✓" if state == State.PASSED else "✗"
             self.log.say(f"{mark} {name} · {seconds(check.seconds)}  {check.detail}")
 
-    def left(self, name: str, reason: str) -> None:
-        """A check that does not run here, with its reason."""
+    def skip(self, name: str, reason: str) -> None:
+        """Record a check that does not run."""
         self._checks.append(Check(name=name, state=State.NOT_RUN, seconds=0.0, detail=reason, step=self.step))
         self.log.say(f"- {name} not run: {reason}")
 
@@ -58,7 +58,7 @@ class Recorder:
         return any(check.state == State.FAILED for check in self._checks)
 
     def report(self, trouble: str | None = None) -> TierReport:
-        """What was recorded. `trouble`: what was wrong with the machine that it ran on, which then is the reason."""
+        """Return the report of the tier. `trouble`: what was wrong with its machine, added to the reason."""
         first = next((check for check in self._checks if check.state == State.FAILED), None)
         return TierReport(
             tier=self._tier,
@@ -70,10 +70,10 @@ class Recorder:
 
 
 def not_run(tier: Tier, reason: str) -> TierReport:
-    """A tier that could not run, with its reason."""
+    """Return the report of a tier that could not run."""
     return TierReport(tier=tier, state=State.NOT_RUN, reason=reason, where="", checks=())
 
 
-def _last_words(error: DockerException) -> str:
+def _reason(error: DockerException) -> str:
     output = (error.stderr or "").strip() or (error.stdout or "").strip()
     return f"exit code {error.return_code}: {' / '.join(output.splitlines()[-3:]) or 'no output'}"

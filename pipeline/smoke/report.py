@@ -1,4 +1,4 @@
-"""The table that a smoke ends with."""
+"""The summary table of a smoke."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def show(reports: Sequence[SmokeReport], log: Log) -> None:
 
 
 def _summary(tier: TierReport) -> str:
-    """How many checks there were; where a tier has parts, how each ended."""
+    """Return the number of checks and, where a tier has parts, the state of each."""
     parts = [f"{step} {state}" for step, state in tier.steps.items()]
     return ", ".join([f"{len(tier.checks)} checks", *parts])

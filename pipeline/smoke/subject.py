@@ -1,4 +1,4 @@
-"""What smoke checks: one platform of a built image, and the lock that it was built from."""
+"""The subject of smoke: one platform of a built image, and the lock that it was built from."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Subject:
 
     @property
     def built(self) -> BuiltPlatform:
-        """What was built for the platform."""
+        """The platform's manifest, config and size."""
         return self.image.platforms[self.platform]
 
     @property
     def airgap(self) -> Artifact | None:
-        """The archive of system images that the variant has and the image has not."""
+        """The archive of system images in the variant airgap; None in the image."""
         locked = self.lock.airgap if self.image.variant is Variant.AIRGAP else ()
         return next((file for file in locked if file.platform == self.platform), None)
