@@ -1,7 +1,7 @@
-"""Stage `sbom`: what is in the built image, in SPDX 2.3 and CycloneDX 1.6, one file each for each platform.
+"""Stage `sbom`: the content of the built image in SPDX 2.3 and CycloneDX 1.6, one file of each per platform.
 
-Everything is read out of the image's own bytes, nothing executed; the lock adds where a file came from. The same image
-and lock give the same bytes: dates are the image's, identifiers are made of digests.
+It is read from the image's bytes, nothing is executed; the lock adds the origin of files. The same image and lock give
+the same bytes: dates are the image's, identifiers are derived from digests.
 
     dist/sbom/amd64.spdx.json  dist/sbom/amd64.cdx.json  dist/sbom/arm64.spdx.json …
 """
@@ -24,10 +24,10 @@ from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
 
 
 def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
-    """Write every SBOM of the image and its variants, each below its own part of `dist`.
+    """Write the SBOMs of the image and its variants, each to the variant's folder in `dist`.
 
-    Raises LockStale when an image was built from another lock, DigestMismatch when its files have changed or hold
-    something else than what the lock names.
+    Raises LockStale if an image was built from another lock, DigestMismatch if its files have changed or differ from
+    the locked ones.
     """
     known: dict[Digest, Layer[rootfs.FileContent]] = {}
     for image in images:
@@ -36,7 +36,7 @@ def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
         built = layout.read(folder / LAYOUT, image.digest)
         built.verify()
         read = functools.partial(rootfs.read, built, known=known)
-        manifests = [one.digest for one in image.platforms.values()]
+        manifests = [platform.digest for platform in image.platforms.values()]
         with ThreadPoolExecutor(len(manifests)) as pool:
             roots = dict(zip(image.platforms, pool.map(read, manifests), strict=True))
         for platform, root in roots.items():

@@ -19,13 +19,13 @@ _TYPE = {
 
 
 def render(inventory: Inventory) -> str:
-    """The document; the same inventory gives the same bytes."""
+    """Return the document; the same inventory gives the same bytes."""
     needs: dict[str, list[str]] = {package.key: [] for package in inventory.packages}
     for outer, inner in (*inventory.contains, *inventory.uses):
         needs[outer].append(inner)
     needs[inventory.root.key].append(inventory.base.key)
     root = _component(inventory.root)
-    # The base's packages are in the image: that is what an ancestor means (pedigree), and the graph has it too.
+    # The base is an ancestor (pedigree), since its packages are in the image; the dependencies have it, too.
     root["pedigree"] = {"ancestors": [_component(inventory.base, reference="base-ancestor")]}
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

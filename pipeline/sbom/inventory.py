@@ -1,7 +1,7 @@
-"""Everything that one platform's image is made of, and what holds what: the content of an SBOM, in no format yet.
+"""The packages of one platform's image and their relations: the content of an SBOM, independent of its format.
 
-Three sources, the nearest first: the image's own files (dpkg's database, the programs themselves), the lock (where a
-file came from), and a table of who makes what. Nothing is guessed: what no source states is left out.
+Sources by priority: the image's files (dpkg's database, the programs), the lock (the origin of files), and the
+suppliers in components.py. Nothing is guessed: what no source states is left out.
 purl: https://github.com/package-url/purl-spec (types deb, golang, github, oci, generic).
 """
 
@@ -29,12 +29,12 @@ _APACHE = "Apache-2.0"
 
 
 class Kind(StrEnum):
-    """What a package is."""
+    """The kind of a package."""
 
     IMAGE = "image"
     BASE = "base image"
     APPLICATION = "application"
-    LIBRARY = "library"  # a Go module that a program was built with
+    LIBRARY = "library"  # a Go module in a program
     SYSTEM = "system package"
     INNER = "image in an archive"
 
@@ -43,14 +43,14 @@ class Kind(StrEnum):
 class Package:
     """One thing in the image."""
 
-    key: str  # unique in the inventory, and the same in the next build of the same things
+    key: str  # unique in the inventory, and reproducible
     kind: Kind
     name: str
     version: str | None
     purl: str | None = None
     licence: str | None = None  # SPDX expression; None: not known
-    url: str | None = None  # that it was downloaded from
-    sha256: str | None = None  # hexadecimal, of what is at `url`, else of the file in the image
+    url: str | None = None  # of the download
+    sha256: str | None = None  # hexadecimal, of the file at `url`, else of the file in the image
     path: str | None = None  # in the image
     supplier: str | None = None
     source: str | None = None  # Debian's source package and its version
@@ -67,25 +67,25 @@ class Inventory:
     root: Package
     base: Package
     packages: tuple[Package, ...]  # all, root and base too, sorted by key
-    contains: tuple[tuple[str, str], ...]  # keys: what holds what
-    uses: tuple[tuple[str, str], ...]  # keys: a program and a library that it was built with
-    texts: Mapping[str, str]  # licences of the name LicenseRef-…
+    contains: tuple[tuple[str, str], ...]  # keys: container, content
+    uses: tuple[tuple[str, str], ...]  # keys: program, library
+    texts: Mapping[str, str]  # LicenseRef-… → text of the licence
 
 
-_MADE = {program.name: program for program in PROGRAMS.values()}
+_PROGRAMS = {program.name: program for program in PROGRAMS.values()}
 _OF_DOCKER_RELEASE = ("dockerd", "docker-cli", "docker-proxy")  # the archive's other programs have their own versions
 
 
 def take(platform: Platform, image: Image, lock: Lock, root: Root) -> Inventory:
-    """The inventory of one platform. Raises DigestMismatch when a program is not the file that the lock names."""
-    made = _Making(platform, image, lock, root)
-    made.components()
-    made.system_images()
-    made.debian()
-    return made.done()
+    """Return the inventory of one platform. Raises DigestMismatch if a program is not the locked file."""
+    builder = _Builder(platform, image, lock, root)
+    builder.components()
+    builder.system_images()
+    builder.debian()
+    return builder.done()
 
 
-class _Making:
+class _Builder:
     def __init__(self, platform: Platform, image: Image, lock: Lock, root: Root) -> None:
         self._platform, self._image, self._lock, self._files = platform, image, lock, root
         self._packages: dict[str, Package] = {}
@@ -123,14 +123,14 @@ class _Making:
         )
 
     def _add(self, package: Package, inside: Package | None = None) -> Package:
-        """Enter a package, in what it is inside of."""
+        """Add a package, and its container `inside`."""
         self._packages[package.key] = package
         if inside is not None:
             self._contains.append((inside.key, package.key))
         return package
 
     def components(self) -> None:
-        """What the lock names, the programs that come out of it, and the libraries that those were built with."""
+        """Add the locked components, their programs, and the libraries of those."""
         for file in sorted(self._lock.artifacts, key=lambda file: file.component):
             if file.platform == self._platform:
                 component = COMPONENTS[file.component]
@@ -140,7 +140,7 @@ class _Making:
                     self._archive(file)
 
     def system_images(self) -> None:
-        """The variant airgap: k3s's archive of its system images, which must be the locked one, and what is in it."""
+        """Add k3s's archive of system images in the variant airgap, which must be the locked one, and its images."""
         for file in self._lock.airgap:
             if file.platform != self._platform or self._image.variant is not Variant.AIRGAP:
                 continue
@@ -148,18 +148,18 @@ class _Making:
             archive = self._files.archive(path)
             self._require_locked(file, path, archive.digest if archive else None)
             purl = _purl("generic", file.component, file.version, download_url=file.url)
-            known = self._add(replace(_component(file, path), purl=purl, supplier="k3s"), self._root)
+            package = self._add(replace(_component(file, path), purl=purl, supplier="k3s"), self._root)
             for name in archive.names if archive else ():
                 repository, _, tag = name.rpartition(":")
                 self._add(
                     Package(
-                        key=f"{known.key}/{name}",
+                        key=f"{package.key}/{name}",
                         kind=Kind.INNER,
                         name=repository,
                         version=tag,
                         purl=_purl("docker", repository.removeprefix("docker.io/"), tag),
                     ),
-                    known,
+                    package,
                 )
 
     def _require_locked(self, file: Artifact, path: str, digest: Digest | None) -> None:
@@ -173,30 +173,30 @@ class _Making:
             )
 
     def _single(self, file: Artifact, path: str) -> None:
-        """A component that is one file: the image must hold the locked bytes."""
+        """Add a component that is one file, which must be the locked one."""
         program = self._program(path, file.component)
         self._require_locked(file, path, program.digest)
-        known = self._add(_component(file, path), self._root)
-        self._libraries(known, program)
+        package = self._add(_component(file, path), self._root)
+        self._libraries(package, program)
         for name, inner in sorted(program.inside.items()):
             label = name.rpartition("/")[2]
             if label == file.component:
-                # The outer program is a small one that unpacks this: its libraries are the component's.
-                self._libraries(known, inner)
+                # The outer program only unpacks this one, whose libraries are the component's.
+                self._libraries(package, inner)
             else:
-                made = _made(f"{known.key}/{label}", label, inner.version, inner, f"{path}!{name}")
-                self._libraries(self._add(made, known), inner)
+                child = _program(f"{package.key}/{label}", label, inner.version, inner, f"{path}!{name}")
+                self._libraries(self._add(child, package), inner)
 
     def _archive(self, file: Artifact) -> None:
-        """docker: an archive whose programs are in the image one by one."""
-        known = self._add(_component(file, None), self._root)
+        """Add docker: an archive whose programs are separate files in the image."""
+        package = self._add(_component(file, None), self._root)
         stated = self._lock.embedded.get(file.component, {})
-        for one in DOCKER.programs:
-            program = self._program(one.path, one.name)
-            of_release = file.version if one.name in _OF_DOCKER_RELEASE else None
-            version = program.version or stated.get(one.name) or of_release
-            made = _made(f"{known.key}/{one.name}", one.name, version, program, one.path)
-            self._libraries(self._add(made, known), program)
+        for entry in DOCKER.programs:
+            program = self._program(entry.path, entry.name)
+            of_release = file.version if entry.name in _OF_DOCKER_RELEASE else None
+            version = program.version or stated.get(entry.name) or of_release
+            child = _program(f"{package.key}/{entry.name}", entry.name, version, program, entry.path)
+            self._libraries(self._add(child, package), program)
 
     def _program(self, path: str, name: str) -> Program:
         program = self._files.program(path)
@@ -209,7 +209,7 @@ class _Making:
         return program
 
     def _libraries(self, user: Package, program: Program) -> None:
-        """Go's own version and every module of a program's build information."""
+        """Add Go and every module of a program's build information."""
         if program.build is None:
             return
         go = program.build.go.removeprefix("go").partition(" ")[0]
@@ -228,24 +228,24 @@ class _Making:
             self._uses.add((user.key, self._add(library).key))
 
     def debian(self) -> None:
-        """Every installed package of dpkg's database, those of the base image too."""
+        """Add every installed package of dpkg's database, also those of the base image."""
         status = self._files.text(rootfs.STATUS)
         if status is None:
             raise DigestMismatch(f"the image of {self._platform} has no {rootfs.STATUS}", next_step="nox -s build")
-        ours = {file.component: file for file in self._lock.packages if file.platform == self._platform}
+        locked = {file.component: file for file in self._lock.packages if file.platform == self._platform}
         distro = self._distro()
         for stanza in Packages.iter_paragraphs(status, use_apt_pkg=False):
             if stanza.get("Status", "").endswith(" installed"):
-                file = ours.get(stanza["Package"])
+                file = locked.get(stanza["Package"])
                 self._add(self._of_debian(stanza, file, distro), self._root if file else self._base)
 
     def _of_debian(self, stanza: Mapping[str, str], file: Artifact | None, distro: str) -> Package:
-        """An installed package; `file`: that it was installed from, unless it is the base image's."""
+        """Return an installed package; `file`: its locked file, None for one of the base image."""
         name, version, architecture = stanza["Package"], stanza["Version"], stanza["Architecture"]
         licence = licences.read(name, self._files.text(f"usr/share/doc/{name}/copyright") or "")
         if licence is not None:
             self._texts.update(licence.texts)
-        # A package's source package, and that one's version where it is another one.
+        # The source package, with its version in brackets where it differs.
         match = re.fullmatch(r"(\S+)(?: \((\S+)\))?", stanza.get("Source", "").strip() or name)
         assert match is not None
         source, own = match.groups()
@@ -265,8 +265,8 @@ class _Making:
 
     def _distro(self) -> str:
         text = self._files.text("usr/lib/os-release") or self._files.text("etc/os-release") or ""
-        known = {key: value.strip('"') for key, _, value in (line.partition("=") for line in text.splitlines())}
-        return f"{known['ID']}-{known['VERSION_ID']}" if {"ID", "VERSION_ID"} <= known.keys() else ""
+        fields = {key: value.strip('"') for key, _, value in (line.partition("=") for line in text.splitlines())}
+        return f"{fields['ID']}-{fields['VERSION_ID']}" if {"ID", "VERSION_ID"} <= fields.keys() else ""
 
     def done(self) -> Inventory:
         stated = self._image.annotations
@@ -286,10 +286,10 @@ class _Making:
 
 
 def _component(file: Artifact, path: str | None) -> Package:
-    """A locked file of a component, which is in the image at `path`, or whose programs are."""
-    purl = _by_maker(file.component, file.version)
-    made = _MADE.get(file.component)
-    if made is None:  # docker's archive
+    """Return the package of a component's locked file; `path`: in the image, None for an archive."""
+    purl = _supplier_purl(file.component, file.version)
+    known = _PROGRAMS.get(file.component)
+    if known is None:  # docker's archive
         purl = _purl("generic", f"docker/{file.component}", file.version, download_url=file.url)
     return Package(
         key=f"component/{file.component}",
@@ -297,44 +297,44 @@ def _component(file: Artifact, path: str | None) -> Package:
         name=file.component,
         version=file.version,
         purl=purl,
-        licence=made.licence if made else _APACHE,
+        licence=known.licence if known else _APACHE,
         url=file.url,
         sha256=file.digest.hex,
         path=path,
-        supplier=made.supplier if made else "Docker",
+        supplier=known.supplier if known else "Docker",
         note=f"its digest is believed because it is {file.grade}",
     )
 
 
-def _made(key: str, name: str, version: str | None, program: Program, path: str) -> Package:
-    """A program of a component."""
-    made = _MADE.get(name)
+def _program(key: str, name: str, version: str | None, program: Program, path: str) -> Package:
+    """Return the package of a component's program."""
+    known = _PROGRAMS.get(name)
     return Package(
         key=key,
         kind=Kind.APPLICATION,
         name=name,
         version=version,
-        purl=_by_maker(name, version),
-        licence=made.licence if made else None,
+        purl=_supplier_purl(name, version),
+        licence=known.licence if known else None,
         sha256=program.digest.hex,
         path=path,
-        supplier=made.supplier if made else None,
+        supplier=known.supplier if known else None,
     )
 
 
-def _by_maker(name: str, version: str | None) -> str | None:
-    """A program's purl, by who makes it."""
-    made = _MADE.get(name)
-    if made is None or version is None:
+def _supplier_purl(name: str, version: str | None) -> str | None:
+    """Return a program's purl as components.py defines it; None if it is not there."""
+    known = _PROGRAMS.get(name)
+    if known is None or version is None:
         return None
     number = re.match(r"v?(\d+)", version)
     major = int(number[1]) if number else 0
-    kind, _, rest = made.purl.format(major=f"/v{major}" if major > 1 else "").partition("/")
-    return _purl(kind, rest, made.tag + version.removeprefix("v"))
+    kind, _, rest = known.purl.format(major=f"/v{major}" if major > 1 else "").partition("/")
+    return _purl(kind, rest, known.tag + version.removeprefix("v"))
 
 
 def _purl(kind: str, path: str, version: str, **qualifiers: str) -> str:
-    """`path`: namespace/name."""
+    """Return a purl; `path`: namespace/name."""
     namespace, _, name = path.rpartition("/")
-    given = {key: value for key, value in qualifiers.items() if value}
-    return PackageURL(kind, namespace or None, name, version, given or None).to_string()
+    present = {key: value for key, value in qualifiers.items() if value}
+    return PackageURL(kind, namespace or None, name, version, present or None).to_string()

@@ -1,6 +1,6 @@
-"""Debian's copyright files as SPDX licence expressions. No I/O.
+"""Converts Debian's copyright files to SPDX licence expressions. No I/O.
 
-Sources: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/ (names, and how they are joined),
+Sources: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/ (names and operators),
 https://spdx.github.io/spdx-spec/v2.3/SPDX-license-expressions/.
 """
 
@@ -14,17 +14,17 @@ from functools import lru_cache
 
 from debian import copyright as machine_readable
 
-# It warns of small flaws in files that are Debian's, not ours.
+# It warns of minor flaws in Debian's files.
 logging.getLogger("debian.copyright").setLevel(logging.ERROR)
 
-# SPDX's identifiers that Debian uses with the same meaning, in any case.
+# SPDX identifiers that Debian uses with the same meaning, in any letter case.
 _SAME = (
     *("0BSD", "Apache-2.0", "Artistic-2.0", "Beerware", "BSD-2-Clause", "BSD-3-Clause", "BSD-3-Clause-Attribution"),
     *("BSD-4-Clause", "BSD-4-Clause-UC", "BSL-1.0", "CC-BY-3.0", "CC-BY-SA-4.0", "CC0-1.0", "curl", "FSFAP", "FSFUL"),
     *("FSFULLR", "ISC", "Latex2e", "MIT", "MIT-CMU", "MPL-1.1", "MPL-2.0", "MS-PL", "OLDAP-2.8", "Unicode-DFS-2016"),
     *("X11", "Zlib"),
 )
-# Debian's names in lower case → SPDX identifiers, where a name means exactly one licence.
+# Debian's names in lower case → SPDX identifiers, for names of exactly one licence.
 _KNOWN = {name.lower(): name for name in _SAME} | {
     "apache-2": "Apache-2.0",
     "artistic": "Artistic-1.0-Perl",
@@ -46,25 +46,25 @@ _VERSIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Licence:
-    """What a package is under."""
+    """The licences of a package."""
 
-    expression: str  # SPDX; names of its own begin with LicenseRef-
-    texts: Mapping[str, str] = field(default_factory=dict)  # LicenseRef-… → its text, or where that is
+    expression: str  # SPDX; other licences are LicenseRef-…
+    texts: Mapping[str, str] = field(default_factory=dict)  # LicenseRef-… → its text, or the place of the text
 
 
-@lru_cache(maxsize=1024)  # the platforms' files are the same but for a few
+@lru_cache(maxsize=1024)  # most files are the same on all platforms
 def read(package: str, text: str) -> Licence | None:
-    """All licences that a copyright file names; None when it is not machine readable, or names none."""
+    """Return all licences of a copyright file; None if it is not machine readable, or names none."""
     if not text.lstrip("\ufeff \n").lower().startswith("format:"):
         return None
     try:
         document = machine_readable.Copyright(text.splitlines(keepends=True), strict=False)
         texts: dict[str, str] = {}
-        of_files = [_licence(one) for one in document.all_files_paragraphs()]
-        named = {one.synopsis for one in of_files if one is not None and one.synopsis}
-        for one in (*of_files, *map(_licence, document.all_license_paragraphs())):
-            if one is not None and one.text:
-                texts[one.synopsis] = one.text
+        of_files = [_licence(paragraph) for paragraph in document.all_files_paragraphs()]
+        named = {licence.synopsis for licence in of_files if licence is not None and licence.synopsis}
+        for licence in (*of_files, *map(_licence, document.all_license_paragraphs())):
+            if licence is not None and licence.text:
+                texts[licence.synopsis] = licence.text
     except (machine_readable.MachineReadableFormatError, ValueError, TypeError, KeyError):
         return None
     own: dict[str, str] = {}
@@ -79,18 +79,18 @@ def read(package: str, text: str) -> Licence | None:
     parts = sorted({expression for name in named if (expression := _expression(name.strip(), leaf))})
     if not parts:
         return None
-    # "And" of what its files are under, each by itself: brackets round whatever has an "or" in it.
+    # Joined by AND, with brackets around expressions that contain OR.
     joined = " AND ".join(f"({part})" if " OR " in part and len(parts) > 1 else part for part in parts)
     return Licence(expression=joined, texts=dict(sorted(own.items())))
 
 
 def _licence(paragraph: object) -> machine_readable.License | None:
-    found = getattr(paragraph, "license", None)  # a field that the library makes at run time
-    return found if isinstance(found, machine_readable.License) else None
+    licence = getattr(paragraph, "license", None)  # the library creates this attribute at run time
+    return licence if isinstance(licence, machine_readable.License) else None
 
 
 def spdx_id(name: str) -> str | None:
-    """The SPDX identifier of one of Debian's names; None when it is not certain which licence it is."""
+    """Return the SPDX identifier of one of Debian's names; None if the name is ambiguous or unknown."""
     lowered = name.strip().lower()
     if lowered in _KNOWN:
         return _KNOWN[lowered]
@@ -108,7 +108,7 @@ def spdx_id(name: str) -> str | None:
 
 
 def _expression(name: str, leaf: Callable[[str], str]) -> str:
-    """One synopsis; a comma before "and" or "or" binds least, then "or", then "and"."""
+    """Convert a synopsis; a comma before "and" or "or" has the lowest precedence, then "or", then "and"."""
     for pattern, joint in (
         (r"\s*,\s*and\s+", " AND "),
         (r"\s*,\s*or\s+", " OR "),

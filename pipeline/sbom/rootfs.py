@@ -1,4 +1,4 @@
-"""What an SBOM needs of an image's file system: programs, archives of images, and Debian's texts about its packages."""
+"""The part of an image's file system that an SBOM needs: programs, archives of images, and Debian's package data."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Program:
     """One program, read as a whole."""
 
     digest: Digest
-    version: str | None  # that it states of itself
+    version: str | None  # in its build information
     build: elf.GoBuild | None
-    inside: Mapping[str, Program] = field(default_factory=dict)  # k3s: the programs that it unpacks, by name
+    inside: Mapping[str, Program] = field(default_factory=dict)  # of k3s: the programs that it unpacks, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Archive:
     """An archive of docker images."""
 
     digest: Digest
-    names: tuple[str, ...]  # of the images in it; none when it cannot be read
+    names: tuple[str, ...]  # of its images; empty if it cannot be read
 
 
 FileContent = Program | Archive | str | None
@@ -44,30 +44,30 @@ FileContent = Program | Archive | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """The files of an image that matter here; paths without a leading slash."""
+    """The relevant files of an image; paths without a leading slash."""
 
     files: FileSystem[FileContent]
 
     def program(self, path: str) -> Program | None:
-        """The program of that path, which is no link."""
+        """Return the program at that path, without following symlinks."""
         content = self.files.content(path)
         return content if isinstance(content, Program) else None
 
     def archive(self, path: str) -> Archive | None:
-        """The archive of that path."""
+        """Return the archive at that path."""
         content = self.files.content(path)
         return content if isinstance(content, Archive) else None
 
     def text(self, path: str) -> str | None:
-        """The content of a text, also through links; None when it is not there."""
+        """Return the content of a text file, following links; None if it does not exist."""
         entry = self.files.find(path)
         return entry.content if entry and isinstance(entry.content, str) else None
 
 
 def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[FileContent]]) -> Root:
-    """Read the layers of one platform. Raises DigestMismatch when one cannot be read.
+    """Read the layers of one platform. Raises DigestMismatch if one cannot be read.
 
-    `known`: layers that were read already, for variants share most of theirs; new ones are added.
+    `known`: layers read before, since variants share most of them; new ones are added.
     """
     files: FileSystem[FileContent] = FileSystem()
     for part in built.layers(manifest):
@@ -88,10 +88,10 @@ def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[FileContent]
 
 def _read_layer(part: Part) -> Layer[FileContent]:
     layer = layers.read(part.path, part.digest, _look)
-    # A hard link that matters, to a file that does not: the content is elsewhere in the archive, so it is read again.
+    # For a relevant hard link to another file, the archive is read again for the content of that file.
     linked: dict[str, list[str]] = {}
     for path, entry in layer.entries.items():
-        if entry.hard_link and entry.content is None and _is_wanted(path):
+        if entry.hard_link and entry.content is None and _is_relevant(path):
             linked.setdefault(entry.hard_link, []).append(path)
     if linked:
         for member, content in layers.members(part.path, part.digest):
@@ -103,19 +103,19 @@ def _read_layer(part: Part) -> Layer[FileContent]:
 
 
 def _look(path: str, _member: tarfile.TarInfo, content: IO[bytes]) -> FileContent:
-    return _content(path, content.read()) if _is_wanted(path) else None
+    return _content(path, content.read()) if _is_relevant(path) else None
 
 
 def _is_archive(path: str) -> bool:
     return posixpath.dirname(path) == AIRGAP_FOLDER and path.endswith(".tar.zst")
 
 
-def _is_wanted(path: str) -> bool:
+def _is_relevant(path: str) -> bool:
     return path in PROGRAMS or _is_archive(path) or _TEXT.fullmatch(path) is not None
 
 
 def _content(path: str, data: bytes) -> FileContent:
-    """What a file that is wanted is read for."""
+    """Parse a relevant file."""
     if path in PROGRAMS:
         return _program(data, bundle=path == K3S.programs[0].path)
     return _archive(data) if _is_archive(path) else data.decode("utf-8", "replace")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.sbom.inventory import Inventory, Kind, Package
 
-_NOTHING = "NOASSERTION"
+_NO_ASSERTION = "NOASSERTION"
 _DOCUMENT = "SPDXRef-DOCUMENT"
 _PURPOSE = {
     Kind.IMAGE: "CONTAINER",
@@ -22,7 +22,7 @@ _PURPOSE = {
 
 
 def render(inventory: Inventory) -> str:
-    """The document; the same inventory gives the same bytes."""
+    """Return the document; the same inventory gives the same bytes."""
     relations = [(_DOCUMENT, "DESCRIBES", _id(inventory.root.key))]
     relations += [(_id(inventory.root.key), "DESCENDANT_OF", _id(inventory.base.key))]
     relations += [(_id(outer), "CONTAINS", _id(inner)) for outer, inner in inventory.contains]
@@ -36,8 +36,8 @@ def render(inventory: Inventory) -> str:
         "creationInfo": {"created": inventory.created, "creators": ["Tool: dind-k3s-pipeline"]},
         "packages": [_package(package) for package in inventory.packages],
         "relationships": [
-            {"spdxElementId": one, "relationshipType": kind, "relatedSpdxElement": other}
-            for one, kind, other in relations
+            {"spdxElementId": element, "relationshipType": kind, "relatedSpdxElement": related}
+            for element, kind, related in relations
         ],
         "hasExtractedLicensingInfos": [
             {"licenseId": name, "name": name.removeprefix("LicenseRef-"), "extractedText": text}
@@ -51,11 +51,11 @@ def _package(package: Package) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "SPDXID": _id(package.key),
         "name": package.name,
-        "downloadLocation": package.url or _NOTHING,
+        "downloadLocation": package.url or _NO_ASSERTION,
         "filesAnalyzed": False,
-        "licenseConcluded": _NOTHING,
-        "licenseDeclared": package.licence or _NOTHING,
-        "copyrightText": _NOTHING,
+        "licenseConcluded": _NO_ASSERTION,
+        "licenseDeclared": package.licence or _NO_ASSERTION,
+        "copyrightText": _NO_ASSERTION,
         "primaryPackagePurpose": _PURPOSE[package.kind],
         "supplier": _supplier(package.supplier),
     }
@@ -76,15 +76,15 @@ def _package(package: Package) -> dict[str, Any]:
 
 
 def _supplier(text: str | None) -> str:
-    """`Organization: NAME (ADDRESS)`."""
+    """Return `Organization: NAME (ADDRESS)`."""
     if not text:
-        return _NOTHING
+        return _NO_ASSERTION
     match = re.fullmatch(r"(.*?)\s*<([^>]+)>", text.strip())
     name, address = (match[1], f" ({match[2]})") if match else (text.strip(), "")
     return f"Organization: {name}{address}"
 
 
 def _id(key: str) -> str:
-    """Letters, digits, dots and dashes are allowed; a hash keeps apart what these make alike."""
+    """Return an SPDX id: only letters, digits, dots and dashes, and a hash of the key to keep it unique."""
     words = re.sub(r"[^A-Za-z0-9.]+", "-", key).strip("-")
     return f"SPDXRef-{words}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
