@@ -1,7 +1,7 @@
-"""Reading Sigstore bundles that sign a statement: who signed, and what exactly. No network, and no code that signs.
+"""Verifies Sigstore bundles of statements, and returns the statements. No network, no code of the signer.
 
-Two kinds of trust: a public key, or the identity of a workflow that Sigstore certified and whose signature its public
-log holds. The log is asked through the bundle alone: it has the log's signed entry.
+Two kinds of trust: a public key, or the identity of a workflow, certified by Sigstore, with an entry in its
+transparency log. The log is not queried: the bundle contains its signed entry.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """Whose signature counts: the holder of a key, else an identity that an issuer vouched for."""
+    """The trusted signer: the holder of a key, else an identity confirmed by an issuer."""
 
     identity: str = ""  # a URI or address; * matches anything
     issuer: str = signature.GITHUB_ACTIONS
@@ -44,7 +44,7 @@ class Trust:
 
 
 def public_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """A public key on P-256 in PEM. Raises IntentError."""
+    """Read a public key on P-256 in PEM. Raises IntentError."""
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -55,24 +55,24 @@ def public_key(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def statement(raw: bytes, trust: Trust) -> dict[str, Any]:
-    """The statement that a bundle signs. Raises VerificationFailed when the bundle is not by whom it must be."""
+    """Return the statement in a bundle. Raises VerificationFailed unless the trusted signer signed it."""
     try:
         document = json.loads(raw)
         envelope = document["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
         material = document["verificationMaterial"]
-        signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
+        signatures = [base64.b64decode(entry["sig"], validate=True) for entry in envelope["signatures"]]
         kind = str(envelope["payloadType"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error):
         raise VerificationFailed("a bundle cannot be read", expected=f"{TYPE} with a DSSE envelope") from None
     if kind != PAYLOAD:
-        raise VerificationFailed("a bundle signs something else than a statement", expected=PAYLOAD, found=kind)
+        raise VerificationFailed("a bundle does not sign a statement", expected=PAYLOAD, found=kind)
     if len(signatures) != 1:
-        raise VerificationFailed("a bundle has not one signature", found=str(len(signatures)))
+        raise VerificationFailed("a bundle must have exactly one signature", found=str(len(signatures)))
     if trust.key is not None:
         _by_key(trust.key, kind, payload, signatures[0])
     elif not isinstance(material, Mapping) or "publicKey" in material:
-        raise VerificationFailed("somebody else signed", expected=str(trust), found="the holder of some key")
+        raise VerificationFailed("unexpected signer", expected=str(trust), found="the holder of a key")
     else:
         payload = _by_identity(raw, trust)
     try:
@@ -90,7 +90,7 @@ def _by_key(key: ec.EllipticCurvePublicKey, kind: str, payload: bytes, signed: b
         key.verify(signed, covered, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         raise VerificationFailed(
-            "somebody else signed, or what was signed has changed", expected="a signature of the given key"
+            "unexpected signer, or the signed bytes have changed", expected="a signature of the given key"
         ) from None
 
 
@@ -105,7 +105,7 @@ def _by_identity(raw: bytes, trust: Trust) -> bytes:
         verifier = Verifier(trusted_root=trust.root or signature.trust())
         _, payload = verifier.verify_dsse(bundle, policy.AllOf([issued, _Named(trust.identity)]))
     except (VerificationError, x509.ExtensionNotFound) as error:
-        raise VerificationFailed("somebody else signed", expected=str(trust), found=str(error)) from None
+        raise VerificationFailed("unexpected signer", expected=str(trust), found=str(error)) from None
     except (Error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise VerificationFailed("a bundle cannot be read", expected=TYPE, found=reason) from None
@@ -113,7 +113,7 @@ def _by_identity(raw: bytes, trust: Trust) -> bytes:
 
 
 class _Named:
-    """A policy of the sigstore library: the certificate's name fits."""
+    """A policy of the sigstore library: the certificate has a matching name."""
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
@@ -123,10 +123,10 @@ class _Named:
         from sigstore.errors import VerificationError
 
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        found = [
+        identities = [
             *names.get_values_for_type(x509.UniformResourceIdentifier),
             *names.get_values_for_type(x509.RFC822Name),
         ]
         pattern = ".*".join(re.escape(part) for part in self._identity.split("*"))
-        if not any(re.fullmatch(pattern, name) for name in found):
-            raise VerificationError(f"the certificate names {', '.join(found) or 'nobody'}")
+        if not any(re.fullmatch(pattern, name) for name in identities):
+            raise VerificationError(f"the certificate names {', '.join(identities) or 'nobody'}")

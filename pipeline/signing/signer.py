@@ -1,6 +1,6 @@
-"""Who signs: a workflow on GitHub without any stored key (Sigstore), or a key in a file, for rehearsals and forks.
+"""Signers: a workflow on GitHub without a stored key (Sigstore), or a key in a file, for rehearsals and forks.
 
-Both give a Sigstore bundle around a DSSE envelope, the format that cosign 3 writes and reads.
+Both return a Sigstore bundle with a DSSE envelope, the format of cosign 3.
 Sources: https://github.com/sigstore/protobuf-specs (sigstore_bundle.proto),
 https://github.com/secure-systems-lab/dsse/blob/master/protocol.md, sigstore-python's sigstore.sign.
 """
@@ -30,14 +30,14 @@ class Signer(Protocol):
     """Signs statements."""
 
     def sign(self, statement: bytes) -> bytes:
-        """The statement in a bundle."""
+        """Return a bundle with the signed statement."""
 
     def __str__(self) -> str:
-        """Who that is, for a log."""
+        """Return the identity, for a log."""
 
 
 class KeySigner:
-    """An ECDSA P-256 key. The same statement gives the same bundle (RFC 6979), so it is never signed in two ways."""
+    """An ECDSA P-256 key. The same statement gives the same bundle (RFC 6979), so a rerun changes nothing."""
 
     def __init__(self, path: Path) -> None:
         """Read an unencrypted private key in PEM. Raises IntentError."""
@@ -49,7 +49,7 @@ class KeySigner:
                 expected="an unencrypted EC key on P-256 in PEM",
                 found=str(error),
                 where=str(path),
-                next_step="make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out FILE",
+                next_step="create one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out FILE",
             ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
             raise IntentError("the signing key is of another kind", expected="EC on P-256", where=str(path))
@@ -58,20 +58,18 @@ class KeySigner:
 
     @property
     def public(self) -> ec.EllipticCurvePublicKey:
-        """What it is verified with."""
+        """The public key."""
         return self._key.public_key()
 
     def sign(self, statement: bytes) -> bytes:
-        """A bundle that names the key by its digest, as cosign does; nothing is in any log."""
-        described = self.public.public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        """Return a bundle that names the key by its digest, as cosign does; without a log entry."""
+        encoded = self.public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         head = f"DSSEv1 {len(PAYLOAD)} {PAYLOAD} {len(statement)} ".encode()
         signed = self._key.sign(head + statement, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
         bundle = {
             "mediaType": TYPE,
             "verificationMaterial": {
-                "publicKey": {"hint": base64.b64encode(bytes.fromhex(Digest.of(described).hex)).decode()}
+                "publicKey": {"hint": base64.b64encode(bytes.fromhex(Digest.of(encoded).hex)).decode()}
             },
             "dsseEnvelope": {
                 "payload": base64.b64encode(statement).decode(),
@@ -86,22 +84,22 @@ class KeySigner:
 
 
 def make_key(path: Path) -> Path:
-    """Have a private key at that path, for its owner alone; return the path of the public one next to it."""
+    """Create a private key if it does not exist, with mode 0600; return the path of the public key next to it."""
     public = path.with_suffix(".pub")
     if not path.exists():
         key = ec.generate_private_key(ec.SECP256R1())
         form = serialization.PrivateFormat.PKCS8
         path.touch(mode=0o600)
         path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
-    described = KeySigner(path).public.public_bytes(
+    encoded = KeySigner(path).public.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    public.write_bytes(described)
+    public.write_bytes(encoded)
     return public
 
 
 class Keyless:
-    """The identity of this workflow, certified by Sigstore for ten minutes; each signature is in its public log."""
+    """The identity of this workflow, certified by Sigstore for ten minutes; each signature has an entry in its log."""
 
     def __init__(self, context: SigningContext, token: str) -> None:
         """`token`: OpenID Connect, for the audience `sigstore`."""
@@ -111,15 +109,15 @@ class Keyless:
         self._token = IdentityToken(token)
 
     def sign(self, statement: bytes) -> bytes:
-        """A bundle with the certificate and the log's entry. Raises UpstreamError when Sigstore does not answer."""
+        """Return a bundle with the certificate and the log's entry. Raises UpstreamError if Sigstore is unavailable."""
         from sigstore.dsse import Statement
 
         try:
-            # A certificate for each signature: it lives ten minutes. (`cache=False` would make a key for each use.)
+            # A certificate for each signature, since it is valid for ten minutes.
             with self._context.signer(self._token) as signer:
                 return signer.sign_dsse(Statement(statement)).to_json().encode()
         except Exception as error:
-            # The library's clients of Fulcio and Rekor raise classes of its own that have no common base.
+            # The library's clients of Fulcio and Rekor raise classes without a common base.
             if type(error).__module__.partition(".")[0] not in ("sigstore", "requests", "pydantic_core", "urllib3"):
                 raise
             raise UpstreamError(
@@ -133,7 +131,7 @@ class Keyless:
 
 
 def identity_token() -> str:
-    """Return what proves which workflow this is. Raises IntentError where there is no identity."""
+    """Return the OpenID Connect token of this workflow. Raises IntentError where there is none."""
     from sigstore.oidc import IdentityError, detect_credential
 
     try:
@@ -146,9 +144,9 @@ def identity_token() -> str:
 
 
 def keyless(trust: ClientTrustConfig | None = None) -> Keyless:
-    """The ambient identity of a workflow that may write id-tokens.
+    """Return a signer with the identity of this workflow, which needs the permission `id-token: write`.
 
-    `trust`: which Sigstore; None: the public one. Raises IntentError where there is no identity, UpstreamError.
+    `trust`: the Sigstore instance; None: the public one. Raises IntentError without an identity, UpstreamError.
     """
     from sigstore.errors import Error
     from sigstore.models import ClientTrustConfig

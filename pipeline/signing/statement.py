@@ -1,8 +1,8 @@
-"""What we sign: in-toto statements, each about one manifest or index. No I/O.
+"""In-toto statements to sign, each about one manifest or index. No I/O.
 
-The same subject and predicate give the same bytes, so a rerun recognizes what was signed before.
+The same subject and predicate give the same bytes, so a rerun recognizes earlier signatures.
 Sources: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md,
-https://github.com/sigstore/cosign (specs/COSIGN_PREDICATE_SPEC.md; what `cosign sign` of version 3 writes).
+https://github.com/sigstore/cosign (specs/COSIGN_PREDICATE_SPEC.md; `cosign sign` of version 3).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIGNATURE = "https://sigstore.dev/cosign/sign/v1"  # the predicate of a signatur
 
 
 def make(name: str, digest: Digest, predicate_type: str, predicate: Mapping[str, object]) -> bytes:
-    """A statement about the manifest or index of that digest; `name` is for people."""
+    """Return a statement about a manifest or index; `name` is for readers."""
     document = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": name, "digest": {"sha256": digest.hex}}],

@@ -423,15 +423,15 @@ CASES: dict[Callable[[Signed], None], str] = {
     provenance_bytes: "the blob sha256:[0-9a-f]{64} is not what it should be",
     signature_gone: "^the index is not signed\n",
     signature_gone_on_a_manifest: "^the manifest of linux/arm64 is not signed\n",
-    signature_of_a_stranger: "the index is not signed by whom it must be: somebody else signed",
+    signature_of_a_stranger: "the index is not signed by whom it must be: unexpected signer",
     signature_of_another_digest: "not signed by whom it must be: a signature beside the index is one of another digest",
     signature_that_is_an_attestation: "an artifact beside the index signs something else",
     signature_listed_for_another: "what an artifact beside the manifest of linux/amd64 refers to is not what it should",
     bundle_bytes: "the index is not signed by whom it must be: the blob sha256:[0-9a-f]{64} is not what it should be",
-    bundle_payload: "the index is not signed by whom it must be: somebody else signed, or what was signed has changed",
+    bundle_payload: "the index is not signed by whom it must be: unexpected signer, or the signed bytes have changed",
     bundle_that_is_none: "the index is not signed by whom it must be: a bundle cannot be read",
     attestation_gone: "^the manifest of linux/amd64 is not attested with a SPDX SBOM\n",
-    attestation_of_a_stranger: "not attested with a SPDX SBOM by whom it must be: somebody else signed",
+    attestation_of_a_stranger: "not attested with a SPDX SBOM by whom it must be: unexpected signer",
     sbom_bytes: "not attested with a CycloneDX SBOM by whom it must be: the blob sha256:",
     sbom_of_the_other_platform: "the manifest that the SPDX SBOM of linux/amd64 is about is not what it should be",
     sbom_of_another_version: "k3s's version in the CycloneDX SBOM of linux/amd64 is not what it should be",
@@ -487,7 +487,7 @@ def test_another_key_is_expected(signed: Signed) -> None:
 
 def test_a_workflow_is_expected_and_a_key_signed(signed: Signed) -> None:
     trust = Trust(identity="https://github.com/dind-k3s/dind-k3s/.github/workflows/release.yml@refs/tags/*")
-    with pytest.raises(VerificationFailed, match="somebody else signed") as failure:
+    with pytest.raises(VerificationFailed, match="unexpected signer") as failure:
         signed.verify(trust=trust)
     assert "release.yml" in str(failure.value)
 

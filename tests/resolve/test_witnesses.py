@@ -360,7 +360,7 @@ def test_a_signature_that_does_not_hold_stops_the_run(vendors: Vendors, make: Ca
 def test_a_bundle_of_another_workflow_stops_the_run(vendors: Vendors) -> None:
     url = vendors.url("buildx", "0.36.1", Platform.AMD64) + ".sigstore.json"
     vendors.gives(url, (RECORDED / "recorded/rfc8785-0.1.2.sigstore.json").read_bytes())
-    with pytest.raises(VerificationFailed, match="the bundle does not hold"):
+    with pytest.raises(VerificationFailed, match="the bundle is invalid"):
         vendors.resolve()
 
 
