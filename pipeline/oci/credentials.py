@@ -1,4 +1,4 @@
-"""Credentials for a registry: what `docker login` stored, and the registry's two ways to ask for them.
+"""Credentials for a registry, as `docker login` stores them, and the two schemes of registries to request them.
 
 Sources: distribution's docs/spec/auth/token.md (Bearer challenge), RFC 7617 (Basic), and docker's config.json as
 docker/cli documents it. Secrets never appear in a message or a repr.
@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.core.errors import RegistryError
 
-# Docker Hub is filed under the address of its first API.
+# The key of Docker Hub is the address of its first API.
 _HUB_KEY = "https://index.docker.io/v1/"
 _HELPER_SECONDS = 30
 
@@ -36,9 +36,9 @@ class Credentials:
 
     @classmethod
     def from_docker_config(cls, registry: str, config_dir: Path) -> Credentials | None:
-        """What docker's config.json knows about a registry, out of a credential helper where one is set.
+        """Return a registry's credentials from docker's config.json, or from its credential helper if one is set.
 
-        None when nobody logged in there. Raises RegistryError when the file or the helper is broken.
+        None without a login. Raises RegistryError if the file or the helper is broken.
         """
         path = config_dir / "config.json"
         key = _HUB_KEY if registry == "docker.io" else registry
@@ -47,7 +47,7 @@ class Credentials:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            # Not the parser's own text: it could quote a part of the file.
+            # The parser's message could quote a secret in the file.
             raise RegistryError(
                 f"{path} cannot be read", found=type(error).__name__, next_step=_login(registry)
             ) from None
@@ -69,7 +69,7 @@ class Credentials:
 
     @classmethod
     def _from_helper(cls, helper: str, key: str, registry: str) -> Credentials | None:
-        """Ask `docker-credential-<helper> get`; its protocol is in docker/docker-credential-helpers."""
+        """Run `docker-credential-<helper> get`; its protocol is in docker/docker-credential-helpers."""
         program = f"docker-credential-{helper}"
         try:
             done = subprocess.run(
@@ -77,11 +77,13 @@ class Credentials:
             )
             if "credentials not found" in done.stdout:
                 return None
-            answer = json.loads(done.stdout)
-            credentials = cls(username=answer["Username"], password=answer["Secret"])
+            entry = json.loads(done.stdout)
+            credentials = cls(username=entry["Username"], password=entry["Secret"])
         except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
             raise RegistryError(
-                f"{program} gave no credentials for {registry}", found=type(error).__name__, next_step=_login(registry)
+                f"{program} returned no credentials for {registry}",
+                found=type(error).__name__,
+                next_step=_login(registry),
             ) from None
         if credentials.username == "<token>":
             raise _identity_token(registry)
@@ -90,7 +92,7 @@ class Credentials:
 
 @dataclass(frozen=True, kw_only=True)
 class Challenge:
-    """How a registry wants to be asked: the part of WWW-Authenticate that we answer."""
+    """The challenge in WWW-Authenticate: how a registry requests credentials."""
 
     scheme: str  # `bearer` or `basic`
     realm: str  # of bearer: the URL of the token server
@@ -98,7 +100,7 @@ class Challenge:
 
     @classmethod
     def of(cls, headers: Sequence[str]) -> Challenge | None:
-        """The best challenge among the WWW-Authenticate headers; None when there is none that we can answer."""
+        """Return the best challenge of the WWW-Authenticate headers; None if no scheme is supported."""
         challenges: dict[str, Challenge] = {}
         for header in headers:
             scheme, _, rest = header.strip().partition(" ")

@@ -1,4 +1,4 @@
-"""Two images of one platform compared: in which layer, at which path, they differ, and in what.
+"""Compares two images of one platform: layers, paths and fields that differ.
 
 Formats: https://github.com/opencontainers/image-spec/blob/main/manifest.md and layer.md of the same folder.
 """
@@ -30,13 +30,13 @@ class Side:
         return data
 
     def entries(self, layer: Document) -> dict[str, Entry]:
-        """What is in a layer, by path; of a path that is there twice, the last, as it would be unpacked."""
+        """Return a layer's entries by path; of a duplicate path the last, as when it is unpacked."""
         digest = Digest(layer["digest"])
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         for member, content in layers.members(self.blob(digest), digest):
-            # What tar's own fields hold already is left out of the pax records.
+            # Only pax records that repeat none of tar's own fields.
             more = {key: value for key, value in member.pax_headers.items() if key not in ("path", "linkpath", "mtime")}
-            found[member.name] = Entry(
+            entries[member.name] = Entry(
                 kind=member.type.decode("ascii"),
                 mode=f"{member.mode:o}",
                 owner=f"{member.uid}:{member.gid}",
@@ -46,7 +46,7 @@ class Side:
                 content=Digest.of_stream(content).hex if content else "",
                 extended=json.dumps(more, sort_keys=True),
             )
-        return found
+        return entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +64,15 @@ class Entry:
 
 
 def between(published: Side, rebuilt: Side) -> Iterator[str]:
-    """Every difference as a line; none when both are the same. Only layers that differ are opened."""
+    """Yield every difference as a line. Reads only layers that differ."""
     yield from _plain("the manifest's annotations", published.manifest, rebuilt.manifest, "annotations")
-    theirs, ours = published.config, rebuilt.config
-    made_by = [step.get("created_by", "") for step in theirs.get("history", ()) if not step.get("empty_layer")]
-    for key in sorted((theirs.keys() | ours.keys()) - {"rootfs", "history"}):
-        yield from _plain("the config", theirs, ours, key)
+    before, after = published.config, rebuilt.config
+    commands = [step.get("created_by", "") for step in before.get("history", ()) if not step.get("empty_layer")]
+    for key in sorted((before.keys() | after.keys()) - {"rootfs", "history"}):
+        yield from _plain("the config", before, after, key)
     pairs = zip_longest(published.manifest["layers"], rebuilt.manifest["layers"])
     for count, (old, new) in enumerate(pairs, 1):
-        name = f"layer {count}" + (f" ({made_by[count - 1][:60].strip()})" if count <= len(made_by) else "")
+        name = f"layer {count}" + (f" ({commands[count - 1][:60].strip()})" if count <= len(commands) else "")
         if old is None or new is None:
             yield f"{name}: only the {'rebuilt' if old is None else 'published'} image has it"
         elif old["digest"] != new["digest"]:

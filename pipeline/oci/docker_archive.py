@@ -1,4 +1,4 @@
-"""An archive of docker images, packed with zstd: which images are in it, read without an engine.
+"""An archive of docker images, packed with zstd: its names and platforms, read without an engine.
 
 Source of the format: moby's image/spec and image/tarexport (`docker save`): manifest.json lists configs and names.
 """
@@ -18,17 +18,17 @@ _LARGEST = 1 << 20  # bytes of a document; layers are larger
 
 @dataclass(frozen=True, kw_only=True)
 class DockerArchive:
-    """What an archive lists."""
+    """The images that an archive lists."""
 
     names: tuple[str, ...]  # repository:tag, in the order of the archive
     platforms: frozenset[str]  # os/architecture, as the images' configs have it
 
 
 def read(archive: bytes) -> DockerArchive:
-    """Read manifest.json and the configs. Raises ValueError when it is no such archive."""
+    """Read manifest.json and the configs. Raises ValueError for anything but such an archive."""
     try:
         with zstd.open(io.BytesIO(archive)) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
-            # The configs are only known from manifest.json, which may come last.
+            # manifest.json names the configs, but can come last.
             documents = {
                 member.name: stream.read()
                 for member in tar

@@ -1,4 +1,4 @@
-"""Descriptors, and what an image index lists: images by platform, and BuildKit's attestations about them.
+"""Descriptors, and the entries of an image index: images by platform, and BuildKit's attestations about them.
 
 Source: https://github.com/opencontainers/image-spec (descriptor.md, image-index.md)
 """
@@ -20,17 +20,17 @@ def images(index: Document) -> list[Document]:
 
 
 def attestations(index: Document) -> list[Document]:
-    """Return the entries that are attestations; `subject_of` each is the digest of an image."""
+    """Return the entries that are attestations; `subject_of` returns the image of each."""
     return [entry for entry in index["manifests"] if _is_attestation(entry)]
 
 
 def subject_of(attestation: Document) -> str:
-    """Return the digest of the manifest that an attestation is about; empty when it names none."""
+    """Return the digest of an attestation's image; empty if it names none."""
     return str(attestation["annotations"].get("vnd.docker.reference.digest", ""))
 
 
 def by_platform(index: Document) -> dict[str, Document]:
-    """Return the images' entries by platform, os/architecture; of several for one the first."""
+    """Return the images' entries by platform, os/architecture; the first of several for one platform."""
     entries: dict[str, Document] = {}
     for entry in images(index):
         entries.setdefault(platform_of(entry), entry)
@@ -39,12 +39,12 @@ def by_platform(index: Document) -> dict[str, Document]:
 
 def platform_of(entry: Document) -> str:
     """Return os/architecture of an index's entry, or of a config."""
-    at = entry.get("platform", entry)
-    return f"{at.get('os')}/{at.get('architecture')}"
+    platform = entry.get("platform", entry)
+    return f"{platform.get('os')}/{platform.get('architecture')}"
 
 
 def annotations_of(document: Document) -> Mapping[str, str]:
-    """Return the annotations of an index, a manifest or an entry; empty when it has none."""
+    """Return the annotations of an index, a manifest or an entry; empty if it has none."""
     return document.get("annotations") or {}
 
 

@@ -1,4 +1,4 @@
-"""A file system out of an image's layers: their archives in order, whiteouts applied, links followed.
+"""The file system of an image's layers: archives in order, whiteouts applied, links followed.
 
 Source: https://github.com/opencontainers/image-spec/blob/main/layer.md
 """
@@ -18,15 +18,15 @@ from typing import IO, Generic, TypeVar, cast
 from pipeline.core.names import Digest
 
 _CHUNK = 1 << 20
-_BLOCK = 1 << 16  # what tarfile keeps in memory; it copies the rest of it for every member
-_GZIP = b"\x1f\x8b"  # how a gzip file begins (RFC 1952)
+_BLOCK = 1 << 16  # bytes that tarfile buffers; it copies the rest of the buffer for every member
+_GZIP = b"\x1f\x8b"  # the first bytes of a gzip file (RFC 1952)
 _LINKS = 40  # symlinks in one path, as in the kernel
 
 T = TypeVar("T")
 
 
 class Unreadable(ValueError):
-    """A layer is not what the manifest and the config say; the text names which and how."""
+    """A layer does not match the manifest or the config; the message has the details."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +37,20 @@ class Entry(Generic[T]):
     size: int = 0  # bytes
     folder: bool = False
     symlink: str = ""  # its target
-    hard_link: str = ""  # the path that is the same file, whose size counts
-    content: T | None = None  # what a `Look` made of a regular file
+    hard_link: str = ""  # the path of the same file, which has the size
+    content: T | None = None  # of a regular file: the result of `Look`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(Generic[T]):
-    """What one layer adds, and what it hides of those below, wherever that is in its archive."""
+    """The entries that one layer adds, and the paths that it hides of the layers below."""
 
     entries: dict[str, Entry[T]] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)  # with everything below them
-    emptied: list[str] = field(default_factory=list)  # folders that stay, with nothing of the lower layers in them
+    emptied: list[str] = field(default_factory=list)  # folders that hide the lower layers' content
 
 
-Look = Callable[[str, tarfile.TarInfo, IO[bytes]], T]  # path, member, content → what to keep of a regular file
+Look = Callable[[str, tarfile.TarInfo, IO[bytes]], T]  # path, member, content of a regular file → what to keep
 
 
 @dataclass
@@ -66,11 +66,11 @@ class FileSystem(Generic[T]):
 
     @property
     def contents(self) -> Iterator[tuple[str, T]]:
-        """What was made of the regular files."""
+        """The results of `Look` for the regular files, with their paths."""
         return ((path, entry.content) for path, entry in self.entries.items() if entry.content is not None)
 
     def content(self, path: str) -> T | None:
-        """What was made of a regular file; None for anything else."""
+        """Return the result of `Look` for a regular file; None for any other path."""
         return self.entries[path].content if path in self.entries else None
 
     def add(self, layer: Layer[T]) -> None:
@@ -96,7 +96,7 @@ class FileSystem(Generic[T]):
             del self.entries[name]
 
     def find(self, path: str) -> Entry[T] | None:
-        """The entry that a path leads to, through symlinks of folders and files."""
+        """Return the entry of a path, following symlinks of folders and files."""
         at, parts, followed = "", path.split("/"), 0
         while parts:
             part = parts.pop(0)
@@ -116,21 +116,21 @@ class FileSystem(Generic[T]):
 
 
 def _folders(paths: Collection[str]) -> set[str]:
-    """Every folder that something is in; archives need not list them."""
-    found: set[str] = set()
+    """Return all parent folders; archives need not list them."""
+    folders: set[str] = set()
     for path in paths:
-        while (path := posixpath.dirname(path)) and path not in found:
-            found.add(path)
-    return found
+        while (path := posixpath.dirname(path)) and path not in folders:
+            folders.add(path)
+    return folders
 
 
 def members(
     layer: Path, digest: Digest, unpacked: str | None = None
 ) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-    """The members of a layer's archive in order, each with its content where it is a regular file; in one pass.
+    """Yield the members of a layer's archive in one pass, with the content of regular files.
 
-    A content must be read before the next member is asked for. `unpacked`: the digest of the archive, as the config
-    has it among its diff_ids. Raises Unreadable, at the end for a layer that has another digest.
+    Each content must be read before the next member. `unpacked`: the digest of the archive in the config's diff_ids.
+    Raises Unreadable, at the end for a layer that has another digest.
     """
     with layer.open("rb") as raw:
         is_packed = raw.read(len(_GZIP)) == _GZIP
@@ -142,7 +142,7 @@ def members(
                 for member in archive:
                     yield member, archive.extractfile(member) if member.isreg() else None
             while plain.read(_CHUNK):
-                pass  # what tarfile leaves behind the archive's end is in the digests too
+                pass  # the rest after the archive's end, which tarfile does not read, is in the digests, too
         except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
             raise Unreadable(f"the layer {digest} is broken: {error}") from None
     if file.digest != digest.text:
@@ -153,45 +153,45 @@ def members(
 
 def read(layer: Path, digest: Digest, look: Look[T], unpacked: str | None = None) -> Layer[T]:
     """Read a layer as a whole; parameters and errors as of `members`."""
-    made: Layer[T] = Layer()
+    result: Layer[T] = Layer()
     for member, content in members(layer, digest, unpacked):
         path = normal(member.name)
         folder, name = posixpath.split(path)
         if name == ".wh..wh..opq":
-            made.emptied.append(folder)
+            result.emptied.append(folder)
         elif name.startswith(".wh."):
-            made.removed.append(posixpath.join(folder, name.removeprefix(".wh.")))
+            result.removed.append(posixpath.join(folder, name.removeprefix(".wh.")))
         elif content is not None:
-            made.entries[path] = Entry(mode=member.mode, size=member.size, content=look(path, member, content))
+            result.entries[path] = Entry(mode=member.mode, size=member.size, content=look(path, member, content))
         elif member.islnk():
             target = normal(member.linkname)
-            made.entries[path] = replace(made.entries.get(target, Entry()), hard_link=target)
+            result.entries[path] = replace(result.entries.get(target, Entry()), hard_link=target)
         elif member.issym():
-            made.entries[path] = Entry(symlink=member.linkname)
+            result.entries[path] = Entry(symlink=member.linkname)
         else:
-            made.entries[path] = Entry(mode=member.mode, folder=member.isdir())
-    return made
+            result.entries[path] = Entry(mode=member.mode, folder=member.isdir())
+    return result
 
 
 def normal(path: str) -> str:
-    """A path of an archive without dots and slashes around it; empty for the root folder."""
+    """Return a path of an archive without leading dots and slashes; empty for the root folder."""
     path = posixpath.normpath(path).strip("/")
     return "" if path == "." else path
 
 
 class _Hashed:
-    """A stream that is hashed as it is read."""
+    """A stream that hashes the bytes read from it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._state = stream, hashlib.sha256()
 
     def read(self, count: int) -> bytes:
-        """At most so many bytes; none at the end."""
+        """Read at most `count` bytes; none at the end."""
         data = self._stream.read(count)
         self._state.update(data)
         return data
 
     @property
     def digest(self) -> str:
-        """Of what was read."""
+        """The digest of the bytes read so far."""
         return f"sha256:{self._state.hexdigest()}"

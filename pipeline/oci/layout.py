@@ -19,7 +19,7 @@ from pipeline.oci.index import Document, descriptor, layout_files
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One file of the layout, as the index or a manifest describes it."""
+    """One file of a layout, as the index or a manifest describes it."""
 
     digest: Digest
     size: int  # bytes
@@ -48,30 +48,30 @@ class Layout:
         return {part.digest: part for part in self}
 
     def part(self, digest: Digest) -> Part:
-        """The file of that digest."""
+        """Return the file with that digest."""
         return self._parts[digest]
 
     def document(self, digest: Digest) -> Document:
-        """The index, a manifest or a config."""
+        """Return the index, a manifest or a config as JSON."""
         document: Document = json.loads(self.part(digest).path.read_bytes())
         return document
 
     def config(self, manifest: Digest) -> Document:
-        """The config that a manifest names."""
+        """Return the config of a manifest."""
         return self.document(Digest(self.document(manifest)["config"]["digest"]))
 
     def layers(self, manifest: Digest) -> list[Part]:
-        """The layers that a manifest names, the lowest first; one may be there twice."""
+        """Return the layers of a manifest, the lowest first; one can be there twice."""
         return [self.part(Digest(layer["digest"])) for layer in self.document(manifest)["layers"]]
 
     def verify(self) -> int:
-        """Hash every file; returns the bytes read. Raises DigestMismatch at the first that is not what it is called."""
+        """Hash every file; return the bytes read. Raises DigestMismatch for the first with another digest."""
         for part in self:
-            if (found := Digest.of_file(part.path)) != part.digest:
+            if (actual := Digest.of_file(part.path)) != part.digest:
                 raise DigestMismatch(
                     "a file of the built image has changed",
                     expected=part.digest.text,
-                    found=found.text,
+                    found=actual.text,
                     where=str(part.path),
                     next_step="nox -s build",
                 )
@@ -79,15 +79,15 @@ class Layout:
 
 
 def write_top(folder: Path, *descriptors: Document) -> None:
-    """Write the files that make a folder with blobs a layout of these manifests or indexes."""
+    """Write oci-layout and index.json of these manifests or indexes."""
     for name, data in layout_files(*descriptors).items():
         (folder / name).write_bytes(data)
 
 
 def read(folder: Path, index: Digest) -> Layout:
-    """List what the index needs; the index and the manifests are hashed, the blobs only measured.
+    """List the files of an index; index and manifests are hashed, of blobs only the size is checked.
 
-    Raises DigestMismatch when a file is missing, of another size than described, or has another digest than its name.
+    Raises DigestMismatch if a file is missing, or has another size or digest than described.
     """
     top = folder / "blobs" / "sha256" / index.hex
     if not top.is_file():
@@ -111,8 +111,8 @@ def read(folder: Path, index: Digest) -> Layout:
 def _document(folder: Path, entry: Document) -> tuple[Part, Document]:
     part = _part(folder, entry)
     raw = part.path.read_bytes()
-    if (found := Digest.of(raw)) != part.digest:
-        raise _broken("a manifest of the built image has changed", part.digest.text, found.text, part.path)
+    if (actual := Digest.of(raw)) != part.digest:
+        raise _broken("a manifest of the built image has changed", part.digest.text, actual.text, part.path)
     data: Document = json.loads(raw)
     return part, data
 
@@ -127,5 +127,5 @@ def _part(folder: Path, entry: Document) -> Part:
     return Part(digest=digest, size=size, media_type=entry["mediaType"], path=path)
 
 
-def _broken(summary: str, expected: str, found: str, path: Path) -> DigestMismatch:
-    return DigestMismatch(summary, expected=expected, found=found, where=str(path), next_step="nox -s build")
+def _broken(summary: str, expected: str, actual: str, path: Path) -> DigestMismatch:
+    return DigestMismatch(summary, expected=expected, found=actual, where=str(path), next_step="nox -s build")

@@ -1,7 +1,7 @@
-"""Artifacts that point at a manifest: how a registry keeps signatures and attestations of an image.
+"""Referrers: artifacts that refer to a manifest, such as signatures and attestations of an image.
 
-A registry that has the referrers API lists them itself; in others a tag made of the digest, `sha256-<hex>`, names an
-index of them (OCI distribution-spec, "Referrers Tag Schema"). cosign and other readers look in both places.
+A registry with the referrers API lists them; in others the tag `sha256-<hex>` of the digest is an index of them (OCI
+distribution-spec, "Referrers Tag Schema"). cosign and other readers use both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.oci.layout import Part
 from pipeline.oci.registry import Registry
 
 EMPTY = "application/vnd.oci.empty.v1+json"
-_NOTHING = b"{}"
+_EMPTY_CONFIG = b"{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,34 +33,34 @@ class Referrer:
     path: Path  # of the file
 
 
-def found(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
-    """The descriptors of everything that points at that manifest. Raises RegistryError."""
+def entries(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
+    """Return the descriptors of all referrers of a manifest. Raises RegistryError."""
     listed = registry.referrers(subject)
     return _at_tag(registry, subject) if listed is None else listed
 
 
 def push(registry: Registry, artifact: Referrer, folder: Path, log: Log) -> bool:
-    """Push an artifact that refers to its subject; False when it was there. A second run completes the first.
+    """Push a referrer; return False if it existed. A second run completes an interrupted one.
 
-    `folder` is for the file of two bytes that stands for "no config". Raises RegistryError.
+    `folder`: for the file of two bytes that is the empty config. Raises RegistryError.
     """
-    nothing = folder / "empty.json"
-    nothing.write_bytes(_NOTHING)
-    config = _part(nothing, EMPTY)
+    empty = folder / "empty.json"
+    empty.write_bytes(_EMPTY_CONFIG)
+    config = _part(empty, EMPTY)
     file = _part(artifact.path, artifact.kind)
     raw = _compact(_manifest(artifact, config, file))
     digest = Digest.of(raw)
     listed = registry.referrers(artifact.subject.digest)
-    there = registry.has("manifests", digest)
-    if not there:
+    exists = registry.has("manifests", digest)
+    if not exists:
         registry.push_blobs((config, file), log)
         registry.tag(digest.text, raw, MANIFEST)
     if listed is not None:
-        return not there
-    # No referrers API: the list is ours to keep. What others have entered stays.
+        return not exists
+    # Without a referrers API the client updates the list; entries of others stay.
     tag, entries = tag_of(artifact.subject.digest), _at_tag(registry, artifact.subject.digest)
     if any(entry["digest"] == digest.text for entry in entries):
-        return not there
+        return not exists
     more = {"artifactType": artifact.kind, "annotations": dict(artifact.annotations)}
     described = descriptor(MANIFEST, digest, len(raw), **more)
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries, described]}
@@ -76,16 +76,16 @@ def _at_tag(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
         return [entry for entry in tagged.document["manifests"] if isinstance(entry["digest"], str)]
     except (ValueError, KeyError, TypeError):
         raise RegistryError(
-            "the list of what refers to a manifest cannot be read",
+            "the list of referrers cannot be read",
             expected=INDEX,
             found=tagged.media_type,
             where=f"{registry.name}:{tag_of(subject)}",
-            next_step="something else uses that tag: look at it, and delete it if nothing needs it",
+            next_step="that tag has other content: look at it, and delete it if it is unused",
         ) from None
 
 
 def tag_of(subject: Digest) -> str:
-    """The tag that stands for the list where there is no referrers API."""
+    """Return the tag of the list where there is no referrers API."""
     return subject.text.replace(":", "-", 1)
 
 

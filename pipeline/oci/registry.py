@@ -30,16 +30,16 @@ from pipeline.oci.index import Document, annotations_of
 
 __all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
 
-PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries; one try more than pauses
-_LONGEST_PAUSE = 60.0  # seconds; more is not waited for, whatever Retry-After says
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts
+_LONGEST_PAUSE = 60.0  # seconds; the limit of Retry-After
 _AT_ONCE = 3  # blobs
 _CHUNK = 1 << 20
-NO_SUCH_LIST = (400, 404, 405, 406)  # how registries answer that have no referrers API
+NO_SUCH_LIST = (400, 404, 405, 406)  # statuses of registries without a referrers API
 
-# After the last byte of a layer a registry may copy it to where it belongs before it answers.
+# After the last byte of a layer a registry can copy it to its storage before it responds.
 _UPLOAD = httpx.Timeout(30.0, read=300.0)  # seconds
 
-# `identity`: the digest is over the bytes as they are stored, not as a proxy may compress them.
+# `identity`: the digest is of the stored bytes, which a proxy could compress.
 _AS_STORED = {"Accept-Encoding": "identity"}
 
 _T = TypeVar("_T")
@@ -47,7 +47,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A manifest or index exactly as the registry sent it."""
+    """A manifest or index with the exact bytes of the registry."""
 
     raw: bytes
     media_type: str
@@ -61,13 +61,13 @@ class Manifest:
 
     @property
     def annotations(self) -> Mapping[str, str]:
-        """What it states of its image; empty when it has none. Raises ValueError."""
+        """The annotations; empty if it has none. Raises ValueError."""
         return annotations_of(self.document)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What a push had to do; manifests count like blobs."""
+    """The result of a push; manifests count like blobs."""
 
     sent: int  # files
     skipped: int  # files that the repository had
@@ -75,8 +75,8 @@ class Pushed:
     bytes_skipped: int
 
 
-class _Again(Exception):
-    """Something that another try may cure; `pause` is what the registry asks for, in seconds."""
+class _Retry(Exception):
+    """A failure to retry; `pause`: seconds that the registry requests."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -85,28 +85,28 @@ class _Again(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """One request to the repository, and which statuses answer it."""
+    """One request to the repository, and its expected statuses."""
 
     method: str
-    path: str | httpx.URL  # below the repository's address
+    path: str | httpx.URL  # relative to the repository's address
     expect: tuple[int, ...]
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Callable[[], Iterator[bytes]] | None = None
-    write: bool = False  # asked by somebody who may push
+    write: bool = False  # with a token that allows push
     stream: bool = False
 
     @property
     def actions(self) -> str:
-        """What a token must allow."""
+        """The actions that its token must allow."""
         return "pull,delete" if self.method == "DELETE" else "pull,push" if self.write else "pull"
 
 
 class Registry:
-    """One repository. HTTPS; on loopback plain HTTP where the registry speaks nothing else.
+    """One repository. HTTPS; on loopback plain HTTP if the registry supports nothing else.
 
-    Every method raises RegistryError when the registry refuses, contradicts itself or stays unreachable: broken
-    connections, timeouts, 429 and 5xx are tried again with growing pauses; everything else is final, a connection that
-    cannot be made at all too (trying again within seconds changes nothing, and a user waits).
+    Every method raises RegistryError if the registry refuses, contradicts itself or stays unreachable: broken
+    connections, timeouts, 429 and 5xx are retried with growing pauses. Everything else is final, also a refused
+    connection, since a retry within seconds would not help.
     """
 
     def __init__(
@@ -133,30 +133,30 @@ class Registry:
         return self._origin.join(f"/v2/{self.name.repository}/")
 
     def manifest(self, reference: str) -> Manifest | None:
-        """The manifest or index behind a tag or a digest; None when there is none."""
+        """Return the manifest or index of a tag or digest; None if it does not exist."""
         headers = {"Accept": ", ".join(ANY_MANIFEST), **_AS_STORED}
-        answer = self._ask("GET", f"manifests/{reference}", expect=(200, 404), headers=headers)
-        if answer.status_code == 404:
+        response = self._ask("GET", f"manifests/{reference}", expect=(200, 404), headers=headers)
+        if response.status_code == 404:
             return None
-        raw = answer.content
+        raw = response.content
         digest = Digest.of(raw)
-        promised = answer.headers.get("Docker-Content-Digest", digest.text)
-        expected = reference if reference.startswith("sha256:") else promised
-        if digest.text != promised or digest.text != expected:
+        stated = response.headers.get("Docker-Content-Digest", digest.text)
+        expected = reference if reference.startswith("sha256:") else stated
+        if digest.text != stated or digest.text != expected:
             raise RegistryError(
-                "the registry sent another manifest than it claims",
+                "the registry sent a manifest with another digest",
                 expected=expected,
                 found=digest.text,
                 where=f"{self.name}:{reference}",
             )
-        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
         return Manifest(raw=raw, media_type=media_type, digest=digest)
 
     @contextmanager
     def blob(self, digest: Digest) -> Iterator[Iterator[bytes]]:
-        """The bytes of a blob, hashed on their way: RegistryError at the end when they are not what was asked for.
+        """Stream a blob and hash it. Raises RegistryError at the end if its digest differs.
 
-        A broken connection is resumed where it broke.
+        Resumes after a broken connection.
         """
         chunks = self._chunks(digest)
         try:
@@ -165,7 +165,7 @@ class Registry:
             chunks.close()
 
     def download(self, digest: Digest, path: Path, advance: Callable[[int], object] = lambda _: None) -> int:
-        """Have a blob in a file, whole or not at all; returns its bytes. `advance` is called with each piece's size."""
+        """Download a blob to a file atomically; return its size. `advance` is called with each chunk's size."""
         partial = path.with_name(f".{path.name}.partial")
         try:
             with self.blob(digest) as chunks, partial.open("wb") as stream:
@@ -184,53 +184,53 @@ class Registry:
         return str(self._base).rstrip("/")
 
     def ping(self) -> None:
-        """Ask for nothing (end-1 of the specification)."""
+        """Request the API's root (end-1 of the specification)."""
         self._ask("GET", self._origin.join("/v2/"), expect=(200, 401))
 
     def has(self, kind: str, digest: Digest, *, write: bool = True) -> bool:
-        """Whether the repository holds it; `kind`: `blobs` or `manifests`; `write`: asked by a push."""
+        """Return whether the repository has it; `kind`: `blobs` or `manifests`; `write`: with a token for push."""
         headers = {"Accept": ", ".join(ANY_MANIFEST)}
-        answer = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=write)
-        return answer.status_code == 200
+        response = self._ask("HEAD", f"{kind}/{digest}", expect=(200, 404), headers=headers, write=write)
+        return response.status_code == 200
 
     def tags(self) -> tuple[str, ...]:
-        """All tags of the repository, sorted; none when it does not exist yet."""
+        """Return all tags of the repository, sorted; none if it does not exist."""
         pages = self._pages("tags/list?n=1000", expect=(200, 404))
         return tuple(sorted(tag for page in pages if page.status_code == 200 for tag in page.json().get("tags") or ()))
 
     def _pages(self, path: str, **options: Any) -> Iterator[httpx.Response]:
-        """The answers of a list that the registry gives in pages."""
+        """Yield the responses of a paginated list."""
         url: httpx.URL | None = self._base.join(path)
         while url is not None:
-            answer = self._ask("GET", url, **options)
-            yield answer
-            following = answer.links.get("next", {}).get("url")
+            response = self._ask("GET", url, **options)
+            yield response
+            following = response.links.get("next", {}).get("url")
             url = url.join(following) if following else None
 
     def tag(self, tag: str, raw: bytes, media_type: str) -> None:
-        """Point a tag at a manifest or index that the repository holds: the same bytes under another name."""
+        """Point a tag at a manifest or index of the repository, by pushing its bytes again."""
         self._put_manifest(tag, raw, media_type)
 
     def delete(self, digest: Digest) -> None:
-        """Remove a manifest or index, and every tag that points at it; nothing happens when it is gone already.
+        """Remove a manifest or index with its tags, if it exists.
 
-        Docker Hub and ghcr.io do not offer this (distribution-spec, "Content Management", is optional); the latter has
-        a separate API: github_packages.py.
+        Docker Hub and ghcr.io do not support this (distribution-spec, "Content Management", is optional); ghcr.io has a
+        separate API: github_packages.py.
         """
-        answer = self._ask("DELETE", f"manifests/{digest}", expect=(202, 200, 404, 405), write=True)
-        if answer.status_code == 405:
+        response = self._ask("DELETE", f"manifests/{digest}", expect=(202, 200, 404, 405), write=True)
+        if response.status_code == 405:
             raise RegistryError(
-                f"{self.name.registry} does not let manifests be deleted over its API",
+                f"{self.name.registry} does not support the deletion of manifests by its API",
                 expected="status 202",
                 found="status 405",
                 where=f"{self.name}@{digest}",
-                next_step="delete by hand what `nox -s retention` lists, or switch deletion on in that registry",
+                next_step="delete manually what `nox -s retention` lists, or enable deletion in that registry",
             )
 
     def referrers(self, subject: Digest) -> list[dict[str, Any]] | None:
-        """The descriptors of what points at a manifest; None when the registry does not keep that list.
+        """Return the descriptors of a manifest's referrers; None if the registry has no referrers API.
 
-        It should say so with 404; some that have never heard of it say otherwise.
+        The specification requires 404 for that; some registries use other statuses.
         """
         entries: list[dict[str, Any]] = []
         headers = {"Accept": INDEX, **_AS_STORED}
@@ -241,7 +241,7 @@ class Registry:
                 entries += [entry for entry in page.json()["manifests"] if isinstance(entry["digest"], str)]
             except (ValueError, KeyError, TypeError):
                 raise RegistryError(
-                    "the list of what refers to a manifest cannot be read",
+                    "the list of referrers cannot be read",
                     expected=INDEX,
                     found=page.text[:80],
                     where=str(page.url),
@@ -249,16 +249,16 @@ class Registry:
         return entries
 
     def push_blobs(self, blobs: tuple[layouts.Part, ...], log: Log) -> None:
-        """Have these files in the repository; what it holds already is not sent."""
+        """Push the files that the repository does not have."""
         with log.transfers() as transfers:
             self._push_blobs(blobs, transfers)
 
     def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
         """Push the index and everything below it into the repository, without any tag.
 
-        Blobs first, at most three at once, then the manifests, then the index, so that at no moment something is
-        there whose parts are missing. What the repository holds already is not sent again; an interrupted push is
-        completed by calling it again. Raises DigestMismatch too, when the layout is not complete.
+        Blobs first, at most three at once, then the manifests, then the index, so that nothing in the repository ever
+        lacks a part. Existing files are skipped, so another call completes an interrupted push. Raises DigestMismatch
+        if the layout is not complete.
         """
         parts = layouts.read(layout, index)
         with log.transfers() as transfers:
@@ -277,7 +277,7 @@ class Registry:
         )
 
     def _push_blobs(self, blobs: tuple[layouts.Part, ...], transfers: Transfers) -> list[layouts.Part]:
-        """Returns those that had to be sent. The first failure stops the others."""
+        """Push missing blobs and return them. The first failure stops the others."""
         stop = threading.Event()
 
         def push(blob: layouts.Part) -> bool:
@@ -299,7 +299,7 @@ class Registry:
             pool.shutdown(cancel_futures=True)
 
     def _upload(self, blob: layouts.Part, transfers: Transfers, stop: threading.Event) -> None:
-        """One try: open an upload, send the whole file, close it with the digest that the registry shall check."""
+        """Upload a file once: open an upload, send the file, close it with the digest for the registry to check."""
         if stop.is_set():
             raise RegistryError("stopped")
         opening = _Request(
@@ -323,7 +323,7 @@ class Registry:
 
     def _put_manifest(self, reference: str, raw: bytes, media_type: str) -> None:
         digest = Digest.of(raw)
-        answer = self._ask(
+        response = self._ask(
             "PUT",
             f"manifests/{reference}",
             expect=(201,),
@@ -331,10 +331,10 @@ class Registry:
             body=lambda: iter((raw,)),
             write=True,
         )
-        stored = answer.headers.get("Docker-Content-Digest", digest.text)
+        stored = response.headers.get("Docker-Content-Digest", digest.text)
         if stored != digest.text:
             raise RegistryError(
-                "the registry stored something else than was sent",
+                "the registry stored a manifest with another digest",
                 expected=digest.text,
                 found=stored,
                 where=f"{self.name}:{reference}",
@@ -344,11 +344,11 @@ class Registry:
         state, received, failures = hashlib.sha256(), 0, 0
         while True:
             headers = {**_AS_STORED, **({"Range": f"bytes={received}-"} if received else {})}
-            answer = self._ask("GET", f"blobs/{digest}", expect=(200, 206), headers=headers, stream=True)
-            # A server that does not know Range begins again; what we have is skipped.
-            skip = received if answer.status_code == 200 else 0
+            response = self._ask("GET", f"blobs/{digest}", expect=(200, 206), headers=headers, stream=True)
+            # A server without support for Range starts again; the known bytes are skipped.
+            skip = received if response.status_code == 200 else 0
             try:
-                for chunk in answer.iter_raw():
+                for chunk in response.iter_raw():
                     fresh, skip = chunk[skip:], max(0, skip - len(chunk))
                     if fresh:
                         state.update(fresh)
@@ -362,17 +362,17 @@ class Registry:
                 self._sleep(PAUSES[failures])
                 failures += 1
             finally:
-                answer.close()
+                response.close()
         if state.hexdigest() != digest.hex:
             raise RegistryError(
-                "the registry sent other bytes than were asked for",
+                "the registry sent a blob with another digest",
                 expected=digest.text,
                 found=f"sha256:{state.hexdigest()}, {received} B",
                 where=f"{self.name}@{digest}",
             )
 
     def _ask(self, method: str, path: str | httpx.URL, **options: Any) -> httpx.Response:
-        """`_send` with tries."""
+        """`_send` with retries."""
         return self._retrying(lambda: self._send(_Request(method=method, path=path, **options)))
 
     def _retrying(self, attempt: Callable[[], _T]) -> _T:
@@ -380,63 +380,63 @@ class Registry:
         while True:
             try:
                 return attempt()
-            except _Again as again:
+            except _Retry as retry:
                 pause = next(pauses, None)
                 if pause is None:
-                    raise self._unreachable(f"{again}, {len(PAUSES) + 1} times") from None
-                self._sleep(pause if again.pause is None else min(again.pause, _LONGEST_PAUSE))
+                    raise self._unreachable(f"{retry}, {len(PAUSES) + 1} times") from None
+                self._sleep(pause if retry.pause is None else min(retry.pause, _LONGEST_PAUSE))
 
     def _send(self, request: _Request) -> httpx.Response:
-        """One request, answered with one of `expect`; a refused token is renewed once. Raises _Again, RegistryError."""
+        """Send a request and return its response, of a status in `expect`; renew a refused token once."""
         actions, url = request.actions, request.path
         if not isinstance(url, httpx.URL):
             url = self._base.join(url)
-        # A second round only after the registry has asked who we are.
+        # A second attempt only after the registry has requested credentials.
         for renew in (False, True):
             headers = {**request.headers, **self._authorized(actions, url)}
             options: dict[str, Any] = {"content": request.body(), "timeout": _UPLOAD} if request.body else {}
             sent = self._client.build_request(request.method, url, headers=headers, **options)
             try:
-                # A layer's download is redirected to storage elsewhere; httpx drops Authorization on the way there.
+                # Downloads of layers are redirected to other hosts; httpx does not send Authorization there.
                 follow = request.method in ("GET", "HEAD")
-                answer = self._client.send(sent, stream=request.stream, follow_redirects=follow)
+                response = self._client.send(sent, stream=request.stream, follow_redirects=follow)
             except httpx.ConnectError as error:
                 raise self._unreachable(_reason(error)) from None
             except (httpx.RequestError, httpx.InvalidURL) as error:
-                raise _Again(_reason(error)) from None
-            if answer.status_code in request.expect:
-                return answer
+                raise _Retry(_reason(error)) from None
+            if response.status_code in request.expect:
+                return response
             if request.stream:
-                answer.read()
-                answer.close()
-            if answer.status_code == 401 and not renew and self._authorize(answer, actions):
+                response.read()
+                response.close()
+            if response.status_code == 401 and not renew and self._authorize(response, actions):
                 continue
             break
-        if answer.status_code == 429 or answer.status_code >= 500:
-            asked = answer.headers.get("Retry-After", "")
-            raise _Again(f"status {answer.status_code}", float(asked) if asked.isdigit() else None)
-        if answer.status_code in (401, 403):
+        if response.status_code == 429 or response.status_code >= 500:
+            pause = response.headers.get("Retry-After", "")
+            raise _Retry(f"status {response.status_code}", float(pause) if pause.isdigit() else None)
+        if response.status_code in (401, 403):
             raise RegistryError(
                 f"{self.name.registry} denied {'push' if request.write else 'pull'} access",
                 expected=f"the right to {actions.replace(',', ' and ')} {self.name.repository}",
-                found=f"status {answer.status_code}, "
+                found=f"status {response.status_code}, "
                 + (f"as {self._credentials.username}" if self._credentials else "without credentials"),
                 next_step=f"docker login {self.name.registry}",
             )
         raise RegistryError(
-            f"{self.name.registry} gave an unexpected answer",
+            f"{self.name.registry} sent an unexpected response",
             expected=f"status {' or '.join(map(str, request.expect))}",
-            found=f"status {answer.status_code}{_reason_of(answer)}",
+            found=f"status {response.status_code}{_reason_of(response)}",
             where=f"{request.method} {url.copy_with(query=None)}",
         )
 
     def _authorized(self, actions: str, url: httpx.URL) -> dict[str, str]:
-        # An upload may be sent to storage elsewhere, which is not to see our token.
+        # An upload can go to another host, which must not get our token.
         value = self._authorization.get(actions) if url.netloc == self._base.netloc else None
         return {"Authorization": value} if value else {}
 
     def _authorize(self, refused: httpx.Response, actions: str) -> bool:
-        """Answer a challenge; False when there is none that we can answer. Threads wait for the first one's token."""
+        """Get a token for a challenge; return False if that is not possible. Threads wait for the first one's token."""
         challenge = Challenge.of(refused.headers.get_list("WWW-Authenticate"))
         if challenge is None:
             return False
@@ -453,8 +453,8 @@ class Registry:
             return True
 
     def _token(self, challenge: Challenge, actions: str) -> str:
-        """A token for our repository from the token server that the registry names; anonymous without credentials."""
-        asked = {"service": challenge.service, "scope": f"repository:{self.name.repository}:{actions}"}
+        """Request a token for the repository from the registry's token server; anonymous without credentials."""
+        scope = {"service": challenge.service, "scope": f"repository:{self.name.repository}:{actions}"}
         headers = {"Authorization": self._credentials.basic} if self._credentials else {}
         try:
             realm = httpx.URL(challenge.realm)
@@ -462,38 +462,40 @@ class Registry:
             raise RegistryError(f"{self.name.registry} names an invalid token server", found=str(error)) from None
         if realm.scheme != "https" and not self.name.is_loopback:
             raise RegistryError(
-                f"{self.name.registry} wants credentials to be sent in the clear",
+                f"{self.name.registry} requests credentials over plain HTTP",
                 expected="a token server at https://…",
                 found=f"{realm.scheme}://{realm.host}",
-                next_step="ask who runs that registry; nothing was sent",
+                next_step="ask the operator of that registry; nothing was sent",
             )
         try:
-            answer = self._client.get(realm.copy_merge_params(asked), headers=headers)
+            response = self._client.get(realm.copy_merge_params(scope), headers=headers)
         except httpx.ConnectError as error:
             raise self._unreachable(f"its token server {realm.host}: {_reason(error)}") from None
         except httpx.RequestError as error:
-            raise _Again(f"its token server {realm.host}: {_reason(error)}") from None
-        if answer.status_code == 429 or answer.status_code >= 500:
-            raise _Again(f"its token server: status {answer.status_code}")
-        if answer.status_code != 200:
+            raise _Retry(f"its token server {realm.host}: {_reason(error)}") from None
+        if response.status_code == 429 or response.status_code >= 500:
+            raise _Retry(f"its token server: status {response.status_code}")
+        if response.status_code != 200:
             raise RegistryError(
                 f"{self.name.registry} did not accept the credentials",
-                found=f"status {answer.status_code} of its token server",
+                found=f"status {response.status_code} of its token server",
                 next_step=f"docker login {self.name.registry}",
             )
         try:
-            document = answer.json()
+            document = response.json()
             return str(document.get("token") or document["access_token"])
         except (ValueError, KeyError, AttributeError):
-            raise RegistryError(f"the token server of {self.name.registry} gave no token", where=realm.host) from None
+            raise RegistryError(
+                f"the token server of {self.name.registry} returned no token", where=realm.host
+            ) from None
 
-    def _unreachable(self, found: str) -> RegistryError:
+    def _unreachable(self, reason: str) -> RegistryError:
         next_step = "check the network and the registry's status page, then run the same command again: "
         next_step += "what was pushed is not pushed again"
-        if "status 429" in found and self._credentials is None:
+        if "status 429" in reason and self._credentials is None:
             next_step = f"docker login {self.name.registry}: anonymous clients have a lower rate limit"
         return RegistryError(
-            f"{self.name.registry} is not available", found=found, where=str(self._base), next_step=next_step
+            f"{self.name.registry} is not available", found=reason, where=str(self._base), next_step=next_step
         )
 
 
@@ -501,10 +503,10 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _reason_of(answer: httpx.Response) -> str:
-    """The registry's reason for its refusal (distribution-spec, "Error Codes"), within a line."""
+def _reason_of(response: httpx.Response) -> str:
+    """Return the registry's error (distribution-spec, "Error Codes") in one line."""
     try:
-        errors = answer.json()["errors"]
+        errors = response.json()["errors"]
         return ": " + "; ".join(f"{entry['code']} {entry.get('message', '')}".strip() for entry in errors)[:200]
     except (ValueError, KeyError, TypeError):
         return ""

@@ -148,7 +148,7 @@ def _sign(
 
 def _earlier(claim: Claim, registry: Registry, trust: Trust) -> bytes | None:
     """A bundle of that very statement that refers to its subject."""
-    for entry in referrers.found(registry, claim.subject.digest):
+    for entry in referrers.entries(registry, claim.subject.digest):
         manifest = registry.manifest(entry["digest"])
         if manifest is None:
             continue

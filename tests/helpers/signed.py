@@ -105,7 +105,7 @@ class Signed:
 
     def claims(self, subject: Digest) -> list[dict[str, Any]]:
         """What lies beside a manifest."""
-        return referrers.found(self.registry(self.name), subject)
+        return referrers.entries(self.registry(self.name), subject)
 
     def list_claims(self, subject: Digest, entries: list[dict[str, Any]]) -> None:
         """Have others lie there."""

@@ -98,7 +98,7 @@ def test_several_repositories_get_the_same_bytes(place: Place, tmp_path: Path) -
     release = signed.sign()
     assert release.signed == tuple(map(str, names))
     assert signed.asked == 1
-    lists = [referrers.found(signed.registry(name), signed.image.digest) for name in names]
+    lists = [referrers.entries(signed.registry(name), signed.image.digest) for name in names]
     assert lists[0] == lists[1] != []
     for name in names:
         signed.verify(f"{name}:v1.37")
