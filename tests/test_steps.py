@@ -69,7 +69,7 @@ def test_a_release_from_what_was_smoked_to_its_end(scene: Scene, capfd: pytest.C
         f"scan: scan {scene.image.digest}",
         *(f"push: push {scene.image.digest} to {name}" for name in scene.names),
         *(f"sign: sign {scene.image.digest} in {name}" for name in scene.names),
-        *(f"tag: {name}:latest: make it" for name in scene.names),
+        *(f"tag: {name}:latest: create it" for name in scene.names),
         "verify: after sbom",
     ):
         assert text in plan

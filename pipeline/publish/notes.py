@@ -1,4 +1,4 @@
-"""The notes of a release, from the records in dist/ and the locks of two releases."""
+"""Release notes, from the records in dist/ and the locks of two releases."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LONGEST = 60  # characters of a layer's command
 
 
 def markdown(images: Mapping[Variant, Image], dist: Path, old: Lock | None, new: Lock) -> str:
-    """The notes of a release: how to pull and check it, what is in it, how big, how it booted, what changed.
+    """Return the release notes: tags, components, sizes, boot results, changes, and how to verify it.
 
-    `old`: the lock of the release before; None: the first one. Raises IntentError when a record is missing,
-    DigestMismatch when the layout is not whole.
+    `old`: the lock of the previous release; None: the first one. Raises IntentError if a record is missing,
+    DigestMismatch if the layout is incomplete.
     """
     parts = [
         f"# k3s {new.versions['k3s']}, docker {new.versions['docker']}",
@@ -33,7 +33,7 @@ def markdown(images: Mapping[Variant, Image], dist: Path, old: Lock | None, new:
         _check(images[Variant.IMAGE], Release.read(dist, images[Variant.IMAGE].digest)),
     ]
     if old is not None:
-        # One level down: there these are a page, here they are a part of one.
+        # One level down: there the changes are a page, here a part of one.
         changed = changes.markdown(old, new, ()).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
         parts += ["## What changed since the release before", changed.strip()]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -41,7 +41,7 @@ def markdown(images: Mapping[Variant, Image], dist: Path, old: Lock | None, new:
 
 def _names(image: Image, release: Release) -> str:
     title = "The image" if image.variant is Variant.IMAGE else f"The variant {image.variant}"
-    names = "\n".join(f"- `{one}`" for one in release.tagged) or "- no tag yet"
+    names = "\n".join(f"- `{reference}`" for reference in release.tagged) or "- no tag yet"
     return f"{title} is `{image.digest}`:\n\n{names}"
 
 
@@ -49,7 +49,7 @@ def _components(old: Lock | None, new: Lock) -> str:
     rows = []
     for name, version in sorted(new.versions.items()):
         before = old.versions.get(name) if old else None
-        inside = ", ".join(f"{what} {found}" for what, found in sorted(new.embedded.get(name, {}).items()))
+        inside = ", ".join(f"{program} {embedded}" for program, embedded in sorted(new.embedded.get(name, {}).items()))
         rows.append([name, version, "the same" if before == version else before or "—", inside or "—"])
     rows.append(["Debian packages", str(len({file.component for file in new.packages})), "", f"on {new.base.image}"])
     return table(["component", "version", "before", "with"], rows)
@@ -74,27 +74,27 @@ def _boot(report: SmokeReport) -> str:
 
 
 def _layers(image: Image, dist: Path) -> Iterator[str]:
-    """A folded table of each platform's layers, the lowest first."""
-    built = layout.read(dist / LAYOUT, image.digest)
-    for platform, one in image.platforms.items():
-        layers = built.layers(one.digest)
-        commands = _commands(built.config(one.digest), len(layers))
+    """Yield a folded table of each platform's layers, the lowest first."""
+    files = layout.read(dist / LAYOUT, image.digest)
+    for platform, built in image.platforms.items():
+        layers = files.layers(built.digest)
+        commands = _commands(files.config(built.digest), len(layers))
         rows = [
             [command[:_LONGEST], size(layer.size), f"`{layer.digest}`"]
             for command, layer in zip(commands, layers, strict=True)
         ]
         text = table(["layer", "compressed", "digest"], rows)
-        yield folded(f"Layers of {platform}: {size(one.size)}", text)
+        yield folded(f"Layers of {platform}: {size(built.size)}", text)
 
 
 def _commands(config: Document, count: int) -> list[str]:
-    """What made each layer, as the config's history has it; a shorter one has empty entries in front, the base's."""
-    made = [
+    """Return the command of each layer from the config's history; if that is shorter, the first entries are empty."""
+    texts = [
         f"{entry.get('comment') or ''} {entry.get('created_by', '')}"
         for entry in config.get("history", ())
         if not entry.get("empty_layer")
     ]
-    cleaned = [" ".join(text.replace("buildkit.dockerfile.v0", "").split()) for text in made][-count:]
+    cleaned = [" ".join(text.replace("buildkit.dockerfile.v0", "").split()) for text in texts][-count:]
     return [*[""] * (count - len(cleaned)), *cleaned]
 
 

@@ -1,4 +1,4 @@
-"""An image on its way into its repositories: what push, sign, tag and verify work on."""
+"""The subject of push, sign, tag and verify: an image and its repositories."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Publication:
     dist: Path  # the folder of this image's files
     registry_for: Callable[[ImageName], Registry]
     log: Log
-    base: Image | None = None  # the image that a variant is made on; None: this one
+    base: Image | None = None  # of a variant: the image that it extends; None: this one
 
     @property
     def registries(self) -> list[Registry]:
@@ -42,21 +42,21 @@ class Publication:
 
     @property
     def release(self) -> Release:
-        """How far the digest has come, as it is recorded now."""
+        """The recorded stages that the digest has passed."""
         return Release.read(self.dist, self.image.digest)
 
     def record(self, release: Release) -> Release:
-        """Write down how far the digest has come."""
+        """Write dist/release.json; return the release."""
         release.write(self.dist)
         return release
 
     def require_origin(self) -> None:
-        """Refuse an image of another lock, and a variant of another image. Raises LockStale, BuildFailed."""
+        """Raise LockStale for an image of another lock, BuildFailed for a variant of another image."""
         self.image.require_layers_of(self.base or self.image)
         self.image.require_lock(self.lock.digest)
 
     def require_loopback(self) -> None:
-        """Refuse to take a rehearsed image elsewhere. Raises RegistryError."""
-        # The bytes themselves state it too: image.json is only a file.
+        """Raise RegistryError for a rehearsed image whose repository is not on this machine."""
+        # The index states it, too, which is harder to change than image.json.
         annotations = index.annotations_of(json.loads(self.layout.index.path.read_bytes()))
         require_loopback(self.intent.names, rehearsed=self.image.rehearsed or REHEARSAL in annotations)

@@ -1,7 +1,7 @@
-"""Stage `pull`: download a published image as `build` would have left it, without credentials, every byte checked.
+"""Stage `pull`: download a published image to dist/ as `build` writes it, without credentials, every byte checked.
 
-So what was published can be smoked, booted too: `nox -s pull -- IMAGE`, then `nox -s smoke -- --dist dist/pulled`.
-What was downloaded before is not downloaded again.
+Then it can be smoked: `nox -s pull -- IMAGE`, `nox -s smoke -- --dist dist/pulled`. Files of an earlier download are
+used again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pipeline.oci.registry import Registry
 
 
 def run(registry: Registry, reference: str, dist: Path, log: Log) -> Image:
-    """Write dist/image/ and dist/image.json of the index behind a tag or digest; a variant's below dist/, as ever.
+    """Write dist/image/ and dist/image.json of the index with that tag or digest; a variant's in its folder of dist/.
 
-    `registry`: without credentials. Raises RegistryError when there is no such index, when it is none of ours, or when
-    a part of it is not available.
+    `registry`: without credentials. Raises RegistryError if there is no such index, if it is not an image of this
+    project, or if a part of it is missing.
     """
     top = registry.manifest(reference)
     if top is None:
@@ -31,7 +31,7 @@ def run(registry: Registry, reference: str, dist: Path, log: Log) -> Image:
     annotations = top.annotations
     if top.media_type != INDEX or f"{KEY}.lock" not in annotations:
         raise RegistryError(
-            f"{registry.name}, {reference}, is no image of this project",
+            f"{registry.name}, {reference}, is not an image of this project",
             expected=f"an index with the annotation {KEY}.lock",
             found=top.media_type,
         )
@@ -57,7 +57,7 @@ def run(registry: Registry, reference: str, dist: Path, log: Log) -> Image:
     layout.write_top(folder, descriptor(INDEX, top.digest, len(top.raw)))
     image = Image(
         digest=top.digest,
-        inputs=top.digest,  # what it was built from is not here, so `build` never takes it for its own
+        inputs=top.digest,  # the real inputs are unknown; this never equals those of a `build`
         lock=Digest(annotations[f"{KEY}.lock"]),
         platforms={
             Platform(platform): BuiltPlatform.of(Digest(entry["digest"]), manifests[entry["digest"]])

@@ -1,6 +1,6 @@
 """Stage `push`: push the smoked and scanned digest to every repository, by its digest alone.
 
-There is no tag yet, so nobody finds it by a name before it is signed: sign.py, then tag.py.
+It gets tags only after it is signed: sign.py, then tag.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.publish.publication import Publication
 
 
 def left(publication: Publication) -> list[str]:
-    """What a push would do, a line for each repository; empty when there is nothing. Raises RegistryError."""
+    """Return a line for each repository that needs a push; empty if none does. Raises RegistryError."""
     digest, pushed = publication.image.digest, publication.release.pushed
     return [
         f"push {digest} to {registry.name}"
@@ -24,11 +24,11 @@ def left(publication: Publication) -> list[str]:
 
 
 def run(publication: Publication, smoked: Sequence[SmokeReport], scanned: Sequence[ScanReport]) -> Release:
-    """Push to every repository and record it in dist/release.json as it goes.
+    """Push to every repository; record each in dist/release.json.
 
-    What a repository has is not sent again. Raises SmokeFailed for a digest that was not smoked, LockStale for one that
-    was built from another lock, BuildFailed for a variant of another image, VerificationFailed for one that was not
-    scanned or is of files that the policy does not accept, DigestMismatch when the built bytes changed, RegistryError.
+    Files that a repository has are skipped. Raises SmokeFailed for a digest that was not smoked, LockStale for one of
+    another lock, BuildFailed for a variant of another image, VerificationFailed for one that was not scanned or has
+    files that the policy does not accept, DigestMismatch if the built bytes changed, RegistryError.
     """
     require(publication, smoked, scanned)
     publication.layout.verify()
@@ -40,15 +40,15 @@ def run(publication: Publication, smoked: Sequence[SmokeReport], scanned: Sequen
     )
     for registry in publication.registries:
         pushed = registry.push_layout(publication.dist / LAYOUT, digest, publication.log)
-        kept = f", {size(pushed.bytes_skipped)} were there" if pushed.skipped else ""
-        what = f"{size(pushed.bytes_sent)} pushed{kept}" if pushed.sent else "nothing to push, all of it is there"
-        publication.log.say(f"{registry.name}@{digest}: {what}")
+        skipped = f", {size(pushed.bytes_skipped)} were there" if pushed.skipped else ""
+        result = f"{size(pushed.bytes_sent)} pushed{skipped}" if pushed.sent else "nothing to push, all of it is there"
+        publication.log.say(f"{registry.name}@{digest}: {result}")
         release = publication.record(release.having(pushed=str(registry.name)))
     return release
 
 
 def require(publication: Publication, smoked: Sequence[SmokeReport], scanned: Sequence[ScanReport]) -> None:
-    """Refuse what may not leave this machine; raises as `run`, without asking a registry."""
+    """Raise the errors of `run` for an image that must not be pushed; sends no requests."""
     require_smoked(publication.image, smoked)
     require_scanned(publication.image, scanned)
     publication.require_origin()

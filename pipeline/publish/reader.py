@@ -1,6 +1,6 @@
-"""Anonymous reading of one repository, for checking what others see.
+"""Anonymous reading of one repository, to check what others see.
 
-None of the code that pushes is used here: own requests, raw bytes, hashlib, and no credentials. Sources:
+Shares no code with push: its own requests, raw bytes, hashlib, and no credentials. Sources:
 https://github.com/opencontainers/distribution-spec/blob/main/spec.md, distribution's docs/spec/auth/token.md.
 """
 
@@ -19,18 +19,18 @@ from pipeline.core.names import ImageName
 from pipeline.http.transport import AGAIN, registry_origin, shown
 
 PAUSES = (1.0, 3.0)  # seconds before the second and third try
-_AGAIN = AGAIN | {404}  # a registry may not show yet what it was given
-_ABSENT = (400, 404, 405, 406)  # nothing is there, or the registry has no such kind of thing
+_AGAIN = AGAIN | {404}  # a registry can be slow to show what was pushed
+_ABSENT = (400, 404, 405, 406)  # the object does not exist, or the registry has no such API
 
 _T = TypeVar("_T")
 
 
 class _Absent(Exception):
-    """Nothing is there."""
+    """The object does not exist."""
 
 
 class Reader:
-    """Raises VerificationFailed for what cannot be read."""
+    """Reads one repository. Methods raise VerificationFailed for what cannot be read."""
 
     def __init__(self, name: ImageName, client: httpx.Client, sleep: Callable[[float], None] = time.sleep) -> None:
         self.name = name
@@ -40,30 +40,30 @@ class Reader:
         self._token = ""
 
     def manifest(self, reference: str, media_type: str) -> tuple[bytes, str]:
-        """The raw bytes behind a tag or digest, and the media type that they are served as."""
+        """Return the raw bytes of a tag or digest, and their media type."""
 
-        def take(answer: httpx.Response) -> tuple[bytes, str]:
-            return answer.read(), answer.headers.get("Content-Type", "").partition(";")[0]
+        def take(response: httpx.Response) -> tuple[bytes, str]:
+            return response.read(), response.headers.get("Content-Type", "").partition(";")[0]
 
         return self._get(f"manifests/{reference}", media_type, take)
 
     def optional(self, path: str, accept: str) -> bytes | None:
-        """What is at a path below the repository; None when there is nothing."""
+        """Return the bytes at a path below the repository; None if it does not exist."""
         try:
             return self._get(path, accept, httpx.Response.read, absent=_ABSENT)
         except _Absent:
             return None
 
     def blob(self, digest: str) -> bytes:
-        """A small blob, whole."""
+        """Return a small blob."""
         return self._get(f"blobs/{digest}", "*/*", httpx.Response.read)
 
     def hash(self, digest: str) -> tuple[int, str]:
-        """Length and digest of a blob, streamed."""
+        """Stream a blob; return its length and digest."""
 
-        def take(answer: httpx.Response) -> tuple[int, str]:
+        def take(response: httpx.Response) -> tuple[int, str]:
             state, count = hashlib.sha256(), 0
-            for chunk in answer.iter_raw():
+            for chunk in response.iter_raw():
                 state.update(chunk)
                 count += len(chunk)
             return count, f"sha256:{state.hexdigest()}"
@@ -71,51 +71,51 @@ class Reader:
         return self._get(f"blobs/{digest}", "*/*", take)
 
     def _get(self, path: str, accept: str, take: Callable[[httpx.Response], _T], *, absent: Sequence[int] = ()) -> _T:
-        """`take` of the answer; tried again when the registry is busy or the connection breaks, also in the middle.
+        """Return `take` of the response; retry when the registry is busy or the connection breaks, also in the middle.
 
-        `absent`: statuses that are an answer too; raises _Absent.
+        `absent`: statuses for which it raises _Absent.
         """
         url = f"{self._base}/{path}"
         pauses = iter(PAUSES)
-        asked = False
+        authorized = False
         while True:
             headers = {"Accept": accept, "Accept-Encoding": "identity"}
             if self._token:
                 headers["Authorization"] = f"Bearer {self._token}"
             try:
-                with self._client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
-                    if answer.status_code == 200:
-                        return take(answer)
-                    if answer.status_code in absent:
+                with self._client.stream("GET", url, headers=headers, follow_redirects=True) as response:
+                    if response.status_code == 200:
+                        return take(response)
+                    if response.status_code in absent:
                         raise _Absent
-                    challenge = answer.headers.get("WWW-Authenticate", "")
-                    found, again = f"status {answer.status_code}", answer.status_code in _AGAIN
-                if answer.status_code == 401 and not asked and (status := self._ask_token(challenge)):
-                    asked = status == 200
-                    if asked:
+                    challenge = response.headers.get("WWW-Authenticate", "")
+                    reason, retry = f"status {response.status_code}", response.status_code in _AGAIN
+                if response.status_code == 401 and not authorized and (status := self._request_token(challenge)):
+                    authorized = status == 200
+                    if authorized:
                         continue
-                    found, again = f"status {status} of its token server", status in _AGAIN
+                    reason, retry = f"status {status} of its token server", status in _AGAIN
             except httpx.HTTPError as error:
-                found, again = str(error) or type(error).__name__, not isinstance(error, httpx.ConnectError)
+                reason, retry = str(error) or type(error).__name__, not isinstance(error, httpx.ConnectError)
             pause = next(pauses, None)
-            if not again or pause is None:
+            if not retry or pause is None:
                 raise VerificationFailed(
-                    f"{self.name} does not give {path.partition('/')[0]} to a reader without credentials",
+                    f"cannot read {path.partition('/')[0]} of {self.name} without credentials",
                     expected="status 200",
-                    found=found,
+                    found=reason,
                     where=shown(url),
                     next_step="is it published, and is the repository public? Then again: nox -s verify",
                 )
             self._sleep(pause)
 
-    def _ask_token(self, challenge: str) -> int:
-        """Ask the token server of the challenge for what anyone may do; its status, 0 without such a server."""
+    def _request_token(self, challenge: str) -> int:
+        """Request an anonymous token from the server of the challenge; return its status, 0 without such a server."""
         words = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
         if not challenge.lower().startswith("bearer") or "realm" not in words:
             return 0
         scope = {"service": words.get("service", ""), "scope": f"repository:{self.name.repository}:pull"}
-        answer = self._client.get(httpx.URL(words["realm"]).copy_merge_params(scope))
-        if answer.status_code == 200:
-            document = answer.json()
+        response = self._client.get(httpx.URL(words["realm"]).copy_merge_params(scope))
+        if response.status_code == 200:
+            document = response.json()
             self._token = document.get("token") or document.get("access_token") or ""
-        return answer.status_code
+        return response.status_code

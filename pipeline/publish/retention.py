@@ -1,10 +1,10 @@
-"""Stage `retention`: which releases a repository has to keep, and, when asked, the removal of the others.
+"""Stage `retention`: list the releases that a repository must keep, and, with `--delete`, remove the others.
 
-"Delete untagged" as registries offer it destroys images for several platforms: their parts have no tags of their own
+"Delete untagged" as registries offer it destroys images for several platforms: their parts have no tags
 (actions/delete-package-versions#90). Here everything that a kept tag reaches is kept: index → manifests → attestations
-→ referrers (signatures, SBOMs), and only what is reached from releases that go, and from nothing that stays, goes.
+→ referrers (signatures, SBOMs). Only what removed releases reach, and no kept one, is removed.
 
-Kept: what a moving tag or any tag that is not ours points at; the newest releases of each k3s line; young ones.
+Kept: the targets of moving tags and of tags that are not ours; the newest releases of each k3s line; young ones.
 """
 
 from __future__ import annotations
@@ -23,102 +23,102 @@ from pipeline.inputs.compat import number
 from pipeline.oci.registry import Manifest, Registry
 from pipeline.publish.tag import age
 
-FIXED = re.compile(r"k3s-.+-docker-.+-r([1-9]\d*)(-[a-z]+)?")  # tags that never move, see tag.py
-_AT_ONCE = 8  # requests: a registry answers each within a round trip, and there are several for each tag
+FIXED = re.compile(r"k3s-.+-docker-.+-r([1-9]\d*)(-[a-z]+)?")  # fixed tags, see tag.py
+_AT_ONCE = 8  # concurrent requests; each tag takes several
 _REFERRERS = re.compile(r"sha256-([0-9a-f]{64})(\.\w+)?")  # the tag schema of registries without a referrers API
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How much is kept."""
+    """The releases to keep."""
 
     newest: int  # releases of each k3s line (v1.37)
-    younger: timedelta  # whatever their number
+    younger: timedelta  # than this age, regardless of their number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The fate of each tag of one repository."""
+    """The tags and digests of one repository to keep and to remove."""
 
-    kept: Mapping[str, str]  # tag → why
-    tags: tuple[str, ...]  # that go, with everything that only they reach
-    digests: tuple[Digest, ...]  # to delete, in an order in which nothing that is left ever misses a part
+    kept: Mapping[str, str]  # tag → reason
+    tags: tuple[str, ...]  # to remove, with everything that only they reach
+    digests: tuple[Digest, ...]  # to delete, in an order that never leaves a manifest without its parts
 
 
 def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
-    """Decide, from what the registry reports alone. Raises RegistryError."""
+    """Decide by the content of the registry alone. Raises RegistryError."""
     tags = _manifests(registry, registry.tags())
-    parts = _manifests(registry, sorted({entry for found in tags.values() for entry in _entries(found)}))
-    releases = {tag: found for tag, found in tags.items() if FIXED.fullmatch(tag)}
+    parts = _manifests(registry, sorted({entry for manifest in tags.values() for entry in _entries(manifest)}))
+    releases = {tag: manifest for tag, manifest in tags.items() if FIXED.fullmatch(tag)}
     attached = _Attached(registry)
     others: list[str] = []
-    for tag, found in tags.items():
-        if about := _REFERRERS.fullmatch(tag):
-            attached.add(Digest(f"sha256:{about[1]}"), found)
+    for tag, manifest in tags.items():
+        if match := _REFERRERS.fullmatch(tag):
+            attached.add(Digest(f"sha256:{match[1]}"), manifest)
         elif tag not in releases:
             others.append(tag)
     kept = dict.fromkeys(others, "it moves, or is not one of ours")
     elsewhere = {tags[tag].digest: tag for tag in kept}
-    for tag, found in releases.items():
-        if found.digest in elsewhere:
-            kept[tag] = f"{elsewhere[found.digest]} points at it"
+    for tag, manifest in releases.items():
+        if manifest.digest in elsewhere:
+            kept[tag] = f"{elsewhere[manifest.digest]} points at it"
     kept |= _by_rule(releases, rule, now)
     reached = {digest for tag in kept for digest in _closure(tags[tag], attached, parts, registry)}
-    going = sorted(releases.keys() - kept.keys())
-    doomed: dict[Digest, None] = {}
-    for tag in going:
-        # An index before its parts, and what is attached to something before that: whatever can be pulled is whole.
+    removed = sorted(releases.keys() - kept.keys())
+    digests: dict[Digest, None] = {}
+    for tag in removed:
+        # An index before its parts, referrers before their subject: what can be pulled is always complete.
         for digest in _closure(releases[tag], attached, parts, registry):
             if digest not in reached:
-                doomed.setdefault(digest)
-    return Plan(kept=kept, tags=tuple(going), digests=tuple(doomed))
+                digests.setdefault(digest)
+    return Plan(kept=kept, tags=tuple(removed), digests=tuple(digests))
 
 
 def run(registry: Registry, rule: Rule, log: Log, delete: Callable[[Digest], None] | None) -> Plan:
-    """Log what goes and what stays, and why; remove it with `delete`, if that is given. Raises RegistryError."""
+    """Log the kept and removed tags with reasons; remove them if there is `delete`. Raises RegistryError."""
     decided = plan(registry, rule, datetime.now(UTC))
-    for tag, why in sorted(decided.kept.items()):
-        log.say(f"{registry.name}:{tag} stays: {why}")
+    for tag, reason in sorted(decided.kept.items()):
+        log.say(f"{registry.name}:{tag} kept: {reason}")
     for tag in decided.tags:
-        log.say(f"{registry.name}:{tag} {'goes' if delete else 'would go'}")
+        log.say(f"{registry.name}:{tag} {'to be removed' if delete else 'would be removed'}")
     if delete is not None:
         for digest in decided.digests:
             delete(digest)
     count = f"{len(decided.digests)} manifests of {len(decided.tags)} releases"
-    log.say(f"{registry.name}: {count} {'are gone' if delete else 'would go; for real: -- --delete'}")
+    log.say(f"{registry.name}: {count} {'removed' if delete else 'would be removed; to remove them: -- --delete'}")
     return decided
 
 
 class _Attached:
-    """What refers to a manifest (signatures, SBOMs): under tags, and in the list of a registry that keeps one."""
+    """Referrers of manifests (signatures, SBOMs): from tags, and from the referrers API where there is one."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._tagged: dict[Digest, list[Manifest]] = {}
-        self._lists = True  # until it reports that it keeps none
+        self._lists = True  # False after the registry reported that it has no referrers API
 
-    def add(self, about: Digest, found: Manifest) -> None:
-        """Something that a tag `sha256-…` attaches to a manifest."""
-        self._tagged.setdefault(about, []).append(found)
+    def add(self, subject: Digest, referrer: Manifest) -> None:
+        """Add a manifest that a tag `sha256-…` attaches to its subject."""
+        self._tagged.setdefault(subject, []).append(referrer)
 
-    def to(self, about: Digest) -> Iterable[Manifest]:
-        """Everything that refers to a manifest."""
-        yield from self._tagged.get(about, ())
-        listed = self._registry.referrers(about) if self._lists else None
+    def to(self, subject: Digest) -> Iterable[Manifest]:
+        """Yield all referrers of a manifest."""
+        yield from self._tagged.get(subject, ())
+        listed = self._registry.referrers(subject) if self._lists else None
         self._lists = listed is not None
         for entry in listed or ():
-            if (found := self._registry.manifest(entry["digest"])) is not None:
-                yield found
+            if (referrer := self._registry.manifest(entry["digest"])) is not None:
+                yield referrer
 
 
 def _by_rule(releases: Mapping[str, Manifest], rule: Rule, now: datetime) -> dict[str, str]:
     lines: dict[str, list[str]] = {}
     kept: dict[str, str] = {}
     ages = {}
-    for tag, found in releases.items():
-        versions, created = versions_of(found.annotations), _created(found)
+    for tag, manifest in releases.items():
+        versions, created = versions_of(manifest.annotations), _created(manifest)
         if not versions or created is None:
-            kept[tag] = "it does not state what it is made of"
+            kept[tag] = "it does not state its versions"
             continue
         number_of, variant = _parts(tag)
         ages[tag] = age(versions), number_of
@@ -133,9 +133,9 @@ def _by_rule(releases: Mapping[str, Manifest], rule: Rule, now: datetime) -> dic
 
 
 def _parts(tag: str) -> tuple[int, str]:
-    """The number of a tag that never moves, and its variant: r2-airgap → 2, -airgap."""
-    found = FIXED.fullmatch(tag)
-    return (int(found[1]), found[2] or "") if found else (0, "")
+    """Return the number of a fixed tag, and its variant: r2-airgap → 2, -airgap."""
+    match = FIXED.fullmatch(tag)
+    return (int(match[1]), match[2] or "") if match else (0, "")
 
 
 def _created(manifest: Manifest) -> datetime | None:
@@ -146,34 +146,35 @@ def _created(manifest: Manifest) -> datetime | None:
 
 
 def _manifests(registry: Registry, references: Iterable[str]) -> dict[str, Manifest]:
-    """What is behind each tag or digest, in their order; one that is gone is left out."""
-    asked = list(references)
+    """Read the manifest of each tag or digest, in order; missing ones are left out."""
+    names = list(references)
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        return {one: found for one, found in zip(asked, pool.map(registry.manifest, asked), strict=True) if found}
+        manifests = zip(names, pool.map(registry.manifest, names), strict=True)
+        return {name: manifest for name, manifest in manifests if manifest}
 
 
 def _closure(top: Manifest, attached: _Attached, parts: Mapping[str, Manifest], registry: Registry) -> list[Digest]:
-    """The digests that `top` reaches, in the order of their removal; blobs are the registry's own to clean up.
+    """Return the digests that `top` reaches, in the order of removal; the registry itself removes blobs.
 
-    `parts`: what was read already, by digest.
+    `parts`: manifests that were read before, by digest.
     """
-    found: dict[Digest, None] = {}
+    reached: dict[Digest, None] = {}
 
     def visit(manifest: Manifest) -> None:
-        if manifest.digest in found:
+        if manifest.digest in reached:
             return
         for other in attached.to(manifest.digest):
             visit(other)
-        found[manifest.digest] = None
+        reached[manifest.digest] = None
         for child in _children(manifest, parts, registry):
             visit(child)
 
     visit(top)
-    return list(found)
+    return list(reached)
 
 
 def _entries(manifest: Manifest) -> list[str]:
-    """The digests in an index; none in another manifest."""
+    """Return the digests in an index; none for another manifest."""
     if manifest.media_type != INDEX:
         return []
     return [entry["digest"] for entry in manifest.document.get("manifests", ())]

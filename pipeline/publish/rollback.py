@@ -1,7 +1,7 @@
 """Stage `rollback`: point the moving tags back at an older release. Nothing is deleted, nothing is built.
 
-A tag that never moves stays where it is, so the release that is taken back is still available by its own name. The next
-release moves the moving tags on, as ever: tag.py.
+Fixed tags do not change, so the withdrawn release is still available by its fixed tag. The next release moves the
+moving tags again: tag.py.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def run(
 ) -> tuple[Move, ...]:
     """Move, in every repository, the moving tags that `target` would have had as the newest release.
 
-    `target`: a tag that never moves (`k3s-…-r1`) or a digest; a variant (`k3s-…-r1-airgap`) has moving tags of its own.
-    Every repository must hold it, with the same digest, before any tag moves. Raises IntentError for a target that is
-    no release, RegistryError.
+    `target`: a fixed tag (`k3s-…-r1`) or a digest; a variant (`k3s-…-r1-airgap`) has its own moving tags. Every
+    repository must have it, with the same digest, before any tag moves. Raises IntentError for a target that is not a
+    release, RegistryError.
     """
     releases = [(registry, _release(registry, target)) for registry in map(registry_for, names)]
     if len({manifest.digest for _, manifest in releases}) != 1:
@@ -65,7 +65,7 @@ def run(
 def _release(registry: Registry, target: str) -> Manifest:
     manifest = registry.manifest(target)
     if manifest is None:
-        newest = [tag for tag in registry.tags() if tag.startswith("k3s-")][-5:]  # that never move, as names sort
+        newest = [tag for tag in registry.tags() if tag.startswith("k3s-")][-5:]  # fixed tags, by name
         raise RegistryError(
             f"{registry.name} has no {target}",
             expected="a release that every repository of versions.yaml holds",
@@ -82,7 +82,7 @@ def _release(registry: Registry, target: str) -> Manifest:
 
 
 def _moves(registry: Registry, manifest: Manifest) -> list[Move]:
-    """Its moving tags that are there and elsewhere; one that is not there was never moved by a release."""
+    """Return the moves of its moving tags that exist and point elsewhere."""
     moves = []
     suffix = variant_of(manifest.annotations).suffix
     for tag in (f"{tag}{suffix}" for tag in moving_tags(versions_of(manifest.annotations))):

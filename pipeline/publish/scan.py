@@ -1,10 +1,10 @@
-"""Stage `scan`: is there a known vulnerability with a fix in the image, which has not been reviewed yet?
+"""Stage `scan`: refuse an image with a known vulnerability that has a fix and was not reviewed.
 
-The scanner is grype, which reads the built bytes (a release installs it; it is no part of this project). Its report
-is checked against the list of allowed findings, and against the age of its database: an old one finds nothing new.
+The scanner is grype, which reads the built bytes (a release installs it; this project does not include it). Its report
+is checked against the list of allowed findings, and against the age of its database.
 Format: https://github.com/anchore/grype/blob/main/grype/presenter/models/document.go
 
-    dist/scan/amd64.json         ScanReport: what push goes by
+    dist/scan/amd64.json         ScanReport: required by push
     dist/scan/amd64.grype.json   the scanner's own report
 """
 
@@ -32,9 +32,9 @@ from pipeline.core.records import LAYOUT, OLDEST_DATABASE, SCAN, Image, ScanRepo
 from pipeline.oci import layout
 
 ALLOWED = ".github/allowed-vulnerabilities.yaml"
-STAND_IN = "stand-in"  # how a scanner names itself that knows nothing; only a rehearsed image may go by it
+STAND_IN = "stand-in"  # name of a scanner without a database; only for a rehearsed image
 _SEVERITIES = ("unknown", "negligible", "low", "medium", "high", "critical")
-_LONGEST = timedelta(days=90)  # that a finding may be allowed for before it is reviewed again
+_LONGEST = timedelta(days=90)  # that a finding can be allowed before it must be reviewed again
 _PATIENCE = 900.0  # seconds for one platform; the first run downloads the database, some hundred megabytes
 
 
@@ -52,7 +52,7 @@ class Finding:
 
     @property
     def names(self) -> frozenset[str]:
-        """Every id that it goes by: GHSA-…, CVE-…, GO-…"""
+        """All its ids: GHSA-…, CVE-…, GO-…"""
         return self.aliases | {self.id}
 
     def __str__(self) -> str:
@@ -65,17 +65,17 @@ class Allowed:
     """A finding that was reviewed."""
 
     id: str
-    package: str  # empty: in any
+    package: str  # empty: any
     expires: date
     reason: str
 
     def covers(self, finding: Finding) -> bool:
-        """Whether it is about that finding."""
+        """Return whether it allows that finding."""
         return self.id in finding.names and self.package in ("", finding.package)
 
 
 def read_allowed(path: Path, today: date) -> tuple[Allowed, ...]:
-    """The list. Raises IntentError for what is not complete, has expired, or is allowed for too long."""
+    """Read the list. Raises IntentError for entries that are incomplete, expired, or valid for too long."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or []
     except FileNotFoundError:
@@ -93,10 +93,10 @@ def read_allowed(path: Path, today: date) -> tuple[Allowed, ...]:
             mistakes.append(f"entry {count}: {error}")
     if mistakes:
         raise IntentError(
-            f"{path} needs a look",
-            expected=f"id, reason, expires (a day within {_LONGEST.days} days), and package if it is about one alone",
+            f"{path} must be reviewed",
+            expected=f"id, reason, expires (a day within {_LONGEST.days} days), and package if it is about one only",
             found="; ".join(mistakes),
-            next_step="is the finding still there? Then give it a new day and say why, else delete the entry",
+            next_step="does the scan still report it? Then enter a new day and the reason, else delete the entry",
         )
     return tuple(allowed)
 
@@ -111,7 +111,7 @@ def _entry(entry: object, today: date) -> Allowed:
     try:
         expires = date.fromisoformat(entry["expires"])
     except ValueError:
-        raise ValueError(f"expires is no day: {entry['expires']}") from None
+        raise ValueError(f"expires is not a date: {entry['expires']}") from None
     if expires < today:
         raise ValueError(f"{entry['id']} has expired on {expires}")
     if expires > today + _LONGEST:
@@ -121,9 +121,9 @@ def _entry(entry: object, today: date) -> Allowed:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What is read of grype's report."""
+    """A report of grype, as far as it is used."""
 
-    manifest: Digest  # what it is about
+    manifest: Digest  # that was scanned
     scanner: str
     version: str
     database: datetime
@@ -131,7 +131,7 @@ class Report:
 
 
 def read_report(path: Path, now: datetime) -> Report:
-    """What the scanner found. Raises VerificationFailed for a report that is broken or of an old database."""
+    """Read the scanner's report. Raises VerificationFailed if it is broken or of an old database."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         by = data["descriptor"]
@@ -150,11 +150,11 @@ def read_report(path: Path, now: datetime) -> Report:
             expected="the output of grype --output json",
             found=f"{type(error).__name__}: {error}",
             where=str(path),
-            next_step="another version of grype may write it otherwise: look at the file",
+            next_step="another version of grype may use another format: look at the file",
         ) from None
     if status.get("valid") is False or old:
         raise VerificationFailed(
-            "the scanner's database is too old to say anything",
+            "the scanner's database is too old",
             expected=f"one that is valid and younger than {OLDEST_DATABASE.days} days",
             found=f"built {report.database:%Y-%m-%d}, valid: {status.get('valid')}",
             where=str(path),
@@ -186,34 +186,33 @@ def run(
     *,
     least: str = "high",
 ) -> tuple[ScanReport, ...]:
-    """Scan every platform and write dist/scan/; refuse an image with a grave finding that has a fix.
+    """Scan every platform and write dist/scan/; refuse an image with a severe finding that has a fix.
 
-    `scanner`: the command that takes `oci-dir:FOLDER --output json --file FILE`. `least`: the severity from which on a
-    finding is grave. One that is on the list does not stop a release, nor one that has no fix yet: nothing could be
-    done about it but to stop releasing. Raises VerificationFailed with every finding that does, or when there is no
-    scan to go by; IntentError for a list that needs a look and a scanner that is not there; DigestMismatch when the
-    layout has changed.
+    `scanner`: a command with the options `oci-dir:FOLDER --output json --file FILE`. `least`: the lowest severity that
+    counts as severe. Findings on the list, and those without a fix, do not stop a release. Raises VerificationFailed
+    with every finding that does, or if the scan failed; IntentError for an invalid list or a missing scanner;
+    DigestMismatch if the layout has changed.
     """
     if least not in _SEVERITIES:
         raise IntentError(f"{least} is not a severity", expected=", ".join(_SEVERITIES))
     allowed = read_allowed(allowed_path, datetime.now(UTC).date())
-    built = layout.read(dist / LAYOUT, image.digest)
+    files = layout.read(dist / LAYOUT, image.digest)
     reports: list[ScanReport] = []
     needed: set[Allowed] = set()
-    for platform, one in image.platforms.items():
+    for platform, built in image.platforms.items():
         raw = dist / SCAN / f"{platform.architecture}.grype.json"
-        with _alone(built, one.digest, dist) as folder:
+        with _single_platform(files, built.digest, dist) as folder:
             _scan(scanner, folder, raw)
         scanned = read_report(raw, datetime.now(UTC))
         _require_about(scanned, image, platform, raw)
         needed |= {entry for entry in allowed for finding in scanned.findings if entry.covers(finding)}
-        grave = [finding for finding in scanned.findings if _rank(finding.severity) >= _rank(least)]
-        covered = {finding: entry for finding in grave for entry in allowed if entry.covers(finding)}
-        others = [finding for finding in grave if finding not in covered]
+        severe = [finding for finding in scanned.findings if _rank(finding.severity) >= _rank(least)]
+        covered = {finding: entry for finding in severe for entry in allowed if entry.covers(finding)}
+        others = [finding for finding in severe if finding not in covered]
         report = ScanReport(
             platform=platform,
             index=image.digest,
-            digest=one.digest,
+            digest=built.digest,
             by=f"{scanned.scanner} {scanned.version}",
             database=scanned.database,
             findings=len(scanned.findings),
@@ -237,7 +236,7 @@ def run(
 
 
 def require_scanner(scanner: Sequence[str]) -> None:
-    """Refuse to begin without the scanner's program. Raises IntentError."""
+    """Raise IntentError if the scanner's program is missing."""
     if shutil.which(scanner[0]) is None:
         raise IntentError(
             f"there is no {scanner[0]}",
@@ -247,24 +246,24 @@ def require_scanner(scanner: Sequence[str]) -> None:
 
 
 @contextmanager
-def _alone(built: layout.Layout, manifest: Digest, dist: Path) -> Iterator[Path]:
-    """A layout of one platform with the same blobs.
+def _single_platform(files: layout.Layout, manifest: Digest, dist: Path) -> Iterator[Path]:
+    """Create a layout of one platform with the same blobs.
 
-    Of a layout with an index, releases of grype scan nothing or what they take for the first platform
-    (anchore/stereoscope, pkg/image/oci/directory_provider.go); of this one all of them scan that manifest.
+    In a layout with an index, some releases of grype scan nothing or another platform (anchore/stereoscope,
+    pkg/image/oci/directory_provider.go).
     """
     with TemporaryDirectory(dir=dist, prefix="scan-") as name:
         folder = Path(name)
         (folder / "blobs").symlink_to(os.path.relpath(dist / LAYOUT / "blobs", folder))
-        layout.write_top(folder, built.part(manifest).descriptor)
+        layout.write_top(folder, files.part(manifest).descriptor)
         yield folder
 
 
 def _scan(scanner: Sequence[str], folder: Path, report: Path) -> None:
-    """Run the scanner; its report is there when it is whole. Raises IntentError, VerificationFailed."""
+    """Run the scanner and write its report. Raises IntentError, VerificationFailed."""
     report.parent.mkdir(parents=True, exist_ok=True)
-    made = folder / "report.json"
-    command = [*scanner, f"oci-dir:{folder}", "--output", "json", "--file", str(made)]
+    output = folder / "report.json"
+    command = [*scanner, f"oci-dir:{folder}", "--output", "json", "--file", str(output)]
     require_scanner(scanner)
     try:
         done = subprocess.run(
@@ -276,29 +275,29 @@ def _scan(scanner: Sequence[str], folder: Path, report: Path) -> None:
         raise VerificationFailed(
             f"{scanner[0]} timed out", expected=f"within {_PATIENCE:.0f} s", next_step="nox -s scan"
         ) from None
-    if done.returncode != 0 or not made.exists():
+    if done.returncode != 0 or not output.exists():
         raise VerificationFailed(
             f"{scanner[0]} could not scan the image",
             expected="exit code 0 and a report",
             found=f"exit code {done.returncode}: " + "\n    ".join(done.stderr.strip().splitlines()[-5:]),
             next_step="it needs its database of vulnerabilities, from the network: run it again, nox -s scan",
         )
-    write_text(report, made.read_text(encoding="utf-8"))
+    write_text(report, output.read_text(encoding="utf-8"))
 
 
-def _require_about(found: Report, image: Image, platform: Platform, path: Path) -> None:
-    """Refuse a report about something else, or of a scanner that knows nothing."""
+def _require_about(report: Report, image: Image, platform: Platform, path: Path) -> None:
+    """Raise VerificationFailed for a report about another image, or of a stand-in scanner."""
     expected = image.platforms[platform].digest
-    if found.manifest != expected:
+    if report.manifest != expected:
         raise VerificationFailed(
             "the scanner reports about another image",
             expected=expected.text,
-            found=found.manifest.text,
+            found=report.manifest.text,
             where=str(path),
         )
-    if found.scanner == STAND_IN and not image.rehearsed:
+    if report.scanner == STAND_IN and not image.rehearsed:
         raise VerificationFailed(
-            "a stand-in scanned the image, which knows no vulnerability",
+            "a stand-in scanned the image, which has no database of vulnerabilities",
             expected="grype",
             where=str(path),
             next_step="nox -s scan -- --scanner PROGRAM",
@@ -309,17 +308,17 @@ def _refuse(reports: Sequence[ScanReport], least: str) -> None:
     if refused := _sorted({text for report in reports for text in report.refused}):
         raise VerificationFailed(
             "the image has vulnerabilities that are fixed elsewhere",
-            expected=f"none of severity {least} or above that has a fix",
+            expected=f"none of severity {least} or above with a fix",
             found="\n    ".join(refused),
-            next_step="nox -s update takes newer versions; what cannot be reached is allowed for a while, "
+            next_step="nox -s update takes newer versions; what is not fixed by them can be allowed for a while, "
             f"with the reason, in {ALLOWED}",
         )
 
 
 def _sorted(findings: Iterable[object]) -> tuple[str, ...]:
-    return tuple(sorted({str(each) for each in findings}))
+    return tuple(sorted(set(map(str, findings))))
 
 
 def _rank(severity: str) -> int:
-    """A severity that a newer grype may have invented counts as the gravest."""
+    """Return the rank of a severity; an unknown one counts as the highest."""
     return _SEVERITIES.index(severity if severity in _SEVERITIES else _SEVERITIES[-1])

@@ -1,8 +1,8 @@
 """Stage `sign`: sign the index and each platform's manifest, and attest each platform's SBOMs, in every repository.
 
 A claim is a statement in a Sigstore bundle. It is signed once, kept in dist/signed/, and pushed with the same bytes to
-every repository of the image, as an artifact that refers to what it is about: where cosign 3 puts and finds it. What
-was signed before, here or in any of the repositories, is used again.
+every repository of the image, as an artifact that refers to its subject, as cosign 3 writes and reads it. Existing
+signatures, in dist/ or in any of the repositories, are used again.
 
     dist/signed/index.signature.json                     the index
     dist/signed/amd64.{signature,spdx,cdx}.json, …       each platform's manifest
@@ -35,38 +35,38 @@ FOLDER = "signed"
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One thing that is signed."""
+    """A statement to sign."""
 
-    name: str  # index, amd64 …, a dot, and its kind: signature, spdx, cdx
+    name: str  # index or architecture, a dot, and its kind: signature, spdx, cdx
     subject: Part
     predicate_type: str
     statement: bytes
 
     @property
     def annotations(self) -> dict[str, str]:
-        """By these a reader chooses without downloading (as cosign and GitHub write them)."""
+        """Its content and type for a reader, without a download (as cosign and GitHub write them)."""
         return {
             "dev.sigstore.bundle.content": "dsse-envelope",
             "dev.sigstore.bundle.predicateType": self.predicate_type,
         }
 
     def path(self, dist: Path) -> Path:
-        """Where its bundle is kept."""
+        """Return the path of its bundle."""
         return dist / FOLDER / f"{self.name}.json"
 
 
 def claims(publication: Publication) -> Iterator[Claim]:
-    """All that is signed of an image.
+    """Yield all claims of an image.
 
-    Raises IntentError when an SBOM is missing, VerificationFailed when one is another image's, DigestMismatch when the
+    Raises IntentError if an SBOM is missing, VerificationFailed if one is of another image, DigestMismatch if the
     layout has changed.
     """
     image, layout = publication.image, publication.layout
     title = image.annotations.get("org.opencontainers.image.title", "image")
 
     def claim(name: str, about: str, digest: Digest, kind: str, predicate: dict[str, object]) -> Claim:
-        made = statement.make(about, digest, kind, predicate)
-        return Claim(name=name, subject=layout.part(digest), predicate_type=kind, statement=made)
+        signed = statement.make(about, digest, kind, predicate)
+        return Claim(name=name, subject=layout.part(digest), predicate_type=kind, statement=signed)
 
     yield claim("index.signature", title, image.digest, statement.SIGNATURE, {})
     for platform, built in image.platforms.items():
@@ -87,11 +87,11 @@ def claims(publication: Publication) -> Iterator[Claim]:
 
 
 def run(publication: Publication, signer: Callable[[], Signer], trust: Trust) -> Release:
-    """Sign what is not signed yet, and have every claim in every repository; recorded in release.json.
+    """Sign the claims without a signature, and push all to every repository; recorded in release.json.
 
-    Only a digest that is recorded as pushed is signed. `signer` is called only when there is something to sign.
-    `trust`: whose earlier signatures count as ours; what is signed now must hold against it too. Raises IntentError,
-    RegistryError, UpstreamError, VerificationFailed.
+    The digest must be recorded as pushed. `signer` is called only if there is something to sign. `trust`: accepted
+    signers of earlier signatures; new signatures are checked against it, too. Raises IntentError, RegistryError,
+    UpstreamError, VerificationFailed.
     """
     dist, log = publication.dist, publication.log
     publication.require_loopback()
@@ -123,31 +123,31 @@ def _sign(
     signer: Callable[[], Signer],
     trust: Trust,
 ) -> None:
-    """Have a bundle of every claim in dist/signed/."""
+    """Write a bundle of every claim to dist/signed/."""
     log = publication.log
     for claim in everything:
         path = claim.path(publication.dist)
-        if path.exists() and _holds(claim, path.read_bytes(), trust):
+        if path.exists() and _is_valid(claim, path.read_bytes(), trust):
             log.say(f"{claim.name}: signed before")
             continue
-        known = next((raw for registry in registries if (raw := _earlier(claim, registry, trust)) is not None), None)
-        if known is not None:
+        raw = next(filter(None, (_existing(claim, registry, trust) for registry in registries)), None)
+        if raw is not None:
             log.say(f"{claim.name}: signed before, found in the registry")
         else:
-            known = signer().sign(claim.statement)
-            if not _holds(claim, known, trust):
+            raw = signer().sign(claim.statement)
+            if not _is_valid(claim, raw, trust):
                 raise VerificationFailed(
-                    "what was signed does not hold against what verify asks for",
+                    "verify would refuse the new signature",
                     expected=str(trust),
                     found=str(signer()),
                     next_step="sign in the release workflow of versions.yaml's source, or with the key to verify",
                 )
             log.say(f"{claim.name}: signed by {signer()}")
-        write_text(path, known.decode())
+        write_text(path, raw.decode())
 
 
-def _earlier(claim: Claim, registry: Registry, trust: Trust) -> bytes | None:
-    """A bundle of that very statement that refers to its subject."""
+def _existing(claim: Claim, registry: Registry, trust: Trust) -> bytes | None:
+    """Return a bundle of that statement from a registry; None if there is none."""
     for entry in referrers.entries(registry, claim.subject.digest):
         manifest = registry.manifest(entry["digest"])
         if manifest is None:
@@ -161,12 +161,12 @@ def _earlier(claim: Claim, registry: Registry, trust: Trust) -> bytes | None:
             continue
         with registry.blob(digest) as chunks:
             raw = b"".join(chunks)
-        if _holds(claim, raw, trust):
+        if _is_valid(claim, raw, trust):
             return raw
     return None
 
 
-def _holds(claim: Claim, raw: bytes, trust: Trust) -> bool:
+def _is_valid(claim: Claim, raw: bytes, trust: Trust) -> bool:
     try:
         return bool(bundle.statement(raw, trust) == json.loads(claim.statement))
     except VerificationFailed:

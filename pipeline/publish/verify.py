@@ -1,12 +1,11 @@
 """Stage `verify`: read back what was published, as an anonymous client, and check it.
 
-A release is checked against what was built here. Any reference can be checked without that, with nothing at hand but
-its name and whose signature to expect: the digest of every byte down from the index, what index, manifests and configs
-state, the provenance of each platform, the signatures on the index and on each platform's manifest, and the signed
-SBOMs. Whoever may write to a repository can replace all of it by something consistent. That is what the signatures are
-for; a digest alone only proves that nothing was lost on the way.
+A release is checked against the image in dist/. Any other reference is checked by its name and the expected signer: the
+digest of every byte below the index, the annotations of index, manifests and configs, the provenance of each platform,
+the signatures on the index and on each platform's manifest, and the signed SBOMs. An attacker with push access can
+replace all of it consistently; only the signatures prevent that. A digest alone proves only that nothing was lost.
 
-Nothing of the code that signs or pushes is used here. Sources: OCI image-spec and distribution-spec 1.1 ("Listing
+Shares no code with sign and push. Sources: OCI image-spec and distribution-spec 1.1 ("Listing
 Referrers"), sigstore/cosign (what version 3 writes).
 """
 
@@ -40,7 +39,7 @@ _PROVENANCE = "https://slsa.dev/provenance/"
 _PREDICATE = "dev.sigstore.bundle.predicateType"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYERS = tuple(f"application/vnd.oci.image.layer.v1.tar{packed}" for packed in ("", "+gzip", "+zstd"))
-_LARGEST = 1 << 26  # bytes of a manifest, config or bundle; ours have less than two million
+_LARGEST = 1 << 26  # bytes of a manifest, config or bundle; ours are below two million
 _NAMES = {Form.SPDX: "SPDX", Form.CYCLONEDX: "CycloneDX"}
 
 
@@ -52,10 +51,10 @@ def run(
     hashed: dict[ImageName, dict[str, int]] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Read back every reference (`registry/repository:tag`; none: all that were tagged) and record it.
+    """Read back every reference (`registry/repository:tag`; none: all tagged ones) and record it.
 
-    Every blob is downloaded and hashed, once for each repository; `hashed`: what was so far, to be added to. Raises
-    VerificationFailed with expected, found and where; IntentError when there is nothing to verify.
+    Every blob is downloaded and hashed, once for each repository; `hashed`: sizes of the blobs hashed so far, updated.
+    Raises VerificationFailed with expected, found and where; IntentError if there is nothing to verify.
     """
     image, log, release = publication.image, publication.log, publication.release
     repositories: dict[ImageName, list[str]] = {}
@@ -69,7 +68,7 @@ def run(
         audit = _Audit(reader=Reader(name, client, sleep), log=log, released=image, hashed=known)
         started, before = time.monotonic(), audit.read
         tags = [f"{name}:{reference}" for reference in wanted if not reference.startswith("sha256:")]
-        # What is about to be read counts as verified again only when it was read to its end.
+        # Not verified until it was read completely.
         release = publication.record(replace(release, verified=tuple(t for t in release.verified if t not in tags)))
         with audit.reading(str(name)):
             index = [audit.released_index(reference, image) for reference in wanted][-1]
@@ -98,9 +97,9 @@ def published(
 ) -> None:
     """Check each reference (`registry/repository[:tag][@digest]`) from its index to the last byte, and its signatures.
 
-    Raises VerificationFailed with the first thing that is wrong, IntentError for what is no reference.
+    Raises VerificationFailed for the first difference, IntentError for an invalid reference.
     """
-    wanted = tuple(platforms)
+    expected = tuple(platforms)
     for text in references:
         name, reference = ImageName.parse_reference(text)
         started = time.monotonic()
@@ -108,7 +107,7 @@ def published(
         with audit.reading(text):
             index, digest = audit.index(reference)
             annotations = audit.annotations(index)
-            entries = audit.platforms(index, wanted)
+            entries = audit.platforms(index, expected)
             audit.content(index)
             signatures = _Signatures(audit=audit, trust=trust)
             signatures.on("the index", digest)
@@ -118,7 +117,7 @@ def published(
             for platform, entry in entries.items():
                 for form in Form:
                     signatures.sbom(platform, entry["digest"], form, annotations)
-        log.say(f"{name}@{digest} holds: {size(audit.read)} read in {seconds(time.monotonic() - started)}")
+        log.say(f"{name}@{digest} is valid: {size(audit.read)} read in {seconds(time.monotonic() - started)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +126,7 @@ class _Audit:
 
     reader: Reader
     log: Log
-    released: Image | None = None  # what was built here; None: it was made elsewhere
+    released: Image | None = None  # the image in dist/; None: built elsewhere
     hashed: dict[str, int] = field(default_factory=dict)  # digest of a blob that was read → bytes
 
     @property
@@ -136,38 +135,38 @@ class _Audit:
         return sum(self.hashed.values())
 
     @contextmanager
-    def reading(self, what: str) -> Iterator[None]:
-        """Refuse documents of another form than the specification's."""
+    def reading(self, source: str) -> Iterator[None]:
+        """Raise VerificationFailed for documents that do not follow the specification."""
         try:
             yield
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise self.refused(f"{what} is made of documents that cannot be read", found=repr(error)[:200]) from None
+            raise self.refused(f"{source} has a document that cannot be read", found=repr(error)[:200]) from None
 
     def refused(self, summary: str, **parts: str | None) -> VerificationFailed:
-        """The error with its next step."""
+        """Return the error with its next step."""
         if self.released:
             next_step = "do not announce this release; run `nox -s tag` again, and find out who changed the registry"
         else:
             next_step = 'do not use this image; ask its makers (docs/verify.md, "When it is refused")'
         return VerificationFailed(summary, **{"next_step": next_step, **parts})
 
-    def equal(self, what: str, expected: object, found: object) -> None:
-        """Refuse what differs."""
-        if expected != found:
+    def equal(self, name: str, expected: object, actual: object) -> None:
+        """Raise VerificationFailed if the values differ."""
+        if expected != actual:
             should = "was released" if self.released else "it should be"
-            raise self.refused(f"{what} is not what {should}", expected=str(expected), found=str(found))
+            raise self.refused(f"{name} is not what {should}", expected=str(expected), found=str(actual))
 
-    def one_of(self, what: str, expected: Sequence[str], found: str) -> None:
-        """Refuse what is none of these."""
-        self.equal(what, found if found in expected else " or ".join(expected), found)
+    def member(self, name: str, expected: Sequence[str], actual: str) -> None:
+        """Raise VerificationFailed if the value is not one of the expected ones."""
+        self.equal(name, actual if actual in expected else " or ".join(expected), actual)
 
-    def agree(self, where: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-        """Refuse what does not have each of these annotations, letter for letter."""
+    def agree(self, where: str, expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
+        """Raise VerificationFailed unless each of the expected annotations is there with the same value."""
         for key, value in expected.items():
-            self.equal(f"{key} on {where}", value, found.get(key))
+            self.equal(f"{key} on {where}", value, actual.get(key))
 
     def released_index(self, reference: str, image: Image) -> Document:
-        """The index that was built here, behind a tag or digest."""
+        """Return the released index of a tag or digest."""
         name = self.reader.name
         full = f"{name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
         raw, served = self.reader.manifest(reference, INDEX)
@@ -177,7 +176,7 @@ class _Audit:
         return self._parsed(raw)
 
     def index(self, reference: str) -> tuple[Document, str]:
-        """Any index behind a tag or digest, and its digest."""
+        """Return any index of a tag or digest, and its digest."""
         name = self.reader.name
         raw = self.reader.optional(f"manifests/{reference}", ", ".join(ANY_MANIFEST))
         if raw is None:
@@ -188,32 +187,32 @@ class _Audit:
             self.equal(f"the index {reference}", reference, digest)
         return self._parsed(raw, f"{name}, {reference}, "), digest
 
-    def _parsed(self, raw: bytes, what: str = "it ") -> Document:
+    def _parsed(self, raw: bytes, source: str = "it ") -> Document:
         index: Document = json.loads(raw)
         if "manifests" not in index:
-            found = index.get("mediaType", "no media type")
-            raise self.refused(f"{what}is one manifest and no index of platforms", expected=INDEX, found=found)
+            media_type = index.get("mediaType", "no media type")
+            raise self.refused(f"{source}is a single manifest, not an index", expected=INDEX, found=media_type)
         self.equal("the media type that the index gives itself", INDEX, index.get("mediaType"))
         return index
 
     def annotations(self, index: Document) -> Mapping[str, str]:
-        """What an index states of its image, complete."""
+        """Return the annotations of an index, which must be complete."""
         stated = annotations_of(index)
         for key in ("org.opencontainers.image.title", *(f"{KEY}.{component}" for component in COMPONENTS)):
             if key not in stated:
-                raise self.refused("the index does not say what it is", expected=f"the annotation {key}")
+                raise self.refused("the index lacks an annotation", expected=f"the annotation {key}")
         if REHEARSAL in stated and not self.reader.name.is_loopback:
-            raise self.refused("this is a rehearsed image, made of stubs", found=stated[REHEARSAL])
+            raise self.refused("this is a rehearsed image, which contains stubs", found=stated[REHEARSAL])
         return stated
 
     def platforms(self, index: Document, expected: Iterable[Platform]) -> Mapping[str, Document]:
-        """The entries of these platforms; no other may be there, nor one twice."""
-        found = sorted(platform_of(entry) for entry in images(index))
-        self.equal("the list of platforms", ", ".join(sorted(expected)), ", ".join(found))
+        """Return the entries by platform; there must be exactly one of each expected platform."""
+        actual = sorted(platform_of(entry) for entry in images(index))
+        self.equal("the list of platforms", ", ".join(sorted(expected)), ", ".join(actual))
         return by_platform(index)
 
     def content(self, index: Document) -> None:
-        """Everything below an index, every byte of it."""
+        """Check every byte below an index."""
         entries = by_platform(index)
         for platform, entry in entries.items():
             self._platform(platform, entry, annotations_of(index))
@@ -241,9 +240,9 @@ class _Audit:
         manifest = self.described(f"the manifest of {platform}", entry)
         self.agree(f"the manifest of {platform}", stated, annotations_of(manifest))
         layers = manifest["layers"]
-        self.one_of(f"the media type of {platform}'s config", (_CONFIG,), manifest["config"]["mediaType"])
+        self.member(f"the media type of {platform}'s config", (_CONFIG,), manifest["config"]["mediaType"])
         for layer in layers:
-            self.one_of(f"the media type of {platform}'s layer {layer['digest']}", _LAYERS, layer["mediaType"])
+            self.member(f"the media type of {platform}'s layer {layer['digest']}", _LAYERS, layer["mediaType"])
         config = json.loads(self.small(manifest["config"]))
         self.equal(f"the platform in the config of {platform}", platform, platform_of(config))
         unpacked = config["rootfs"]["diff_ids"]
@@ -254,29 +253,29 @@ class _Audit:
         self.log.say(f"{platform} {entry['digest']}: {len(layers)} layers, every byte hashed")
 
     def _attestation(self, entry: Document) -> list[str]:
-        """The predicate types of one of BuildKit's attestations, which say how an image was built."""
+        """Return the predicate types of an attestation of BuildKit."""
         kinds = []
         manifest = self.described("an attestation of the index", entry)
         for layer in manifest["layers"]:
             kinds.append(annotations_of(layer).get("in-toto.io/predicate-type", ""))
-            found = json.loads(self.small(layer)).get("predicateType")
-            self.equal(f"the predicate type of the attestation {layer['digest']}", kinds[-1], found)
+            stated = json.loads(self.small(layer)).get("predicateType")
+            self.equal(f"the predicate type of the attestation {layer['digest']}", kinds[-1], stated)
         self._hash(manifest["config"])
         return kinds
 
-    def described(self, what: str, entry: Document) -> Document:
-        """A manifest, checked against the digest, size and type that an index gives it."""
-        self.equal(f"the media type that the index gives {what}", MANIFEST, entry["mediaType"])
+    def described(self, name: str, entry: Document) -> Document:
+        """Return a manifest, checked against digest, size and type in its index."""
+        self.equal(f"the media type that the index gives {name}", MANIFEST, entry["mediaType"])
         raw, served = self.reader.manifest(entry["digest"], MANIFEST)
-        self.equal(f"the media type of {what}", MANIFEST, served)
-        self.equal(f"the digest of {what}", entry["digest"], _sha256(raw))
-        self.equal(f"the size of {what}", entry["size"], len(raw))
+        self.equal(f"the media type of {name}", MANIFEST, served)
+        self.equal(f"the digest of {name}", entry["digest"], _sha256(raw))
+        self.equal(f"the size of {name}", entry["size"], len(raw))
         manifest: Document = json.loads(raw)
-        self.equal(f"the media type that {what} gives itself", MANIFEST, manifest.get("mediaType"))
+        self.equal(f"the media type that {name} gives itself", MANIFEST, manifest.get("mediaType"))
         return manifest
 
     def small(self, part: Document) -> bytes:
-        """A document that is a blob."""
+        """Return a blob that is a small document."""
         if not 0 <= part["size"] <= _LARGEST:
             expected = f"at most {size(_LARGEST)}"
             raise self.refused("a document is too large", expected=expected, found=size(part["size"]))
@@ -287,60 +286,60 @@ class _Audit:
         return raw
 
     def _hash(self, part: Document) -> None:
-        """Have every byte of a blob hashed, once."""
+        """Hash a blob, once."""
         digest = part["digest"]
         if digest not in self.hashed:
-            length, found = self.reader.hash(digest)
-            self.equal(f"the blob {digest}", digest, found)
+            length, actual = self.reader.hash(digest)
+            self.equal(f"the blob {digest}", digest, actual)
             self.hashed[digest] = length
         self.equal(f"the size of {digest}", part["size"], self.hashed[digest])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Signatures:
-    """Checks of what refers to a manifest or index: signatures and SBOMs, by whom we trust."""
+    """Checks of the signatures and SBOMs that refer to a manifest or index, by trusted signers."""
 
     audit: _Audit
     trust: Trust
 
-    def on(self, what: str, digest: str, kind: str = _SIGNATURE, word: str = "signed") -> list[Document]:
-        """The statements of that kind about a digest by whom we trust; at least one."""
-        held: list[Document] = []
+    def on(self, name: str, digest: str, kind: str = _SIGNATURE, word: str = "signed") -> list[Document]:
+        """Return the statements of that kind about a digest by trusted signers; at least one."""
+        statements: list[Document] = []
         failures: list[VerificationFailed] = []
         for entry in self._referrers(digest):
             try:
-                held += self._statement(entry, what, digest, kind)
+                statements += self._statement(entry, name, digest, kind)
             except VerificationFailed as failure:
                 failures.append(failure)
-        if held:
-            return held
-        summary, expected, found = f"{what} is not {word}", f"{kind} by {self.trust}", "none"
+        if statements:
+            return statements
+        summary, expected, actual = f"{name} is not {word}", f"{kind} by {self.trust}", "none"
         if failures:
-            summary += f" by whom it must be: {failures[0].summary}"
-            expected, found = failures[0].expected or str(self.trust), failures[0].found or ""
+            summary += f" by a trusted signer: {failures[0].summary}"
+            expected, actual = failures[0].expected or str(self.trust), failures[0].found or ""
         where = f"{self.audit.reader.name}@{digest}"
-        raise self.audit.refused(summary, expected=expected, found=found, where=where)
+        raise self.audit.refused(summary, expected=expected, found=actual, where=where)
 
-    def _statement(self, entry: Document, what: str, digest: str, kind: str) -> Iterator[Document]:
-        """The statement that an artifact holds; none when it holds something else."""
+    def _statement(self, entry: Document, name: str, digest: str, kind: str) -> Iterator[Document]:
+        """Yield the statement of a referrer; nothing if it is of another kind."""
         audit = self.audit
-        manifest = audit.described(f"an artifact beside {what}", entry)
+        manifest = audit.described(f"a referrer of {name}", entry)
         is_bundle = [layer["mediaType"] for layer in manifest["layers"]] == [bundle.TYPE]
         if not is_bundle or annotations_of(manifest).get(_PREDICATE, kind) != kind:
             return
         subject = (manifest.get("subject") or {}).get("digest")
-        audit.equal(f"what an artifact beside {what} refers to", digest, subject)
+        audit.equal(f"the subject of a referrer of {name}", digest, subject)
         statement = bundle.statement(audit.small(manifest["layers"][0]), self.trust)
         if (signed := statement.get("predicateType")) != kind:
-            raise audit.refused(f"an artifact beside {what} signs something else", expected=kind, found=str(signed))
+            raise audit.refused(f"a referrer of {name} signs something else", expected=kind, found=str(signed))
         subjects = [f"sha256:{subject['digest'].get('sha256')}" for subject in statement["subject"]]
         if digest not in subjects:
-            summary = f"a signature beside {what} is one of another digest"
+            summary = f"a signature that refers to {name} is for another digest"
             raise audit.refused(summary, expected=digest, found=", ".join(subjects))
         yield statement
 
     def _referrers(self, digest: str) -> list[Document]:
-        """What the registry lists, else what the tag lists that stands for it."""
+        """Return the referrers by the registry's API, else by the referrers tag."""
         for path in (f"referrers/{digest}", f"manifests/{digest.replace(':', '-', 1)}"):
             raw = self.audit.reader.optional(path, INDEX)
             if raw is not None:
@@ -348,19 +347,18 @@ class _Signatures:
         return []
 
     def sbom(self, platform: str, digest: str, form: Form, stated: Mapping[str, str]) -> None:
-        """One SBOM of a manifest, with the versions that the index states."""
-        name = _NAMES[form]
-        what = f"the {name} SBOM of {platform}"
+        """Check one SBOM of a manifest, and its versions against those in the index."""
+        name = f"the {_NAMES[form]} SBOM of {platform}"
         failures: list[VerificationFailed] = []
-        word = f"attested with a {name} SBOM"
+        word = f"attested with a {_NAMES[form]} SBOM"
         for statement in self.on(f"the manifest of {platform}", digest, form.predicate, word):
-            about, versions = _described_by(form, statement["predicate"])
+            subject, versions = _described_by(form, statement["predicate"])
             try:
-                self.audit.equal(f"the manifest that {what} is about", digest, f"sha256:{about}")
+                self.audit.equal(f"the manifest that {name} is about", digest, f"sha256:{subject}")
                 for component in COMPONENTS:
                     expected = stated[f"{KEY}.{component}"]
-                    self.audit.equal(f"{component}'s version in {what}", expected, versions.get(component))
-                self.audit.log.say(f"{what}: {len(versions)} names, signed")
+                    self.audit.equal(f"{component}'s version in {name}", expected, versions.get(component))
+                self.audit.log.say(f"{name}: {len(versions)} names, signed")
                 return
             except VerificationFailed as failure:
                 failures.append(failure)
@@ -368,7 +366,7 @@ class _Signatures:
 
 
 def _described_by(form: Form, document: Document) -> tuple[str, dict[str, str]]:
-    """The manifest's digest in hexadecimal, and versions by name, of an SBOM."""
+    """Return the digest (hexadecimal) of an SBOM's manifest, and versions by name."""
     if form is Form.SPDX:
         versions = {package["name"]: package.get("versionInfo", "") for package in document["packages"]}
         return str(document["documentNamespace"]).rpartition("/")[2], versions

@@ -78,7 +78,7 @@ def test_what_is_not_ours_or_not_there_is_told(place: Place, tmp_path: Path) -> 
     registry = place.stranger(place.name("pull/refused"))
     with pytest.raises(RegistryError, match="there is no"):
         pull.run(registry, "v0.0", tmp_path / "pulled", LOG)
-    with pytest.raises(RegistryError, match="is no image of this project"):
+    with pytest.raises(RegistryError, match="is not an image of this project"):
         pull.run(registry, next(iter(image.platforms.values())).digest.text, tmp_path / "pulled", LOG)
     place.forget_manifest(place.name("pull/refused"), next(iter(image.platforms.values())).digest)
     with pytest.raises(RegistryError, match="lacks a part of the image"):

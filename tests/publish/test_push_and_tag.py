@@ -328,7 +328,7 @@ def test_what_is_left_is_told_and_nothing_is_written(publisher: Publisher) -> No
 
     name = publisher.names[0]
     pushing = [f"push {image.digest} to {name}"]
-    assert left() == (pushing, [f"{name}:{tag}: make it" for tag in (f"{FIXED}1", *MOVING)])
+    assert left() == (pushing, [f"{name}:{tag}: create it" for tag in (f"{FIXED}1", *MOVING)])
     assert not (publisher.dist / "release.json").exists()
     assert publisher.tags() == {}
     publisher.publish()
@@ -344,7 +344,7 @@ def test_a_newer_release_keeps_its_tags(publisher: Publisher) -> None:
     publisher.publish()
     publisher.lock = LOCK
     publisher.build("older")
-    assert tag.left(publisher.publication()) == [f"{publisher.names[0]}:{FIXED}1: make it"]
+    assert tag.left(publisher.publication()) == [f"{publisher.names[0]}:{FIXED}1: create it"]
 
 
 def test_a_tag_that_somebody_moved_comes_back(publisher: Publisher) -> None:

@@ -135,7 +135,7 @@ def test_cosign_verify_attestation(
 @pytest.mark.parametrize("command", [one for one in commands("nox", "-s", "verify") if "--key" not in one])
 def test_verify_in_this_repository(command: str, released: Signed, capfd: pytest.CaptureFixture[str]) -> None:
     assert session(command, released) == 0
-    assert f"{released.name}@{released.image.digest} holds" in capfd.readouterr().err
+    assert f"{released.name}@{released.image.digest} is valid" in capfd.readouterr().err
     released.replace_index(lambda index: index["manifests"][0].update(annotations={"note": "new"}))
     assert session(command, released) == 10
     assert "the index is not signed" in capfd.readouterr().err
