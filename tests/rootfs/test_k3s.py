@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dind_k3s import dockerd, k3s, k3s_config, k3s_versions, limits
 from dind_k3s.plan import Mistake, Plan
+from dind_k3s.volume import TRAEFIK_CONFIG
 
 FACTS = {"storage": "overlay2", "cgroup": "2"}
 NEWEST = (1, 37, 1)
@@ -99,7 +100,7 @@ def test_an_agent_has_its_own_settings_and_a_name_that_stays(tmp_path: Path) -> 
     plan = k3s.plan(AGENT, FACTS, NEWEST, "dev")
     assert config(plan).keys() == {"docker", "data-dir", "node-name", "resolv-conf"}
     assert arguments(plan) == ["agent"]
-    assert plan.files[k3s.TRAEFIK_CONFIG] == ""
+    assert plan.files[TRAEFIK_CONFIG] == ""
     assert f'"{plan.files[k3s.NODE_NAME].strip()}"' == config(plan)["node-name"]
     (tmp_path / "app/k3s/.dind-k3s").mkdir(parents=True)
     (tmp_path / "app/k3s/.dind-k3s/node-name").write_text("first\n")
@@ -230,7 +231,7 @@ def test_traefik_takes_ports_80_and_443_or_is_left_out(
 ) -> None:
     plan = k3s.plan({"K3S_TRAEFIK": switch}, FACTS, NEWEST, profile)
     assert config(plan).get("disable", "") == without
-    assert ("hostPort: 443" in plan.files[k3s.TRAEFIK_CONFIG]) == configured
+    assert ("hostPort: 443" in plan.files[TRAEFIK_CONFIG]) == configured
 
 
 @pytest.mark.parametrize(
@@ -242,11 +243,11 @@ def test_traefik_takes_ports_80_and_443_or_is_left_out(
     ],
 )
 def test_traefik_is_not_configured_where_the_user_leaves_it_out(arguments: str) -> None:
-    assert k3s.plan({"K3S_ARGS": arguments}, FACTS, NEWEST, "dev").files[k3s.TRAEFIK_CONFIG] == ""
+    assert k3s.plan({"K3S_ARGS": arguments}, FACTS, NEWEST, "dev").files[TRAEFIK_CONFIG] == ""
 
 
 def test_our_manifest_comes_after_those_that_pods_wait_for_and_before_traefiks() -> None:
-    name = Path(k3s.TRAEFIK_CONFIG).name
+    name = Path(TRAEFIK_CONFIG).name
     assert sorted(["rolebindings.yaml", "runtimes.yaml", name, "traefik.yaml"])[2] == name
 
 
@@ -256,10 +257,10 @@ def test_a_traefik_configuration_of_the_users_replaces_ours(tmp_path: Path) -> N
     mine.write_text(
         "kind: ConfigMap\nmetadata:\n  name: traefik\n---\nkind: HelmChartConfig\nmetadata:\n  name: other\n"
     )
-    assert k3s.plan({}, FACTS, NEWEST, "dev").files[k3s.TRAEFIK_CONFIG]
+    assert k3s.plan({}, FACTS, NEWEST, "dev").files[TRAEFIK_CONFIG]
     mine.write_text("apiVersion: helm.cattle.io/v1\nkind: HelmChartConfig\nmetadata:\n  name: traefik\n")
     plan = k3s.plan({}, FACTS, NEWEST, "dev")
-    assert plan.files[k3s.TRAEFIK_CONFIG] == ""
+    assert plan.files[TRAEFIK_CONFIG] == ""
     assert any("traefik-config.yaml" in line for line in plan.told)
 
 
