@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import os
+import socket
 import ssl
 import tempfile
 from collections.abc import Iterator
@@ -53,8 +54,11 @@ def dockerd(pid: int, method: str, path: str, **content: Any) -> httpx.Response:
 
     Not at /var/run: that link is absolute, and would lead to this machine's own.
     """
+    address = str(root(pid) / "run/docker.sock")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(address)  # httpcore leaves a socket open that cannot be connected
     # Without TLS: a context with the certificates of this machine would take longer than dockerd does.
-    transport = httpx.HTTPTransport(uds=str(root(pid) / "run/docker.sock"), verify=False)
+    transport = httpx.HTTPTransport(uds=address, verify=False)
     try:
         with httpx.Client(transport=transport, timeout=_TIMEOUT, base_url="http://docker", trust_env=False) as client:
             answer = client.request(method, path, **content)
