@@ -142,7 +142,7 @@ def _afterwards(define: Define) -> None:
     add = define("rehearse", "the whole release on this machine, reaching only package registries", _rehearse)
     add("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
     add("--images", action="append", default=[], metavar="PLATFORM=PATH", help="that k3s's system images")
-    add("--refresh", action="store_true", help="bring the supplies anew")
+    add("--refresh", action="store_true", help="download the supplies again")
     add("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
     add("--again", action="store_true", help="smoke again what was smoked")
     add("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import Phase, settings
 from python_on_whales import DockerClient
@@ -90,6 +91,13 @@ def _no_docker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """A test without the marker `engine` meets no docker daemon."""
     if request.node.get_closest_marker("engine") is None:
         monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    """The pipeline's HTTP client."""
+    with transport.make_client() as client:
+        yield client
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from pipeline.rehearsal import loopback
+
 _PIECE = 32 << 10  # bytes between two looks at the clock when the speed is limited
 _AT_MOST = 1 << 20  # bytes for one sendfile(2)
 
@@ -74,11 +76,6 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @contextmanager
 def serve(folder: Path, *, rate: float = 0.0, handler: type[Handler] = Handler) -> Iterator[Origin]:
     """Serve `folder` on 127.0.0.1 with `rate` bytes a second (0: no limit)."""
-    with Origin(folder, rate, handler) as origin:
-        thread = threading.Thread(target=origin.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield origin
-        finally:
-            origin.shutdown()
-            thread.join()
+    origin = Origin(folder, rate, handler)
+    with loopback.running(origin):
+        yield origin

@@ -44,7 +44,7 @@ class Rules:
     longest: float = float("inf")  # seconds for the whole file
     most: int = 2 << 30  # bytes of a file whose size is not known
     every: float = 5.0  # seconds between two records of what is safe
-    gained: int = 1 << 20  # bytes that a try must bring for the pauses to begin anew
+    gained: int = 1 << 20  # bytes that a try must bring for the pauses to begin again
     sleep: Sleep | None = None  # for tests; None: until the time is over or the download is stopped
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
 
 from pipeline.core.errors import EngineError
 
@@ -23,12 +24,21 @@ def serve(
     server.daemon_threads = True
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+    with running(server):
+        yield
+
+
+@contextmanager
+def running(server: BaseServer) -> Iterator[None]:
+    """Have a server answer in a thread, for the length of the block; it is closed then."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
+        thread.join()
 
 
 def port_taken(name: str, port: int, error: OSError) -> EngineError:

@@ -19,7 +19,6 @@ from pipeline.core.log import Log
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.fetch import fetch
-from pipeline.http import transport
 from pipeline.inputs.lock import Lock
 from tests.helpers.examples import INTENT, LOCK, artifact
 from tests.helpers.servers import Server, running
@@ -31,12 +30,6 @@ LOG = Log(quiet=True)
 def origin() -> Iterator[Server]:
     with running() as server:
         yield server
-
-
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with transport.make_client() as client:
-        yield client
 
 
 def served(origin: Server, *, wrong: bool = False) -> Lock:

@@ -1,8 +1,10 @@
-"""Crafted ELF files and Go programs: headers and build information, no code."""
+"""Crafted ELF files and Go programs (headers and build information, no code), and tars of such files."""
 
 from __future__ import annotations
 
+import io
 import struct
+import tarfile
 from collections.abc import Mapping
 
 from pipeline.core.platforms import Platform
@@ -46,3 +48,14 @@ def _string(text: bytes) -> bytes:
         out += bytes([length & 0x7F | 0x80])
         length >>= 7
     return out + bytes([length]) + text
+
+
+def tarred(members: Mapping[str, bytes]) -> bytes:
+    """Return a tar of regular files."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.server
 import ssl
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from pipeline.rehearsal import loopback
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
@@ -93,11 +94,5 @@ def running(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     if tls is not None:  # the handshake belongs into the handler's thread, not into the one that accepts
         listening.socket = tls.wrap_socket(listening.socket, server_side=True, do_handshake_on_connect=False)
     server.url = f"http{'s' if tls else ''}://127.0.0.1:{listening.server_address[1]}"
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with loopback.running(listening):
         yield server
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join()

@@ -13,7 +13,6 @@ import hashlib
 import http.server
 import json
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from sigstore.models import ClientTrustConfig, TrustedRoot
 
+from pipeline.rehearsal import loopback
 from tests.helpers.signing import begin, key_usage
 
 IDENTITY = "https://github.com/dind-k3s/dind-k3s/.github/workflows/release.yml@refs/tags/v7"
@@ -214,14 +214,8 @@ def running() -> Iterator[Sigstore]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     sigstore.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with loopback.running(server):
         yield sigstore
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _der(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -44,12 +44,6 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with transport.make_client() as client:
-        yield client
-
-
 def download(client: httpx.Client, folder: Path, *urls: str, size: int | None = len(DATA)) -> list[float]:
     """Download with pauses that are only counted."""
     pauses: list[float] = []

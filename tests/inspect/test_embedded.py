@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
 import sys
-import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from pipeline.inputs import lock
 from pipeline.inputs.lock import Lock
 from pipeline.inspect import embedded
 from pipeline.rehearsal import origin, supplies
-from tests.helpers.binaries import binary, go_binary
+from tests.helpers.binaries import binary, go_binary, tarred
 from tests.helpers.examples import LOCK, artifact
 
 if sys.version_info >= (3, 14):
@@ -35,16 +33,6 @@ CRI = {
     "github.com/containerd/containerd/v2": "v2.2.3 => github.com/k3s-io/containerd/v2 v2.3.4-k3s1",
     "github.com/Mirantis/cri-dockerd": "v0.3.19 => github.com/k3s-io/cri-dockerd v0.3.19-k3s5",
 }
-
-
-def tarred(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
 
 
 def docker(platform: Platform, *, runc: str = "1.3.3") -> bytes:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from pipeline.inputs.evidence import Grade
 from pipeline.inputs.lock import Artifact
 from pipeline.inputs.versions import Intent
 from pipeline.resolve import debian
+from tests.helpers.binaries import tarred
 from tests.helpers.examples import INTENT
 
 # Suite → packages, each as name=version and what else its stanza says.
@@ -182,23 +181,13 @@ def test_an_archive_that_is_not_there(repository: Path, tmp_path: Path) -> None:
         solve(repository, tmp_path, "tool")
 
 
-def layer(files: dict[str, bytes]) -> bytes:
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return raw.getvalue()
-
-
 def test_the_base_system_is_read_out_of_layers() -> None:
     first = {"./var/lib/dpkg/status": b"old", "./usr/share/keyrings/debian-archive-keyring.pgp": b"key"}
-    system = debian.read_layers([layer(first), layer({"var/lib/dpkg/status": b"new"})])
+    system = debian.read_layers([tarred(first), tarred({"var/lib/dpkg/status": b"new"})])
     assert (system.status, dict(system.keyrings)) == (b"new", {"debian-archive-keyring.pgp": b"key"})
 
 
-@pytest.mark.parametrize("layers", [[layer({"etc/alpine-release": b"3"})], [b"no tar at all" * 100]])
+@pytest.mark.parametrize("layers", [[tarred({"etc/alpine-release": b"3"})], [b"no tar at all" * 100]])
 def test_a_base_that_is_no_debian_is_refused(layers: list[bytes]) -> None:
     with pytest.raises(UpstreamError, match=r"Debian|cannot be read"):
         debian.read_layers(layers)

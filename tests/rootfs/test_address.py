@@ -163,7 +163,7 @@ def test_etcd_and_the_node_get_the_new_address(
 
 def test_what_the_api_server_waits_for_is_named(root: Path, k3s: K3s) -> None:
     k3s.readyz = (503, b"[+]ping ok\n[-]etcd failed: reason withheld\n[+]log ok\nreadyz check failed\n")
-    kubernetes = Kubernetes(root / address.KUBECONFIG.removeprefix("/"))
+    kubernetes = Kubernetes(root / volume.KUBELET.removeprefix("/"))
     assert kubernetes.problem() == "the API server is not ready (readyz answers 503: etcd)"
     k3s.readyz = (200, b"ok")
     assert kubernetes.problem() == ""

@@ -157,6 +157,8 @@ def test_the_users_files_are_read_in_k3ss_own_order(tmp_path: Path) -> None:
     given = k3s_config.given(env, "node-name", "token", "server", "node-ip", "disable")
     assert given == {"node-name": "more", "token": "mine", "server": "https://named:6443", "node-ip": "::1"}
     assert k3s_config.given({"K3S_ARGS": "--node-name last"}, "node-name") == {"node-name": "last"}
+    listed = {"K3S_ARGS": "--disable=traefik --disable coredns --node-name=a --node-name=b"}
+    assert k3s_config.given(listed, "node-name", "disable") == {"node-name": "b", "disable": "traefik,coredns"}
 
 
 @pytest.mark.parametrize(

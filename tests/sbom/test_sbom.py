@@ -32,10 +32,10 @@ from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
 from pipeline.oci.layers import Layer
 from pipeline.sbom import licences, rootfs
-from tests.helpers.binaries import binary, go_binary
+from tests.helpers.binaries import binary, go_binary, tarred
 from tests.helpers.examples import LOCK, artifact
 from tests.helpers.images import make
-from tests.inspect.test_embedded import k3s, tarred
+from tests.inspect.test_embedded import k3s
 
 LOG = Log(quiet=True)
 STATUS = """\

@@ -24,7 +24,6 @@ from dind_k3s.kube_api import Kubernetes
 from dind_k3s.root import at
 from dind_k3s.versions import write_whole
 
-KUBECONFIG = f"{volume.K3S}/agent/kubelet.kubeconfig"  # servers have one, too, and a kubelet may change its own Node
 INTERNAL_IP = "k3s.io/internal-ip"  # what the cloud controller goes by (pkg/cloudprovider/instances.go)
 AGAIN = 0.3
 STEADY = 10.0  # seconds for which all of it must have been right: k3s may still write what it knew before
@@ -74,7 +73,7 @@ def mend(etcd: Etcd, kubernetes: Kubernetes, address: str) -> Iterator[str]:
 
 def main() -> int:
     address = sys.argv[1]
-    etcd, kubernetes = Etcd(), Kubernetes(at(KUBECONFIG))
+    etcd, kubernetes = Etcd(), Kubernetes(at(volume.KUBELET))  # a kubelet may change its own Node
     began = right = time.monotonic()
     reported = False
     while time.monotonic() - right < STEADY:

@@ -17,11 +17,10 @@ from dind_k3s import k3s_config
 from dind_k3s.certificates import node_of
 from dind_k3s.kube_api import Kubernetes, Object, is_ready, warnings
 from dind_k3s.root import at, facts
-from dind_k3s.volume import TRAEFIK_CONFIG
+from dind_k3s.volume import KUBELET, TRAEFIK_CONFIG
 
 MANIFESTS = "/app/k3s/server/manifests"
 PODS = "/api/v1/namespaces/kube-system/pods"
-KUBELET = "/app/k3s/agent/kubelet.kubeconfig"  # k3s writes it where it runs a kubelet
 KUBELET_PORT = 10250
 FLANNEL = "/app/k3s/agent/etc/flannel/net-conf.json"  # k3s writes it where it runs flannel
 SUBNET = "/run/flannel/subnet.env"  # flannel's CNI plugin needs it for each pod
@@ -88,23 +87,26 @@ def node_problem(nodes: Mapping[str, Object]) -> str:
 
     Its name is read from kubelet's certificate: k3s makes it from --node-name and --with-node-id.
     """
-    if not runs_kubelet():
-        return "" if any(map(is_ready, nodes.values())) else "no node is Ready"
     path = re.search(r"client-certificate: *(\S+)", at(KUBELET).read_text()) if at(KUBELET).exists() else None
     name = node_of(at(path[1]).read_bytes()) if path else ""
+    if name in nodes and is_ready(nodes[name]):
+        return ""
+    if not runs_kubelet():  # asked last: it reads all of the user's files, and this is asked ten times a second
+        return "" if any(map(is_ready, nodes.values())) else "no node is Ready"
     if name in nodes:
-        return "" if is_ready(nodes[name]) else f"node {name} is not Ready"
+        return f"node {name} is not Ready"
     return f"node {name} is not registered yet" if name else "kubelet has no certificate yet"
 
 
 def kubelet_problem() -> str:
     """Why nothing can run on this node yet. After k3s was killed its node stays Ready for 40 s, with no kubelet."""
-    if not at(KUBELET).exists() or not runs_kubelet():
+    if not at(KUBELET).exists():
         return ""
     try:
         socket.create_connection(("127.0.0.1", KUBELET_PORT), PATIENCE).close()
     except OSError as error:
-        return f"kubelet does not answer on port {KUBELET_PORT} ({error.strerror or error})"
+        if runs_kubelet():
+            return f"kubelet does not answer on port {KUBELET_PORT} ({error.strerror or error})"
     return ""
 
 

@@ -249,10 +249,8 @@ def traefik(role: Role, wanted: bool, made: Plan) -> None:
 def leaves_traefik_out(env: Mapping[str, str]) -> bool:
     """Whether the user's own settings of k3s do."""
     settings = k3s_config.given(env, "disable", "disable-helm-controller")
-    flags = [value for _, name, value in k3s_config.pairs(words("K3S_ARGS", env)) if name == "disable"]
-    if settings.get("disable-helm-controller", "").lower() == "true":
-        return True
-    return "traefik" in ",".join([settings.get("disable", ""), *flags]).split(",")
+    without_helm = settings.get("disable-helm-controller", "").lower() == "true"
+    return without_helm or "traefik" in settings.get("disable", "").split(",")
 
 
 def is_traefik_config(file: Path) -> bool:

@@ -12,6 +12,7 @@ OURS = f"{RUN}/k3s/config.yaml"
 FILES = ("/etc/rancher/k3s/config.yaml", "/app/k3s/config.yaml")  # the user's, after ours
 SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config", "t": "token", "s": "server"}
 SWITCHES = ("cluster-init", "disable-agent", "disable-helm-controller")  # flags that need no value
+LISTS = ("disable",)  # settings whose flags k3s adds up, instead of taking the last one
 
 
 def pairs(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
@@ -37,7 +38,10 @@ def files(env: Mapping[str, str]) -> list[str]:
 
 
 def given(env: Mapping[str, str], *names: str, ours: bool = False) -> dict[str, str]:
-    """Those of the settings that the user gave, with their values; `ours`: or that our own file has."""
+    """Those of the settings that the user gave, with their values; `ours`: or that our own file has.
+
+    The values of a list are separated by commas.
+    """
     found: dict[str, str] = {}
     for file in (*([OURS] if ours else []), *files(env)):
         try:
@@ -48,4 +52,7 @@ def given(env: Mapping[str, str], *names: str, ours: bool = False) -> dict[str, 
             if isinstance(values, dict) and values.get(name):
                 value = values[name]
                 found[name] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return found | {name: value for _, name, value in pairs(words("K3S_ARGS", env)) if name in names}
+    for _, name, value in pairs(words("K3S_ARGS", env)):
+        if name in names:
+            found[name] = f"{found[name]},{value}" if name in LISTS and name in found else value
+    return found

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from dind_k3s import board, certificates, clock, cluster_dns, components, containerd, manifests, preload
+from dind_k3s import board, certificates, clock, cluster_dns, components, containerd, manifests, preload, volume
 from dind_k3s import problem as k3s_problem
 from dind_k3s.board import Board
 from dind_k3s.clock import Clock
@@ -110,7 +110,7 @@ class Cluster:
         self._wake = wake
         self._server = role == "server"
         ours = os.environ.get("K3S_KUBECONFIG_OUTPUT") or os.environ.get("KUBECONFIG") or "/app/k3s/k3s.yaml"
-        self._kubernetes = Kubernetes(Path(ours if self._server else components.KUBELET))
+        self._kubernetes = Kubernetes(Path(ours if self._server else volume.KUBELET))
         self._kubernetes.on_loss = wake.up
         self._nodes: dict[str, Object] = {}
         self._endpoints: dict[str, Object] | None = None
