@@ -13,7 +13,7 @@
 #              no step has to wait for the rest
 #              For the target airgap also <arch>/airgap/{k3s-airgap-images-<arch>.tar.zst,manifest.json}
 #
-# Every RUN runs on the build platform, without network. Nothing of a foreign platform is executed, so that arm64 comes
+# Every RUN runs on the build platform, without network. Nothing of another platform is executed, so that arm64 comes
 # out of an amd64 machine that has no emulator. What maintainer scripts do at installation is done here by name.
 
 # target: the base as it will be in the image; only looked into
@@ -63,7 +63,7 @@ EOF
 
 # settle ROOT: one time for every file, so that a layer is the same bytes on whatever day it is made, and whether it is
 # made or found in a builder's cache: that knows files by their content and mode, and not by their time. The exporter's
-# own way would give them the day of the lock, and an update of one component would ship all layers anew
+# own way would give them the day of the lock, and an update of one component would ship all layers again
 COPY --chmod=0755 <<"EOF" /build/settle
 #!/bin/bash
 set -euo pipefail
@@ -184,9 +184,9 @@ printf '[DEFAULT]\nbyte-compile = standard\n' >/layer/etc/python3/debian_config
 if [[ -e /layer/usr/share/readline/inputrc ]]; then cp -p /layer/usr/share/readline/inputrc /layer/etc/inputrc; fi
 if [[ -d /layer/usr/share/zoneinfo ]]; then ln -s /usr/share/zoneinfo/Etc/UTC /layer/etc/localtime; fi
 # No ldconfig: ld.so looks into Debian's multiarch folders anyway when its cache does not know a library, and the cache
-# of a foreign platform cannot be written here. A package with library folders of its own would break that promise.
+# of another platform cannot be written here. A package with library folders of its own would break that promise.
 if compgen -G '/layer/etc/ld.so.conf.d/*' >/dev/null; then
-  echo "a package brings /etc/ld.so.conf.d: its folders need an ld.so.cache" >&2
+  echo "a package installs /etc/ld.so.conf.d: its folders need an ld.so.cache" >&2
   exit 1
 fi
 
@@ -211,7 +211,7 @@ PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s 
 rm /layer/{bin,sbin,lib,lib64}
 rmdir --ignore-fail-on-non-empty /layer/usr/lib64
 for way in bin sbin lib lib64 var/run var/lock run tmp proc sys dev; do
-  if [[ -e /layer/$way ]]; then find "/layer/$way" | head; echo "a package brings files below /$way" >&2; exit 1; fi
+  if [[ -e /layer/$way ]]; then find "/layer/$way" | head; echo "a package installs files below /$way" >&2; exit 1; fi
 done
 /build/settle /layer
 EOF

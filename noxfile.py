@@ -151,7 +151,7 @@ def retention(session: nox.Session) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Build a published image once more from its lock, cold, and name the first path that differs (-- IMAGE)."""
+    """Build a published image again from its lock, cold, and name the first path that differs (-- IMAGE)."""
     _pipeline(session, "reproduce", *session.posargs)
 
 
@@ -200,7 +200,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def pictures(session: nox.Session) -> None:
-    """Draw the documentation's pictures anew: docs/pictures/*.dot to SVG, with Debian's Graphviz."""
+    """Draw the documentation's pictures: docs/pictures/*.dot to SVG, with Debian's Graphviz."""
     _pipeline(session, "pictures", *session.posargs)
 
 

@@ -119,7 +119,7 @@ def _afterwards(define: Define) -> None:
     add("--newest", type=int, default=3, metavar="N", help="keep the newest N of each k3s line (3)")
     add("--days", type=int, default=90, metavar="D", help="keep what is younger than D days (90)")
     add("--delete", action="store_true", help="remove the others, with everything that only they reach")
-    text = "build a published image once more from its lock, cold, and compare"
+    text = "build a published image again from its lock, cold, and compare"
     add = define("reproduce", text, lambda run, given: run.reproduce(given.reference))
     add("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
     text = "sign the published index and manifests, attest the SBOMs"
@@ -129,7 +129,7 @@ def _afterwards(define: Define) -> None:
     text = "any published image: its bytes, signatures and SBOMs (default: what `tag` has tagged)"
     add("image", nargs="*", help=text)
     add("--key", type=Path, metavar="FILE", help="signed with the key that belongs to this public one")
-    add("--identity", help="signed by this identity; * stands for anything (default: our release.yml)")
+    add("--identity", help="signed by this identity; * matches anything (default: our release.yml)")
     add("--issuer", help="who vouches for that identity (default: GitHub Actions)")
     add = define("pull", "bring a published image back, without credentials, as build would have left it", _pull)
     add("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
@@ -143,7 +143,7 @@ def _afterwards(define: Define) -> None:
     add("--k3s", action="append", default=[], metavar="PLATFORM=PATH", help="a real k3s binary")
     add("--images", action="append", default=[], metavar="PLATFORM=PATH", help="that k3s's system images")
     add("--refresh", action="store_true", help="download the supplies again")
-    add("--no-emulation", action="store_true", help="register no binfmt handler for foreign binaries")
+    add("--no-emulation", action="store_true", help="register no binfmt handler for the other architecture")
     add("--again", action="store_true", help="smoke again what was smoked")
     add("--clean", action="store_true", help="remove everything that rehearsals keep, then stop")
     add("--phase", choices=("supplies", "release"), help=argparse.SUPPRESS)
@@ -321,9 +321,9 @@ def _build(run: Run, given: argparse.Namespace) -> None:
 def _smoke(run: Run, given: argparse.Namespace) -> None:
     from pipeline.core.records import Tier
     from pipeline.engine import engines
-    from pipeline.workflow import Asked
+    from pipeline.workflow import SmokeSelection
 
-    asked = Asked(
+    selection = SmokeSelection(
         platforms=[_known(Platform, text, "platform") for text in given.platform],
         tiers=[_known(Tier, text, "tier") for text in given.tier] or tuple(Tier),
         hosts=given.engine,
@@ -331,7 +331,7 @@ def _smoke(run: Run, given: argparse.Namespace) -> None:
         virtual=given.virtual,
         keep=given.keep,
     )
-    run.smoke(asked)
+    run.smoke(selection)
 
 
 def _release(run: Run, given: argparse.Namespace) -> None:

@@ -85,7 +85,7 @@ class Program:
     supplier: str
     licence: str = _APACHE
     tag: str = "v"  # what its maker's tags begin with
-    own_version: bool = True  # it states the component's version; False: one of its own
+    own_version: bool = True  # it states the component's version; False: another one
     command: tuple[str, ...] = ()  # prints its version
 
 

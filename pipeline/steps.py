@@ -3,7 +3,7 @@
 The state is in dist/ (records.py) and in the registries, never in memory: a step looks at what is there, does the
 rest, and records it. So the same input twice does nothing, a killed run is run again, and another machine continues
 from the files that were carried there. A stage refuses a digest that has not come through the stages before it,
-whoever calls it; the order here is only the one in which nothing is refused.
+by any caller; the order here is only the one in which nothing is refused.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def docker_config() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What `smoke` is asked to check, and on which machines."""
+class SmokeSelection:
+    """What `smoke` checks, and on which machines."""
 
     platforms: Sequence[Platform] = ()  # none: those of versions.yaml
     tiers: Sequence[Tier] = tuple(Tier)
@@ -219,7 +219,7 @@ class Run:
         except FileNotFoundError:
             return None
         except (LockStale, UnicodeDecodeError) as error:
-            self.log.warn(f"the lock cannot be read, so nothing of it is held against upstream: {error}")
+            self.log.warn(f"the lock cannot be read, so nothing of it is compared with upstream: {error}")
             return None
 
     def fetch(self, *, offline: bool) -> None:
@@ -265,7 +265,7 @@ class Run:
         with self.log.step("build"):
             return build.run(self.job, lambda: self.engine, self.log)
 
-    def smoke(self, asked: Asked = Asked()) -> None:
+    def smoke(self, selection: SmokeSelection = SmokeSelection()) -> None:
         """Check what was built, tier by tier, on each platform; the image first, then what is made on it."""
         images = [Image.read(self.dist)]  # before an engine is started for nothing
         for variant in self.lock.variants[1:]:
@@ -273,20 +273,20 @@ class Run:
                 images.append(Image.read(variant.below(self.dist)))
             else:
                 self.log.say(f"without {variant}, which is not in {self.dist}")
-        platforms = tuple(asked.platforms) or self.intent.platforms
-        virtual = asked.virtual or asked.guest != GUESTS["default"]
+        platforms = tuple(selection.platforms) or self.intent.platforms
+        virtual = selection.virtual or selection.guest != GUESTS["default"]
         engines = Engines(
             lock=self.lock,
             cache=self.cache,
             log=self.log,
             start=lambda: self.engine,
-            others=tuple(asked.hosts),
-            guest=asked.guest,
+            others=tuple(selection.hosts),
+            guest=selection.guest,
             always_virtual=virtual,
-            keep=asked.keep,
+            keep=selection.keep,
         )
         with ExitStack() as handlers:
-            if asked.emulate and os.geteuid() == 0 and not virtual and Tier.COMMANDS in asked.tiers:
+            if selection.emulate and os.geteuid() == 0 and not virtual and Tier.COMMANDS in selection.tiers:
                 for platform in platforms:
                     handlers.enter_context(emulation.registered(platform, self.log))
             for image in images:
@@ -296,10 +296,10 @@ class Run:
                         lock=self.lock,
                         dist=self.folder(image),
                         platforms=platforms,
-                        tiers=tuple(asked.tiers),
+                        tiers=tuple(selection.tiers),
                         engines=engines,
                         log=self.log,
-                        options=asked.boot_options,
+                        options=selection.boot_options,
                     )
                     smoke.run(request)
 

@@ -41,7 +41,7 @@ from pipeline.rehearsal import registry as rehearsed_registry
 from pipeline.rehearsal.registry import Served
 from pipeline.signing import signer
 from pipeline.smoke.booted import BootOptions
-from pipeline.workflow import Asked, Run
+from pipeline.workflow import Run, SmokeSelection
 
 TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
 _ORIGIN_PORT = 8080  # inside the sandbox every port is free
@@ -201,7 +201,7 @@ def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) 
         release = functools.partial(
             steps.of,
             rehearsed,
-            smoke=lambda: rehearsed.smoke(Asked(emulate=emulate, options=options)),
+            smoke=lambda: rehearsed.smoke(SmokeSelection(emulate=emulate, options=options)),
             scanner=[sys.executable, "-m", "pipeline.rehearsal.scanner"],
             least="high",
             key=key,
@@ -266,7 +266,7 @@ def _pull_and_boot(rehearsed: Run, options: smoke.Options) -> None:
     pulled = replace(rehearsed, dist=dist, start=lambda *_: nullcontext(rehearsed.engine))
     # By digest: `latest` stays with a newer k3s that was rehearsed before.
     pulled.pull(f"{rehearsed.intent.names[-1]}@{Image.read(rehearsed.dist).digest}", dist)
-    pulled.smoke(Asked(platforms=[host], tiers=[Tier.BOOT], options=options))
+    pulled.smoke(SmokeSelection(platforms=[host], tiers=[Tier.BOOT], options=options))
     shutil.rmtree(dist)
 
 

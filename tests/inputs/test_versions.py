@@ -31,7 +31,7 @@ def test_the_committed_file_is_read_and_fits_the_schema() -> None:
 
 
 def made_of_records() -> dict[str, Any]:
-    """Return the schema with the parts that components, origins, platforms, variants and grades decide, made of them."""
+    """Return the schema with the parts that records, origins, platforms, variants and grades decide."""
     schema: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
     properties, records = schema["properties"], components.COMPONENTS
 
