@@ -50,7 +50,7 @@ class File:
     """Where upstream publishes a file. Texts are filled with {version}, {tag} (quoted) and {arch}."""
 
     origin: str
-    folder: str
+    folder: str  # empty: at the top of its server
     name: str
     architectures: Mapping[Platform, str]
     checksums: str | None = None  # in the folder
@@ -65,13 +65,16 @@ class File:
             # k3s's file for amd64 has no suffix, its checksum file has one.
             return text.format(version=version, tag=quote(tag), arch=arch, plain=arch.lstrip("-") or "amd64")
 
-        folder, name = filled(self.folder), filled(self.name)
+        def path(name: str) -> str:
+            return "/".join(filter(None, (filled(self.folder), filled(name))))
+
+        name = filled(self.name)
         return Published(
             origin=self.origin,
-            path=f"{folder}/{name}",
-            checksums=f"{folder}/{filled(self.checksums)}" if self.checksums else None,
+            path=path(name),
+            checksums=path(self.checksums) if self.checksums else None,
             name=name if self.checksums and self.listed else "",
-            signature=f"{folder}/{filled(self.signature)}" if self.signature else None,
+            signature=path(self.signature) if self.signature else None,
         )
 
 
