@@ -83,9 +83,9 @@ def test_a_release_from_what_was_smoked_to_its_end(scene: Scene, capfd: pytest.C
 def test_one_that_was_not_built_begins_there(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     (scene.dist / "image.json").unlink()
     scene.release(dry_run=True, log=Log())
-    told = capfd.readouterr().err.splitlines()
-    assert told[0] == "build: fetch what is missing, and build linux/amd64, linux/arm64"
-    assert [line.partition(": ")[2][:11] for line in told[1:]] == ["after build"] * 7
+    printed = capfd.readouterr().err.splitlines()
+    assert printed[0] == "build: fetch what is missing, and build linux/amd64, linux/arm64"
+    assert [line.partition(": ")[2][:11] for line in printed[1:]] == ["after build"] * 7
     assert scene.requests == []
 
 
@@ -112,7 +112,7 @@ def test_a_registry_that_goes_away_in_the_middle(scene: Scene, part: int, length
 
     with pytest.raises(Exception, match="Connection refused") as failure:
         scene.release(down)
-    assert getattr(failure.value, "exit_code", None) in (9, 10)  # told, whoever was asking
+    assert getattr(failure.value, "exit_code", None) in (9, 10)  # an error of ours, with either kind of client
     scene.require_sound()
     scene.release()
     scene.require_released()
@@ -325,10 +325,10 @@ def test_a_runner_that_is_killed(scene: Scene, mark: str) -> None:
                 process.send_signal(signal.SIGKILL)
                 break
         else:
-            pytest.fail(f"it never said {mark!r}")
+            pytest.fail(f"it never output {mark!r}")
     assert process.returncode == -signal.SIGKILL
     scene.require_sound()
     with command(scene) as process:
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 0, printed
     scene.require_released()

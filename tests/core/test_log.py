@@ -93,9 +93,9 @@ def test_what_is_secret_is_not_shown(text: str, capsys: pytest.CaptureFixture[st
     with log.step(text):
         pass
     cli.report(UpstreamError(text, expected=text, found=text, where=text, next_step=text))
-    told = capsys.readouterr()
-    assert "s3cr3t" not in told.err + told.out
-    assert "…" in told.err
+    printed = capsys.readouterr()
+    assert "s3cr3t" not in printed.err + printed.out
+    assert "…" in printed.err
 
 
 @pytest.mark.parametrize("github", [True, False])

@@ -30,7 +30,7 @@ class Cosign:
     home: Path
 
     def run(self, *arguments: str, **more: str) -> tuple[int, str]:
-        """Exit code, and all that it said; `more`: of its environment. It has no credentials."""
+        """Exit code, and its output; `more`: of its environment. It has no credentials."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "DOCKER_CONFIG": str(self.home), **more}
         done = subprocess.run(
             [self.program, *arguments],

@@ -52,8 +52,8 @@ def honest(body: bytes, etag: str = '"one"') -> Answer:
         elif start >= len(body):
             _head(handler, 416, Content_Range=f"bytes */{len(body)}", Content_Length=0)
         else:
-            told = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            _head(handler, 206, ETag=etag, Content_Range=told, Content_Length=len(body) - start)
+            content_range = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            _head(handler, 206, ETag=etag, Content_Range=content_range, Content_Length=len(body) - start)
         if handler.command != "HEAD":
             handler.wfile.write(body[start:])
 
@@ -125,8 +125,8 @@ def trickle(body: bytes, over: threading.Event, pace: float = 0.01) -> Answer:
     def answer(handler: Handler) -> None:
         start = _start(handler)
         if start:
-            told = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            _head(handler, 206, ETag='"one"', Content_Range=told, Content_Length=len(body) - start)
+            content_range = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            _head(handler, 206, ETag='"one"', Content_Range=content_range, Content_Length=len(body) - start)
         else:
             _head(handler, 200, ETag='"one"', Content_Length=len(body))
         for byte in body[start:]:
@@ -144,9 +144,9 @@ def slow(body: bytes, over: threading.Event, piece: int = 5000, pace: float = 0.
 
     def answer(handler: Handler) -> None:
         start = _start(handler)
-        told = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        content_range = f"bytes {start}-{len(body) - 1}/{len(body)}"
         headers = {"ETag": '"one"', "Content_Length": len(body) - start}
-        _head(handler, 206 if start else 200, **headers, **({"Content_Range": told} if start else {}))
+        _head(handler, 206 if start else 200, **headers, **({"Content_Range": content_range} if start else {}))
         for at in range(start, len(body), piece):
             handler.wfile.write(body[at : at + piece])
             if over.wait(pace):
@@ -173,8 +173,8 @@ def other_range(body: bytes) -> Answer:
         if not start:
             return truncated(body, len(body) // 2)(handler)
         start //= 2
-        told = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        _head(handler, 206, ETag='"one"', Content_Range=told, Content_Length=len(body) - start)
+        content_range = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        _head(handler, 206, ETag='"one"', Content_Range=content_range, Content_Length=len(body) - start)
         handler.wfile.write(body[start:])
         return None
 
@@ -188,8 +188,8 @@ def spliced(body: bytes) -> Answer:
         start = _start(handler)
         if not start:
             return whole(body)(handler)
-        told = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        _head(handler, 206, ETag='"one"', Content_Range=told, Content_Length=len(body) - start)
+        content_range = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        _head(handler, 206, ETag='"one"', Content_Range=content_range, Content_Length=len(body) - start)
         handler.wfile.write(bytes(len(body) - start))
         return None
 

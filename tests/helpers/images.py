@@ -62,10 +62,10 @@ def make(
     blobs = dist / "image" / "blobs" / "sha256"
     shutil.rmtree(dist / "image", ignore_errors=True)
     blobs.mkdir(parents=True)
-    said = {"org.opencontainers.image.title": "dind-k3s", f"{KEY}.seed": seed, f"{KEY}.lock": lock.digest.text}
-    said |= {f"{KEY}.{component}": version for component, version in lock.versions.items()}
+    labels = {"org.opencontainers.image.title": "dind-k3s", f"{KEY}.seed": seed, f"{KEY}.lock": lock.digest.text}
+    labels |= {f"{KEY}.{component}": version for component, version in lock.versions.items()}
     if variant is not Variant.IMAGE:
-        said[f"{KEY}.variant"] = variant.value
+        labels[f"{KEY}.variant"] = variant.value
 
     def put(data: bytes, media_type: str) -> dict[str, Any]:
         (blobs / Digest.of(data).hex).write_bytes(data)
@@ -93,13 +93,13 @@ def make(
             "config",
             {
                 **at,
-                "config": {"Labels": dict(said)},
+                "config": {"Labels": dict(labels)},
                 "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
             },
             "application/vnd.oci.image.config.v1+json",
         )
         parts = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
-        entry = document("manifest", {**parts, "annotations": dict(said)}, MANIFEST)
+        entry = document("manifest", {**parts, "annotations": dict(labels)}, MANIFEST)
         entries.append({**entry, "platform": at})
         built[platform] = BuiltPlatform(
             digest=Digest(entry["digest"]),
@@ -116,7 +116,7 @@ def make(
         about = {REFERENCE_TYPE: "attestation-manifest", "vnd.docker.reference.digest": entry["digest"]}
         unknown = {"os": "unknown", "architecture": "unknown"}
         attestations.append({**document("attestation", parts, MANIFEST), "annotations": about, "platform": unknown})
-    top = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries, *attestations], "annotations": dict(said)}
+    top = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries, *attestations], "annotations": dict(labels)}
     index = document("index", top, INDEX)
     (dist / "image" / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [index]}))
     return Image(
@@ -124,7 +124,7 @@ def make(
         inputs=digest("inputs"),
         lock=lock.digest,
         platforms=built,
-        annotations=said,
+        annotations=labels,
         rehearsed=rehearsed,
         variant=variant,
     )
@@ -242,7 +242,7 @@ class Place:
 
         return Registry(self.client(line), name, credentials or self.served.credentials, sleep=no_pause)
 
-    def stranger(self, name: ImageName) -> Registry:
+    def anonymous(self, name: ImageName) -> Registry:
         """Without credentials."""
         return Registry(self.client(), name)
 

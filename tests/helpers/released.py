@@ -167,7 +167,7 @@ class Scene:
         return Release.read(self.dist, self.image.digest)
 
     def tags(self, name: ImageName) -> dict[str, Digest]:
-        """What a stranger sees, without the lists of signatures that are kept under tags."""
+        """What an anonymous client sees, without the lists of signatures that are kept under tags."""
         with transport.make_client(verify=self.registries.verify) as client:
             stranger = Registry(client, name)
             found = {tag: stranger.manifest(tag) for tag in stranger.tags() if not tag.startswith("sha256-")}

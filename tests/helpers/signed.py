@@ -1,4 +1,4 @@
-"""An image that was published and signed with a local key, and strangers who look at it."""
+"""An image that was published and signed with a local key, and anonymous clients that look at it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Signed:
         return sign.run(self.publication(), ask, trust or self.trust)
 
     def verify(self, reference: str | None = None, *, trust: Trust | None = None, log: Log = LOG) -> None:
-        """As a stranger, who waits for nothing."""
+        """As an anonymous client, who waits for nothing."""
         client = self.place.client()
         asked = reference or f"{self.name}:latest"
         verify.published([asked], trust or self.trust, tuple(Platform), client, log, sleep=lambda _: None)

@@ -442,7 +442,7 @@ def test_a_push_is_read_back_byte_for_byte(place: Place, tmp_path: Path, request
     manifests = [sent.url.path.rpartition("/")[2] for sent in line.written if "/manifests/" in sent.url.path]
     assert manifests[-1] == image.digest.text
     assert len(manifests) == 5
-    stranger = place.stranger(registry.name)
+    stranger = place.anonymous(registry.name)
     found = stranger.manifest(image.digest.text)
     assert found is not None
     assert found.raw == (tmp_path / "image/blobs/sha256" / image.digest.hex).read_bytes()
@@ -471,9 +471,9 @@ def test_an_interrupted_push_is_completed(
     name = place.name(f"interrupted-{dies_after}")
     with pytest.raises(RegistryError, match="Connection refused"):
         place.registry(name, Line(dies_after)).push_layout(tmp_path / "image", image.digest, LOG)
-    assert place.stranger(name).manifest(image.digest.text) is None
+    assert place.anonymous(name).manifest(image.digest.text) is None
     place.registry(name, line).push_layout(tmp_path / "image", image.digest, LOG)
-    found = place.stranger(name).manifest(image.digest.text)
+    found = place.anonymous(name).manifest(image.digest.text)
     assert found is not None
     if dies_after == 25:
         assert len(line.written) < 20

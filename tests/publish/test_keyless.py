@@ -21,7 +21,7 @@ from tests.helpers.images import Place, running
 from tests.helpers.signed import Signed
 from tests.helpers.sigstores import IDENTITY, ISSUER, Sigstore
 
-SAID = statement.make("x", Digest.of(b"x"), statement.SIGNATURE, {})
+STATEMENT = statement.make("x", Digest.of(b"x"), statement.SIGNATURE, {})
 PATTERN = "https://github.com/dind-k3s/dind-k3s/.github/workflows/release.yml@refs/tags/*"
 
 
@@ -51,8 +51,8 @@ def trust(sigstore: Sigstore, identity: str = PATTERN, issuer: str = ISSUER) -> 
 
 @pytest.mark.parametrize("identity", [PATTERN, IDENTITY, "*"])
 def test_what_a_workflow_signs_holds(sigstore: Sigstore, identity: str) -> None:
-    raw = signer(sigstore).sign(SAID)
-    assert bundle.statement(raw, trust(sigstore, identity)) == json.loads(SAID)
+    raw = signer(sigstore).sign(STATEMENT)
+    assert bundle.statement(raw, trust(sigstore, identity)) == json.loads(STATEMENT)
     assert json.loads(raw)["mediaType"] == bundle.TYPE
     assert len(sigstore.entries) == 1
 
@@ -69,13 +69,13 @@ def test_what_a_workflow_signs_holds(sigstore: Sigstore, identity: str) -> None:
     ],
 )
 def test_another_identity_or_issuer_is_expected(sigstore: Sigstore, identity: str, issuer: str) -> None:
-    raw = signer(sigstore).sign(SAID)
+    raw = signer(sigstore).sign(STATEMENT)
     with pytest.raises(VerificationFailed, match="unexpected signer"):
         bundle.statement(raw, trust(sigstore, identity, issuer))
 
 
 def test_another_sigstore_is_trusted(sigstore: Sigstore) -> None:
-    raw = signer(sigstore).sign(SAID)
+    raw = signer(sigstore).sign(STATEMENT)
     with pytest.raises(VerificationFailed, match="unexpected signer"), sigstores.running() as other:
         bundle.statement(raw, trust(other))
     with pytest.raises(VerificationFailed, match="unexpected signer"):
@@ -84,7 +84,7 @@ def test_another_sigstore_is_trusted(sigstore: Sigstore) -> None:
 
 @pytest.mark.parametrize("part", ["payload", "sig", "rootHash", "signedEntryTimestamp", "canonicalizedBody"])
 def test_a_bundle_that_was_changed(sigstore: Sigstore, part: str) -> None:
-    text = signer(sigstore).sign(SAID).decode()
+    text = signer(sigstore).sign(STATEMENT).decode()
     at = text.index(f'"{part}"') + len(part) + 30
     changed = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
     with pytest.raises(VerificationFailed):
@@ -95,7 +95,7 @@ def test_a_bundle_that_was_changed(sigstore: Sigstore, part: str) -> None:
 def test_a_sigstore_that_is_out_of_order(sigstore: Sigstore, broken: str) -> None:
     sigstore.broken = broken
     with pytest.raises(UpstreamError, match="Sigstore did not sign") as failure:
-        signer(sigstore).sign(SAID)
+        signer(sigstore).sign(STATEMENT)
     assert "run it again" in str(failure.value)
 
 
@@ -129,12 +129,12 @@ def test_cosign_accepts_what_a_workflow_signed(signed: Signed, sigstore: Sigstor
     identity = PATTERN.replace(".", r"\.").replace("*", "")
     who = ("--certificate-identity-regexp", f"^{identity}", "--certificate-oidc-issuer", ISSUER)
     options = ("--trusted-root", str(root), *who)
-    code, said = cosigns[3].run("verify", *options, f"{signed.name}:latest")
-    assert code == 0, said
+    code, output = cosigns[3].run("verify", *options, f"{signed.name}:latest")
+    assert code == 0, output
     platform = f"{signed.name}@{signed.image.platforms[Platform.ARM64].digest}"
     for kind in ("spdxjson", "cyclonedx"):
-        code, said = cosigns[3].run("verify-attestation", "--type", kind, *options, platform)
-        assert code == 0, said
+        code, output = cosigns[3].run("verify-attestation", "--type", kind, *options, platform)
+        assert code == 0, output
     others = ("--certificate-identity-regexp", "^https://github.com/other/", "--certificate-oidc-issuer", ISSUER)
-    code, said = cosigns[3].run("verify", "--trusted-root", str(root), *others, f"{signed.name}:latest")
+    code, output = cosigns[3].run("verify", "--trusted-root", str(root), *others, f"{signed.name}:latest")
     assert code != 0

@@ -49,7 +49,7 @@ def images(tmp_path: Path) -> dict[Variant, Image]:
 def test_everything_that_a_release_should_say(images: dict[Variant, Image], tmp_path: Path) -> None:
     text = notes.markdown(images, tmp_path, BEFORE, replace(LOCK, embedded=INSIDE))
     image = images[Variant.IMAGE]
-    for said in (
+    for part in (
         f"`{image.digest}`",
         f"`{images[Variant.AIRGAP].digest}`",
         "- `ghcr.io/a/b:latest`",
@@ -63,7 +63,7 @@ def test_everything_that_a_release_should_say(images: dict[Variant, Image], tmp_
         f"nox -s verify -- ghcr.io/a/b@{image.digest}",
         "### k3s v1.37.0+k3s1 → v1.37.1+k3s1",
     ):
-        assert said in text, said
+        assert part in text, part
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(row.count("|") - row.count("\\|") >= 4 for row in rows)
     for built in image.platforms.values():
@@ -89,11 +89,11 @@ def test_a_run_leaves_its_timeline_on_github(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     command.summarize("release", log)
     command.summarize("plan", Log(quiet=True))  # a run without steps has none
-    told = summary.read_text()
-    assert told.count("```mermaid") == 1
+    text = summary.read_text()
+    assert text.count("```mermaid") == 1
     bars = [r"✓ build :\d+, \d+", r"✓ fetch  all of it :\d+, \d+", "section smoke", r"✗ smoke :\d+, \d+"]
     section = r"\n    ".join(["    section build", *bars]) + r"\n```"
-    assert re.search(section, told), told
+    assert re.search(section, text), text
 
 
 def test_the_previous_lock_that_cannot_be_read(

@@ -1,6 +1,6 @@
-"""What can be done to a published image by somebody who may write to its repository, and that a stranger notices.
+"""What somebody with push access can do to a published image, and that an anonymous client notices.
 
-A real registry, and a stranger's own code: nothing of what signed or pushed takes part in the reading.
+A real registry, and separate code: nothing of what signed or pushed takes part in the reading.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def signed(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> Sign
 def test_an_image_that_nobody_changed(signed: Signed, capfd: pytest.CaptureFixture[str]) -> None:
     for reference in (":latest", ":v1.37", f"@{signed.image.digest}", f":latest@{signed.image.digest}"):
         signed.verify(f"{signed.name}{reference}", log=Log())
-    told = capfd.readouterr().err
+    printed = capfd.readouterr().err
     for text in (
         f"linux/arm64 {signed.image.platforms[ARM64].digest}",
         "every byte hashed",
@@ -59,7 +59,7 @@ def test_an_image_that_nobody_changed(signed: Signed, capfd: pytest.CaptureFixtu
         "the CycloneDX SBOM of linux/arm64",
         f"{signed.name}@{signed.image.digest} is valid",
     ):
-        assert text in told
+        assert text in printed
 
 
 def test_it_needs_no_files_and_no_credentials(signed: Signed) -> None:
@@ -459,11 +459,11 @@ def test_a_second_signature_by_a_stranger_does_no_harm(signed: Signed) -> None:
 
 def test_what_retention_leaves_is_signed_and_whole(place: Place, tmp_path: Path) -> None:
     def dated(kind: str, document: dict[str, Any]) -> None:
-        said = {"org.opencontainers.image.created": "2020-01-01T00:00:00Z"}
+        labels = {"org.opencontainers.image.created": "2020-01-01T00:00:00Z"}
         if kind in ("index", "manifest"):
-            document["annotations"] |= said
+            document["annotations"] |= labels
         elif kind == "config":
-            document["config"]["Labels"] |= said
+            document["config"]["Labels"] |= labels
 
     older, newer = (Signed(place, tmp_path / name, place.name("retention")) for name in ("older", "newer"))
     for release in (older, newer):

@@ -43,7 +43,7 @@ def published(place: Place, dist: Path, repository: str) -> tuple[Image, Image]:
 
 def test_it_comes_back_as_it_was_built(place: Place, tmp_path: Path) -> None:
     image, airgap = published(place, tmp_path / "built", "pull/back")
-    registry = place.stranger(place.name("pull/back"))
+    registry = place.anonymous(place.name("pull/back"))
     for made, tag in ((image, "latest"), (airgap, "latest-airgap")):
         found = pull.run(registry, tag, tmp_path / "pulled", LOG)
         folder = made.variant.below(tmp_path / "pulled")
@@ -63,7 +63,7 @@ def test_it_comes_back_as_it_was_built(place: Place, tmp_path: Path) -> None:
 def test_what_is_there_does_not_come_again_and_what_was_spoiled_does(place: Place, tmp_path: Path) -> None:
     image, _ = published(place, tmp_path / "built", "pull/again")
     name = place.name("pull/again")
-    pull.run(place.stranger(name), "latest", tmp_path / "pulled", LOG)
+    pull.run(place.anonymous(name), "latest", tmp_path / "pulled", LOG)
     layer = next(iter(image.platforms.values())).layers[0]
     path = tmp_path / "pulled/image/blobs/sha256" / layer.hex
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -75,7 +75,7 @@ def test_what_is_there_does_not_come_again_and_what_was_spoiled_does(place: Plac
 
 def test_what_is_not_ours_or_not_there_is_told(place: Place, tmp_path: Path) -> None:
     image, _ = published(place, tmp_path / "built", "pull/refused")
-    registry = place.stranger(place.name("pull/refused"))
+    registry = place.anonymous(place.name("pull/refused"))
     with pytest.raises(RegistryError, match="there is no"):
         pull.run(registry, "v0.0", tmp_path / "pulled", LOG)
     with pytest.raises(RegistryError, match="is not an image of this project"):
@@ -93,7 +93,7 @@ def test_a_layer_that_the_registry_changed_is_refused(place: Place, tmp_path: Pa
     kept = place.blob(layer)
     kept.write_bytes(kept.read_bytes()[:-1] + b"!")
     with pytest.raises(RegistryError, match="sent a blob with another digest") as failure:
-        pull.run(place.stranger(place.name("pull/changed")), "latest", tmp_path / "pulled", LOG)
+        pull.run(place.anonymous(place.name("pull/changed")), "latest", tmp_path / "pulled", LOG)
     assert layer.text in str(failure.value)
     assert [
         path for path in (tmp_path / "pulled/image/blobs/sha256").iterdir() if Digest.of_file(path).hex != path.name

@@ -82,8 +82,8 @@ class Publisher:
         return self.place.registry(name, self.line, self.credentials)
 
     def tags(self, name: ImageName | None = None) -> dict[str, Digest]:
-        """What a stranger sees."""
-        registry = self.place.stranger(name or self.names[0])
+        """What an anonymous client sees."""
+        registry = self.place.anonymous(name or self.names[0])
         found = {tag: registry.manifest(tag) for tag in registry.tags()}
         return {tag: manifest.digest for tag, manifest in found.items() if manifest is not None}
 
@@ -319,11 +319,11 @@ def test_an_interrupted_release_goes_on(dies_after: int, publisher: Publisher) -
 def test_what_is_left_is_told_and_nothing_is_written(publisher: Publisher) -> None:
     image = publisher.build("1")
 
-    def stranger(name: ImageName) -> Registry:
-        return publisher.place.stranger(name)
+    def anonymous(name: ImageName) -> Registry:
+        return publisher.place.anonymous(name)
 
     def left() -> tuple[list[str], list[str]]:
-        publication = publisher.publication(registry_for=stranger)
+        publication = publisher.publication(registry_for=anonymous)
         return push.left(publication), tag.left(publication)
 
     name = publisher.names[0]

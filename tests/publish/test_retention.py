@@ -75,7 +75,7 @@ class Shelf:
         return retention.plan(self.registry(self.names[0]), Rule(newest=newest, younger=timedelta(days=younger)), NOW)
 
     def tags(self, name: int = 0) -> dict[str, Digest]:
-        registry = self.place.stranger(self.names[name])
+        registry = self.place.anonymous(self.names[name])
         return {tag: found.digest for tag in registry.tags() if (found := registry.manifest(tag)) is not None}
 
 

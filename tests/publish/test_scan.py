@@ -83,9 +83,9 @@ class Scene:
         self.allowed = folder / "allowed.yaml"
         self.finds()
 
-    def finds(self, *matches: dict[str, Any], **said: Any) -> None:
-        """What its report says from now on."""
-        self.writes(grype(*matches, **said))
+    def finds(self, *matches: dict[str, Any], **descriptor: Any) -> None:
+        """Have it report these from now on."""
+        self.writes(grype(*matches, **descriptor))
 
     def writes(self, text: str) -> None:
         self._scanner.with_name("report.json").write_text(text)
@@ -145,7 +145,7 @@ def test_a_grave_finding_with_a_fix_stops_it(scene: Scene, severity: str) -> Non
     assert "GHSA-1111-2222-3333" in str(refused.value)
     assert "fixed in 1.2.3" in str(refused.value)
     assert "GO-2026-1" not in str(refused.value)
-    # both platforms were scanned before it was told, and nothing later goes on with that
+    # both platforms were scanned before it was refused, and no later stage takes it
     assert [len(report.refused) for report in scene.recorded()] == [1, 1]
     with pytest.raises(VerificationFailed, match="GHSA-1111"):
         require_scanned(scene.image, scene.recorded())
@@ -171,7 +171,7 @@ def test_an_entry_about_one_package_is_about_no_other(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected_part"),
     [
         ("- {id: CVE-1, reason: x, expires: 2026-11-24}", "CVE-1 has expired on 2026-11-24"),
         ("- {id: CVE-1, reason: x, expires: 2027-11-24}", "is allowed until 2027-11-24, which is too long"),
@@ -183,10 +183,10 @@ def test_an_entry_about_one_package_is_about_no_other(scene: Scene) -> None:
         ("- {id: [", "not YAML"),
     ],
 )
-def test_a_list_that_needs_a_look_is_refused(tmp_path: Path, text: str, told: str) -> None:
+def test_a_list_that_needs_a_look_is_refused(tmp_path: Path, text: str, expected_part: str) -> None:
     with pytest.raises(IntentError) as refused:
         scan.read_allowed(allow(tmp_path, text), TODAY)
-    assert told in str(refused.value)
+    assert expected_part in str(refused.value)
 
 
 def test_the_last_day_counts(tmp_path: Path) -> None:

@@ -200,9 +200,9 @@ def test_there_is_no_identity_outside_of_a_workflow(monkeypatch: pytest.MonkeyPa
 
 def test_the_same_statement_gives_the_same_bundle(tmp_path: Path) -> None:
     signer = new_key(tmp_path / "key")
-    said = statement.make("x", Digest.of(b"x"), statement.SIGNATURE, {})
-    assert signer.sign(said) == signer.sign(said)
-    assert bundle.statement(signer.sign(said), Trust(key=signer.public)) == json.loads(said)
+    output = statement.make("x", Digest.of(b"x"), statement.SIGNATURE, {})
+    assert signer.sign(output) == signer.sign(output)
+    assert bundle.statement(signer.sign(output), Trust(key=signer.public)) == json.loads(output)
 
 
 # cosign's own word
@@ -216,11 +216,11 @@ def cosign(version: Cosign, signed: Signed, *arguments: str, key: Path | None = 
 def test_cosign_accepts_the_signatures(cosigns: dict[int, Cosign], signed: Signed) -> None:
     signed.sign()
     for digest in (signed.image.digest, *(built.digest for built in signed.image.platforms.values())):
-        code, said = cosign(cosigns[3], signed, "verify", f"{signed.name}@{digest}")
-        assert code == 0, said
-        assert digest.text in said
-    code, said = cosign(cosigns[3], signed, "verify", f"{signed.name}:latest")
-    assert code == 0, said
+        code, output = cosign(cosigns[3], signed, "verify", f"{signed.name}@{digest}")
+        assert code == 0, output
+        assert digest.text in output
+    code, output = cosign(cosigns[3], signed, "verify", f"{signed.name}:latest")
+    assert code == 0, output
 
 
 def test_cosign_accepts_the_sboms(cosigns: dict[int, Cosign], signed: Signed) -> None:
@@ -228,9 +228,9 @@ def test_cosign_accepts_the_sboms(cosigns: dict[int, Cosign], signed: Signed) ->
     for platform, built in signed.image.platforms.items():
         for kind, form in (("spdxjson", Form.SPDX), ("cyclonedx", Form.CYCLONEDX)):
             reference = f"{signed.name}@{built.digest}"
-            code, said = cosign(cosigns[3], signed, "verify-attestation", "--type", kind, reference)
-            assert code == 0, said
-            line = next(line for line in said.splitlines() if line.startswith("{"))
+            code, output = cosign(cosigns[3], signed, "verify-attestation", "--type", kind, reference)
+            assert code == 0, output
+            line = next(line for line in output.splitlines() if line.startswith("{"))
             predicate = json.loads(base64.b64decode(json.loads(line)["payload"]))["predicate"]
             assert predicate == json.loads(sboms.path(signed.dist, platform, form).read_text(encoding="utf-8"))
 
@@ -238,17 +238,17 @@ def test_cosign_accepts_the_sboms(cosigns: dict[int, Cosign], signed: Signed) ->
 def test_cosign_refuses_another_key(cosigns: dict[int, Cosign], signed: Signed, tmp_path: Path) -> None:
     signed.sign()
     new_key(tmp_path / "other.key")
-    code, said = cosign(cosigns[3], signed, "verify", f"{signed.name}:latest", key=tmp_path / "other.key")
+    code, output = cosign(cosigns[3], signed, "verify", f"{signed.name}:latest", key=tmp_path / "other.key")
     assert code != 0
-    assert "signature" in said
+    assert "signature" in output
 
 
 def test_cosign_refuses_an_image_that_was_changed(cosigns: dict[int, Cosign], signed: Signed) -> None:
     signed.sign()
     signed.replace_index(lambda index: index["annotations"].update(changed="yes"))
-    code, said = cosign(cosigns[3], signed, "verify", f"{signed.name}:latest")
+    code, output = cosign(cosigns[3], signed, "verify", f"{signed.name}:latest")
     assert code != 0
-    assert "no signatures found" in said
+    assert "no signatures found" in output
 
 
 def test_cosign_refuses_a_bundle_that_was_changed(cosigns: dict[int, Cosign], signed: Signed) -> None:
@@ -265,15 +265,15 @@ def test_cosign_refuses_a_bundle_that_was_changed(cosigns: dict[int, Cosign], si
 def test_cosign_2_reads_the_sboms_but_no_signatures(cosigns: dict[int, Cosign], signed: Signed) -> None:
     """docs/verify.md asks for cosign 3, for this reason."""
     signed.sign()
-    code, said = cosign(cosigns[2], signed, "verify", "--new-bundle-format", f"{signed.name}:latest")
-    assert (code, "no signatures found" in said) == (10, True)
+    code, output = cosign(cosigns[2], signed, "verify", "--new-bundle-format", f"{signed.name}:latest")
+    assert (code, "no signatures found" in output) == (10, True)
     reference = f"{signed.name}@{signed.image.platforms[Platform.AMD64].digest}"
     # It asks for Sigstore's trust root, over the network, though a key needs none.
     root = signed.dist / "root.json"
     root.write_text('{"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1"}', encoding="ascii")
     options = ("--new-bundle-format", "--trusted-root", str(root), "--type", "spdxjson")
-    code, said = cosign(cosigns[2], signed, "verify-attestation", *options, reference)
-    assert code == 0, said
+    code, output = cosign(cosigns[2], signed, "verify-attestation", *options, reference)
+    assert code == 0, output
 
 
 def test_the_layout_is_left_alone(signed: Signed) -> None:

@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def reading(image: Image, dist: Path, lock: Lock = LOCK, log: Log = LOG) -> Publication:
-    """What verify is told of an image; it asks no registry with credentials."""
+    """What verify gets of an image; it asks no registry with credentials."""
 
     def no_registry(name: ImageName) -> Registry:
         raise AssertionError(f"{name} is read without credentials")
@@ -44,7 +44,7 @@ def reading(image: Image, dist: Path, lock: Lock = LOCK, log: Log = LOG) -> Publ
 
 
 class Published:
-    """A published image and a stranger who reads it."""
+    """A published image and an anonymous client who reads it."""
 
     def __init__(self, place: Place, dist: Path, name: ImageName) -> None:
         self.place, self.dist, self.name = place, dist, name
@@ -82,9 +82,9 @@ def test_what_was_published_is_read_back(published: Published, capfd: pytest.Cap
     assert published.verify(log=Log()) == []
     assert len(published.release.verified) == 4
     assert published.release.verified == published.release.tagged
-    told = capfd.readouterr().err
+    printed = capfd.readouterr().err
     for text in (f"{published.name}:latest is {image.digest}", "linux/arm64 sha256:", "slsa.dev/provenance"):
-        assert text in told
+        assert text in printed
 
 
 def test_a_variant_is_read_back_and_what_it_shares_is_read_once(published: Published) -> None:

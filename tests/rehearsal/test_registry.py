@@ -48,7 +48,7 @@ def test_it_ends_with_its_block_and_keeps_images(tmp_path: Path) -> None:
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://{host}/v2/", trust_env=False)
     with running(tmp_path / "registry") as place:
-        found = place.stranger(place.name("base")).manifest("trixie")
+        found = place.anonymous(place.name("base")).manifest("trixie")
         assert found is not None
         assert found.digest == digest
 
@@ -71,7 +71,7 @@ def test_the_base_image_is_what_the_tars_are(tmp_path: Path) -> None:
         # Elsewhere, from nothing: the same bytes.
         assert rehearsal.push_base(place.registry(name, lines[1]), "trixie", roots, tmp_path / "two", LOG) == first
         assert lines[1].written == []
-        index = place.stranger(name).manifest("trixie")
+        index = place.anonymous(name).manifest("trixie")
         assert index is not None
         for entry in json.loads(index.raw)["manifests"]:
             platform = Platform(f"{entry['platform']['os']}/{entry['platform']['architecture']}")
@@ -85,7 +85,7 @@ def test_the_base_image_is_what_the_tars_are(tmp_path: Path) -> None:
         roots[Platform.ARM64].write_bytes(b"another root")
         second = rehearsal.push_base(place.registry(name, lines[2]), "trixie", roots, tmp_path / "one", LOG)
         assert second != first
-        moved = place.stranger(name).manifest("trixie")
+        moved = place.anonymous(name).manifest("trixie")
         assert moved is not None
         assert moved.digest == second
 

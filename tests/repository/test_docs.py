@@ -167,9 +167,9 @@ def read_by_the_image() -> set[str]:
 def test_the_page_has_every_variable_that_the_image_reads_and_no_other() -> None:
     read = read_by_the_image() - INTERNAL
     assert {"DOCKER_ARGS", "K3S_URL", "DIND_K3S_STOP", "K3S_RENEW_HOURS", "DOCKER_TLS_SAN"} <= read
-    told = set(re.findall(VARIABLE, IMAGE.read_text(encoding="utf-8")))
-    assert read - told == set()
-    assert told - read - OF_OTHERS == set()
+    documented = set(re.findall(VARIABLE, IMAGE.read_text(encoding="utf-8")))
+    assert read - documented == set()
+    assert documented - read - OF_OTHERS == set()
 
 
 def test_what_is_internal_is_there_at_all() -> None:
@@ -217,7 +217,7 @@ def text_of_shell(source: str) -> str:
 
 
 @cache
-def said() -> str:
+def printable() -> str:
     """Everything that the image's programs, the pipeline and the Dockerfile can print."""
     python = [*ROOTFS.rglob("*.py"), *(ROOT / "pipeline").rglob("*.py")]
     shell = [path for path in shell_files() if ROOTFS in path.parents]
@@ -231,14 +231,14 @@ def test_a_quoted_sentence_is_one_that_is_printed(page: Path, sentence: str) -> 
     if sentence == "italics":  # the page's own words about itself
         return
     assert len(sentence.replace(GAP, "").split()) >= 2 or sentence == f"error: {GAP}", "too short to be found again"
-    assert sentence in said(), f"{name(page)} quotes what nothing prints: {sentence}"
+    assert sentence in printable(), f"{name(page)} quotes what nothing prints: {sentence}"
 
 
 def test_there_is_much_to_quote_and_what_is_made_up_is_found_out() -> None:
     assert len(quotations(QUOTING[0])) > 50
-    assert f"the volume at {GAP} is in use by another container" in said()
-    assert "the volume is in use by another container" not in said()
-    assert "What single variables may hold" not in said(), "a docstring is not printed"
+    assert f"the volume at {GAP} is in use by another container" in printable()
+    assert "the volume is in use by another container" not in printable()
+    assert "What single variables may hold" not in printable(), "a docstring is not printed"
 
 
 # Pictures

@@ -155,9 +155,9 @@ def test_a_release_from_job_to_job(
     assert set(record.verified) == set(record.tagged)
     assert len(record.tagged) == 8
     scene.require_sound()
-    told = (notes / "dist" / "notes.md").read_text()
-    assert "| k3s | v1.37.1+k3s1 | v1.37.0+k3s1 |" in told
-    assert told in (notes / "summary.md").read_text()
+    notes_text = (notes / "dist" / "notes.md").read_text()
+    assert "| k3s | v1.37.1+k3s1 | v1.37.0+k3s1 |" in notes_text
+    assert notes_text in (notes / "summary.md").read_text()
     gh = (tmp_path / "flow" / "gh.calls").read_text()
     assert "release create v3 dist/image.json dist/release.json --verify-tag --notes-file dist/notes.md" in gh
     for name in scene.names:
@@ -186,12 +186,12 @@ def test_a_release_from_job_to_job(
     public = str(scene.folder / "key.pub")
     for name in scene.names:
         for tag in ("latest", "v1.37"):
-            code, said = cosigns[3].run(
+            code, printed = cosigns[3].run(
                 *("verify", "--key", public, "--insecure-ignore-tlog=true", f"{name}:{tag}"),
                 SSL_CERT_FILE=str(registries.authority),
             )
-            assert code == 0, said
-            assert scene.image.digest.text in said
+            assert code == 0, printed
+            assert scene.image.digest.text in printed
 
 
 def test_jobs_that_are_run_again_do_nothing_twice(registries: Registries, tmp_path: Path) -> None:

@@ -389,12 +389,12 @@ def _output(script: str, cwd: Path, *, runners: str = "") -> str:
 )
 def test_the_matrix_is_made_of_our_platforms(runners: dict[str, str] | None, tmp_path: Path) -> None:
     made = step(".image.yml", "plan", "platforms --json")
-    said = re.fullmatch(r"\$\{\{ inputs\.runners \|\| '(.*)' \}\}", made.data["env"]["RUNNERS"])
-    assert said
-    assert json.loads(said[1]) == NATIVE
+    default = re.fullmatch(r"\$\{\{ inputs\.runners \|\| '(.*)' \}\}", made.data["env"]["RUNNERS"])
+    assert default
+    assert json.loads(default[1]) == NATIVE
     for name in ("pipeline", "versions.schema.json"):
         (tmp_path / name).symlink_to(ROOT / name)
-    text = _output(made.run, tmp_path, runners=said[1] if runners is None else json.dumps(runners))
+    text = _output(made.run, tmp_path, runners=default[1] if runners is None else json.dumps(runners))
     key, _, value = text.rstrip("\n").partition("=")
     chosen = NATIVE if runners is None else runners
     assert key == "matrix"

@@ -23,7 +23,7 @@ from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
 from tests.helpers.examples import LOCK, VERSIONS, digest
 
-# Stands for docker: a container is there once it was run, runs until it is killed, and its programs answer as told.
+# Stands for docker: a container is there once it was run, runs until it is killed, and its programs answer as logged.
 DOCKER = """#!{python} -SE
 import json, pathlib, sys, time
 folder = pathlib.Path({folder!r})
@@ -196,15 +196,15 @@ def test_what_hangs_beyond_its_own_timeout_is_killed_from_outside(
 def test_what_is_waited_for_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     import threading
 
-    told = threading.Event()
+    logged = threading.Event()
 
-    class Told(Log):
+    class Logged(Log):
         def say(self, text: str) -> None:
             super().say(text)
-            told.set()
+            logged.set()
 
-    with inside.patience("the moon", Told(), every=0.01):
-        assert told.wait(5)
+    with inside.patience("the moon", Logged(), every=0.01):
+        assert logged.wait(5)
     assert "waiting for the moon" in capsys.readouterr().err
 
 

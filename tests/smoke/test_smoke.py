@@ -350,8 +350,8 @@ def test_a_failed_check_is_told_and_the_next_ones_still_run(capsys: pytest.Captu
     recorder = Recorder(Tier.BOOT, "native", Log())
     with recorder.check("first"):
         raise AssertionError("it is red")
-    with recorder.check("second") as told:
-        told("green")
+    with recorder.check("second") as states:
+        states("green")
     ended = recorder.report()
     assert (ended.state, ended.reason) == (State.FAILED, "first: it is red")
     assert [check.state for check in ended.checks] == [State.FAILED, State.PASSED]
@@ -434,8 +434,8 @@ def test_a_variant_is_booted_natively_or_not_at_all(tmp_path: Path) -> None:
         options=lambda *_: BootOptions(),
     )
     ended = smoke.run(request)
-    told = {tier.tier: (tier.state, tier.reason) for tier in ended[0].tiers}
-    assert told == {
+    states = {tier.tier: (tier.state, tier.reason) for tier in ended[0].tiers}
+    assert states == {
         Tier.COMMANDS: (State.NOT_RUN, "the programs are the image's, in the same layers"),
         Tier.BOOT: (State.NOT_RUN, "nothing runs linux/amd64 natively here; the layers below boot as the image"),
     }
