@@ -75,7 +75,6 @@ NO_YAML = [
         "a: [1\n",
     ),
 ]
-SWITCH = ["", "0", "1", "no", "yes", "off", "\n"]
 
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 odd = words | st.binary(max_size=6).filter(lambda data: 0 not in data).map(
@@ -100,19 +99,23 @@ def flags(
     return st.sampled_from([*[some] * 4, mostly(good, bad, anything)]).flatmap(lambda kind: kind)
 
 
+SWITCH = mostly(["", "0", "1", "no", "Yes", "off", "TRUE"], ["maybe", "\n"])
 VARIABLES = {
     "DOCKER_ARGS": flags(DOCKER_FLAGS, NO_DOCKER_FLAGS),
     # No flags by chance: which ones there are, only k3s knows. It says so, and the container ends with status 3.
     "K3S_ARGS": flags(K3S_FLAGS, NO_K3S_FLAGS, odd.filter(lambda text: "-" not in text) | huge),
     "PROFILE": mostly(["dev", "ci", "edge", ""], ["prod"]),
-    "K3S_DISABLE": st.sampled_from(SWITCH),
+    "K3S_DISABLE": SWITCH,
+    "K3S_TRAEFIK": SWITCH,
+    "K3S_RENEW_HOURS": mostly(["3-5", ""], ["3", "night"]),
+    "DOCKER_MIN_API_VERSION": mostly(["1.24", ""], ["24"]),
     "K3S_NODE_NAME": mostly(["node-1", "local-node"], ["Node_1"]),
     "K3S_KUBECONFIG_MODE": mostly(["0600", "644"], ["rw"]),
     "K3S_KUBECONFIG_OUTPUT": mostly(["/app/k3s/k3s.yaml"], ["relative", "/app"]),
     "K3S_TLS_SAN": mostly(["a.example", "a.example, 10.0.0.1"], ["a;b"]),
     "DOCKER_DRIVER": mostly(["overlay2", "vfs", ""], ["none"]),
     "DIND_K3S_STOP_GRACE": mostly(["5", "0.5"], ["soon", "nan"]),
-    "DIND_K3S_HOST_SYSCTL": mostly(["0", "1", ""], ["off"]),
+    "DIND_K3S_HOST_SYSCTL": SWITCH,
 }
 environments = st.lists(st.sampled_from(sorted(VARIABLES)), max_size=4, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: VARIABLES[name] for name in names})
@@ -229,7 +232,7 @@ def test_ten_of_them_in_containers(boxes: Callable[..., Box], tmp_path: Path, ca
             path.write_bytes(text.encode(errors="surrogateescape"))
     made.docker.copy(f"{tmp_path}/.", (made.name, "/"))
     made.start()
-    stage = "docker" if case["env"].get("K3S_DISABLE", "").lower() not in ("", "0", "false", "no") else "k8s"
+    stage = "docker" if case["env"].get("K3S_DISABLE", "").lower() not in ("", "0", "false", "no", "off") else "k8s"
     made.until("an end or readiness", lambda: not made.state()["running"] or is_ready(made, stage), 60)
     if not made.state()["running"]:
         assert made.state()["exit_code"] == 2, made.log()

@@ -137,12 +137,11 @@ INTERNAL = {
     "DIND_K3S_TEST_ROOT",  # the tests' own
     *("DIND_K3S_START_DNS", "DIND_K3S_START_K3S"),  # keeper.py sets them for supervisord.conf
     *("DOCKER_OURS", "K3S_OURS"),  # names of the shell functions
-    "K3S_CONFIG_FILE",  # run-k3s sets it
     *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),  # taken away: they are for clients
 }
 # On the page, and read by others than rootfs/: by k3s itself, by clients elsewhere.
 OF_OTHERS = {"K3S_DATASTORE_ENDPOINT", "DOCKER_API_VERSION", "DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"}
-VARIABLE = r"(?:DIND_K3S|K3S|DOCKER)_[A-Z0-9_]+"
+VARIABLE = r"\b(?:DIND_K3S|K3S|DOCKER)_[A-Z0-9_]+"
 
 
 def read_by_the_image() -> set[str]:
@@ -238,7 +237,7 @@ def test_there_is_much_to_quote_and_what_is_made_up_is_found_out() -> None:
     assert len(quotations(QUOTING[0])) > 50
     assert f"the volume at {GAP} is in use by another container" in printable()
     assert "the volume is in use by another container" not in printable()
-    assert "What single variables may hold" not in printable(), "a docstring is not printed"
+    assert "What single variables may hold, and" not in printable(), "a docstring is not printed"
 
 
 # Pictures

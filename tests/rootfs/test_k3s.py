@@ -116,7 +116,6 @@ def test_an_agent_has_its_own_settings_and_a_name_that_stays(tmp_path: Path) -> 
         ({"K3S_URL": "server:6443", "K3S_TOKEN": "x"}, "K3S_URL is server:6443"),
         ({"K3S_URL": "https://server:6443", "K3S_TOKEN_FILE": "/run/nothing"}, "K3S_TOKEN_FILE is /run/nothing"),
         ({"K3S_ARGS": "agent"}, "an agent needs K3S_URL"),
-        ({"K3S_FLANNEL_BACKEND": "tunnel"}, "K3S_FLANNEL_BACKEND is tunnel"),
         ({"K3S_ARGS": "--config /nowhere.yaml"}, "/nowhere.yaml, but there is no such file"),
     ],
 )

@@ -86,7 +86,9 @@ def test_what_is_no_file(file: Path) -> None:
         ("K3S_KUBECONFIG_OUTPUT", ["/x/y"], ["x", "/x/", "/x\ny"]),
         ("K3S_TLS_SAN", ["a", "a, 10.0.0.1,*.b", "::1", "a b"], ["a;b", ",", "a\n"]),
         ("DIND_K3S_STOP_GRACE", ["5", "0.5"], ["nan", "inf", "-1", "1e9", "٣"]),
-        ("DIND_K3S_HOST_SYSCTL", ["0", "1"], ["off"]),
+        ("K3S_RENEW_HOURS", ["3-5", "22-4", "0-24"], ["3", "3:00-5:00", "25-26", "3-5-7", "nightly"]),
+        ("DOCKER_MIN_API_VERSION", ["1.24", "1.44"], ["24", "v1.24", "1.x", "1.44.0"]),
+        ("K3S_FLANNEL_BACKEND", ["host-gw", "vxlan", "none"], ["tunnel", "VXLAN"]),
         ("DOCKER_DRIVER", ["overlay2", "vfs"], ["aufs2", "overlay2\n"]),
     ],
 )

@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
 # One iptables backend for dockerd, k3s and kube-proxy: rules in two backends cancel each other. Sourced.
-# From outside: DOCKER_IPTABLES_LEGACY (as in docker:dind), not empty: legacy only.
+# From outside: DOCKER_IPTABLES_LEGACY (as in docker:dind): legacy only.
 
 # The tools being there says nothing: kernels drop the legacy tables, others lack nf_tables. So each candidate has to
 # take rules like those that dockerd and kube-proxy will make.
 choose_iptables() {
   local backends='nft legacy' backend why=
-  if [[ -n ${DOCKER_IPTABLES_LEGACY-} ]]; then
+  if asked DOCKER_IPTABLES_LEGACY; then
     backends=legacy
     why=' as DOCKER_IPTABLES_LEGACY asks'
   elif has_legacy_tables; then

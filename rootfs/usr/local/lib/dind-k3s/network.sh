@@ -15,7 +15,7 @@ read_network() {
   if [[ -z $interface ]]; then
     interface=$(first_interface)
     way='no default route'
-    if [[ ${K3S_DISABLE-} =~ ^(|0|false|no)$ ]]; then
+    if ! asked K3S_DISABLE; then
       lead_nowhere "$interface"
       interface=${interface:-$NOWHERE}
       note offline yes

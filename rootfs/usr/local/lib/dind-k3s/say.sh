@@ -22,6 +22,14 @@ die() { # STEP TEXT
   exit 2
 }
 
+# Whether a switch is on, by the words of plan.py. variables.py has refused every other word.
+asked() { # NAME [DEFAULT]
+  local value=${!1:-${2-0}}
+  case ${value,,} in
+    0 | false | no | off) return 1 ;;
+  esac
+}
+
 # Tell what a step did: it leaves its words in TOLD.
 step() { # NAME FUNCTION [ARGUMENT...]
   local name=$1

@@ -13,7 +13,7 @@ set_sysctls() {
     name=${pair%:*} want=${pair#*:}
     read -r have <"$R/proc/sys/fs/inotify/$name" || continue
     if ((have >= want)); then continue; fi
-    if [[ ${DIND_K3S_HOST_SYSCTL-1} == 0 ]]; then
+    if ! asked DIND_K3S_HOST_SYSCTL 1; then
       TOLD+="; inotify $name stays at $have, kubelet may want $want"
     elif echo "$want" 2>/dev/null >"$R/proc/sys/fs/inotify/$name"; then
       TOLD+="; inotify $name of the host raised from $have to $want"

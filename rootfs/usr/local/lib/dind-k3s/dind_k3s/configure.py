@@ -79,7 +79,7 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     """Plan, then write; nothing is written when there is a mistake. Raises Mistake with all of them, OSError."""
     found = facts()
     profile = env.get("PROFILE") or "dev"
-    plans: list[Plan] = []
+    plans = [Plan(told=variables.unused(env))]
     mistakes = variables.mistakes(env)
     settings: dict[str, object] = {}
     try:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dind_k3s import versions, volume
+from dind_k3s import variables, versions, volume
 from dind_k3s.plan import Mistake, asked, refuse
 from dind_k3s.root import RUN, at, facts
 
@@ -43,7 +43,9 @@ def way_back(was: str) -> str:
 
 def check(env: Mapping[str, str]) -> list[str]:
     """What to tell. Raises Mistake with every refusal."""
-    told, mistakes = [], []
+    if mistakes := variables.mistakes(env):  # the next steps go by them, and may write to the host
+        raise Mistake(*mistakes)
+    told = []
     volume.remove_temporary()
     if volume.Swap().undo():
         told.append("a restore or reset was interrupted: the cluster before it is back")

@@ -33,7 +33,6 @@ NAMES = ("localhost", "host.docker.internal", "docker", "k3s", "kubernetes")
 CI_WITHOUT = ("traefik", "servicelb", "metrics-server")
 MORE_SERVERS = ("server", "cluster-init", "datastore-endpoint")  # settings of a server that is not the only one
 MANY = ("tls-san", "disable", "kubelet-arg")  # flags that may come more than once
-BACKENDS = ("host-gw", "vxlan", "wireguard-native", "none")
 
 # Traefik takes ports 80 and 443 of the node itself. k3s's own way to them, servicelb, guesses the iptables backend by
 # loaded modules and is wrong where nf_tables is built in (k3s-io/klipper-lb#99). On the server's node, whose ports are
@@ -96,8 +95,6 @@ def plan(
     traefik(role, "traefik" not in words_of(settings.get("disable")) and not leaves_traefik_out(env), made)
     kubelet(settings, facts, version, profile, made)
     tell_flags(args, settings, version, made)
-    if env.get("K3S_DATA_DIR"):
-        made.told.append("warning: K3S_DATA_DIR is not used; the cluster's state is in the volume at /app/k3s")
     text = "".join(f"{key}:{yaml(value)}\n" for key, value in settings.items())
     made.files[f"{RUN}/k3s/config.yaml"] = (
         "# Generated at each start; yours is /app/k3s/config.yaml, and it wins.\n" + text
@@ -211,8 +208,6 @@ def names(env: Mapping[str, str]) -> list[str]:
 def server_settings(env: Mapping[str, str], version: Version, profile: str) -> dict[str, object]:
     """What only a server has."""
     backend = env.get("K3S_FLANNEL_BACKEND") or "host-gw"
-    if backend not in BACKENDS:
-        raise Mistake(f"K3S_FLANNEL_BACKEND is {shown(backend)}, but there are only {', '.join(BACKENDS)}")
     settings: dict[str, object] = {
         "write-kubeconfig": env.get("K3S_KUBECONFIG_OUTPUT") or f"{DATA}/k3s.yaml",
         "write-kubeconfig-mode": env.get("K3S_KUBECONFIG_MODE") or "0600",

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 
 from dind_k3s.redact import redacted
 
+# The words of a switch, in any case.
+ON = ("1", "true", "yes", "on")
+OFF = ("0", "false", "no", "off")
+
 
 class Mistake(Exception):
     """Something that the user has to change: a sentence for each thing, which names the variable or the file."""
@@ -51,5 +55,5 @@ def words(name: str, env: Mapping[str, str]) -> list[str]:
 
 
 def asked(env: Mapping[str, str], name: str) -> bool:
-    """Whether a switch is on."""
-    return env.get(name, "").lower() not in ("", "0", "false", "no")
+    """Return whether a switch is on. variables.py refuses every other word; say.sh has the same function."""
+    return env.get(name, "").lower() not in ("", *OFF)
