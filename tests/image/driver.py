@@ -96,11 +96,10 @@ def k3s(root: Path, case: dict[str, Any]) -> str:
             if file.is_file():
                 (after / f"{number}-{file.name}").symlink_to(file)
     config = importlib.import_module("stub_k3s.config")
-    failure = importlib.import_module("stub_k3s.failure")
     try:
         _role, *words = map(os.fsdecode, arguments(root, "k3s"))
         config.load(words, {**case["env"], "K3S_CONFIG_FILE": str(ours)})
-    except failure.Failure as error:
+    except config.Failure as error:
         return f"k3s: {error}"
     return ""
 

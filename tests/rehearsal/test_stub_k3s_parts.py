@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from email.message import Message
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -16,20 +15,19 @@ from pipeline.rehearsal.stub_k3s import (
     containers,
     engine,
     miniyaml,
+    nodes,
     podstatus,
     rest,
-    schedule,
     streams,
     table,
     watch,
 )
 from pipeline.rehearsal.stub_k3s.containers import Container
-from pipeline.rehearsal.stub_k3s.failure import Failure
-from pipeline.rehearsal.stub_k3s.joining import Joining
+from pipeline.rehearsal.stub_k3s.errors import ApiError, Failure
+from pipeline.rehearsal.stub_k3s.joining import Joining, basic
 from pipeline.rehearsal.stub_k3s.resources import RESOURCES
-from pipeline.rehearsal.stub_k3s.selectors import Selector
-from pipeline.rehearsal.stub_k3s.status import ApiError
 from pipeline.rehearsal.stub_k3s.store import Store
+from pipeline.rehearsal.stub_k3s.watch import Selector
 
 
 @pytest.mark.parametrize(
@@ -54,15 +52,15 @@ def test_yaml_that_it_reads(text: str, values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
-        ("a: 1\na: 2\n", 2, "twice"),
+        ("a: 1\na: 2\n", 2, "duplicate key a"),
         ("a:\n  b: c\n", 2, "`key: value`"),
-        ("- a\n", 1, "belongs to no key"),
-        ("a: b\n- c\n", 2, "belongs to no key"),
+        ("- a\n", 1, "without a key above it"),
+        ("a: b\n- c\n", 2, "without a key above it"),
         ("a: |\n  text\n", 1, "the stub reads only"),
         ("a: {b: c}\n", 1, "the stub reads only"),
         ("a: &x y\n", 1, "the stub reads only"),
         ("a: 'open\n", 1, "the stub reads only"),
-        ("a: [b,\n", 1, "same line"),
+        ("a: [b,\n", 1, "must end in its line"),
         ("a:\n\t- b\n", 2, "expected"),
         ("a:\n- b: c\n", 2, "the stub reads only"),
     ],
@@ -346,7 +344,7 @@ def test_pods_go_to_ready_nodes_with_their_labels(store: Store) -> None:
     for name, selector in (("a", {}), ("b", {}), ("c", {"disk": "fast"}), ("d", {"disk": "slow"})):
         spec = {"nodeSelector": selector}
         store.create("pods", {"metadata": {"name": name, "namespace": "default"}, "spec": spec, "status": {}})
-    schedule.look(store, "own")
+    nodes.place(store, "own")
     placed = {pod["metadata"]["name"]: pod["spec"].get("nodeName") for pod in store.find("pods")[0]}
     assert placed == {"a": "own", "b": "own", "c": "far", "d": None}
 
@@ -354,11 +352,13 @@ def test_pods_go_to_ready_nodes_with_their_labels(store: Store) -> None:
 def test_an_agent_needs_the_token_and_keeps_its_password(store: Store, tmp_path: Path) -> None:
     store.create("namespaces", {"metadata": {"name": "kube-system"}})
     certificates = certs.ensure(tmp_path / "tls", ["DNS:localhost"])
-    joining = Joining(store, certificates, "secret")
+    joined: list[tuple[str, str]] = []
+    joining = Joining(store, certificates, "secret", lambda *node: joined.append(node))
 
     def ask(name: str, token: str, password: str = "mine") -> bytes:
         headers = Message()
-        headers["Authorization"] = "Basic " + base64.b64encode(f"node:{token}".encode()).decode()
+        headers["Authorization"] = basic(token)
+        headers["k3s-Node-IP"] = "192.0.2.1"
         headers["k3s-Node-Name"] = "far"
         headers["k3s-Node-Password"] = password
         return joining.answer(f"/v1-k3s/{name}", headers)
@@ -366,7 +366,9 @@ def test_an_agent_needs_the_token_and_keeps_its_password(store: Store, tmp_path:
     with pytest.raises(ApiError, match="Unauthorized"):
         ask("client-ca.crt", "guessed")
     assert ask("client-ca.crt", "secret") == certificates.client_ca.read_bytes()
+    assert joined == []
     assert b"PRIVATE KEY" in ask("client-kubelet.crt", "secret")
+    assert joined == [("far", "192.0.2.1")]
     store.create("nodes", {"metadata": {"name": "far"}})
     with pytest.raises(ApiError, match="Node password rejected"):
         ask("client-kubelet.crt", "secret", "another")

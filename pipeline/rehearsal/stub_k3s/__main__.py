@@ -1,7 +1,7 @@
 """The command line: `k3s --version`, `k3s server`, `k3s agent`.
 
-Modules are imported only when a command needs them: `--version` is also asked under user-mode emulation, where every
-import costs ten times what it costs natively.
+Modules are imported only by the command that needs them: `--version` also runs under user-mode emulation, where an
+import takes ten times as long as natively.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from .about import PLATFORM, VERSION
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code, which is 1 for every failure, as k3s's is."""
+    """Run one command and return its exit code, which is 1 for every failure, as of k3s."""
     command, *others = (sys.argv[1:] if arguments is None else arguments) or [""]
     if command in ("--version", "-v"):
         print(f"k3s version {VERSION} (stub)\ngo version none, this is a stub for rehearsals")
         return 0
     if command in ("server", "agent"):
         return serve(command, others)
-    print(f"k3s stub {VERSION} for {PLATFORM}: only server, agent and --version, not {command!r}", file=sys.stderr)
+    print(f"k3s stub {VERSION} for {PLATFORM}: no command {command!r}, only server, agent, --version", file=sys.stderr)
     return 1
 
 
 def serve(command: str, arguments: list[str]) -> int:
-    """Read the configuration and run the server, or the agent, until a signal ends it."""
+    """Run the server or the agent until a signal ends it."""
     import os
 
     from . import log
     from .config import load
-    from .failure import Failure
+    from .errors import Failure
 
     try:
         config = load(arguments, os.environ, command=command)

@@ -1,25 +1,22 @@
-"""`k3s agent`: joins a server with its token and runs the pods that the server gives to its node."""
+"""`k3s agent`: joins a server with its token; the server then runs pods on this machine's dockerd, through a tunnel."""
 
 from __future__ import annotations
 
-import base64
 import http.client
 import ssl
 import time
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NoReturn
 from urllib.parse import urlsplit
 
-from . import credentials, files, log
-from .api import Kubelet
+from . import credentials, log
 from .certs import Certificates, key_of
 from .config import Config
-from .failure import Failure
-from .joining import PREFIX
-from .node import own_address
-from .remote import RemoteStore
-from .server import in_background, leave, register_node, start_kubelet, start_pods, until_stopped
-from .store import Store
+from .errors import Failure
+from .joining import PREFIX, basic
+from .nodes import own_address, start_kubelet
+from .process import in_background, leave, until_stopped
+from .tunnel import Tunnel
 
 RETRY_SECONDS = 1.0
 REJECTED_SECONDS = 5.0
@@ -30,64 +27,52 @@ REJECTED = (
 
 
 def run(config: Config) -> NoReturn:
-    """Run until SIGTERM or SIGINT; then leave at once with status 0, pods running, as k3s does."""
+    """Run until SIGTERM or SIGINT; then end at once with status 0, pods running, as k3s does."""
     url = urlsplit(config.server)
     if url.scheme != "https" or not url.hostname:
-        raise Failure(f"not the address of a server: {config.server}; expected https://NAME:6443 (--server)")
-    server = (url.hostname, url.port or 443)
-    certificates = join(config, server)
-    in_background("agent", lambda: _work(config, server, certificates))
+        raise Failure(f"invalid address of a server: {config.server}; expected https://NAME:6443 (--server)")
+    certificates = join(config, (url.hostname, url.port or 443))
+    in_background("agent", lambda: _serve(config, certificates))
     until_stopped()
     leave()
 
 
-def _work(config: Config, server: tuple[str, int], certificates: Certificates) -> None:
+def _serve(config: Config, certificates: Certificates) -> None:
     start_kubelet(config)
-    address = config.node_ip or own_address()
-    context = _context(certificates.server_ca)
-    context.load_cert_chain(certificates.client, key_of(certificates.client))
-    # It has the methods of Store that a kubelet uses.
-    store = cast(Store, RemoteStore(server, context, config.node_name))
-    node = register_node(config, store, address, is_agent=True)
-    listener = Kubelet("0.0.0.0", certificates, store, node.engine)
-    start_pods(node, config, store)
-    in_background("listener", listener.serve_forever)
-    log.say(f"node {config.node_name} is registered with {address} at {config.server}")
+    Tunnel("0.0.0.0", certificates, config.docker_socket).serve_forever()
 
 
 def join(config: Config, server: tuple[str, int]) -> Certificates:
-    """Fetch the certificates; waits for the server. Failure when it does not want this agent."""
+    """Download the certificates, once the server answers. Raises Failure if it refuses this agent."""
     folder = config.data_dir / "agent"
     own = folder / "client-kubelet.crt"
     certificates = Certificates(
         server_ca=folder / "server-ca.crt", client_ca=folder / "client-ca.crt", server=own, client=own
     )
     headers = {
-        "Authorization": "Basic " + base64.b64encode(f"node:{config.token}".encode()).decode(),
+        "Authorization": basic(config.token),
         "k3s-Node-Name": config.node_name,
         "k3s-Node-Password": credentials.ensure_node_password(config),
+        "k3s-Node-IP": config.node_ip or own_address(),
     }
-    files.write(certificates.server_ca, _fetch(server, "/cacerts", _context(None), {}))
-    context = _context(certificates.server_ca)
-    files.write(certificates.client_ca, _fetch(server, f"{PREFIX}client-ca.crt", context, headers))
-    both = _fetch(server, f"{PREFIX}{own.name}", context, headers)
+    credentials.write(certificates.server_ca, _download(server, "/cacerts", None, {}))
+    authority = certificates.server_ca
+    credentials.write(certificates.client_ca, _download(server, f"{PREFIX}client-ca.crt", authority, headers))
+    both = _download(server, f"{PREFIX}{own.name}", authority, headers)
     certificate, begin, key = both.partition("-----BEGIN PRIVATE")
-    files.write(key_of(own), begin + key)
-    files.write(own, certificate)
-    credentials.write_kubelet_kubeconfig(config, own, ca=certificates.server_ca, server=credentials.url(*server))
+    credentials.write(key_of(own), begin + key)
+    credentials.write(own, certificate)
+    credentials.write_kubelet_kubeconfig(config, own, ca=authority, server=credentials.url(*server))
+    log.say(f"node {config.node_name} has joined {config.server}")
     return certificates
 
 
-def _context(ca: Path | None) -> ssl.SSLContext:
+def _download(server: tuple[str, int], path: str, ca: Path | None, headers: dict[str, str]) -> str:
+    """Retry until the server answers and accepts the node's name. `ca`: None without a check of the server."""
     context = ssl.create_default_context(cafile=str(ca) if ca else None)
-    context.check_hostname = False  # agents reach the server by names that its certificate need not have
+    context.check_hostname = False  # agents may use a name of the server that its certificate does not have
     if ca is None:
         context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _fetch(server: tuple[str, int], path: str, context: ssl.SSLContext, headers: dict[str, str]) -> str:
-    """Ask until the server answers and does not reject the node's name."""
     reported = ""
     while True:
         connection = http.client.HTTPSConnection(*server, timeout=10, context=context)
@@ -107,6 +92,6 @@ def _fetch(server: tuple[str, int], path: str, context: ssl.SSLContext, headers:
             return body
         if answer.status != 403:
             raise Failure(f"failed to get {path} of {server[0]}: {answer.status} {answer.reason}: {body}")
-        # A node name that is taken; k3s asks again for ever (pkg/agent/config).
+        # The node name is taken. k3s retries without an end (pkg/agent/config).
         log.say(f"Waiting to retrieve agent configuration; server is not ready: {REJECTED}")
         time.sleep(REJECTED_SECONDS)

@@ -1,47 +1,37 @@
-"""The Kubernetes API: who may ask, and which request means what.
+"""The Kubernetes API: authentication, and the routes of its requests.
 
-Nobody is let in without a client certificate: k3s starts its API server with `anonymous-auth=false`
-(pkg/daemons/control/server.go), health included; only its own /cacerts is open.
+Every request needs a client certificate, health checks too, since k3s starts its API server with
+`anonymous-auth=false` (pkg/daemons/control/server.go); only its own /cacerts is open.
 """
 
 from __future__ import annotations
 
 import json
 
-from . import forward, rest, streams, table, watch
+from . import rest, streams, table, watch
 from .certs import Certificates
-from .engine import Engine
+from .errors import ApiError, Object
 from .httpd import Exchange, Listener
 from .joining import PREFIX, Joining
+from .nodes import Nodes
 from .resources import RESOURCES, Resource, discovery
-from .selectors import Selector
-from .status import ApiError, Object
 from .store import Store
-
-KUBELET_PORT = 10250
+from .watch import Selector
 
 
 class Server(Listener):
     """The API server."""
 
-    def __init__(self, address: tuple[str, int], certificates: Certificates, store: Store, joining: Joining) -> None:
+    def __init__(
+        self, address: tuple[str, int], certificates: Certificates, store: Store, joining: Joining, nodes: Nodes
+    ) -> None:
         super().__init__(*address, certificates, Api)
         self.store = store
         self.joining = joining
+        self.nodes = nodes
         self.certificates = certificates
         self.ready = False
-        self.node_name = ""  # whose pods have their logs here
-        self.engine: Engine | None = None
-        self.kubelet: Object = {}  # this node's settings, in force
-
-
-class Kubelet(Listener):
-    """A node's own listener, from which the server gets logs and output of commands."""
-
-    def __init__(self, address: str, certificates: Certificates, store: Store, engine: Engine) -> None:
-        super().__init__(address, KUBELET_PORT, certificates, KubeletApi)
-        self.store = store
-        self.engine = engine
+        self.kubelet: Object = {}  # settings of the server's node
 
 
 class Api(Exchange):
@@ -107,9 +97,7 @@ class Api(Exchange):
             raise ApiError(404, f"the stub has no {resource.plural}/{subresource}")
         if subresource in ("log", "exec"):
             pod = store.get("pods", namespace, name)
-            if self.server.engine and pod["spec"].get("nodeName") in (None, self.server.node_name):
-                return streams.answer(self, self.server.engine, pod, subresource, self.queries)
-            return forward.to_node(self, store, self.server.certificates, pod, KUBELET_PORT)
+            return streams.answer(self, self.server.nodes.engine(pod), pod, subresource, self.queries)
         given = self.document()
         match self.command:
             case "GET":
@@ -133,19 +121,3 @@ class Api(Exchange):
         if self._wants_table():
             thing = table.render(resource.plural, [thing], thing["metadata"]["resourceVersion"])
         self.send_json(code, thing)
-
-
-class KubeletApi(Exchange):
-    """Requests of the server for the log of a pod, or for the output of a command in it."""
-
-    server: Kubelet
-
-    def respond(self) -> None:
-        """Answer one request."""
-        self.require_certificate()
-        match self.parts:
-            case ["api", "v1", "namespaces", namespace, "pods", name, ("log" | "exec") as subresource]:
-                pod = self.server.store.get("pods", namespace, name)
-                streams.answer(self, self.server.engine, pod, subresource, self.queries)
-            case _:
-                raise ApiError(404, "this is a kubelet")

@@ -1,10 +1,9 @@
 """The configuration of one server or agent: command line, config file and its fragments, environment.
 
-As in k3s (docs.k3s.io/installation/configuration, pkg/configfilearg): the command line beats the file, or adds to it
-where a flag may come more than once, for the file becomes arguments in front; the file beats the environment;
-`config.yaml.d/*.yaml` are read after the file in alphabetical order, a later value replaces an earlier one, and `key+:`
-appends to it; an unknown key in a server's file is skipped with a warning, an unknown flag is an error. K3S_CONFIG_FILE
-beats --config.
+As in k3s (docs.k3s.io/installation/configuration, pkg/configfilearg): the command line overrides the file, or adds to
+it if a flag can be repeated; the file overrides the environment; `config.yaml.d/*.yaml` are read after the file in
+alphabetical order, a later value replaces an earlier one, and `key+:` appends to it; an unknown key in a file is
+skipped with a warning, an unknown flag is an error. K3S_CONFIG_FILE overrides --config.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import flags, kubelet, miniyaml
-from .failure import Failure
+from .errors import Failure
 
 DEFAULT_CONFIG = "/etc/rancher/k3s/config.yaml"
 
@@ -26,11 +25,11 @@ Settings = dict[str, list[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What the server, or the agent, acts on."""
+    """The settings that the server or the agent uses."""
 
     data_dir: Path
     kubelet_dir: Path
-    resolv_conf: Path | None  # what pods get; None: dockerd's own
+    resolv_conf: Path | None  # of pods; None: dockerd's own
     etc_dir: Path  # /etc/rancher
     node_name: str
     node_ip: str | None
@@ -40,13 +39,13 @@ class Config:
     port: int
     tls_sans: tuple[str, ...]
     service_cidr: IPv4Network
-    token: str  # the password of K10HASH::USER:PASSWORD, or all of it; empty: the server makes one
+    token: str  # without K10HASH::USER: in front; empty: the server makes one
     docker_socket: Path
     warnings: tuple[str, ...]
-    server: str  # whom an agent joins
+    server: str  # URL, for an agent to join
     disabled: frozenset[str]
     kubelet: dict[str, Any]
-    kubelet_refusal: str  # kubelet's error message for its flags and files; it starts long after they were read
+    kubelet_refusal: str  # kubelet's error message about its flags and files, for its later start
 
 
 def load(arguments: list[str], environment: Mapping[str, str], *, command: str = "server") -> Config:
@@ -71,7 +70,7 @@ def load(arguments: list[str], environment: Mapping[str, str], *, command: str =
 
 
 def parse_arguments(arguments: list[str]) -> Settings:
-    """Read `--flag value`, `--flag=value` and `-f value`; the same flag may come again."""
+    """Parse `--flag value`, `--flag=value` and `-f value`; flags can be repeated. Raises Failure."""
     settings: Settings = {}
     words = iter(arguments)
     for word in words:
@@ -90,7 +89,7 @@ def parse_arguments(arguments: list[str]) -> Settings:
 
 
 def read_files(path: Path, *, must_exist: bool, warnings: list[str]) -> Settings:
-    """Read the config file and the fragments in the folder `<file>.d`."""
+    """Read the config file and the fragments in the folder `<file>.d`. Raises Failure."""
     paths = [path] if path.is_file() else []
     paths += sorted(entry for entry in Path(f"{path}.d").glob("*") if entry.suffix in (".yaml", ".yml"))
     if must_exist and not paths:
@@ -106,7 +105,7 @@ def read_files(path: Path, *, must_exist: bool, warnings: list[str]) -> Settings
 
 
 def merge(settings: Settings, values: Mapping[str, miniyaml.Value], where: str, warnings: list[str]) -> None:
-    """Lay the values of one more file over those of the files before it."""
+    """Merge the values of a later file into the settings."""
     for raw_key, value in values.items():
         key = raw_key.removesuffix("+")
         if key not in flags.KINDS:
@@ -117,7 +116,7 @@ def merge(settings: Settings, values: Mapping[str, miniyaml.Value], where: str, 
 
 
 def require(settings: Settings, command: str) -> None:
-    """Refuse what k3s, or the stub, cannot start with."""
+    """Raise Failure for settings with which k3s, or the stub, cannot start."""
     if command == "server" and _last(settings, "server"):
         raise Failure("the stub's server is the only one and cannot join another (--server, K3S_URL)")
     if command == "agent" and not _last(settings, "server"):
@@ -125,11 +124,11 @@ def require(settings: Settings, command: str) -> None:
     if command == "agent" and not _last(settings, "token") and not _last(settings, "token-file"):
         raise Failure("--token is required")
     if _last(settings, "docker") != "true":
-        raise Failure("the stub makes pods only with dockerd: set `docker: true` or give --docker")
+        raise Failure("the stub runs pods only in dockerd: set `docker: true` or --docker")
 
 
 def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[str, ...]) -> Config:
-    """Give the merged settings their types. Raises ValueError, OSError for a token file that is not readable."""
+    """Convert the merged settings. Raises ValueError; OSError for a token file that cannot be read."""
     data_dir = Path(_last(settings, "data-dir", "/var/lib/rancher/k3s")).absolute()
     etc_dir = Path(environment.get("DIND_K3S_STUB_ETC") or "/etc/rancher")
     file = _last(settings, "token-file")

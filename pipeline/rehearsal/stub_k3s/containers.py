@@ -1,4 +1,4 @@
-"""A pod's containers as dockerd's: names, labels, what to create.
+"""A pod's containers in dockerd, and its folder with the tmpfs that the kubelet mounts there.
 
 Names and labels are cri-dockerd's (core/naming.go, core/sandbox_helpers.go), by which people and scripts find them.
 There is no pause container: the pod's first container owns the network, the others join it.
@@ -6,13 +6,13 @@ There is no pause container: the pod's first container owns the network, the oth
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import podfolder
-from .failure import Failure
-from .status import Object
+from .errors import Failure, Object
 
 POD_NAME, POD_NAMESPACE, POD_UID = (f"io.kubernetes.pod.{word}" for word in ("name", "namespace", "uid"))
 CONTAINER_NAME = "io.kubernetes.container.name"
@@ -21,10 +21,12 @@ GRACE = "annotation.io.kubernetes.pod.terminationGracePeriod"
 _RESOLVER = {"nameserver": "Dns", "search": "DnsSearch", "options": "DnsOptions"}
 TYPE = {"io.kubernetes.docker.type": "container"}
 
+Resolver = dict[str, list[str]]  # the DNS settings of a container, as in dockerd's create request
+
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """One container that dockerd knows, as far as a pod's status needs it."""
+    """One container of dockerd, as far as a pod's status depends on it."""
 
     id: str
     attempt: int
@@ -35,17 +37,17 @@ class Container:
 
     @property
     def running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process is running."""
         return self.state in ("running", "paused", "restarting")
 
     @property
     def ended(self) -> bool:
-        """Whether it will do no more: its process ended, or dockerd could not start it (created, with an error)."""
+        """Whether its process has ended, or dockerd could not start it (created, with an error)."""
         return self.state in ("exited", "dead") or (self.state == "created" and self.error != "")
 
 
 def read(inspected: Object) -> Container:
-    """Make a Container of what dockerd's inspection reports."""
+    """Return a Container from dockerd's inspection of it."""
     labels, state = inspected["Config"]["Labels"], inspected["State"]
     networks: dict[str, Any] = inspected["NetworkSettings"].get("Networks") or {}
     return Container(
@@ -59,12 +61,21 @@ def read(inspected: Object) -> Container:
 
 
 def creation(
-    pod: Object, spec: Object, attempt: int, *, owner: str | None, kubelet_dir: Path, resolver: dict[str, list[str]]
+    pod: Object,
+    spec: Object,
+    attempt: int,
+    *,
+    owner: str | None,
+    kubelet_dir: Path | None,
+    resolver: Resolver,
 ) -> Object:
-    """The body of dockerd's create request; `owner` is the container whose network this one joins. Raises Failure."""
+    """Return the body of dockerd's create request. Raises Failure.
+
+    `owner`: the container whose network this one joins. `kubelet_dir`: None on an agent's node.
+    """
     metadata = pod["metadata"]
     if any("value" not in entry for entry in spec.get("env") or []):
-        raise Failure("the stub has plain values for variables only")
+        raise Failure("the stub has only plain values for variables")
     body: Object = {
         "Image": spec["image"],
         "Env": [f"{entry['name']}={entry['value']}" for entry in spec.get("env") or []],
@@ -79,7 +90,7 @@ def creation(
         },
         "HostConfig": {
             "Binds": _binds(pod, spec, kubelet_dir),
-            "LogConfig": {"Type": "json-file"},  # what `kubectl logs` needs, whatever dockerd's default is
+            "LogConfig": {"Type": "json-file"},  # for `kubectl logs`, whatever dockerd's default is
             **({"NetworkMode": f"container:{owner}"} if owner else resolver),
         },
     }
@@ -92,32 +103,32 @@ def creation(
     return body
 
 
-def _binds(pod: Object, spec: Object, kubelet_dir: Path) -> list[str]:
+def _binds(pod: Object, spec: Object, kubelet_dir: Path | None) -> list[str]:
     volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes") or []}
     binds = []
     for mount in spec.get("volumeMounts") or []:
         volume = volumes.get(mount["name"], {})
         if "hostPath" in volume:
             source = Path(volume["hostPath"]["path"])
-        elif "emptyDir" in volume:
-            source = podfolder.volume(kubelet_dir, pod, "empty-dir", mount["name"])
+        elif "emptyDir" in volume and kubelet_dir:
+            source = volume_folder(kubelet_dir, pod, "empty-dir", mount["name"])
             if volume["emptyDir"].get("medium") == "Memory":
-                podfolder.mount_memory(source)
+                mount_memory(source)
             if not source.is_dir():
                 source.mkdir(parents=True)
                 source.chmod(0o777)
         else:
-            raise Failure(f"volume {mount['name']}: the stub has only emptyDir and hostPath")
+            raise Failure(f"volume {mount['name']}: the stub has only hostPath, and emptyDir on the server's node")
         binds.append(f"{source}:{mount['mountPath']}:{'ro' if mount.get('readOnly') else 'rw'}")
     return binds
 
 
-def resolver(path: Path) -> dict[str, list[str]]:
-    """The resolver that pods get: what --resolv-conf names, as dockerd's create request has it. Raises Failure.
+def resolver(path: Path) -> Resolver:
+    """Return the settings of --resolv-conf for pods, as in dockerd's create request. Raises Failure.
 
-    In a cluster CoreDNS stands between; it asks the same servers. The "." keeps dockerd's own search list out.
+    In a real cluster CoreDNS forwards to the same servers. The "." keeps dockerd's own search list out.
     """
-    settings: dict[str, list[str]] = {"Dns": [], "DnsSearch": [], "DnsOptions": []}
+    settings: Resolver = {"Dns": [], "DnsSearch": [], "DnsOptions": []}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -127,3 +138,32 @@ def resolver(path: Path) -> dict[str, list[str]]:
         if key in _RESOLVER:
             settings[_RESOLVER[key]] += values
     return {**settings, "DnsSearch": settings["DnsSearch"] or ["."]}
+
+
+def pod_folder(kubelet_dir: Path, uid: str) -> Path:
+    """Return the folder of a pod."""
+    return kubelet_dir / "pods" / uid
+
+
+def volume_folder(kubelet_dir: Path, pod: Object, kind: str, name: str) -> Path:
+    """Return the folder of one volume of a pod."""
+    return pod_folder(kubelet_dir, str(pod["metadata"]["uid"])) / f"volumes/kubernetes.io~{kind}" / name
+
+
+def mount_memory(folder: Path) -> None:
+    """Mount a tmpfs, unless there is one. Raises Failure."""
+    if folder.is_mount():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure(f"cannot mount a tmpfs at {folder}: {done.stderr.strip()}")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a pod's folder and the mounts in it."""
+    for path in (folder / "volumes").glob("*/*"):
+        if path.is_mount():
+            subprocess.run(["umount", str(path)], capture_output=True, check=False)
+    shutil.rmtree(folder, ignore_errors=True)

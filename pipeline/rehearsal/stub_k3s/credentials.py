@@ -1,22 +1,22 @@
-"""Token, node password and kubeconfigs: the files that let others in."""
+"""Token, node password and kubeconfigs."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import secrets
 from pathlib import Path
 
-from . import files
 from .certs import Certificates, key_of
 from .config import Config
-from .failure import Failure
+from .errors import Failure
 
 
 def ensure_token(config: Config, certificates: Certificates) -> str:
-    """Return the server's secret, stable over restarts; the file holds it in k3s's form, behind the CA's hash.
+    """Return the server's secret, the same after restarts; the file has it in k3s's form, after the CA's hash.
 
-    k3s refuses to start with another token than the one its data was made with, and so does the stub.
+    Raises Failure, as k3s does, for another token than the one that its data was made with.
     """
     path = config.data_dir / "server/token"
     stored = path.read_text(encoding="utf-8").strip().rpartition(":")[2] if path.is_file() else ""
@@ -24,7 +24,7 @@ def ensure_token(config: Config, certificates: Certificates) -> str:
         raise Failure(f"bootstrap data was made with another token: the one given is not the one in {path}")
     secret = stored or config.token or secrets.token_hex(16)
     ca_hash = hashlib.sha256(certificates.server_ca.read_bytes()).hexdigest()
-    files.write(path, f"K10{ca_hash}::server:{secret}\n")
+    write(path, f"K10{ca_hash}::server:{secret}\n")
     for link in (path.with_name("node-token"), path.with_name("agent-token")):
         if not link.is_symlink():
             link.unlink(missing_ok=True)
@@ -33,15 +33,15 @@ def ensure_token(config: Config, certificates: Certificates) -> str:
 
 
 def ensure_node_password(config: Config) -> str:
-    """Return the node's password, kept where k3s keeps it: outside data-dir, so that losing it can be rehearsed."""
+    """Return the node's password, whose file is outside data-dir as k3s's is."""
     path = config.etc_dir / "node/password"
     if not path.is_file():
-        files.write(path, secrets.token_hex(16) + "\n")
+        write(path, secrets.token_hex(16) + "\n")
     return path.read_text(encoding="utf-8").strip()
 
 
 def write_kubeconfig(config: Config, certificates: Certificates) -> None:
-    """Write the administrator's kubeconfig, with all certificates in it."""
+    """Write the administrator's kubeconfig, which contains its certificates."""
     host = config.bind_address if config.bind_address not in ("0.0.0.0", "::") else "127.0.0.1"
     content = _kubeconfig(
         {"certificate-authority-data": _embedded(certificates.server_ca), "server": url(host, config.port)},
@@ -50,20 +50,20 @@ def write_kubeconfig(config: Config, certificates: Certificates) -> None:
             "client-key-data": _embedded(key_of(certificates.client)),
         },
     )
-    files.write(config.kubeconfig, content, mode=config.kubeconfig_mode)
+    write(config.kubeconfig, content, mode=config.kubeconfig_mode)
 
 
 def write_kubelet_kubeconfig(config: Config, certificate: Path, *, ca: Path, server: str) -> None:
-    """The kubelet's own. An agent's points to a load balancer on 127.0.0.1:6444 in k3s; here to the server itself."""
+    """Write the kubelet's kubeconfig. An agent's names the server itself; k3s has a load balancer on 127.0.0.1:6444."""
     content = _kubeconfig(
         {"certificate-authority": str(ca), "server": server},
         {"client-certificate": str(certificate), "client-key": str(key_of(certificate))},
     )
-    files.write(config.data_dir / "agent/kubelet.kubeconfig", content)
+    write(config.data_dir / "agent/kubelet.kubeconfig", content)
 
 
 def url(host: str, port: int) -> str:
-    """The address of a server, IPv6 in brackets."""
+    """Return the URL of a server, IPv6 in brackets."""
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
 
@@ -90,3 +90,15 @@ users:
 
 def _embedded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def write(path: Path, content: str, *, mode: int = 0o600) -> None:
+    """Write a file atomically: a crash leaves the old or the new content. Makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

@@ -1,7 +1,7 @@
-"""The deploy controller: applies <data-dir>/server/manifests, and keeps an Addon for each file with what was applied.
+"""The deploy controller: applies <data-dir>/server/manifests, with an Addon for each file.
 
-Like k3s's (pkg/deploy/controller.go): names from what is before a file's first dot, the SHA-256 in the Addon only once
-everything was applied, events on the Addon, `.skip`, retries for ever. k3s looks every 15 s. kubectl does the applying,
+Like k3s's (pkg/deploy/controller.go): an Addon has a file's name up to its first dot, and the SHA-256 of the file once
+all of it was applied; events on the Addon, `.skip`, endless retries. k3s checks every 15 s. kubectl does the applying,
 so nothing is pruned.
 """
 
@@ -13,10 +13,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import events, log
+from . import log
 from .config import Config
+from .errors import ApiError, Object
 from .resources import RESOURCES
-from .status import ApiError, Object
 from .store import Store
 
 PERIOD = 3.0
@@ -24,12 +24,12 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class Deployer:
-    """Looks at the folder again and again."""
+    """Applies what is new in the folder, every few seconds."""
 
     def __init__(self, config: Config, store: Store) -> None:
         self._config = config
         self._store = store
-        self._seen: dict[Path, int] = {}  # applied, with the time of the file
+        self._seen: dict[Path, int] = {}  # applied, with the mtime of the file
 
     def run(self) -> None:
         """Never ends."""
@@ -38,13 +38,13 @@ class Deployer:
             time.sleep(PERIOD)
 
     def look(self) -> None:
-        """Apply what is new."""
+        """Apply new and changed files."""
         files = sorted(file for file in (self._config.data_dir / "server/manifests").rglob("*") if file.is_file())
         skipped = {file.name.removesuffix(".skip") for file in files if file.name.endswith(".skip")}
         for file in files:
             if not file.name.endswith(SUFFIXES) or file.name.startswith(".") or file.name in skipped:
                 continue
-            with contextlib.suppress(OSError):  # gone, or being written
+            with contextlib.suppress(OSError):  # removed, or being written
                 if self._seen.get(file) != file.stat().st_mtime_ns and self._deploy(file):
                     self._seen[file] = file.stat().st_mtime_ns
 
@@ -62,9 +62,9 @@ class Deployer:
         if problem:
             log.say(f"applying {file} failed: {problem}", level="warning")
             message = f'Applying manifest at "{file}" failed: {problem}'
-            events.record(self._store, addon, "Warning", "ApplyManifestFailed", message)
+            self._store.record_event(addon, "Warning", "ApplyManifestFailed", message)
             return False
-        events.record(self._store, addon, "Normal", "AppliedManifest", f'Applied manifest at "{file}"')
+        self._store.record_event(addon, "Normal", "AppliedManifest", f'Applied manifest at "{file}"')
         spec = {"source": str(file), "checksum": checksum}
         self._store.modify("addons", "kube-system", name, lambda old: {**old, "spec": spec})
         log.say(f"applied {file}")
@@ -77,6 +77,6 @@ class Deployer:
             "metadata": {"name": name, "namespace": "kube-system"},
             "spec": {"source": str(file)},
         }
-        with contextlib.suppress(ApiError):  # it is there already
+        with contextlib.suppress(ApiError):  # it exists already
             return self._store.create("addons", addon)
         return self._store.get("addons", "kube-system", name)

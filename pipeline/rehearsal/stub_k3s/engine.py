@@ -1,16 +1,21 @@
-"""dockerd over its HTTP API on a unix socket (docs.docker.com/reference/api/engine)."""
+"""dockerd over its HTTP API (docs.docker.com/reference/api/engine): this machine's, or an agent's through a tunnel."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from .status import Object
+from .errors import Object
+
+RETRY_SECONDS = 0.25
+
+Dial = Callable[[float | None], socket.socket]  # timeout → a connection; raises OSError
 
 
 class EngineGone(Exception):
@@ -26,48 +31,89 @@ class EngineRefused(Exception):
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float | None) -> None:
+    def __init__(self, dial: Dial, timeout: float | None) -> None:
         super().__init__("docker", timeout=timeout)
-        self._path = path
+        self._dial = dial
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        self.sock = self._dial(self.timeout)
 
 
 class Engine:
-    """A client without state. What it asks for is the same in all versions of the API that docker 20.10 to 29 have."""
+    """A client without state. Its requests are the same in the APIs of docker 20.10 to 29."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
 
-    def answers(self) -> bool:
-        """Whether dockerd answers within a few seconds."""
-        try:
-            b"".join(self._read("GET", "/_ping", None, 4))
-        except (EngineGone, EngineRefused):
-            return False
-        return True
+    @classmethod
+    def local(cls, path: Path) -> Engine:
+        """Return the client of the dockerd that listens on a unix socket."""
+
+        def dial(timeout: float | None) -> socket.socket:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(timeout)
+            connection.connect(str(path))
+            return connection
+
+        return cls(dial)
+
+    def answers(self, *, within: float = 0) -> bool:
+        """Return whether dockerd answers, now or within so many seconds."""
+        until = time.monotonic() + within
+        while True:
+            try:
+                b"".join(self._read("GET", "/_ping", None, 4))
+            except (EngineGone, EngineRefused):
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(RETRY_SECONDS)
+            else:
+                return True
 
     def call(self, method: str, path: str, body: Any = None, *, timeout: float | None = 60, **query: Any) -> Any:
-        """One question and its JSON answer."""
+        """Return the JSON answer to one request; None if it is empty."""
         answer = b"".join(self._read(method, _url(path, query), body, timeout))
         return json.loads(answer) if answer.strip() else None
 
     def stream(self, method: str, path: str, body: Any = None, **query: Any) -> Iterator[bytes]:
-        """An answer without an end, in the pieces in which it comes."""
+        """Yield an answer of any length in the pieces in which it arrives."""
         yield from self._read(method, _url(path, query), body, None)
 
     def events(self, method: str, path: str, **query: Any) -> Iterator[Object]:
-        """An answer of JSON documents, one on each line."""
+        """Yield the JSON documents of an answer with one on each line."""
         rest = b""
         for piece in self.stream(method, path, **query):
             *lines, rest = (rest + piece).split(b"\n")
             yield from (json.loads(line) for line in lines if line.strip())
 
+    def ensure_image(self, spec: Object) -> Object | None:
+        """Pull a container's image if its policy asks for it; return a failure as the kubelet's waiting state."""
+        image, policy = spec["image"], spec["imagePullPolicy"]
+        if policy != "Always" and self._has_image(image):
+            return None
+        if policy == "Never":
+            message = f'Container image "{image}" is not present with pull policy of Never'
+            return {"reason": "ErrImageNeverPull", "message": message}
+        has_tag = "@" in image or ":" in image.rpartition("/")[2]
+        problem = ""
+        try:
+            for report in self.events("POST", "/images/create", fromImage=image if has_tag else f"{image}:latest"):
+                problem = str(report.get("error") or problem)
+        except EngineRefused as refused:
+            problem = str(refused)
+        return {"reason": "ErrImagePull", "message": problem} if problem else None
+
+    def _has_image(self, image: str) -> bool:
+        try:
+            self.call("GET", f"/images/{image}/json")
+        except EngineRefused as refused:
+            if refused.status == 404:
+                return False
+            raise
+        return True
+
     def _read(self, method: str, url: str, body: Any, timeout: float | None) -> Iterator[bytes]:
-        connection = _Connection(self.path, timeout)
+        connection = _Connection(self._dial, timeout)
         content = None if body is None else json.dumps(body)
         try:
             connection.request(method, url, content, {"Content-Type": "application/json"})
@@ -77,13 +123,13 @@ class Engine:
             while piece := response.read1(65536):
                 yield piece
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise EngineGone(f"{self.path}: {error!r}") from None
+            raise EngineGone(repr(error)) from None
         finally:
             connection.close()
 
 
 def frames(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Take apart the frames in which dockerd mixes stdout (1) and stderr (2) of a container without a terminal."""
+    """Split the frames in which dockerd mixes stdout (1) and stderr (2) of a container without a terminal."""
     rest = b""
     for piece in pieces:
         rest += piece

@@ -1,11 +1,11 @@
-"""The flags of `k3s server` and `k3s agent`. Any other is refused as k3s refuses it.
+"""The flags of `k3s server` and `k3s agent`; any other is refused as k3s refuses it.
 
-Source: k3s's pkg/cli/cmds/server.go and agent.go. The stub acts on few of them and accepts the others.
+Source: k3s's pkg/cli/cmds/server.go and agent.go. The stub uses few of them and accepts the others.
 """
 
 from __future__ import annotations
 
-# Environment variables of the flags that the stub acts on.
+# Environment variables of the flags that the stub uses.
 VARIABLES = {
     "data-dir": "K3S_DATA_DIR",
     "node-name": "K3S_NODE_NAME",

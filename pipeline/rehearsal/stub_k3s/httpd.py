@@ -1,4 +1,4 @@
-"""HTTP/1.1 over TLS: a listening socket with a thread for each connection, and the forms of an answer."""
+"""HTTP/1.1 over TLS: a listening socket with a thread for each connection, and the kinds of answers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import ssl
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .certs import Certificates, key_of
-from .failure import Failure
-from .status import ApiError, Object
+from .errors import ApiError, Failure, Object
 
 GONE = (ConnectionError, ssl.SSLError, TimeoutError)
 
 
 class Listener(ThreadingHTTPServer):
-    """One listening socket. A client certificate is checked if there is one, and not required."""
+    """One listening socket. A client certificate is optional; one that is given must be valid."""
 
     daemon_threads = True
 
-    def __init__(self, address: str, port: int, certificates: Certificates, handler: type[Exchange]) -> None:
+    def __init__(self, address: str, port: int, certificates: Certificates, handler: type[BaseRequestHandler]) -> None:
         super().__init__((address, port), handler, bind_and_activate=False)
         self.socket.close()
         try:
@@ -41,7 +41,7 @@ class Listener(ThreadingHTTPServer):
         self._tls.set_alpn_protocols(["http/1.1"])
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Shake hands in the connection's own thread, so that a slow client delays nobody."""
+        """Do the TLS handshake in the connection's own thread, so that a slow client delays no other."""
         request.settimeout(15)
         try:
             tls = self._tls.wrap_socket(request, server_side=True)
@@ -51,27 +51,27 @@ class Listener(ThreadingHTTPServer):
             super().finish_request(tls, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are no news; anything else is a bug and keeps its traceback."""
+        """Print the traceback of anything but a client that disconnects."""
         if not isinstance(sys.exception(), GONE):
             super().handle_error(request, client_address)
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One request after the other of one connection."""
+    """The requests of one connection."""
 
     connection: ssl.SSLSocket
     protocol_version = "HTTP/1.1"
     timeout = 600
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged; k3s does not log them, either."""
+        """Log nothing, as k3s."""
 
     def respond(self) -> None:
         """Answer one request. Raises ApiError."""
         raise NotImplementedError
 
     def answer(self) -> None:
-        """Answer one request, an error of it as a `Status`."""
+        """Answer one request, an ApiError by a `Status`."""
         url = urlsplit(self.path)
         self.parts = [unquote(part) for part in url.path.split("/") if part]
         self.queries = parse_qs(url.query, keep_blank_values=True)
@@ -92,7 +92,7 @@ class Exchange(BaseHTTPRequestHandler):
             raise ApiError(401, "Unauthorized")
 
     def document(self) -> Object:
-        """The body as an object; an empty one without a body."""
+        """Return the body as an object, empty without a body. Raises ApiError."""
         try:
             thing: Object = json.loads(self.body or b"{}")
         except ValueError as error:
@@ -100,7 +100,7 @@ class Exchange(BaseHTTPRequestHandler):
         return thing
 
     def client_is_there(self) -> bool:
-        """Whether the client still listens: one that has nothing more to ask only ever sends its goodbye."""
+        """Return whether the client is connected; all that it can send during a long answer is its end."""
         return not select.select([self.connection], [], [], 0)[0]
 
     def send_json(self, code: int, thing: Object) -> None:
@@ -116,7 +116,7 @@ class Exchange(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_stream(self, media_type: str, chunks: Iterator[bytes]) -> None:
-        """Answer with chunks as they come; the connection ends with them."""
+        """Answer with chunks as they arrive, and close the connection after them."""
         self.close_connection = True
         self.send_response(200)
         self.send_header("Content-Type", media_type)

@@ -1,7 +1,6 @@
-"""The kubelet's configuration, put together as k3s and kubelet do: defaults, drop-in files, flags; the last one wins.
+"""The kubelet's configuration, merged as k3s and kubelet do it: defaults, drop-in files, flags; the last one wins.
 
-Of its settings the stub acts on systemReserved. All are shown at /api/v1/nodes/NAME/proxy/configz, as kubelet shows
-them, so that a test can ask what is in force.
+The stub uses only systemReserved. All settings are at /api/v1/nodes/NAME/proxy/configz, as kubelet's, for tests.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .failure import Failure
+from .errors import Failure
 
-# Flag → key. The flags are deprecated and still there.
+# Deprecated flags that kubelet still has → keys of its configuration.
 _KEYS = {
     "image-gc-high-threshold": "imageGCHighThresholdPercent",
     "eviction-hard": "evictionHard",
@@ -23,7 +22,7 @@ _REMOVED = ("network-plugin", "container-runtime", "containerd", "nonsense")  # 
 
 
 def effective(arguments: list[str], data_dir: Path) -> dict[str, Any]:
-    """Return what is in force. Raises Failure with kubelet's error message."""
+    """Return the merged settings. Raises Failure with kubelet's error message."""
     settings: dict[str, Any] = {
         "imageGCHighThresholdPercent": 85,
         "evictionHard": {"imagefs.available": "5%", "nodefs.available": "5%"},
@@ -41,7 +40,7 @@ def effective(arguments: list[str], data_dir: Path) -> dict[str, Any]:
 
 
 def _drop_in(file: Path) -> dict[str, Any]:
-    """One file; JSON only, which is YAML too."""
+    """Read one file; only JSON, which is YAML too."""
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -57,7 +56,7 @@ def _value(flag: str, text: str) -> Any:
 
 
 def allocatable(capacity: dict[str, str], reserved: dict[str, str]) -> dict[str, str]:
-    """What is left of a node for pods."""
+    """Return a node's capacity without the reserved part."""
     left = dict(capacity)
     if "cpu" in reserved:
         left["cpu"] = f"{int(capacity['cpu']) * 1000 - int(reserved['cpu'].removesuffix('m'))}m"

@@ -8,7 +8,7 @@ import time
 
 
 def say(message: str, *, level: str = "info") -> None:
-    """Write one line and flush it, because a supervisor forwards it."""
+    """Write one line, and flush it for the supervisor that forwards it."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     text = json.dumps(" ".join(message.split()), ensure_ascii=False)
     sys.stderr.write(f'time="{now}" level={level} msg={text}\n')

@@ -1,9 +1,9 @@
 """The part of YAML that k3s configurations use: one mapping of scalars and lists of scalars.
 
-Everything else (nested mappings, anchors, tags, block scalars, several documents) is refused with file and line, for a
-guess would make a rehearsal wrong. Scalars stay text: what a 1.30 or a `no` means is decided by its reader.
+Everything else (nested mappings, anchors, tags, block scalars, several documents) is refused with file and line.
+Scalars stay text: their reader decides on the meaning of a 1.30 or a `no`.
 
-PyYAML is no help here: packed as an archive, its 5,000 lines would be compiled anew at each start, under emulation too.
+PyYAML would be slow: in a zipapp its 5,000 lines are compiled at each start, under emulation too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 
-from .failure import Failure
+from .errors import Failure
 
 Value = str | list[str]
 
@@ -23,7 +23,7 @@ _FLOW_ITEM = re.compile(rf"""(?:{_QUOTED}|[^,"'])+""")
 
 
 def parse(text: str, where: str) -> dict[str, Value]:
-    """Read a configuration; `where` is the name of the file in messages. Raises Failure."""
+    """Parse a configuration; `where`: the name of the file, for messages. Raises Failure."""
     values: dict[str, Value] = {}
     key = ""
     for number, raw in enumerate(text.splitlines(), start=1):
@@ -36,12 +36,12 @@ def parse(text: str, where: str) -> dict[str, Value]:
                 if entries == "":
                     entries = values[key] = []
                 if not isinstance(entries, list):
-                    raise ValueError("a list item that belongs to no key above it")
+                    raise ValueError("a list item without a key above it")
                 entries.append(_scalar(item[1]))
             elif match := _KEY.match(line):
                 key = next(part for part in match.groups() if part is not None)
                 if key in values:
-                    raise ValueError(f"the key {key} is there twice")
+                    raise ValueError(f"duplicate key {key}")
                 values[key] = _value(line[match.end() :])
             else:
                 raise ValueError("expected `key: value` or `- item`")
@@ -55,7 +55,7 @@ def _value(text: str) -> Value:
         return _scalar(text)
     match = _FLOW.fullmatch(text)
     if match is None:
-        raise ValueError("a list in [ ] must end in the same line")
+        raise ValueError("a list in [ ] must end in its line")
     return [_scalar(item.strip()) for item in _FLOW_ITEM.findall(match[1]) if item.strip()]
 
 

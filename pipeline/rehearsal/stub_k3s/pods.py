@@ -1,7 +1,7 @@
-"""The kubelet's part: each pod has a worker that makes its containers be as the pod says, and the status as they are.
+"""The kubelet's work: each pod has a worker that makes its containers match the pod's spec, and its status match them.
 
-A worker looks whenever the pod changed, dockerd told of one of its containers or images, or a pause is over; nothing
-is polled. What must survive is in the store and in dockerd, so a new process takes everything up by the labels.
+A worker syncs when the pod changes, when dockerd has an event of one of its containers or images, and after a back-off;
+nothing is polled. All state is in the store and in dockerd, where a new process finds the containers by their labels.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import containers, events, images, log, podfolder, podstatus
+from . import containers, log, podstatus
 from .containers import Container
 from .engine import Engine, EngineGone, EngineRefused
-from .failure import Failure
-from .status import ApiError, Object
+from .errors import ApiError, Failure, Object
 from .store import Store
 
-PAUSE_SECONDS = 10.0  # between two tries of anything that fails; the first restart of a container comes at once
+BACK_OFF_SECONDS = 10.0  # after any failure; the first restart of a container is immediate
 
 Key = tuple[str, str]  # namespace, name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What all pods of a node share."""
+    """The settings that all pods of a node share."""
 
     store: Store
     engine: Engine
     node_name: str
-    kubelet_dir: Path
-    resolver: dict[str, list[str]]
+    kubelet_dir: Path | None  # None: an agent's, whose files the server cannot reach
+    resolver: containers.Resolver
 
 
 class Pods:
@@ -41,11 +40,11 @@ class Pods:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._workers: dict[str, Worker] = {}  # by uid; that of a pod which is gone stays, and does nothing
+        self._workers: dict[str, Worker] = {}  # by uid; the ended ones of deleted pods stay
         self._lock = threading.Lock()
 
     def follow(self) -> None:
-        """Wake the worker of every pod that changes; never ends."""
+        """Wake the worker of every pod of this node that changes; never ends."""
         store = self._machine.store
         version = store.version
         while True:
@@ -53,25 +52,28 @@ class Pods:
                 changes = store.changes(version, timeout=3600)
             except ApiError:
                 version = store.version
-                with contextlib.suppress(EngineGone):  # its return resumes, too
+                with contextlib.suppress(EngineGone):  # once it is back, `resume` is called again
                     self.resume()
                 continue
             for change in changes:
                 version = change.version
-                if change.key[0] == "pods":
+                if change.key[0] == "pods" and self._is_here(change.object):
                     self.wake(change.object["metadata"]["uid"], change.key[1:])
 
+    def _is_here(self, pod: Object) -> bool:
+        return bool(pod["spec"].get("nodeName") == self._machine.node_name)
+
     def resume(self) -> None:
-        """Look at every pod and at every container that belongs to one: at the start, and when dockerd is back."""
-        for pod in self._machine.store.find("pods")[0]:
+        """Sync every pod and every container of one: at the start, and when dockerd is back."""
+        for pod in filter(self._is_here, self._machine.store.find("pods")[0]):
             metadata = pod["metadata"]
-            self.wake(metadata["uid"], (metadata["namespace"], metadata["name"]), forgive=True)
+            self.wake(metadata["uid"], (metadata["namespace"], metadata["name"]), at_once=True)
         labels = {"label": [f"{key}={value}" for key, value in containers.TYPE.items()]}
         for entry in self._machine.engine.call("GET", "/containers/json", all=True, filters=labels):
             self.on_event({"Actor": {"Attributes": entry["Labels"]}})
 
     def on_event(self, event: Object) -> None:
-        """Wake whom an event of dockerd concerns: one pod, or all, because they may wait for an image."""
+        """Wake the pod of an event of dockerd; for an image's event all pods, since they may wait for it."""
         attributes = event["Actor"]["Attributes"]
         if uid := attributes.get(containers.POD_UID):
             self.wake(uid, (attributes[containers.POD_NAMESPACE], attributes[containers.POD_NAME]))
@@ -79,20 +81,20 @@ class Pods:
             with self._lock:
                 workers = list(self._workers.values())
             for worker in workers:
-                worker.wake(forgive=True)
+                worker.wake(at_once=True)
 
-    def wake(self, uid: str, key: Key, *, forgive: bool = False) -> None:
-        """Have one pod looked at, soon and by its own worker."""
+    def wake(self, uid: str, key: Key, *, at_once: bool = False) -> None:
+        """Have a pod synced by its own worker."""
         with self._lock:
             worker = self._workers.get(uid)
             if worker is None:
                 worker = self._workers[uid] = Worker(self._machine, uid, key)
                 worker.start()
-        worker.wake(forgive=forgive)
+        worker.wake(at_once=at_once)
 
 
 class Worker(threading.Thread):
-    """One pod's life."""
+    """The thread of one pod, until the pod is deleted."""
 
     def __init__(self, machine: Machine, uid: str, key: Key) -> None:
         super().__init__(name=f"pod {key[0]}/{key[1]}", daemon=True)
@@ -102,42 +104,40 @@ class Worker(threading.Thread):
         self._engine = machine.engine
         self._key = key
         self._wake = threading.Event()
-        self._forgive = False
+        self._at_once = False
         self._waiting: dict[str, Object] = {}  # by container
-        self._again: dict[str, float] = {}  # when to try again, by container; "" for all of them
-        self._restarted: dict[str, float] = {}  # when a container was restarted last
+        self._retry: dict[str, float] = {}  # monotonic time of the next try, by container; "": of all of them
+        self._restarted: dict[str, float] = {}  # monotonic time of a container's last restart
 
-    def wake(self, *, forgive: bool) -> None:
-        """Look again; `forgive` ends all pauses, for what failed was dockerd's doing or a missing image's."""
-        self._forgive = self._forgive or forgive
+    def wake(self, *, at_once: bool) -> None:
+        """Sync; `at_once` ends all back-offs, after failures whose reason was dockerd or a missing image."""
+        self._at_once = self._at_once or at_once
         self._wake.set()
 
     def run(self) -> None:
-        """Look until the pod is gone."""
-        gone = False
-        while not gone:
-            until = min(self._again.values(), default=None)
+        """Sync until the pod is deleted."""
+        deleted = False
+        while not deleted:
+            until = min(self._retry.values(), default=None)
             self._wake.wait(None if until is None else max(0.0, until - time.monotonic()))
             self._wake.clear()
-            if self._forgive:
-                self._forgive, self._again, self._restarted = False, {}, {}
+            if self._at_once:
+                self._at_once, self._retry, self._restarted = False, {}, {}
             try:
-                gone = self._look()
-                self._again.pop("", None)
+                deleted = self._sync()
+                self._retry.pop("", None)
             except EngineGone:
-                self._again = {}  # dockerd's return wakes all
+                self._retry = {}  # `resume` wakes all once it is back
             except (ApiError, EngineRefused, OSError) as error:
-                log.say(f"{self.name}: {error}; trying again in {PAUSE_SECONDS:.0f} s", level="warning")
-                self._again = {"": time.monotonic() + PAUSE_SECONDS}
+                log.say(f"{self.name}: {error}; retrying in {BACK_OFF_SECONDS:.0f} s", level="warning")
+                self._retry = {"": time.monotonic() + BACK_OFF_SECONDS}
 
-    def _look(self) -> bool:
-        """Do what is to be done now; return whether the pod is gone."""
+    def _sync(self) -> bool:
+        """Start and stop containers and store the status; return whether the pod is deleted."""
         pod = self._pod()
         if pod is None:
             self._end(grace=0)
             return True
-        if pod["spec"].get("nodeName") != self._machine.node_name:
-            return False
         if pod["metadata"].get("deletionTimestamp"):
             self._end(grace=pod["metadata"]["deletionGracePeriodSeconds"])
             with contextlib.suppress(ApiError):
@@ -162,48 +162,48 @@ class Worker(threading.Thread):
         return None
 
     def _observe(self) -> dict[str, Container]:
-        """The pod's containers by name."""
+        """Return the pod's containers by name."""
         observed: dict[str, Container] = {}
         labels = {"label": [f"{containers.POD_UID}={self._uid}"]}
         for entry in self._engine.call("GET", "/containers/json", all=True, filters=labels):
             try:
                 inspected = self._engine.call("GET", f"/containers/{entry['Id']}/json")
             except EngineRefused as refused:
-                if refused.status != 404:  # removed between the two questions
+                if refused.status != 404:  # removed between the two requests
                     raise
             else:
                 observed[entry["Labels"][containers.CONTAINER_NAME]] = containers.read(inspected)
         return observed
 
     def _start_all(self, pod: Object, observed: dict[str, Container]) -> None:
-        """Start what should run. The first container owns the network."""
+        """Start the containers that should run. The first one owns the network."""
         owner: str | None = None
         for number, spec in enumerate(pod["spec"]["containers"]):
             name = spec["name"]
             last = observed.get(name)
             running = last.id if last and last.running else None
-            if running or self._again.get(name, 0.0) <= time.monotonic():
-                self._again.pop(name, None)
+            if running or self._retry.get(name, 0.0) <= time.monotonic():
+                self._retry.pop(name, None)
                 self._waiting.pop(name, None)
                 running = running or self._start(pod, spec, last, owner)
             if number == 0:
                 owner = running
 
     def _start(self, pod: Object, spec: Object, last: Container | None, owner: str | None) -> str | None:
-        """Start a container that does not run, if its policy, its pause and its image allow it; return its id."""
+        """Start a container if its restart policy, its back-off and its image allow it; return its id."""
         attempt = last.attempt if last else 0
         if last and last.ended:
             policy = pod["spec"]["restartPolicy"]
             if policy == "Never" or (policy == "OnFailure" and last.exit_code == 0):
                 return None
             if spec["name"] in self._restarted:
-                again = self._restarted.pop(spec["name"]) + PAUSE_SECONDS
-                message = f"back-off {PAUSE_SECONDS:.0f}s restarting failed container={spec['name']}"
-                self._wait(pod, spec, {"reason": "CrashLoopBackOff", "message": message}, again)
+                retry = self._restarted.pop(spec["name"]) + BACK_OFF_SECONDS
+                message = f"back-off {BACK_OFF_SECONDS:.0f}s restarting failed container={spec['name']}"
+                self._wait(pod, spec, {"reason": "CrashLoopBackOff", "message": message}, retry)
                 return None
             self._restarted[spec["name"]] = time.monotonic()
             attempt += 1
-        if problem := images.ensure(self._engine, spec):
+        if problem := self._engine.ensure_image(spec):
             self._wait(pod, spec, problem)
             return None
         if last:
@@ -213,8 +213,8 @@ class Worker(threading.Thread):
     def _create(self, pod: Object, spec: Object, attempt: int, owner: str | None) -> str | None:
         folder, resolver = self._machine.kubelet_dir, self._machine.resolver
         try:
-            # A pod's token; empty, since nothing of the stub asks for one.
-            podfolder.mount_memory(podfolder.volume(folder, pod, "projected", "kube-api-access-stub"))
+            if folder:  # a pod's token, which is empty: the stub checks none
+                containers.mount_memory(containers.volume_folder(folder, pod, "projected", "kube-api-access-stub"))
             body = containers.creation(pod, spec, attempt, owner=owner, kubelet_dir=folder, resolver=resolver)
             name = f"k8s_{spec['name']}_{self._key[1]}_{self._key[0]}_{self._uid}_{attempt}"
             made = str(self._engine.call("POST", "/containers/create", body, name=name)["Id"])
@@ -223,26 +223,27 @@ class Worker(threading.Thread):
             return None
         try:
             self._engine.call("POST", f"/containers/{made}/start")
-        except EngineRefused:  # dockerd keeps the reason in the container's state; the next look sees it
+        except EngineRefused:  # the reason is in the container's state, which the next sync reads
             self._wake.set()
             return None
         return made
 
-    def _wait(self, pod: Object, spec: Object, waiting: Object, again: float | None = None) -> None:
+    def _wait(self, pod: Object, spec: Object, waiting: Object, retry: float | None = None) -> None:
         self._waiting[spec["name"]] = waiting
-        self._again[spec["name"]] = again or time.monotonic() + PAUSE_SECONDS
-        events.record(self._store, pod, "Warning", waiting["reason"], waiting["message"])
+        self._retry[spec["name"]] = retry or time.monotonic() + BACK_OFF_SECONDS
+        self._store.record_event(pod, "Warning", waiting["reason"], waiting["message"])
 
     def _end(self, *, grace: int) -> None:
-        """Stop all containers at the same time, then remove them, their anonymous volumes and the pod's folder."""
+        """Stop all containers at once; remove them, their anonymous volumes and the pod's folder."""
 
         def end(container: Container) -> None:
-            with contextlib.suppress(EngineRefused):  # it is gone already
+            with contextlib.suppress(EngineRefused):  # it is removed already
                 if container.running and grace:
                     self._engine.call("POST", f"/containers/{container.id}/stop", t=grace, timeout=grace + 60)
                 self._engine.call("DELETE", f"/containers/{container.id}", force=True, v=True)
 
-        every = self._observe().values()
-        with ThreadPoolExecutor(max_workers=len(every) or 1) as pool:
-            list(pool.map(end, every))
-        podfolder.remove(podfolder.of(self._machine.kubelet_dir, self._uid))
+        ending = self._observe().values()
+        with ThreadPoolExecutor(max_workers=len(ending) or 1) as pool:
+            list(pool.map(end, ending))
+        if self._machine.kubelet_dir:
+            containers.remove_folder(containers.pod_folder(self._machine.kubelet_dir, self._uid))

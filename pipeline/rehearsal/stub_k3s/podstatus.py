@@ -1,16 +1,16 @@
-"""The status of a pod, worked out from its containers: no I/O, so every case can be tested by itself."""
+"""The status of a pod, derived from its containers. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from .containers import Container
-from .status import Object
+from .errors import Object
 from .store import timestamp
 
 
 def phase(pod: Object, containers: Mapping[str, Container]) -> str:
-    """The pod's phase (kubernetes: pkg/kubelet/kubelet_pods.go, getPhase)."""
+    """Return the pod's phase (kubernetes: pkg/kubelet/kubelet_pods.go, getPhase)."""
     policy = pod["spec"]["restartPolicy"]
     started = [container for container in containers.values() if container.running or container.ended]
     if len(started) < len(pod["spec"]["containers"]):
@@ -23,7 +23,7 @@ def phase(pod: Object, containers: Mapping[str, Container]) -> str:
 
 
 def status(pod: Object, containers: Mapping[str, Container], waiting: Mapping[str, Object]) -> Object:
-    """The whole status, from the containers that dockerd has and the reasons why others do not run, by name."""
+    """Return the whole status; `waiting`: why containers do not run, by name."""
     old: Object = pod["status"]
     statuses = []
     for spec in pod["spec"]["containers"]:
@@ -48,7 +48,7 @@ def status(pod: Object, containers: Mapping[str, Container], waiting: Mapping[st
 
 
 def ready_condition(status: Object, problem: str) -> Object:
-    """The condition Ready of a pod or a node; `problem` says why it is not, and is empty when it is."""
+    """Return the condition Ready of a pod or a node; `problem`: why it is not Ready, empty if it is."""
     value = "False" if problem else "True"
     old: Object = next((entry for entry in status.get("conditions") or [] if entry["type"] == "Ready"), {})
     since = old["lastTransitionTime"] if old.get("status") == value else timestamp()

@@ -1,29 +1,29 @@
-"""The kinds that the stub serves, and the documents by which clients discover them."""
+"""The kinds that the stub serves, and the discovery documents about them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from .about import PLATFORM, VERSION
-from .status import Object
+from .errors import Object
 
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """One kind."""
+    """One kind of objects."""
 
     plural: str
     kind: str
-    group: str = ""  # the core group has no name
+    group: str = ""  # empty: the core group
     namespaced: bool = True
     short: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ()
 
     @property
     def api_version(self) -> str:
-        """Group and version, as objects and paths have them."""
+        """Return group and version, as in objects and paths."""
         return f"{self.group}/v1" if self.group else "v1"
 
 
@@ -40,7 +40,7 @@ RESOURCES = {
         Resource(plural="serviceaccounts", kind="ServiceAccount", short=("sa",)),
         Resource(plural="services", kind="Service", short=("svc",)),
         Resource(plural="addons", kind="Addon", group="k3s.cattle.io"),
-        # Stored, so that manifests with them are taken; nothing is ever installed.
+        # Only stored, so that manifests with them are accepted.
         Resource(plural="helmcharts", kind="HelmChart", group="helm.cattle.io"),
         Resource(plural="helmchartconfigs", kind="HelmChartConfig", group="helm.cattle.io"),
     )
@@ -51,7 +51,7 @@ _PREFIXES = {
 
 
 def discovery(path: str) -> Object | None:
-    """The discovery document at a path; None when there is none."""
+    """Return the discovery document at a path; None if there is none."""
     if path == "/version":
         # kubectl compares major and minor with its own.
         major, minor = VERSION.removeprefix("v").split(".")[:2]
@@ -87,7 +87,7 @@ def _listed(group: str) -> list[Object]:
 
 
 def _openapi(prefix: str, group: str) -> Object:
-    """Name each kind's PATCH with its fieldValidation parameter: this tells kubectl that the server validates."""
+    """Describe each kind's PATCH with the parameter fieldValidation: kubectl then leaves validation to the server."""
     paths: Object = {}
     for resource in RESOURCES.values():
         if resource.group == group:

@@ -1,4 +1,4 @@
-"""What the verbs of the API do to the store, and what an object must have before it is stored."""
+"""The verbs of the API on the store, with defaults and validation of objects."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import Any
 
+from .errors import ApiError, Object
 from .resources import Resource
-from .status import ApiError, Object
 from .store import Store, timestamp
 
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
-# The namespaces that every cluster has from its start.
+# The namespaces of a new cluster.
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 
 
 def furnish(store: Store, service_cidr: IPv4Network, api_port: int) -> None:
-    """Create what a cluster has from its start: namespaces, their service accounts, the API's own service."""
+    """Create the objects of a new cluster: namespaces, their service accounts, the API's own service."""
     spec = {"clusterIP": str(service_cidr[1]), "ports": [{"name": "https", "port": 443, "targetPort": api_port}]}
     metadata = {"name": "kubernetes", "namespace": "default"}
     things: list[tuple[str, Object]] = [("services", {"kind": "Service", "metadata": metadata, "spec": spec})]
@@ -28,7 +28,7 @@ def furnish(store: Store, service_cidr: IPv4Network, api_port: int) -> None:
         account = {"name": "default", "namespace": name}
         things.append(("serviceaccounts", {"kind": "ServiceAccount", "metadata": account}))
     for plural, thing in things:
-        with contextlib.suppress(ApiError):  # it is there already
+        with contextlib.suppress(ApiError):  # it exists already
             store.create(plural, {"apiVersion": "v1", **thing})
 
 
@@ -61,7 +61,7 @@ def update(store: Store, resource: Resource, namespace: str, name: str, change: 
 
 
 def delete(store: Store, resource: Resource, namespace: str, name: str, options: Object) -> Object:
-    """Delete an object. Pods take their time: the kubelet stops and removes them."""
+    """Delete an object. A running pod is only marked as deleted: its kubelet stops and removes it."""
     key = (resource.plural, namespace, name)
     uid = (options.get("preconditions") or {}).get("uid")
     if resource.plural == "namespaces":
@@ -78,7 +78,7 @@ def delete(store: Store, resource: Resource, namespace: str, name: str, options:
 
 
 def complete_pod(spec: Object) -> None:
-    """Fill in the defaults of a pod (kubernetes: pkg/apis/core/v1/defaults.go). ApiError for what cannot be run."""
+    """Add the defaults of a pod (kubernetes: pkg/apis/core/v1/defaults.go). Raises ApiError if it is not supported."""
     if spec.get("initContainers") or spec.get("hostNetwork"):
         raise ApiError(501, "the stub has neither init containers nor hostNetwork")
     if not spec.get("containers") or any("image" not in container for container in spec["containers"]):
@@ -92,9 +92,9 @@ def complete_pod(spec: Object) -> None:
 
 
 def patched(media_type: str, thing: Object, patch: Any) -> Object:
-    """Return the patched object (RFC 7386); the given one stays as it is.
+    """Return a patched copy (RFC 7386).
 
-    A strategic merge is the same but for lists of objects, which are merged item by item: that is refused.
+    A strategic merge differs only in lists of objects, which it merges item by item: those are refused.
     """
     if media_type not in (MERGE, STRATEGIC) or not isinstance(patch, dict):
         raise ApiError(415, f"the stub has no patches of type {media_type or 'none'}, only {MERGE} and {STRATEGIC}")

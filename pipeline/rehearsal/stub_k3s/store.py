@@ -1,12 +1,14 @@
-"""Objects in memory and in one sqlite file, with a version counter and a log of changes to watch.
+"""Objects in memory and in one sqlite file, with a version counter and a log of changes for watches.
 
-sqlite in WAL mode is what survives a SIGKILL, and where k3s keeps its own state by default (server/db/state.db). Every
-change is written before it is seen. A watch older than the log gets 410, as after a compaction, and clients list again.
+sqlite in WAL mode survives a SIGKILL; k3s keeps its state there by default (server/db/state.db). Changes are visible
+once they are written. A watch from before the log gets 410, as after a compaction, and clients list again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import json
 import sqlite3
 import threading
@@ -18,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from .status import ApiError, Object
+from .errors import ApiError, Object
 
 Key = tuple[str, str, str]  # plural, namespace ("" for none), name
 Kind = Literal["ADDED", "MODIFIED", "DELETED"]
@@ -29,7 +31,7 @@ _SERVERS_OWN = ("uid", "creationTimestamp", "resourceVersion", "name", "namespac
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One step in the life of an object; `before` lets a watch tell when an object leaves its selection."""
+    """One change of an object; from `before` a watch knows whether the object was in its selection."""
 
     version: int
     type: Kind
@@ -39,17 +41,17 @@ class Change:
 
 
 def timestamp(*, after: float = 0) -> str:
-    """Now, or some seconds later, as Kubernetes writes times."""
+    """Return the time in `after` seconds, as Kubernetes writes it."""
     return (datetime.now(UTC) + timedelta(seconds=after)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Store:
-    """All objects; every method may be called from any thread."""
+    """All objects; thread-safe."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._changed = threading.Condition()
-        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._database = sqlite3.connect(path, check_same_thread=False)
         path.chmod(0o600)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")
@@ -68,13 +70,13 @@ class Store:
         self._forgotten = self._version  # changes up to here are no longer in the log
 
     def close(self) -> None:
-        """Close the file; nothing can be written afterwards."""
+        """Close the file."""
         with self._changed:
             self._database.close()
 
     @property
     def version(self) -> int:
-        """The version of the newest change."""
+        """The version of the latest change."""
         with self._changed:
             return self._version
 
@@ -87,13 +89,13 @@ class Store:
             return copy.deepcopy(thing)
 
     def find(self, plural: str, namespace: str | None = None) -> tuple[list[Object], int]:
-        """Return copies of all objects of a kind, in the order of their names, and the version they are of."""
+        """Return copies of all objects of a kind, sorted by name, and their version."""
         with self._changed:
             keys = sorted(key for key in self._objects if key[0] == plural and namespace in (None, key[1]))
             return [copy.deepcopy(self._objects[key]) for key in keys], self._version
 
     def create(self, plural: str, thing: Object) -> Object:
-        """Add an object; its identity and its time come from here."""
+        """Add an object, with a new uid and the time."""
         metadata = thing["metadata"]
         key = (plural, metadata.get("namespace", ""), metadata["name"])
         with self._changed:
@@ -104,9 +106,9 @@ class Store:
             return self._put("ADDED", key, thing, None)
 
     def modify(self, plural: str, namespace: str, name: str, change: Callable[[Object], Object]) -> Object:
-        """Change an object by a function from the old to the new; nothing happens when both are equal.
+        """Replace an object by what `change` returns for it; without effect if both are equal.
 
-        A resourceVersion in the new object that is not the current one is a conflict.
+        Raises ApiError 409 if the new object has a resourceVersion other than the current one.
         """
         with self._changed:
             key = (plural, namespace, name)
@@ -122,7 +124,7 @@ class Store:
             return before if after == before else self._put("MODIFIED", key, after, before)
 
     def delete(self, plural: str, namespace: str, name: str, uid: str | None = None) -> Object:
-        """Remove an object; with `uid`, only when it is still that one."""
+        """Remove an object; with `uid`, only if it still has that one."""
         with self._changed:
             key = (plural, namespace, name)
             before = self._objects.get(key)
@@ -134,17 +136,12 @@ class Store:
         version = self._version + 1
         thing["metadata"]["resourceVersion"] = str(version)
         content = json.dumps(thing, separators=(",", ":"))
-        self._database.execute("BEGIN")
-        try:
+        with self._database:
             self._database.execute("INSERT OR REPLACE INTO version VALUES (1, ?)", (version,))
             if kind == "DELETED":
                 self._database.execute("DELETE FROM objects WHERE plural=? AND namespace=? AND name=?", key)
             else:
                 self._database.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)", (*key, content))
-            self._database.execute("COMMIT")
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
         self._version = version
         stored: Object = json.loads(content)  # a copy that no caller holds
         if kind == "DELETED":
@@ -158,9 +155,31 @@ class Store:
         return copy.deepcopy(stored)
 
     def changes(self, after: int, timeout: float) -> list[Change]:
-        """Wait for changes newer than `after`; an empty list when there was none in time. Do not change them."""
+        """Wait for changes after a version and return them, not to be modified; none after `timeout` seconds."""
         with self._changed:
             if after < self._forgotten:
                 raise ApiError(410, f"too old resource version: {after} ({self._forgotten})")
             self._changed.wait_for(lambda: self._version > after, timeout)
             return [change for change in self._log if change.version > after]
+
+    def record_event(self, thing: Object, kind: str, reason: str, message: str) -> None:
+        """Add an event about an object, for `kubectl get events`; a repeated one gets the current time."""
+        metadata = thing["metadata"]
+        namespace, now = metadata["namespace"], timestamp()
+        digest = hashlib.sha256(f"{metadata['uid']} {reason} {message}".encode()).hexdigest()
+        name = f"{metadata['name']}.{digest[:16]}"
+        event = {
+            "kind": "Event",
+            "apiVersion": "v1",
+            "metadata": {"name": name, "namespace": namespace},
+            "involvedObject": {"kind": thing["kind"], "name": metadata["name"], "namespace": namespace},
+            "type": kind,
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": now,
+        }
+        try:
+            self.create("events", event)
+        except ApiError:
+            with contextlib.suppress(ApiError):
+                self.modify("events", namespace, name, lambda old: {**old, "lastTimestamp": now})

@@ -1,7 +1,7 @@
-"""`kubectl logs` and `kubectl exec`: what dockerd has of a container's output.
+"""`kubectl logs` and `kubectl exec`: a container's output, from dockerd.
 
-exec is kubernetes' channels over a WebSocket (RFC 6455; k8s.io/apimachinery/pkg/util/remotecommand): 1 is stdout, 2
-stderr, 3 the final Status. There is no input, so of what the client sends only the end of its connection counts.
+exec uses kubernetes' channels over a WebSocket (RFC 6455; k8s.io/apimachinery/pkg/util/remotecommand): 1 is stdout, 2
+stderr, 3 the final Status. There is no input, so everything from the client but its end is ignored.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import struct
 
 from . import containers
 from .engine import Engine, EngineGone, EngineRefused, frames
+from .errors import ApiError, Object
 from .httpd import Exchange
-from .status import ApiError, Object
 
 PROTOCOL = "v5.channel.k8s.io"
 BINARY, CLOSE = 0x82, 0x88  # first bytes of frames that are whole messages
@@ -70,7 +70,7 @@ def _exec(exchange: Exchange, engine: Engine, container: str, query: Query) -> N
     code = engine.call("GET", f"/exec/{made}/json")["ExitCode"]
     _send(connection, BINARY, bytes([STATUS]) + json.dumps(final_status(code)).encode())
     _send(connection, CLOSE, NORMAL_END)
-    # Closing a connection with unread bytes resets it, and the client would lose what was sent last.
+    # Closing a connection with unread bytes resets it, and the client would lose the last frames.
     connection.settimeout(5)
     with contextlib.suppress(OSError):
         while connection.recv(65536):
@@ -78,12 +78,12 @@ def _exec(exchange: Exchange, engine: Engine, container: str, query: Query) -> N
 
 
 def accept_key(key: str) -> str:
-    """The server's answer to the client's key."""
+    """Return the server's answer to the client's key."""
     return base64.b64encode(hashlib.sha1(f"{key}{_MAGIC}".encode()).digest()).decode("ascii")
 
 
 def final_status(code: int) -> Object:
-    """The Status that tells a command's exit code."""
+    """Return the Status for the exit code of a command."""
     if code == 0:
         return {"metadata": {}, "status": "Success"}
     details = {"causes": [{"reason": "ExitCode", "message": str(code)}]}

@@ -1,19 +1,19 @@
-"""Objects as the tables that `kubectl get` shows; without one it shows names and ages alone, also of pods and nodes.
+"""The tables of `kubectl get`, which for other objects prints only names and ages.
 
-The columns are some of kubernetes' (pkg/printers/internalversion/printers.go).
+The columns are some of those of kubernetes (pkg/printers/internalversion/printers.go).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .status import Object
+from .errors import Object
 
 Columns = Mapping[str, Callable[[Object], object]]
 
 
 def render(plural: str, things: list[Object], version: str) -> Object:
-    """Make the table of some objects, each of them with its row."""
+    """Return the table of some objects, each with its row."""
     columns = COLUMNS.get(plural, {"Name": _name})
     names = [{"name": name, "type": "string", "format": "name" if name == "Name" else ""} for name in columns]
     return {
@@ -26,7 +26,7 @@ def render(plural: str, things: list[Object], version: str) -> Object:
 
 
 def _pod_status(pod: Object) -> str:
-    """Why a container waits or how it ended, else the pod's phase."""
+    """Return why a container waits or how it ended, else the pod's phase."""
     if pod["metadata"].get("deletionTimestamp"):
         return "Terminating"
     for container in _containers(pod):

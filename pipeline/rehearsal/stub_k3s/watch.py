@@ -1,23 +1,60 @@
-"""Watches: the changes of one selection, from one version on, for as long as somebody listens."""
+"""Selectors (`a=b,c!=d` over labels, and over any path of an object for fields), and watches of what they select."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+from .errors import ApiError, Object
 from .resources import Resource
-from .selectors import Selector
-from .status import ApiError, Object
 from .store import Change, Store
 
-QUIET_SECONDS = 5.0  # how often a silent watch looks whether its client is still there
-BOOKMARK_SECONDS = 60.0  # the image's own watch takes one without for dead
+QUIET_SECONDS = 5.0  # how often a silent watch checks whether its client is still connected
+BOOKMARK_SECONDS = 60.0  # the image's own watch counts as dead after 150 s without one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector:
+    """The objects that a list or a watch is about."""
+
+    namespace: str | None  # None: all
+    labels: str = ""
+    fields: str = ""
+
+    def matches(self, thing: Object) -> bool:
+        """Return whether an object is selected."""
+        metadata = thing["metadata"]
+        if self.namespace is not None and metadata.get("namespace", "") != self.namespace:
+            return False
+        labels: dict[str, str] = metadata.get("labels") or {}
+        return all((labels.get(key, "") == value) is equal for key, equal, value in _parts(self.labels)) and all(
+            (_field(thing, key) == value) is equal for key, equal, value in _parts(self.fields)
+        )
+
+
+def _parts(text: str) -> list[tuple[str, bool, str]]:
+    """Return key, whether it must be equal, and value of each part."""
+    parts = []
+    for part in text.split(",") if text else []:
+        key, sign, value = part.partition("=")
+        if not sign or " " in part:
+            raise ApiError(400, f"the stub has no selectors like {part}, only key=value and key!=value")
+        parts.append((key.removesuffix("!"), not key.endswith("!"), value.removeprefix("=")))
+    return parts
+
+
+def _field(thing: Object, path: str) -> str:
+    value: object = thing
+    for step in path.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    return "" if value is None else str(value)
 
 
 def follow(
     store: Store, resource: Resource, selector: Selector, query: dict[str, str], alive: Callable[[], bool]
 ) -> Iterator[Object]:
-    """Yield the watch's events; ends when its time is over or `alive` says that nobody listens."""
+    """Yield the watch's events until its time is over or its client has disconnected."""
     until = time.monotonic() + float(query.get("timeoutSeconds") or 3600)
     initial = query.get("sendInitialEvents") == "true"
     start = query.get("resourceVersion", "")
@@ -25,7 +62,7 @@ def follow(
         things, version = store.find(resource.plural, selector.namespace)
         yield from ({"type": "ADDED", "object": thing} for thing in things if selector.matches(thing))
         if initial:
-            # Tells clients that stream instead of listing that they have seen everything (WatchList, KEP-3157).
+            # For clients that watch instead of listing: the end of the initial events (WatchList, KEP-3157).
             yield _bookmark(resource, version, {"k8s.io/initial-events-end": "true"})
     else:
         version = int(start)
@@ -46,7 +83,7 @@ def follow(
 
 
 def _select(change: Change, plural: str, selector: Selector) -> Object | None:
-    """A change as its watcher sees it: entering and leaving the selection are ADDED and DELETED."""
+    """Return a change as a watch reports it: entering and leaving the selection are ADDED and DELETED."""
     if change.key[0] != plural:
         return None
     now = change.type != "DELETED" and selector.matches(change.object)

@@ -1,4 +1,4 @@
-"""Failures of the API as `Status` objects (kubernetes: staging/src/k8s.io/apimachinery/pkg/apis/meta/v1)."""
+"""Expected failures: of the program, and of one request to the API."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 Object = dict[str, Any]
 
 
+class Failure(Exception):
+    """An error that the user can correct. The exit code is 1, as for every failure of k3s."""
+
+
 class ApiError(Exception):
-    """A request that cannot be answered, with its HTTP code."""
+    """A request that fails, with its HTTP code."""
 
     def __init__(self, code: int, message: str, *, reason: str = "") -> None:
         super().__init__(message)
@@ -18,6 +22,6 @@ class ApiError(Exception):
         self.reason = reason or HTTPStatus(code).phrase.replace(" ", "")
 
     def to_object(self) -> Object:
-        """The answer's body."""
+        """Return the answer's body, a `Status` (k8s.io/apimachinery/pkg/apis/meta/v1)."""
         body: Object = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
         return {**body, "message": str(self), "reason": self.reason, "code": self.code}
