@@ -22,7 +22,7 @@ from pipeline.core.platforms import Platform
 from pipeline.engine import daemon, sandbox
 from pipeline.engine import engine as engines
 from pipeline.engine.virtual.guests import GUESTS
-from pipeline.http import transport
+from pipeline.http import retries, transport
 from pipeline.inputs import lock, versions
 from pipeline.rehearsal import origin, rehearse, supplies
 from pipeline.resolve import resolve
@@ -106,7 +106,7 @@ def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(resolve.System, "base", lambda _: BASE)
     monkeypatch.setattr(resolve.System, "packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
-    monkeypatch.setattr(transport, "PAUSES", ())
+    monkeypatch.setattr(retries, "PAUSES", ())
     made = Vendors(cache=tmp_path)
     made.log = Log()
     made.complete()

@@ -21,8 +21,7 @@ from pipeline.core.errors import IntentError, RegistryError, SmokeFailed
 from pipeline.core.log import Log
 from pipeline.core.platforms import Platform
 from pipeline.core.records import SmokeReport, State, Tier
-from pipeline.http import transport
-from pipeline.oci import registry
+from pipeline.http import retries, transport
 from pipeline.oci.registry import Registry
 from tests.helpers.images import tier
 from tests.helpers.released import ROOT, STEPS, Registries, Scene, serving
@@ -121,7 +120,7 @@ def test_a_registry_that_goes_away_in_the_middle(scene: Scene, part: int, length
 @pytest.mark.parametrize("method", ["POST", "PUT", "HEAD", "GET"])
 def test_answers_500_are_asked_again(scene: Scene, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third thing that is asked for fails at first, and the release comes to its end in one run."""
-    monkeypatch.setattr(registry, "PAUSES", (0.01,) * 4)
+    monkeypatch.setattr(retries, "PAUSES", (0.01,) * 4)
     monkeypatch.setattr("pipeline.publish.reader.PAUSES", (0.01,) * 2)
     once = Once(3)
 
@@ -138,7 +137,7 @@ def test_answers_500_are_asked_again(scene: Scene, method: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("word", ["/blobs/uploads/", "/manifests/sha256:", "/manifests/latest"])
 def test_a_registry_that_stays_out_of_order(scene: Scene, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "PAUSES", (0.01,) * 4)
+    monkeypatch.setattr(retries, "PAUSES", (0.01,) * 4)
 
     def broken(_number: int, request: httpx.Request) -> httpx.Response | None:
         if request.method in ("POST", "PUT") and word in request.url.path and request.url.port == port:

@@ -1,4 +1,4 @@
-"""HTTP: one client with one policy for redirects, retries, bounds, proxies, certificates; downloads; file:// folders.
+"""HTTP: one client with one policy for redirects, retries, limits, proxies, certificates; downloads; file:// folders.
 
-Takes URLs and gives answers, or verified files in a folder.
+Takes URLs; returns responses, or verified files in a folder.
 """

@@ -1,6 +1,6 @@
-"""`file://localhost/…` URLs for the HTTP client, so that a mirror may be a folder that is mounted or was carried in.
+"""`file://localhost/…` URLs for the HTTP client, so that a mirror can be a folder.
 
-A file is an answer with status 200, a missing one 404, as a plain static file server would give.
+Responses are those of a static file server: 200 for a file, 404 for a missing one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Folders(httpx.BaseTransport):
     """httpx's transport for the scheme `file`."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """GET and HEAD of one file; the path is that of the URL, percent-decoded."""
+        """Return the response to GET or HEAD; the path is that of the URL, percent-decoded."""
         path = Path(unquote(request.url.raw_path.decode("ascii").partition("?")[0]))
         if request.url.host != "localhost" or not path.is_file():
             return httpx.Response(404, request=request)
@@ -29,8 +29,6 @@ class Folders(httpx.BaseTransport):
 
 
 class _Content(httpx.SyncByteStream):
-    """A file's bytes in pieces."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
 

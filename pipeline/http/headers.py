@@ -1,4 +1,4 @@
-"""What the headers of an answer say, read with distrust: None for what is missing or malformed."""
+"""Headers of a response: None for one that is missing or malformed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import httpx
 
 
 def length(response: httpx.Response) -> int | None:
-    """Content-Length in bytes."""
+    """Return Content-Length in bytes."""
     return _number(response.headers.get("Content-Length", ""))
 
 
 def content_range(response: httpx.Response) -> tuple[int, int | None] | None:
-    """First byte of a 206 and bytes of the whole, which the server need not know (RFC 9110 §14.4)."""
+    """Return the first byte of a 206, and the size of the whole file if the server knows it (RFC 9110 §14.4)."""
     match = re.fullmatch(
         r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "").strip()
     )
@@ -24,24 +24,24 @@ def content_range(response: httpx.Response) -> tuple[int, int | None] | None:
 
 
 def strong_etag(response: httpx.Response) -> str | None:
-    """An ETag that promises the same bytes (RFC 9110 §8.8.1), which a weak one does not."""
+    """Return an ETag that promises identical bytes (RFC 9110 §8.8.1); a weak one does not."""
     text = response.headers.get("ETag", "").strip()
     return text if re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', text) else None
 
 
-def packing(response: httpx.Response) -> str | None:
-    """How the body is packed although nothing but `identity` was asked for."""
+def compression(response: httpx.Response) -> str | None:
+    """Return the compression of a body, although only `identity` was requested."""
     encoding: str = response.headers.get("Content-Encoding", "").strip().lower()
     return None if encoding in ("", "identity") else encoding
 
 
 def modified(response: httpx.Response) -> datetime | None:
-    """Last-Modified (RFC 9110 §8.8.2): of a vendor's file, when it was uploaded."""
+    """Return Last-Modified (RFC 9110 §8.8.2): of a vendor's file, when it was uploaded."""
     return _date(response.headers.get("Last-Modified", ""))
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Retry-After in seconds from now; it is a number or a date (RFC 9110 §10.2.3)."""
+    """Return Retry-After in seconds from now; it is a number or a date (RFC 9110 §10.2.3)."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text)

@@ -1,10 +1,10 @@
-"""A file that is being downloaded from one URL: its bytes so far, and a record of how many of them are safe.
+"""A partial download from one URL: the bytes so far, and a record of how many of them are safe.
 
     <folder>/.<name>.<url>.partial       the bytes
     <folder>/.<name>.<url>.json          {"url", "etag", "size", "safe"}
 
-`safe` bytes are on the disk (fsync) and hold what `etag` names. A run that was killed, even by a power failure, leaves
-a record that is true: it is replaced in one step, and only after the bytes that it counts were synchronised.
+`safe` bytes are on the disk (fsync) and belong to `etag`. The record is replaced atomically after the fsync, so it is
+true even after a power failure.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ _CHUNK = 1 << 20
 
 
 class Partial:
-    """The bytes of `url` on their way to the file `name` in `folder`; `every`: seconds between two records.
+    """The bytes of `url` for the file `name` in `folder`; `every`: seconds between two records.
 
-    One thread uses it. Every method may raise OSError.
+    For one thread. Every method can raise OSError.
     """
 
     def __init__(self, folder: Path, name: str, url: str, *, every: float) -> None:
         self.path, self.record = _paths(folder, name, url)
         self.url = url
-        self.done = 0  # bytes that are written
-        self.etag = ""  # strong, of the bytes so far; empty: they cannot be continued
-        self.size: int | None = None  # of the whole, as the server reports it
-        self.resumed = False  # whether any of the bytes came in an earlier run or answer
+        self.done = 0  # bytes
+        self.etag = ""  # strong, of the bytes so far; empty: no resume
+        self.size: int | None = None  # of the whole file, as the server reports it
+        self.resumed = False  # whether some bytes are of an earlier run or response
         self._every = every
         self._state = sha256()
         self._recorded_at = time.monotonic()
         self._moved = False
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._take_up()
+        self._resume()
 
-    def _take_up(self) -> None:
-        """Continue what an earlier try left, as far as its record says that it is safe; these bytes are hashed once."""
+    def _resume(self) -> None:
+        """Keep the safe bytes of an earlier attempt, and hash them."""
         safe = 0
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ class Partial:
                 safe, self.etag = int(record["safe"]), str(record["etag"])
                 self.size = None if record["size"] is None else int(record["size"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
-            pass  # no record, or not one of ours: nothing is safe
+            pass  # no record, or an invalid one
         if os.fstat(self._file).st_size != safe:
             os.ftruncate(self._file, safe)
         while self.done < safe and (chunk := os.pread(self._file, min(_CHUNK, safe - self.done), self.done)):
@@ -67,14 +67,14 @@ class Partial:
         return Digest(f"sha256:{self._state.hexdigest()}")
 
     def begin(self, etag: str, size: int | None) -> None:
-        """Start from nothing; `etag`: a strong one, or empty."""
+        """Start again; `etag`: a strong one, or empty."""
         self.record.unlink(missing_ok=True)
         os.ftruncate(self._file, 0)
         self._state, self.done, self.resumed = sha256(), 0, False
         self.etag, self.size = etag, size
 
     def append(self, chunk: bytes | memoryview) -> None:
-        """Write and hash; every few seconds make safe what was written."""
+        """Write and hash; make the bytes safe every few seconds."""
         view = memoryview(chunk)
         while view:
             written = os.pwrite(self._file, view, self.done)
@@ -85,7 +85,7 @@ class Partial:
             self.keep()
 
     def keep(self) -> None:
-        """Make all bytes so far safe, if a later answer could continue them."""
+        """Make all bytes so far safe, if a later response can continue them."""
         self._recorded_at = time.monotonic()
         if not self.etag or not self.done:
             return
@@ -99,43 +99,42 @@ class Partial:
         new.replace(self.record)
 
     def move(self, target: Path) -> None:
-        """Give the bytes, which are complete, their name in one step.
+        """Move the complete file to its place atomically.
 
-        They are not synchronised: a fetch hashes what the cache has before it is used, so a power failure right now
-        costs this download and nothing else, while waiting for the disk would cost every fetch half of its speed.
+        Without fsync, which would halve the speed of a fetch: files in the cache are hashed before use, so a power
+        failure only costs this download.
         """
         self.path.replace(target)
         self._moved = True
         self.record.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Leave nothing of it."""
+        """Delete the bytes and the record."""
         self.path.unlink(missing_ok=True)
         self.record.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file; its bytes are removed if no later try can continue them."""
+        """Close the file; remove it if a later attempt cannot continue it."""
         os.close(self._file)
         if not self._moved and not self.record.exists():
             self.path.unlink(missing_ok=True)
 
 
 def remove(folder: Path, name: str, urls: Iterable[str]) -> None:
-    """Remove what is there of a file from these URLs."""
+    """Remove the partial downloads of a file from these URLs."""
     for url in urls:
         for path in _paths(folder, name, url):
             path.unlink(missing_ok=True)
 
 
 def _paths(folder: Path, name: str, url: str) -> tuple[Path, Path]:
-    """The bytes and their record."""
-    beginning = f".{name}.{sha256(url.encode()).hexdigest()[:12]}"
-    return folder / f"{beginning}.partial", folder / f"{beginning}.json"
+    stem = f".{name}.{sha256(url.encode()).hexdigest()[:12]}"
+    return folder / f"{stem}.partial", folder / f"{stem}.json"
 
 
 def sweep(folder: Path, *, older: float) -> None:
-    """Remove what no run will continue: bytes without a record, a record without bytes, both after `older` seconds
-    or when the file is there.
+    """Remove partial downloads that no run will resume: incomplete, older than `older` seconds, or of a file that is
+    complete.
     """
     oldest = time.time() - older
     for path in list(folder.glob(".*")):

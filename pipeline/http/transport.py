@@ -1,17 +1,15 @@
-"""The HTTP client: one policy for redirects, retries, bounds, proxies and certificates.
+"""The HTTP client: one policy for redirects, retries, limits, proxies and certificates.
 
-Small answers come through `get`; files through download.py, which adds resuming, several URLs and the digest.
+`get` is for small responses. download.py is for files: it adds resuming, several URLs and the digest.
 """
 
 from __future__ import annotations
 
-import random
 import socket
 import ssl
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,25 +20,21 @@ from pipeline.core.errors import UpstreamError
 from pipeline.core.names import ImageName
 from pipeline.http import headers
 from pipeline.http.folders import Folders
+from pipeline.http.retries import failed, reason, retrying
 
-Sleep = Callable[[float], None]
-
-PAUSES = (0.5, 1.5, 4.0)  # seconds before the second, third and fourth try, with some chance in them
-LONGEST_PAUSE = 60.0  # seconds; no server is waited for longer, whatever its Retry-After says
-AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be others in a moment
 REDIRECTS = 5  # in a row; GitHub and dl.k8s.io need one
 _TEXT = 32 << 20  # bytes; listings, checksums and channels are below 1 MB
 
 NEXT_STEP = (
-    "see whether the network is up, or name another server in versions.yaml (docs/versions.md): `mirrors` for what is "
-    "fetched, `upstream` for what is resolved; a rehearsal needs no vendor: nox -s rehearse"
+    "check the network, or name another server in versions.yaml (docs/versions.md): `mirrors` for fetch, `upstream` "
+    "for resolve; a rehearsal needs no upstream: nox -s rehearse"
 )
 
-_GREETING = 2.0  # seconds for a registry on loopback to answer
+_HANDSHAKE = 2.0  # seconds for a registry on loopback
 
 _READ = 256 << 10  # bytes at a time; httpcore's own 64 KiB take twice the processor time on loopback
-_LONG = 1 << 20  # bytes from which on a body is worth a connection of its own
-# Bytes at a time of such a body. Receiving, writing and hashing a piece let go of the interpreter and wait for it
+_LONG = 1 << 20  # bytes; a longer body is read from its socket
+# Bytes at a time of such a body. Receiving, writing and hashing a piece release the interpreter lock and wait for it
 # again; larger pieces do so less often (docs/fetch.md), and eight of them are 16 MiB of memory.
 _PIECE = 2 << 20
 httpcore.HTTP11Connection.READ_NUM_BYTES = _READ
@@ -49,10 +43,10 @@ httpcore.HTTP11Connection.READ_NUM_BYTES = _READ
 def make_client(
     handler: httpx.BaseTransport | None = None, *, read: float = 30.0, verify: ssl.SSLContext | None = None
 ) -> httpx.Client:
-    """The client that everything uses; `handler` stands in for the network in tests, `verify` for the usual CAs.
+    """Return the client that everything uses; `handler` replaces the network in tests, `verify` the usual CAs.
 
-    `read`: seconds without a byte after which a server is given up. `identity` encoding: what is hashed is what the
-    vendor published, not what a proxy made of it.
+    `read`: timeout in seconds between two bytes. `identity` encoding: the digest is of the published bytes, which a
+    proxy could compress.
     """
     return httpx.Client(
         transport=handler or _Pools(verify),
@@ -66,26 +60,25 @@ def make_client(
 
 
 def registry_origin(name: ImageName) -> str:
-    """`https://host[:port]` of the registry that holds a repository.
+    """Return `https://host[:port]` of a repository's registry; `http://` on loopback if it does not support TLS.
 
-    As docker has it, a registry on loopback may speak plain HTTP: whether it does is found by asking. Nothing is
-    trusted here: the client that uses the address checks the certificate.
+    Like docker, which also tries both. The client that uses the address checks the certificate.
     """
     host = "registry-1.docker.io" if name.registry == "docker.io" else name.registry
     return f"{'http' if name.is_loopback and not _speaks_tls(host) else 'https'}://{host}"
 
 
 def _speaks_tls(host: str) -> bool:
-    """Whether what listens at `host[:port]` answers a TLS greeting."""
+    """Return whether a server at `host[:port]` completes a TLS handshake."""
     url = urlsplit(f"//{host}")
     name = url.hostname or host
-    asking = ssl.create_default_context()
-    asking.check_hostname = False
-    asking.verify_mode = ssl.CERT_NONE
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     try:
         with (
-            socket.create_connection((name, url.port or 443), timeout=_GREETING) as plain,
-            asking.wrap_socket(plain, server_hostname=name),
+            socket.create_connection((name, url.port or 443), timeout=_HANDSHAKE) as plain,
+            context.wrap_socket(plain, server_hostname=name),
         ):
             return True
     except OSError:
@@ -93,7 +86,7 @@ def _speaks_tls(host: str) -> bool:
 
 
 def _check_redirect(response: httpx.Response) -> None:
-    """Raise UnsupportedProtocol for a redirect from https to http, or to a file, which only versions.yaml may name."""
+    """Raise UnsupportedProtocol for a redirect from https to http, or to a file, which only versions.yaml can name."""
     if not response.has_redirect_location:
         return
     try:
@@ -108,10 +101,10 @@ def _check_redirect(response: httpx.Response) -> None:
 
 
 class _Pools(httpx.BaseTransport):
-    """httpx's connection pools: one for each proxy of the environment, one without a proxy; made when first used.
+    """httpx's connection pools: one per proxy of the environment and one without, created when first used.
 
-    HTTP/1.1 only. Every request has a connection to itself in any case: threads that shared one of HTTP/2 would share
-    its read timeout and its window. And h2 takes seven times the processor time of `pieces`.
+    HTTP/1.1 only: threads that share a connection of HTTP/2 share its read timeout and its window, and h2 takes seven
+    times the processor time of `pieces`.
     """
 
     def __init__(self, verify: ssl.SSLContext | None) -> None:
@@ -129,7 +122,7 @@ class _Pools(httpx.BaseTransport):
     def _new(self, scheme: str, proxy: str | None) -> httpx.HTTPTransport:
         if scheme != "https":
             return httpx.HTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), proxy=proxy)
-        if self._verify is None:  # made once: reading the CAs takes longer than a small file
+        if self._verify is None:  # once: reading the CAs takes longer than a small file
             self._verify = httpx.create_ssl_context()
         return httpx.HTTPTransport(verify=self._verify, proxy=proxy)
 
@@ -139,7 +132,7 @@ class _Pools(httpx.BaseTransport):
 
 
 def _proxy(url: httpx.URL) -> str | None:
-    """The proxy of the environment for a URL; None for this machine, and where there is none."""
+    """Return the proxy of the environment for a URL; None without one, and for this machine."""
     proxies = urllib.request.getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or urllib.request.proxy_bypass(url.host) or url.host in ("127.0.0.1", "localhost", "::1"):
@@ -148,11 +141,10 @@ def _proxy(url: httpx.URL) -> str | None:
 
 
 def pieces(response: httpx.Response) -> Iterator[bytes | memoryview]:
-    """The body as it comes, for large files; a piece is only valid until the next one is asked for.
+    """Yield the body as it arrives, for large files; a piece is only valid until the next one.
 
-    Of a long HTTP/1.1 body httpcore parses the beginning; from there the socket holds Content-Length bytes and nothing
-    else, which are read into one buffer: that takes half the processor time of reading them through h11. The
-    connection ends with the body then. Raises httpx.TransportError as httpx does.
+    httpcore parses the beginning of a long HTTP/1.1 body; the rest is read from the socket into one buffer, which takes
+    half the processor time of reading it through h11. The connection is not used again. Raises httpx.TransportError.
     """
     body, raw, length = response.iter_raw(), _socket(response), headers.length(response)
     if response.http_version != "HTTP/1.1" or raw is None or length is None or length < _LONG:
@@ -175,25 +167,25 @@ def pieces(response: httpx.Response) -> Iterator[bytes | memoryview]:
 
 
 def hang_up(response: httpx.Response) -> None:
-    """End a connection whose response another thread is reading: that thread's read fails at once."""
+    """Close a connection whose response another thread is reading: that thread's read fails at once."""
     if (raw := _socket(response)) is not None:
         with suppress(OSError):  # SSLSocket.shutdown would drop its state while the other thread uses it
             socket.socket.shutdown(raw, socket.SHUT_RDWR)
 
 
 def _socket(response: httpx.Response) -> socket.socket | None:
-    """What a response comes through; None for one that a test made."""
+    """Return the socket of a response; None for one that a test made."""
     stream = response.extensions.get("network_stream")
     raw = stream.get_extra_info("socket") if stream is not None else None
     return raw if isinstance(raw, socket.socket) else None
 
 
 def shown(url: str) -> str:
-    """A URL without credentials, and without the query, where vendors' CDNs carry signatures."""
+    """Return a URL without credentials, and without the query, where vendors' CDNs carry signatures."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return "a URL that cannot be read"
+        return "an invalid URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -206,59 +198,40 @@ def get(
     expected: frozenset[int] = frozenset({200}),
     sent: Mapping[str, str] | None = None,
 ) -> httpx.Response:
-    """Return the answer to a GET or HEAD; `what` names the thing in messages, `sent` are headers.
+    """Return the response to a GET or HEAD, of an expected status and 32 MB at most.
 
-    Only an expected status is an answer, of 32 MB at most. Raises UpstreamError.
+    `what` names the thing in messages, `sent` are headers. Raises UpstreamError.
     """
-    pauses = iter(PAUSES)
-    while True:
-        answer = None
+
+    def attempt() -> httpx.Response:
         try:
             with client.stream(method, url, headers=dict(sent or {})) as streamed:
-                answer = _whole(streamed, what)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
-            # Refused, unknown host, TLS, filtered: trying again within seconds changes nothing, and a user waits.
-            raise _unreachable(url, what, error) from None
+                response = _whole(streamed, what)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            problem = _unreachable(url, what, error)
-        else:
-            if answer.status_code in expected:
-                return answer
-            problem = UpstreamError(
-                f"{what}: unexpected answer",
-                expected=f"status {' or '.join(map(str, sorted(expected)))}",
-                found=f"status {answer.status_code}",
-                where=shown(url),
-                next_step=NEXT_STEP,
-            )
-            if answer.status_code not in AGAIN:
-                raise problem
-        if (pause := next(pauses, None)) is None:
-            raise problem
-        time.sleep(pause_after(answer, pause))
+            raise failed(
+                _error(f"{what}: {urlsplit(url).hostname} cannot be reached", url, reason(error)), error
+            ) from None
+        if response.status_code in expected:
+            return response
+        statuses = f"status {' or '.join(map(str, sorted(expected)))}"
+        raise failed(
+            _error(f"{what}: unexpected answer", url, f"status {response.status_code}", expected=statuses), response
+        )
+
+    return retrying(attempt)
 
 
 def _whole(streamed: httpx.Response, what: str) -> httpx.Response:
-    """The answer with its body, which is neither unpacked nor endless: a small file can unpack to more than memory."""
-    packing = headers.packing(streamed)
-    if packing and streamed.request.method != "HEAD":
-        raise UpstreamError(
-            f"{what}: the answer is packed",
-            expected="Content-Encoding: identity, as asked for",
-            found=packing,
-            where=shown(str(streamed.url)),
-            next_step=NEXT_STEP,
-        )
+    """Return the response with its body. A compressed or endless one could fill the memory: raises UpstreamError."""
+    compression = headers.compression(streamed)
+    if compression and streamed.request.method != "HEAD":
+        expected = "Content-Encoding: identity, as requested"
+        raise _error(f"{what}: the response is compressed", str(streamed.url), compression, expected=expected)
     body = bytearray()
     for chunk in [streamed.content] if streamed.is_closed else streamed.iter_raw():
         body += chunk
         if len(body) > _TEXT:
-            raise UpstreamError(
-                f"{what}: the answer does not end",
-                expected=f"{_TEXT} bytes at most",
-                where=shown(str(streamed.url)),
-                next_step=NEXT_STEP,
-            )
+            raise _error(f"{what}: the response does not end", str(streamed.url), expected=f"{_TEXT} bytes at most")
     return httpx.Response(
         streamed.status_code,
         headers=streamed.headers,
@@ -269,21 +242,5 @@ def _whole(streamed: httpx.Response, what: str) -> httpx.Response:
     )
 
 
-def _unreachable(url: str, what: str, error: Exception) -> UpstreamError:
-    return UpstreamError(
-        f"{what}: {urlsplit(url).hostname} cannot be reached",
-        found=str(error) or type(error).__name__,
-        where=shown(url),
-        next_step=NEXT_STEP,
-    )
-
-
-def pause_after(response: httpx.Response | None, pause: float, longest: float = LONGEST_PAUSE) -> float:
-    """Return the seconds to wait before the next try.
-
-    What the server asks for, within bounds; else about `pause`: clients that failed together should not come back
-    together.
-    """
-    if response is not None and (asked := headers.retry_after(response)) is not None:
-        return min(asked, longest)
-    return pause * random.uniform(0.75, 1.25)
+def _error(summary: str, url: str, found: str | None = None, expected: str | None = None) -> UpstreamError:
+    return UpstreamError(summary, expected=expected, found=found, where=shown(url), next_step=NEXT_STEP)

@@ -16,7 +16,8 @@ import httpx
 
 from pipeline.core.errors import VerificationFailed
 from pipeline.core.names import ImageName
-from pipeline.http.transport import AGAIN, registry_origin, shown
+from pipeline.http.retries import AGAIN
+from pipeline.http.transport import registry_origin, shown
 
 PAUSES = (1.0, 3.0)  # seconds before the second and third try
 _AGAIN = AGAIN | {404}  # a registry can be slow to show what was pushed

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.core.errors import DigestMismatch, EngineError, UpstreamError
 from pipeline.core.names import Digest
-from pipeline.http import headers, transport
+from pipeline.http import headers, retries, transport
 from pipeline.http.download import Downloader, File, Rules
 from tests.helpers import hostile
 from tests.helpers.servers import Server, running
@@ -239,7 +239,7 @@ def test_no_server_sends_on_to_a_file_of_this_machine(tmp_path: Path, location: 
 def test_a_redirect_to_nonsense_is_a_sentence(
     server: Server, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
 ) -> None:
-    monkeypatch.setattr(transport, "PAUSES", ())
+    monkeypatch.setattr(retries, "PAUSES", ())
     server.answers["/f"] = hostile.redirect(location)
     with pytest.raises(UpstreamError):
         transport.get(client, f"{server.url}/f", what="a list")

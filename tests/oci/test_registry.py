@@ -15,8 +15,9 @@ from pipeline.core.log import Log
 from pipeline.core.names import INDEX, Digest, ImageName
 from pipeline.core.records import Image
 from pipeline.http import transport
+from pipeline.http.retries import PAUSES
 from pipeline.oci.credentials import Credentials
-from pipeline.oci.registry import PAUSES, Registry
+from pipeline.oci.registry import Registry
 from tests.helpers.images import Line, Place, make, running
 
 LOG = Log(quiet=True)
@@ -72,6 +73,10 @@ def _answers(*answers: httpx.Response | Exception) -> Handler:
         return answer
 
     return handle
+
+
+def jittered(pause: float) -> object:
+    return pytest.approx(pause, rel=0.25)
 
 
 def _index(raw: bytes = b"{}", said: str | None = None) -> httpx.Response:
@@ -134,14 +139,14 @@ def test_a_broken_download_goes_on_where_it_broke(knows_range: bool) -> None:
     with scripted.registry.blob(Digest.of(data)) as chunks:
         assert b"".join(chunks) == data
     assert scripted.requests[1].headers["Range"] == "bytes=1000-"
-    assert scripted.pauses == list(PAUSES[:1])
+    assert scripted.pauses == [jittered(PAUSES[0])]
 
 
 def test_a_download_that_always_breaks_ends() -> None:
     scripted = Scripted(lambda request: httpx.Response(200, stream=_Body(b"", breaks=True)))
     with pytest.raises(RegistryError, match="connection reset"), scripted.registry.blob(Digest.of(b"x")) as chunks:
         list(chunks)
-    assert scripted.pauses == list(PAUSES)
+    assert scripted.pauses == [jittered(pause) for pause in PAUSES]
 
 
 def test_tags_are_read_page_by_page() -> None:
@@ -189,20 +194,20 @@ def test_a_list_of_referrers_that_is_none(body: bytes) -> None:
 def test_what_may_pass_is_tried_again(failure: httpx.Response | Exception) -> None:
     scripted = Scripted(_answers(failure, failure, _index()))
     assert scripted.registry.manifest("latest") is not None
-    assert scripted.pauses == sorted(scripted.pauses) == list(PAUSES[:2])
+    assert scripted.pauses == [jittered(pause) for pause in PAUSES[:2]]
 
 
 def test_tries_are_bounded() -> None:
     scripted = Scripted(_answers(httpx.Response(500)))
     with pytest.raises(RegistryError, match=r"registry\.example is not available") as failure:
         scripted.registry.manifest("latest")
-    assert "status 500, 5 times" in str(failure.value)
+    assert "status 500" in str(failure.value)
     assert len(scripted.requests) == 5
     assert 10 <= sum(scripted.pauses) <= 60
 
 
-@pytest.mark.parametrize(("asked", "pause"), [("7", 7.0), ("86400", 60.0), ("soon", PAUSES[0])])
-def test_a_registry_may_ask_for_a_pause(asked: str, pause: float) -> None:
+@pytest.mark.parametrize(("asked", "pause"), [("7", 7.0), ("86400", 60.0), ("soon", jittered(PAUSES[0]))])
+def test_a_registry_may_ask_for_a_pause(asked: str, pause: object) -> None:
     scripted = Scripted(_answers(httpx.Response(429, headers={"Retry-After": asked}), _index()))
     scripted.registry.manifest("latest")
     assert scripted.pauses == [pause]

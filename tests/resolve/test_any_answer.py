@@ -22,7 +22,7 @@ from pipeline.core.errors import IntentError, LockStale, PipelineError
 from pipeline.core.log import Log, redact
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
-from pipeline.http import transport
+from pipeline.http import retries
 from pipeline.inputs import lock, versions
 from pipeline.inputs.evidence import Grade
 from pipeline.inputs.lock import Lock
@@ -264,7 +264,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         cache = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(cache / "xdg"))
         patch.setattr(resolve.System, "packages", lambda *_: ((artifact("iptables", Platform.AMD64),), ()))
-        patch.setattr(transport, "PAUSES", ())
+        patch.setattr(retries, "PAUSES", ())
         yield World(cache)
 
 

@@ -19,7 +19,7 @@ from pipeline.core.log import Log
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.fetch import fetch
-from pipeline.http import transport
+from pipeline.http import retries, transport
 from pipeline.inputs import changes, lock, versions
 from pipeline.inputs.evidence import Grade
 from pipeline.inputs.lock import Artifact, Lock
@@ -289,7 +289,7 @@ def test_docker_is_hashed_again_when_size_or_etag_changed(vendors: Vendors, lock
 def test_a_transfer_that_breaks_is_tried_again_and_leaves_nothing(
     vendors: Vendors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(retries, "PAUSES", (0.0, 0.0))
     vendors.client.close()
     answer = vendors._answer
     broken: list[str] = []
