@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 _ALONE = ("platforms", "errors")  # commands that need nothing of a run
-_BENCHES = ("size", "fetch", "start", "scale", "update", "build")  # in the order of `bench` alone
+_BENCHES = ("size", "fetch", "start", "build")  # in the order of `bench` alone
 
 Kind = TypeVar("Kind", bound=StrEnum)
 

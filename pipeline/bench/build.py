@@ -1,7 +1,7 @@
-"""`bench build`: both platforms, cold and warm, compared with the same image built as most are, on engines of one kind.
+"""`bench build`: both platforms, cold and warm, compared with the usual way to build such an image (usual/Dockerfile).
 
-A time of ours is that of the whole command: Python's start, the check of the cache, the context, buildx, the layout.
-The other side (usual/Dockerfile) gets its context ready made; its time is that of `docker buildx bake` alone.
+Ours is the time of the whole command: Python's start, the check of the cache, the context, buildx, the layout. The
+usual way gets its context ready made; its time is that of `docker buildx bake` alone. Both run on private engines.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
     subject = lab.Subject.read(run)
     platforms, host = subject.intent.platforms, Platform.host()
     if host is None or host not in platforms:
-        raise EngineError("this machine is of no platform of the image", found=str(host))
+        raise EngineError("the image has no platform that this machine runs natively", found=str(host))
     machine.ensure([emulation.program(platform) for platform in platforms if platform != host], run.log)
     with lab.place("a benchmark of the build", run.log) as folder:
         both = job(subject, platforms, folder / "both", run)
@@ -88,14 +88,14 @@ def job(subject: lab.Subject, platforms: Sequence[Platform], folder: Path, run: 
 
 
 class _Rounds:
-    """Every scenario, once in each round, on engines that begin empty."""
+    """Runs every scenario once in each round, on engines that are empty at first."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.figures: dict[str, list[dict[str, Any]]] = {name: [] for name in SCENARIOS}
         self._run, self._folder = run, folder
 
     def ours(self, both: build.Job, one: build.Job, host: Platform) -> None:
-        """Build both platforms cold, again, and with a bare bake; then one platform cold on another engine."""
+        """Build both platforms cold, unchanged, and with a bare bake; then one platform cold on another engine."""
         layers = []
         with self._engine(both) as engine:
             self._keep(COLD, self._build(engine, both))
@@ -109,7 +109,7 @@ class _Rounds:
         self._keep(ONE, took, **{"layers that differ": sum(a != b for a, b in zip(*layers, strict=True))})
 
     def usual(self, both: build.Job, bake_file: Path) -> None:
-        """Build the other side."""
+        """Build the usual way."""
         with ExitStack() as stack:
             engine = stack.enter_context(self._engine(both))
             emulators = []
@@ -152,9 +152,9 @@ def bare(engine: Lab, bake_file: Path, root: Path) -> Took:
 
 
 def prepare_usual(job: build.Job, log: Log) -> Path:
-    """Make the other side's context, bake file and index of packages in `job.dist`; return the bake file's path."""
+    """Write context, bake file and apt index of the usual way into `job.dist`; return the bake file's path."""
     context = build.prepare(job, log)
-    with log.step("Debian's index, for apt"):
+    with log.step("index of Debian packages for apt"):
         for platform in job.intent.platforms:
             packages = context / "artifacts" / platform.architecture / "packages"
             index = index_with(debian.index(job.cache / "apt" / platform.architecture), dict(stanzas(packages)))
@@ -175,14 +175,14 @@ def prepare_usual(job: build.Job, log: Log) -> Path:
 
 
 def index_with(whole: str, ours: Mapping[str, str]) -> str:
-    """Return Debian's index with the stanzas of some packages, by name, in the place of its own for them. Pure."""
+    """Return Debian's index with the stanzas of some packages (by name) replaced. Pure."""
     stanzas = (stanza.strip("\n") for stanza in whole.split("\n\n"))
     others = (text for text in stanzas if text and text.partition("\n")[0].removeprefix("Package: ") not in ours)
     return "\n\n".join([*others, *ours.values()]) + "\n"
 
 
 def stanzas(packages: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and stanza (deb822(5), Packages) of each package: its own fields, and where its file is."""
+    """Yield name and stanza (deb822(5), Packages) of each .deb: its control fields, path, size and checksum."""
     for path in sorted(packages.glob("*.deb")):
         fields = subprocess.run(["dpkg-deb", "-f", str(path)], capture_output=True, text=True, check=True).stdout
         where = f"Filename: ./{path.name}\nSize: {path.stat().st_size}\nSHA256: {Digest.of_file(path).hex}"
@@ -190,17 +190,19 @@ def stanzas(packages: Path) -> Iterator[tuple[str, str]]:
 
 
 def targets(figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the ratios; each of one round."""
+    """Return the ratios, each within one round."""
 
     def ratios(above: str, below: str) -> list[float]:
         return [a["seconds"] / b["seconds"] for a, b in zip(figures[above], figures[below], strict=True)]
 
     differ = [entry["layers that differ"] for entry in figures[ONE]]
     return [
-        report.target("cold, both platforms: the usual way beside ours", ratios(USUAL, COLD), FASTER, most=False),
-        report.target("cold: both platforms beside one", ratios(COLD, ONE), BOTH),
-        report.target("nothing changed: the whole command beside a bare bake", ratios(NOTHING, BAKE), BARE),
-        report.target("layers that differ between two cold builds, by two engines", differ, 0),
+        report.target(
+            "cold, both platforms: the usual way, compared with ours", ratios(USUAL, COLD), FASTER, most=False
+        ),
+        report.target("cold: both platforms, compared with one", ratios(COLD, ONE), BOTH),
+        report.target("nothing changed: the whole command, compared with a bare bake", ratios(NOTHING, BAKE), BARE),
+        report.target("layers that differ between two cold builds on two engines", differ, 0),
     ]
 
 

@@ -1,7 +1,7 @@
 """`python -m pipeline.bench.driver LIST CACHE [EVERY]`: the stage `fetch` on a list of files instead of a lock.
 
-LIST is JSON: [{"name", "url", "sha256", "size"}, …]. It is what the benchmark times and what the tests kill: a lock
-would also want a base image, from a registry. EVERY: seconds between two records of what is safe.
+The benchmark times it and a test kills it. A lock would need a base image, and that a registry. LIST is JSON:
+[{"name", "url", "sha256", "size"}, …]; EVERY: seconds between two records of the bytes that are on the disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.http.download import Rules
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fetch; returns the exit code of the pipeline."""
+    """Fetch; return the pipeline's exit code."""
     listed, cache, *every = arguments
     rules = Rules(every=float(every[0])) if every else Rules()
     files = [

@@ -1,7 +1,7 @@
 """`bench fetch`: the stage `fetch` compared with aria2c, `curl --parallel` and sha256sum, on an origin on loopback.
 
-Every program does the same job on the same files, one after the other in each round, so that what else the machine does
-meets all of them; ratios are made within a round. A time is that of a whole process, start included.
+Every program does the same job on the same files, one after the other in each round, so that other load on the machine
+affects all of them; ratios are made within a round. A time is that of a whole process, including its start.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Job:
         self.files = {path.name: Digest.of_file(path).hex for path in sorted(self.origin.iterdir())}
 
     def download(self, url: str, runs: int) -> dict[str, list[Took]]:
-        """Have every program download all files in each round."""
+        """Let every program download all files in each round."""
 
         def download(tool: str) -> Took:
             self.target.mkdir()
@@ -100,19 +100,19 @@ class _Job:
         return _rounds(TOOLS, runs, download)
 
     def check(self, runs: int) -> dict[str, list[Took]]:
-        """Have fetch and sha256sum hash a full cache."""
+        """Let fetch and sha256sum hash a full cache."""
         cache = self.target / "sha256"
         cache.mkdir(parents=True)
         for name, checksum in self.files.items():
             os.link(self.origin / name, cache / checksum)
         write_text(self.sums, "".join(f"{checksum}  {cache / checksum}\n" for checksum in self.files.values()))
-        nowhere = "http://127.0.0.1:9"  # nothing listens there, and nothing is asked
-        commands = {AGAIN: self._fetch(nowhere), HASHING: self._sha256sum()}
+        unused = "http://127.0.0.1:9"  # nothing listens there, and no request is sent
+        commands = {AGAIN: self._fetch(unused), HASHING: self._sha256sum()}
         return _rounds([*commands], runs, lambda tool: self._run([commands[tool]]))
 
     def _run(self, commands: Sequence[Sequence[str]]) -> Took:
         """Run them one after the other. Raises EngineError."""
-        os.sync()  # what the disk still has to do for others is done before
+        os.sync()  # pending writes of others are not measured
         steps = [lab.timed(command, self.root) for command in commands]
         return Took(
             seconds=sum(step.seconds for step in steps),
@@ -121,7 +121,7 @@ class _Job:
         )
 
     def _commands(self, tool: str, url: str) -> list[list[str]]:
-        """Return what to run, one after the other."""
+        """Return the command lines of a tool, to be run one after the other."""
         if tool == FETCH:
             return [self._fetch(url)]
         if tool in (CURL_CHECKED, CURL_PLAIN):
@@ -158,7 +158,7 @@ class _Job:
 
 
 def _rounds(tools: Sequence[str], runs: int, run: Callable[[str], Took]) -> dict[str, list[Took]]:
-    """Run each tool in each round, in an order that turns; a first round only warms up."""
+    """Run each tool in each round, in alternating order; a first round only warms up."""
     results: dict[str, list[Took]] = {tool: [] for tool in tools}
     for number in range(runs + 1):
         for tool in tools if number % 2 else tools[::-1]:
@@ -180,23 +180,25 @@ def _program(name: str, rounds: Sequence[Took]) -> dict[str, Any]:
 
 
 def targets(results: Results) -> list[dict[str, Any]]:
-    """Return the ratios; each of one round."""
+    """Return the ratios, each within one round."""
     entries = []
     for title, programs in results.items():
         if AGAIN in programs:
             pairs = zip(programs[AGAIN], programs[HASHING], strict=True)
             ratios = [other.seconds / ours.seconds for ours, other in pairs]
-            entries.append(report.target("in the cache: speed beside sha256sum", ratios, HASH_SPEED, most=False))
+            entries.append(
+                report.target("in the cache: speed, compared with sha256sum", ratios, HASH_SPEED, most=False)
+            )
             continue
         for name, others in (
-            ("time beside the faster one", (CHECKED, CURL_CHECKED)),
-            ("the same, if those check nothing", (PLAIN, CURL_PLAIN)),
+            ("time, compared with the faster tool that verifies", (CHECKED, CURL_CHECKED)),
+            ("time, compared with the faster tool that does not", (PLAIN, CURL_PLAIN)),
         ):
             rounds = zip(programs[FETCH], *(programs[other] for other in others), strict=True)
             ratios = [ours.seconds / min(other.seconds for other in them) for ours, *them in rounds]
             entries.append(report.target(f"{title}: {name}", ratios, SLOWER))
         memory = [took.memory / MEMORY for took in programs[FETCH]]
-        entries.append(report.target(f"{title}: memory, in parts of {size(MEMORY)}", memory, 1.0))
+        entries.append(report.target(f"{title}: memory, as a share of {size(MEMORY)}", memory, 1.0))
     return entries
 
 
@@ -214,7 +216,7 @@ def _versions() -> dict[str, str]:
 
 
 def page(document: Document) -> Page:
-    """Return the seconds of each program; the mark on fetch's bar is its limit."""
+    """Return chart and table of each scenario's programs."""
     bars, tables = [], []
     for scenario in document["scenarios"]:
         bars += [(scenario["title"], entry["name"], 0.0, entry["median"]) for entry in scenario["programs"]]

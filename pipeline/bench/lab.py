@@ -1,4 +1,4 @@
-"""What benchmarks have in common: the image that is measured, timed commands, private engines that begin empty."""
+"""Shared by benchmarks: the image that is measured, timed commands, private engines that are empty at first."""
 
 from __future__ import annotations
 
@@ -18,25 +18,21 @@ from typing import Any, Self
 from python_on_whales import DockerClient
 
 from pipeline.bench import processes
-from pipeline.core import cache as cached
-from pipeline.core import machine, records, stub
+from pipeline.core import machine, records
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
-from pipeline.core.platforms import Platform
 from pipeline.engine import daemon, emulation, engine, sandbox
 from pipeline.inputs import lock, versions
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 from pipeline.workflow import Run
 
-# The image's layers from the top one: the Dockerfile's order, which makes one for each component.
-LAYERS = ("manifest", "our own files", "kubectl", "k3s", "compose", "buildx", "docker", "Debian packages")
-_LOOK = 0.02  # seconds between two looks at the memory of a program
+_POLL = 0.02  # seconds between two readings of a program's memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """The image that is measured, and what it was built from."""
+    """The image that is measured, and its inputs."""
 
     image: records.Image
     intent: Intent
@@ -44,7 +40,7 @@ class Subject:
 
     @classmethod
     def read(cls, run: Run) -> Self:
-        """Read what is in dist/; a rehearsal keeps its inputs beside the image. Raises IntentError without an image."""
+        """Read dist/, where a rehearsal keeps its inputs, too. Raises IntentError without an image."""
         image = records.Image.read(run.dist)
         if not image.rehearsed:
             return cls(image=image, intent=run.intent, lock=run.lock)
@@ -52,7 +48,7 @@ class Subject:
         return cls(image=image, intent=intent, lock=lock.read(run.dist / "versions.lock.yaml", intent))
 
     def described(self, *components: str) -> dict[str, Any]:
-        """Return a report's entries about the image, with the versions of some components."""
+        """Return a report's entries about the image, with the versions of these components."""
         return {
             "rehearsed": self.image.rehearsed,
             "image": self.image.annotations.get("org.opencontainers.image.version", ""),
@@ -60,34 +56,20 @@ class Subject:
         }
 
 
-def layer_name(at: int) -> str:
-    """Return what a layer holds; `at`: -1 is the top one."""
-    return LAYERS[-1 - at] if -at <= len(LAYERS) else "base image"
-
-
-def stubs(own: Lock, cache: Path) -> set[Platform]:
-    """Return the platforms whose k3s is a rehearsal's stub, which its bytes say."""
-    return {
-        file.platform
-        for file in own.artifacts
-        if file.component == "k3s" and stub.is_stub(cached.require(cache, file.digest).read_bytes())
-    }
-
-
 @contextmanager
 def temporary() -> Iterator[Path]:
-    """Yield a folder that is removed at the end: on a disk, as the cache is on one, rather than in a /tmp in memory."""
+    """Yield a folder that is removed at the end. In /var/tmp, since /tmp may be in memory and the cache is not."""
     with tempfile.TemporaryDirectory(prefix="dind-k3s-bench-", dir=os.environ.get("TMPDIR") or "/var/tmp") as name:
         yield Path(name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Took:
-    """One command."""
+    """Resources that one command took."""
 
     seconds: float
-    processor: float  # seconds of processor time, of all cores and of the kernel on its behalf
-    memory: int  # bytes, the most that the process itself had; 0 if it ended too soon to be looked at
+    processor: float  # seconds of processor time, user and system, on all cores
+    memory: int  # bytes, the maximum of the process itself; 0 if it ended before the first reading
 
 
 def timed(command: Sequence[str], root: Path, environment: Mapping[str, str] = os.environ) -> Took:
@@ -99,8 +81,8 @@ def timed(command: Sequence[str], root: Path, environment: Mapping[str, str] = o
             command, cwd=root, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         ) as process:
             with os.fdopen(os.pidfd_open(process.pid)) as ended:
-                # The kernel's own ru_maxrss would begin with ours.
-                while not select.select([ended], [], [], _LOOK)[0]:
+                # The kernel's ru_maxrss would include the memory of this process at the fork.
+                while not select.select([ended], [], [], _POLL)[0]:
                     memory = max(memory, processes.most_memory(process.pid))
             seconds = time.monotonic() - started
         if process.returncode != 0:
@@ -129,8 +111,8 @@ class Lab:
     folder: Path  # its data; `<folder>/docker.sock`
 
     def timed(self, command: Sequence[str], root: Path, more: Mapping[str, str] | None = None) -> Took:
-        """Run a command in `root` that has this engine as the user's own, with `more` variables."""
-        os.sync()  # what the disk still has to do for others is done before
+        """Run a command in `root` with this engine as the user's, and `more` variables."""
+        os.sync()  # pending writes of others are not measured
         environment = {
             **os.environ,
             "PATH": f"{self.binaries.bin}:{os.environ.get('PATH', '')}",
@@ -142,7 +124,7 @@ class Lab:
 
     @property
     def binfmt(self) -> Path:
-        """Where binfmt_misc is mounted: inside, whether or not this machine has it mounted."""
+        """Where binfmt_misc is mounted in the sandbox; this machine need not have it mounted."""
         for child in processes.children(os.getpid()):
             with suppress(OSError, IndexError):
                 if str(self.folder / "daemon.json") in processes.read(child).line:
@@ -151,9 +133,9 @@ class Lab:
 
 
 @contextmanager
-def place(what: str, log: Log) -> Iterator[Path]:
-    """Yield a folder for engines. Raises EngineError, which `what` begins, when this is not Linux or not root."""
-    machine.require_linux_root(what)
+def place(purpose: str, log: Log) -> Iterator[Path]:
+    """Yield a folder for engines. Raises EngineError, which `purpose` begins, unless this process is root on Linux."""
+    machine.require_linux_root(purpose)
     machine.ensure([*sandbox.TOOLS, "dpkg-deb"], log)
     with temporary() as folder:
         yield folder
@@ -161,7 +143,7 @@ def place(what: str, log: Log) -> Iterator[Path]:
 
 @contextmanager
 def started(own: Lock, cache: Path, folder: Path, log: Log) -> Iterator[Lab]:
-    """Run an engine of the lock's own artifacts that has no image, an empty builder's cache and no network."""
+    """Run an engine of the lock's artifacts without images, build cache and network."""
     binaries = engine.unpack(own, cache)
     data = folder / "engine"
     try:

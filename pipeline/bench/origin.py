@@ -1,7 +1,4 @@
-"""An origin on loopback for measuring: one folder over HTTP/1.1, at a given speed for all connections together.
-
-It is no part of a release; the rehearsal's origin (pipeline/rehearsal/origin.py) has the vendors' layout.
-"""
+"""HTTP/1.1 server on loopback for measurements: one folder, at a given speed for all connections together."""
 
 from __future__ import annotations
 
@@ -17,20 +14,20 @@ from typing import IO
 
 from pipeline.rehearsal import loopback
 
-_PIECE = 32 << 10  # bytes between two looks at the clock when the speed is limited
-_AT_MOST = 1 << 20  # bytes for one sendfile(2)
+_PIECE = 32 << 10  # bytes of one sendfile(2) when the speed is limited
+_AT_MOST = 1 << 20  # … and when it is not
 
 
 class Line:
-    """A line of a given speed that all connections share."""
+    """Limits the speed of all connections together."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate  # bytes a second; 0: no limit
         self._lock = threading.Lock()
-        self._free = 0.0  # when the line has carried all that was promised so far
+        self._free = 0.0  # when all bytes so far will have been sent
 
     def wait(self, count: int) -> None:
-        """Return when `count` more bytes have had their time on the line."""
+        """Sleep as long as `count` more bytes take."""
         with self._lock:
             now = time.monotonic()
             self._free = max(self._free, now - 0.01) + count / self.rate
@@ -40,7 +37,7 @@ class Line:
 
 
 class Origin(http.server.ThreadingHTTPServer):
-    """A running origin."""
+    """A running server."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -51,11 +48,11 @@ class Origin(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore it: clients may end early."""
+        """Ignore errors: clients may end early."""
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Sends files by sendfile(2), for an origin must not be what is measured."""
+    """Sends files by sendfile(2), which costs little: the server is not what is measured."""
 
     server: Origin
     protocol_version = "HTTP/1.1"

@@ -1,8 +1,8 @@
-"""The processes of a running container, seen from outside: which are ours, what memory and CPU each has used.
+"""The processes of a running container, from outside: which are ours, their memory and CPU.
 
-A container's processes are the descendants of its first one; cgroups do not help, because on cgroup v1 the containers
-that run inside have theirs elsewhere. What `docker exec` and the health check start has its parent outside and is not
-among them. Sources: proc_pid_stat(5), proc_pid_smaps(5), namespaces(7).
+A container's processes are the descendants of its first one; cgroups do not help, because on cgroup v1 the inner
+containers' cgroups are elsewhere. What `docker exec` and the health check start has its parent outside and is not
+included. Sources: proc_pid_stat(5), proc_pid_smaps(5), namespaces(7).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _field(pid: int, file: str, key: str) -> int:
-    """Return the number behind a key of a file, which is in kB, in bytes; 0 without it, or when the process is gone."""
+    """Return a field that is in kB, in bytes; 0 without it, or when the process is gone."""
     with suppress(OSError):
         if match := re.search(rf"^{key}:\s+(\d+)", _read(pid, file), re.M):
             return int(match[1]) * 1024
@@ -46,7 +46,7 @@ def _field(pid: int, file: str, key: str) -> int:
 
 
 def read(pid: int) -> Process:
-    """Raises OSError or IndexError when it is gone."""
+    """Return a process. Raises OSError or IndexError when it is gone."""
     name = _read(pid, "stat").rpartition(")")[0].partition("(")[2]
     line = tuple(_read(pid, "cmdline").rstrip("\0").split("\0"))
     return Process(pid=pid, parent=int(_stat(pid)[1]), name=name, line=line)
@@ -57,8 +57,8 @@ def _pids() -> Iterator[int]:
 
 
 def first(container: str) -> int:
-    """Return the first process of a container, by its full id; 0 when there is none (yet)."""
-    by_depth: dict[int, int] = {}  # how many namespaces of processes it is in → its id here
+    """Return the first process of a container with that full id; 0 when there is none (yet)."""
+    by_depth: dict[int, int] = {}  # number of its nested PID namespaces → its id here
     for pid in _pids():
         with suppress(OSError):
             first_of = re.search(r"^NSpid:((?:\s+\d+)*)\s+1$", _read(pid, "status"), re.M)
@@ -75,16 +75,16 @@ def children(pid: int) -> list[int]:
 
 
 def ours(top: int) -> list[Process]:
-    """Return the processes of a container that are the image's own; `top` is its first one."""
+    """Return the processes of a container that are the image's; `top` is its first one."""
     everything = []
     for pid in _pids():
         with suppress(OSError, IndexError):
             everything.append(read(pid))
-    return own(everything, top)
+    return descendants(everything, top)
 
 
-def own(everything: Iterable[Process], top: int) -> list[Process]:
-    """Return `top` and its descendants without dockerd, containerd, shims and k3s, and what those have started."""
+def descendants(everything: Iterable[Process], top: int) -> list[Process]:
+    """Return `top` and its descendants without dockerd, containerd, shims and k3s, and those processes' children."""
     everything = [*everything]
     result = [process for process in everything if process.pid == top]
     for parent in result:  # which grows
@@ -93,7 +93,7 @@ def own(everything: Iterable[Process], top: int) -> list[Process]:
 
 
 def _is_others(process: Process) -> bool:
-    # k3s by its command line, for it may be a script (a rehearsal's stub), and changes its name.
+    # k3s by its command line: it may be a script (a rehearsal's stub), and changes its name.
     words = [word.rpartition("/")[2] for word in process.line[:3]]
     return process.name.startswith(("containerd", "dockerd", "k3s")) or "k3s" in words
 
@@ -104,14 +104,14 @@ def proportional(pid: int) -> int:
 
 
 def most_memory(pid: int) -> int:
-    """Return the most memory in bytes that it had so far, as RSS."""
+    """Return its peak memory in bytes, as RSS."""
     return _field(pid, "status", "VmHWM")
 
 
 def cpu(pid: int) -> float:
-    """Return the seconds that it and its children that have ended were running; 0 when it is gone.
+    """Return the processor time in seconds of it and its ended children; 0 when it is gone.
 
-    To the nanosecond, but for ended threads and ended children, whose time is in steps of 10 ms.
+    To the nanosecond, but in steps of 10 ms for ended threads and ended children.
     """
     try:
         user, system, children_user, children_system = (int(field) / _TICK for field in _stat(pid)[11:15])

@@ -1,4 +1,4 @@
-"""dockerd and the API server of a container, asked from outside without a process inside that would cost time there.
+"""Clients for the dockerd and the API server inside a container, without a process inside that would cost time there.
 
 The container's files are below /proc/PID/root, its unix sockets too; a TCP connection is made in its network namespace.
 """
@@ -21,6 +21,8 @@ import yaml
 
 _CLONE_NEWNET = 0x40000000  # setns(2); Python has os.setns from 3.12 on
 _TIMEOUT = 10.0  # seconds
+_CONTAINER = "one"  # of each pod
+_POD = f"k8s_{_CONTAINER}_"  # begins the names of their containers (cri-dockerd)
 
 
 def root(pid: int) -> Path:
@@ -30,7 +32,7 @@ def root(pid: int) -> Path:
 
 @contextmanager
 def _network_of(pid: int) -> Iterator[None]:
-    """Have this thread in that process' network namespace. A socket stays in the one that it was made in."""
+    """Switch this thread to a process's network namespace. A socket stays in the one where it was created."""
     own, other = (os.open(path, os.O_RDONLY) for path in ("/proc/thread-self/ns/net", f"/proc/{pid}/ns/net"))
     try:
         _enter(other)
@@ -50,23 +52,24 @@ def _enter(namespace: int) -> None:
 
 
 def dockerd(pid: int, method: str, path: str, **content: Any) -> httpx.Response:
-    """Ask the inner dockerd; `content`: as httpx has it. Raises OSError, also for a status of 400 and above.
+    """Send a request to the inner dockerd; `content`: httpx's keyword arguments.
 
-    Not at /var/run: that link is absolute, and would lead to this machine's own.
+    Raises OSError, also for a status of 400 and above. The socket is not the one in /var/run: that link is absolute and
+    would lead to this machine's dockerd.
     """
     address = str(root(pid) / "run/docker.sock")
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.connect(address)  # httpcore leaves a socket open that cannot be connected
+        probe.connect(address)  # httpcore leaks a socket that cannot be connected
     # Without TLS: a context with the certificates of this machine would take longer than dockerd does.
     transport = httpx.HTTPTransport(uds=address, verify=False)
     try:
         with httpx.Client(transport=transport, timeout=_TIMEOUT, base_url="http://docker", trust_env=False) as client:
-            answer = client.request(method, path, **content)
+            response = client.request(method, path, **content)
     except httpx.HTTPError as error:
         raise OSError(f"dockerd: {error}") from None
-    if answer.is_error:
-        raise OSError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
-    return answer
+    if response.is_error:
+        raise OSError(f"{method} {path}: {response.status_code} {response.text[:300]}")
+    return response
 
 
 def load(pid: int, archive: bytes) -> None:
@@ -74,14 +77,14 @@ def load(pid: int, archive: bytes) -> None:
     dockerd(pid, "POST", "/images/load?quiet=1", content=archive, headers={"Content-Type": "application/x-tar"})
 
 
-def running(pid: int, name: str = "") -> int:
-    """Return how many inner containers run whose name has `name` in it. Raises OSError."""
-    listed = dockerd(pid, "GET", "/containers/json").json()
-    return sum(any(name in one for one in entry["Names"]) for entry in listed)
+def running_pods(pid: int) -> int:
+    """Return how many inner containers of our pods run. Raises OSError."""
+    names = (name for entry in dockerd(pid, "GET", "/containers/json").json() for name in entry["Names"])
+    return sum(_POD in name for name in names)
 
 
 class Cluster:
-    """The API server, with the administrator's kubeconfig. Every method raises OSError while it does not answer."""
+    """API server, with the administrator's kubeconfig. Methods raise OSError while it does not answer."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -101,7 +104,7 @@ class Cluster:
             pair = base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"])
             server = str(cluster["server"])
         except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
-            raise OSError(f"the kubeconfig is not whole yet: {error}") from None
+            raise OSError(f"the kubeconfig is incomplete: {error}") from None
         context = ssl.create_default_context(cadata=authority)
         with tempfile.NamedTemporaryFile(mode="wb") as file:
             file.write(pair)
@@ -109,23 +112,23 @@ class Cluster:
             context.load_cert_chain(file.name)
         return httpx.Client(base_url=server, verify=context, timeout=_TIMEOUT, trust_env=False)
 
-    def ask(self, method: str, path: str, body: object = None) -> httpx.Response:
-        """Return the answer, whatever its status."""
+    def request(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """Return the response, whatever its status."""
         try:
             if self._client is None:
                 self._client = self._connect()
             with _network_of(self._pid):
                 return self._client.request(method, path, json=body)
         except (OSError, httpx.HTTPError) as error:
-            self.close()  # the next one reads the kubeconfig again
+            self.close()  # the next request reads the kubeconfig again
             raise OSError(f"the API: {error}") from None
 
     def ready(self) -> bool:
-        """Whether pods can be made: the API is ready, a node is Ready, the default service account is there."""
+        """Whether pods can be made: the API and a node are ready, the default service account exists."""
         paths = ("/readyz", "/api/v1/namespaces/default/serviceaccounts/default")
-        if any(self.ask("GET", path).status_code != 200 for path in paths):
+        if any(self.request("GET", path).status_code != 200 for path in paths):
             return False
-        nodes = self.ask("GET", "/api/v1/nodes")
+        nodes = self.request("GET", "/api/v1/nodes")
         return nodes.is_success and any(
             condition.get("type") == "Ready" and condition.get("status") == "True"
             for node in nodes.json()["items"]
@@ -133,21 +136,17 @@ class Cluster:
         )
 
     def pods(self, phase: str | None = "Running") -> int:
-        """Return how many pods of the default namespace are in that phase; None: all that there are."""
-        answer = self.ask("GET", "/api/v1/namespaces/default/pods")
-        if answer.status_code != 200:
-            raise OSError(f"the pods cannot be listed: {answer.status_code}")
-        return sum(phase in (None, pod.get("status", {}).get("phase")) for pod in answer.json()["items"])
+        """Return how many pods of the default namespace are in that phase (None: in any)."""
+        response = self.request("GET", "/api/v1/namespaces/default/pods")
+        if response.status_code != 200:
+            raise OSError(f"the pods cannot be listed: {response.status_code}")
+        return sum(phase in (None, pod.get("status", {}).get("phase")) for pod in response.json()["items"])
 
     def run(self, name: str, image: str) -> None:
-        """Make a pod of an image that is there, with the image's own command."""
-        containers = [{"name": "one", "image": image, "imagePullPolicy": "Never"}]
+        """Create a pod of a loaded image, with the image's command."""
+        containers = [{"name": _CONTAINER, "image": image, "imagePullPolicy": "Never"}]
         spec = {"containers": containers, "terminationGracePeriodSeconds": 30}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-        answer = self.ask("POST", "/api/v1/namespaces/default/pods", pod)
-        if answer.is_error:
-            raise OSError(f"the pod {name} was not made: {answer.status_code} {answer.text[:300]}")
-
-    def delete(self, name: str) -> None:
-        """Remove a pod at once."""
-        self.ask("DELETE", f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
+        response = self.request("POST", "/api/v1/namespaces/default/pods", pod)
+        if response.is_error:
+            raise OSError(f"the pod {name} was not created: {response.status_code} {response.text[:300]}")

@@ -1,10 +1,9 @@
 """Reports: ratios with a limit, the comparison with the committed ones, and the pages, docs/benchmarks/<name>.md.
 
-A ratio can be compared between machines, so ratios are what `--check` compares. Each is made within one round, where
-both sides met the same machine.
+`--check` compares ratios, since they are comparable between machines: each is made within one round on one machine.
 
-The part of a page between two markers is made of the JSON alone. What is around it is written by hand and stays when
-the report is renewed; a number in there must be one that the generated part shows, which a test checks.
+The part of a page between two markers is generated from the JSON. The text around it is written by hand and stays when
+the report is renewed; a test checks that its numbers are in the generated part.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from pipeline.core.errors import IntentError
 from pipeline.core.log import Log, size
 
 FOLDER = Path("docs/benchmarks")
-FACTOR = 1.5  # how many times worse than the committed median a ratio has to be for `--check` to fail …
-SLACK = 0.1  # … and by how much of its limit, so that the noise of a small one is no failure
-EXACT = 1.02  # FACTOR of bytes, which no machine changes
+FACTOR = 1.5  # `--check` fails on a ratio that is more than this many times worse than the committed median …
+SLACK = 0.1  # … and worse by more than this share of its limit, so that the noise of a small one is no failure
+EXACT = 1.02  # FACTOR of bytes, which are the same on all machines
 BEGIN = "<!-- generated -->"
 END = "<!-- end of the generated part -->"
 BUSY = 1.0  # load average from which on other work is assumed
@@ -47,8 +46,7 @@ def target(
 ) -> dict[str, Any]:
     """Return the ratios of all rounds with their limit.
 
-    `most`: the limit is the most that holds, else the least. `unit`: for a figure that is no ratio. `factor`: FACTOR,
-    or EXACT for what no machine changes.
+    `most`: the limit is a maximum, else a minimum. `unit`: of a figure that is no ratio. `factor`: FACTOR or EXACT.
     """
     middle = statistics.median(ratios)
     return {
@@ -65,7 +63,7 @@ def target(
 
 
 def machine() -> dict[str, object]:
-    """Return what the machine is like, as far as it decides figures."""
+    """Return the properties of this machine that affect figures."""
     cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace") if sys.platform == "linux" else ""
     model = re.search(r"model name\s*: (.*)", cpus)
     return {
@@ -78,7 +76,7 @@ def machine() -> dict[str, object]:
 
 
 def worse(committed: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
-    """Whether a ratio is worse than the committed one beyond its factor and SLACK."""
+    """Whether a ratio is worse than the committed one by more than its factor and SLACK."""
     factor = float(committed.get("factor", FACTOR))
     slack = 0.0 if "factor" in committed else SLACK * float(committed["limit"])
     if committed["most"]:
@@ -89,20 +87,19 @@ def worse(committed: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
 def regressions(committed: Document, measured: Document, log: Log) -> list[str]:
     """Compare the ratios of two reports; return those that are worse.
 
-    A ratio that only one of them has is logged and not compared: one with a stub k3s has another name than one with a
-    real k3s.
+    A ratio that is in only one of them is logged: with a stub k3s it has another name than with a real one.
     """
     before = {entry["name"]: entry for entry in committed["targets"]}
     now = {entry["name"]: entry for entry in measured["targets"]}
     for name in sorted(before.keys() ^ now.keys()):
         log.say(f"not compared, in one of the reports only: {name}")
-    found = [
+    slower = [
         f"{name}: {now[name]['median']:.2f}, committed {entry['median']:.2f}"
         for name, entry in before.items()
         if name in now and worse(entry, now[name])
     ]
-    log.say(f"{len(before.keys() & now.keys())} ratios compared with the committed ones: {len(found) or 'none'} worse")
-    return found
+    log.say(f"{len(before.keys() & now.keys())} ratios compared with the committed ones: {len(slower) or 'none'} worse")
+    return slower
 
 
 @dataclass(frozen=True)
@@ -116,9 +113,9 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What one benchmark adds to what all pages have."""
+    """What one benchmark adds to its page."""
 
-    facts: Sequence[str] = ()  # what the figures depend on, besides machine, versions and rounds; a line each
+    facts: Sequence[str] = ()  # a line each, in addition to machine, versions and rounds
     bars: Sequence[tuple[str, str, float, float]] = ()  # of a chart: section, name, from and to in seconds
     tables: Sequence[Table] = ()
 
@@ -149,7 +146,7 @@ def generated(name: str, document: Document, page: Page) -> str:
 
 
 def write(root: Path, name: str, document: Document, page: Page) -> None:
-    """Write JSON and page; what is written by hand on the page stays. Raises IntentError without markers."""
+    """Write JSON and page, and keep the text around the page's markers. Raises IntentError without markers."""
     path = root / FOLDER / f"{name}.md"
     text = path.read_text(encoding="utf-8") if path.exists() else f"# Benchmark: {name}\n\n{BEGIN}\n{END}\n"
     if BEGIN not in text or END not in text:
@@ -178,7 +175,7 @@ def _facts(document: Document) -> Iterator[str]:
         yield "k3s: a stub, so what depends on k3s is not what a real one needs"
     if rounds := document.get("rounds"):
         yield f"rounds: {rounds}"
-    # Before and, in newer reports, after.
+    # Before, and in newer reports after.
     if loads := re.findall(r"[\d.]+", str(machine.get("load", ""))):
         busy = "; the machine was busy with other work: judge ratios, not seconds" if float(loads[0]) > BUSY else ""
         yield f"load average: {' before, '.join(loads)}{' after' if len(loads) > 1 else ' before'}{busy}"

@@ -1,6 +1,6 @@
-"""`bench size`: what the image's bytes are, per layer, compared with what vendors publish.
+"""`bench size`: compressed bytes of each layer, compared with what vendors publish.
 
-Nothing is run: it reads dist/image/ and the lock. So the figures do not change from run to run.
+It only reads dist/image/ and the lock, so its figures do not change from run to run.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from pipeline.bench import lab, report
 from pipeline.bench.report import Document, Options, Page, Table
 from pipeline.components import COMPONENTS
 from pipeline.core import cache as cached
-from pipeline.core import records
+from pipeline.core import records, stub
 from pipeline.core.log import size
 from pipeline.core.platforms import Platform
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
 from pipeline.workflow import Run
 
+# The image's layers from the top: the Dockerfile makes one for each component.
+LAYERS = ("manifest", "our own files", "kubectl", "k3s", "compose", "buildx", "docker", "Debian packages")
 FACTOR, ALLOWANCE = 1.10, 45_000_000  # the limit: FACTOR × what is published + ALLOWANCE bytes
 
 
@@ -27,11 +29,15 @@ def measure(run: Run, _options: Options) -> dict[str, Any]:
     """Return the report. Raises IntentError, DigestMismatch."""
     subject = lab.Subject.read(run)
     parts = {part.digest: part for part in layout.read(run.dist / records.LAYOUT, subject.image.digest)}
-    stubs = lab.stubs(subject.lock, run.cache)
+    stubs = {
+        file.platform
+        for file in subject.lock.artifacts
+        if file.component == "k3s" and stub.is_stub(cached.require(run.cache, file.digest).read_bytes())
+    }
     platforms, targets = [], []
     for platform, built in subject.image.platforms.items():
         layers = [
-            {"name": lab.layer_name(at - len(built.layers)), "compressed": parts[digest].size}
+            {"name": layer_name(at - len(built.layers)), "compressed": parts[digest].size}
             for at, digest in enumerate(built.layers)
         ]
         vendors = published(subject.lock, platform, run.cache)
@@ -45,8 +51,13 @@ def measure(run: Run, _options: Options) -> dict[str, Any]:
     }
 
 
+def layer_name(at: int) -> str:
+    """Return the content of a layer; `at`: -1 is the top one."""
+    return LAYERS[-1 - at] if -at <= len(LAYERS) else "base image"
+
+
 def published(own: Lock, platform: Platform, cache: Path) -> dict[str, int]:
-    """Return what the vendors publish, in bytes, as it is downloaded."""
+    """Return component → bytes of the file that its vendor publishes."""
     return {
         file.component: file.size or cached.require(cache, file.digest).stat().st_size
         for file in own.artifacts
@@ -61,11 +72,11 @@ def describe(platform: Platform, layers: Sequence[Mapping[str, Any]], vendors: M
 
 
 def target(entry: Mapping[str, Any], *, stub: bool) -> dict[str, Any]:
-    """Return the size as a part of the limit. A stub k3s is left out on both sides, and the name says so."""
+    """Return the size as a share of the limit; a stub k3s is left out on both sides, which the name states."""
     left_out = {"k3s"} if stub else set()
     compressed = sum(layer["compressed"] for layer in entry["layers"] if layer["name"] not in left_out)
     published = sum(count for name, count in entry["published"].items() if name not in left_out)
-    name = f"{entry['platform']}: of the limit" + (", k3s left out on both sides" if stub else "")
+    name = f"{entry['platform']}: share of the limit" + (", k3s left out on both sides" if stub else "")
     return report.target(name, [compressed / (FACTOR * published + ALLOWANCE)], 1.0, factor=report.EXACT)
 
 

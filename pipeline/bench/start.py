@@ -1,7 +1,7 @@
 """`bench start`: what the image costs, compared with the same dockerd and k3s started by hand in a bare container.
 
 One private engine of the lock's own artifacts runs all of it; every round has both sides, in an order that turns. What
-is compared and how a start is watched: boxes.py.
+is compared: boxes.py; how a start is watched: stages.py.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.bench import boxes, lab, measures, processes, report
-from pipeline.bench.boxes import Box, Kind, Until
+from pipeline.bench import boxes, lab, processes, report, stages
+from pipeline.bench.boxes import Box, Kind
 from pipeline.bench.report import Document, Options, Page, Table
+from pipeline.bench.stages import Until, watch
 from pipeline.core import cache as cached
 from pipeline.core import records
 from pipeline.core.errors import IntentError
@@ -59,7 +60,7 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
     """Return the report. Raises EngineError, IntentError."""
     subject = lab.Subject.read(run)
     if options.rootfs and not subject.image.rehearsed:
-        raise IntentError("--rootfs changes the image, and this one is for use", next_step="--dist dist/rehearsal")
+        raise IntentError("--rootfs is for rehearsed images only", next_step="--dist dist/rehearsal")
     with prepared(run, subject, rootfs=options.rootfs) as place:
         figures = {"rounds": rounds(place, options.runs, run.log), "idle": idle(place, options.runs, run.log)}
     return {
@@ -76,7 +77,7 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
 
 @contextmanager
 def prepared(run: Run, subject: lab.Subject, *, rootfs: bool) -> Iterator[boxes.Place]:
-    """Run a private engine that has the image and nothing else."""
+    """Run a private engine that has the image and nothing else. Raises EngineError, IntentError."""
     image, host = subject.image, Platform.host()
     if host is None or host not in image.platforms:
         raise IntentError(f"the image has no platform that this machine runs: {', '.join(image.platforms)}")
@@ -104,43 +105,43 @@ def busybox(package: Path) -> bytes:
 
 
 def rounds(place: boxes.Place, runs: int, log: Log) -> Rounds:
-    """Return starts, starts again and stops; a first round only warms up."""
+    """Return the figures of all starts, restarts and stops; a first round only warms up."""
     results: Rounds = defaultdict(list)
     for number in range(runs + 1):
         kept: Rounds = defaultdict(list)
         turn = 1 if number % 2 else -1
-        with log.step(f"round {number} of {runs}" if number else "a round that only warms up"):
+        with log.step(f"round {number} of {runs}" if number else "warm-up round"):
             for kind in (Kind.OURS, Kind.BARE)[::turn]:
                 with boxes.box(place, kind) as box:
-                    kept[kind].append(boxes.watch(box, Until.POD))
+                    kept[kind].append(watch(box, Until.POD))
                     if kind is Kind.OURS and number:
                         _again(kept, box)
             for kind in (Kind.OURS, Kind.DIND)[::turn] if number else ():
                 with boxes.box(place, kind, K3S_DISABLE="1") as box:
-                    kept[f"docker alone, {kind}"].append(boxes.watch(box, Until.DOCKER))
+                    kept[f"docker alone, {kind}"].append(watch(box, Until.DOCKER))
         for name, values in kept.items() if number else ():
             results[name] += values
     return results
 
 
 def _again(kept: Rounds, box: Box) -> None:
-    """Restart, SIGKILL and start, stop with pods that ignore SIGTERM and start: each with what was lost by it."""
+    """Restart; SIGKILL and start; stop with pods that ignore SIGTERM, and start. Adds times and lost pods to `kept`."""
     box.restart()
-    kept["restart"].append(boxes.watch(box, Until.SAME_POD))
+    kept["restart"].append(watch(box, Until.SAME_POD))
     box.kill()
     box.start()
-    kept["SIGKILL and start"].append(boxes.watch(box, Until.SAME_POD))
-    measures.pods(box, STUBBORN - 1, prefix="stubborn")  # besides the first one
+    kept["SIGKILL and start"].append(watch(box, Until.SAME_POD))
+    stages.make_pods(box, STUBBORN - 1)  # besides the first one
     kept["stop, ours"].append(box.stop())
     box.start()
-    boxes.watch(box, Until.SAME_POD)
-    kept["lost"].append(measures.lost(box, STUBBORN))
+    watch(box, Until.SAME_POD)
+    kept["lost"].append(stages.lost_pods(box, STUBBORN))
 
 
 def idle(place: boxes.Place, runs: int, log: Log) -> dict[str, Any]:
     """Measure our processes in a ready cluster without pods: memory, and percent of a core in `runs` windows."""
     with log.step(f"idle, {runs} × {WINDOW:g} s"), boxes.box(place, Kind.OURS) as box:
-        boxes.watch(box)
+        watch(box)
         time.sleep(5.0)  # the watchers slow down once it is ready
         windows = []
         for _ in range(runs):
@@ -181,7 +182,7 @@ def targets(figures: Mapping[str, Any], *, stub: bool) -> list[dict[str, Any]]:
     ready = [start["cluster"] / by_hand["cluster"] for start, by_hand in pairs]
     # By hand pods can be made when cluster and network are there. The stub has no separate network.
     usable = [max(by_hand["cluster"], by_hand.get("network", 0.0)) for by_hand in rounds["bare"]]
-    returns = [start["cluster is told"] / when for start, when in zip(ours, usable, strict=True)]
+    returns = [start["wait-ready"] / when for start, when in zip(ours, usable, strict=True)]
     running = [start["pod"] / by_hand["pod"] for start, by_hand in pairs]
     docker = [start["dockerd answers"] / by_hand["dockerd answers"] for start, by_hand in alone]
     memory = sum(process["proportional"] for process in idle["ours"]) / 1e6
@@ -189,7 +190,7 @@ def targets(figures: Mapping[str, Any], *, stub: bool) -> list[dict[str, Any]]:
     compared, target = "compared with by hand" + (", stub k3s" if stub else ""), report.target
     return [
         target("own work, our first line → dockerd exec", own_work, OWN_WORK, unit="s"),
-        target("processor time of our own work", [start[boxes.CPU] for start in ours], OWN_WORK, unit="s"),
+        target("processor time of our own work", [start[stages.CPU] for start in ours], OWN_WORK, unit="s"),
         target(f"docker run → cluster ready, {compared}", ready, RATIO),
         target(f"docker run → wait-ready returns, {compared}", returns, RATIO),
         target(f"docker run → first pod Running, {compared}", running, RATIO),
@@ -203,9 +204,9 @@ def targets(figures: Mapping[str, Any], *, stub: bool) -> list[dict[str, Any]]:
 
 
 def segments(starts: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, float, float]]:
-    """Yield what happens, from when and until when, in seconds; by the medians of the stages."""
+    """Yield what happens, its begin and its end in seconds, by the medians of the stages."""
     before = 0.0
-    for stage, what in boxes.STAGES.items():
+    for stage, what in stages.STAGES.items():
         if all(stage in start for start in starts):
             when = max(before, statistics.median(start[stage] for start in starts))
             yield what, before, when
@@ -216,8 +217,8 @@ def page(document: Document) -> Page:
     """Return the stages of each kind of start, and the memory of an idle cluster."""
     rounds, idle = document["figures"]["rounds"], document["figures"]["idle"]
     bars = [(name, *segment) for key, name in _STARTS.items() for segment in segments(rounds[key])]
-    stages = [
-        [f"{stage} ({what})", *(_cell(rounds[key], stage) for key in _STARTS)] for stage, what in boxes.STAGES.items()
+    cells = [
+        [f"{stage} ({what})", *(_cell(rounds[key], stage) for key in _STARTS)] for stage, what in stages.STAGES.items()
     ]
     memory = [[process["name"], size(process["proportional"])] for process in idle["ours"]]
     facts = [
@@ -225,13 +226,13 @@ def page(document: Document) -> Page:
         f"idle: no pods, windows of {idle['window']:g} s; the health check is {idle['health check']:.3f} % of a core",
     ]
     if document["overlaid"]:
-        facts.append("the image is the rehearsed one with the rootfs/ of the checkout over it (`--rootfs`)")
+        facts.append("the rehearsed image, overlaid with the checkout's rootfs/ (`--rootfs`)")
     if document["clamped"]:
         facts.append("root lacks CAP_SYS_RESOURCE here: on both sides runc is started by pipeline/rehearsal/clamp.py")
     return Page(
         bars=bars,
         tables=[
-            Table("Stages", ["seconds from the command", *_STARTS.values()], stages),
+            Table("Stages", ["seconds from the command", *_STARTS.values()], cells),
             Table("Idle: memory of ours", ["process", "PSS"], memory),
         ],
         facts=facts,

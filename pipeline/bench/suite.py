@@ -1,4 +1,4 @@
-"""`bench`: one benchmark by its name, or several in one run, each when the machine is idle again."""
+"""`bench`: runs one benchmark or several, each when the machine is idle again."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from pipeline.bench import build, fetch, report, scale, size, start, update
+from pipeline.bench import build, fetch, report, size, start
 from pipeline.bench.report import Document, Options, Page
 from pipeline.core import records
 from pipeline.core.errors import Slower
 from pipeline.workflow import Run
 
-_REST = 180.0  # seconds at most: the load average of a minute ago is gone long before
+_REST = 180.0  # seconds at most; load averages of one minute fall faster
 
 
 class Benchmark(Protocol):
-    """What each module of a benchmark has."""
+    """Interface of a benchmark's module."""
 
     def measure(self, run: Run, options: Options, /) -> dict[str, Any]:
         """Return the report: targets, versions and figures."""
@@ -27,20 +27,13 @@ class Benchmark(Protocol):
         """Return what the page shows of a report."""
 
 
-BENCHMARKS: Mapping[str, Benchmark] = {
-    "build": build,
-    "fetch": fetch,
-    "scale": scale,
-    "size": size,
-    "start": start,
-    "update": update,
-}
+BENCHMARKS: Mapping[str, Benchmark] = {"build": build, "fetch": fetch, "size": size, "start": start}
 
 
 def main(run: Run, names: Sequence[str], options: Options, *, write: bool, check: bool) -> None:
-    """Measure each of `names`, print its page, compare or write; a regression is not written.
+    """Measure each of `names`, print its page, compare or write; a report with a regression is not written.
 
-    Raises Slower with the regressions of all benchmarks, once all are done; other errors at once.
+    Raises Slower with the regressions of all benchmarks after the last one; other errors at once.
     """
     worse: dict[str, list[str]] = {}
     for number, name in enumerate(names):
@@ -67,7 +60,7 @@ def main(run: Run, names: Sequence[str], options: Options, *, write: bool, check
 
 
 def _measure(run: Run, name: str, options: Options) -> Document:
-    """Return the report as its file gives it back, figures with four digits, and print its page."""
+    """Return the report as it is read from its file (figures with four digits), and print its page."""
     before = os.getloadavg()[0]
     document = BENCHMARKS[name].measure(run, options)
     load = [round(before, 1), round(os.getloadavg()[0], 1)]
@@ -79,7 +72,7 @@ def _measure(run: Run, name: str, options: Options) -> Document:
 
 
 def _rest(run: Run) -> None:
-    """Wait until the load of the benchmark before has gone."""
+    """Wait until the machine is idle after the previous benchmark."""
     deadline = time.monotonic() + _REST
     with run.log.step("waiting until the machine is idle"):
         while os.getloadavg()[0] > report.BUSY and time.monotonic() < deadline:

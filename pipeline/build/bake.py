@@ -63,7 +63,7 @@ def render(
 
     - Layers are repeatable as they are made: the Dockerfile gives their files one time (`settle`). The exporter's
       `rewrite-timestamp` (BuildKit docs/build-repro.md) would pack each a second time, half of a cold build, and date
-      it with the lock's day, so that an update of one component would send all layers (docs/benchmarks/update.md).
+      it with the lock's day, so that an update of one component would send all layers.
     - `oci-mediatypes` is set because its default changed with BuildKit 0.32.
     - The provenance attestation holds times and ids, so the index digest differs from build to build; the digests of
       the platforms' manifests do not (docker-library/official-images#16044).

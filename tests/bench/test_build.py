@@ -1,4 +1,4 @@
-"""`bench build` without an engine: the inputs, ratios, the index for apt."""
+"""`bench build` without an engine: its inputs, ratios, the index for apt."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ def entries(*seconds: float) -> list[dict[str, Any]]:
 
 def test_ratios_are_made_within_a_round() -> None:
     one = [{**entry, "layers that differ": count} for count, entry in enumerate(entries(40.0, 60.0))]
-    found = build.targets(
+    targets = build.targets(
         {
             **{name: entries(10.0, 10.0) for name in SCENARIOS},
             **{COLD: entries(50.0, 60.0), ONE: one, NOTHING: entries(2.0, 8.0), USUAL: entries(500.0, 600.0)},
         }
     )
-    assert [(one["median"], one["from"], one["to"], one["holds"]) for one in found] == [
+    assert [(one["median"], one["from"], one["to"], one["holds"]) for one in targets] == [
         (10.0, 10.0, 10.0, True),
         (1.125, 1.0, 1.25, True),
         (0.5, 0.2, 0.8, True),
         (0.5, 0, 1, False),
     ]
-    assert [one["most"] for one in found] == [False, True, True, True]
+    assert [one["most"] for one in targets] == [False, True, True, True]
 
 
-def test_apt_gets_debians_index_with_the_packages_that_are_there(tmp_path: Path) -> None:
+def test_the_index_for_apt_has_the_packages_of_the_cache(tmp_path: Path) -> None:
     (tmp_path / "tree/DEBIAN").mkdir(parents=True)
     (tmp_path / "tree/DEBIAN/control").write_text(
         "Package: x\nVersion: 1:2\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n", encoding="utf-8"

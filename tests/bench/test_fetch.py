@@ -1,4 +1,4 @@
-"""`bench fetch`: that its programs do the job that is compared, that its ratios are right, the tests' origin."""
+"""`bench fetch`: its programs, its ratios, the tests' origin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def took(*seconds: float, memory: int = 50_000_000) -> list[Took]:
     return [Took(seconds=value, processor=value / 2, memory=memory) for value in seconds]
 
 
-def test_every_program_brings_and_checks_small_files(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_program_downloads_small_files(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "LINE", 5_000_000.0)
     document = fetch.measure(run, Options(runs=1), sizes=(200_000, 100_000, 1_000))
     scenarios = document["scenarios"]
@@ -41,11 +41,11 @@ def test_every_program_brings_and_checks_small_files(run: Run, monkeypatch: pyte
         for program in scenario["programs"]:
             assert min(program["seconds"]) > 0
             assert program["processor"] > 0
-            if program["name"] in (fetch.FETCH, fetch.AGAIN):  # the others end before they are looked at
+            if program["name"] in (fetch.FETCH, fetch.AGAIN):  # the others end before the first reading
                 assert 10_000_000 < program["memory"] < fetch.MEMORY
 
 
-def test_ratios_are_made_within_a_round_against_the_faster_one_that_does_the_same() -> None:
+def test_ratios_are_made_within_a_round_with_the_faster_tool() -> None:
     results = {
         "no limit": {
             **{tool: took(9, 9, 9) for tool in fetch.TOOLS},
@@ -66,7 +66,7 @@ def test_ratios_are_made_within_a_round_against_the_faster_one_that_does_the_sam
     ]
 
 
-def test_the_origin_records_what_was_sent_and_all_share_its_line(tmp_path: Path) -> None:
+def test_the_origin_records_what_was_sent_and_limits_its_speed(tmp_path: Path) -> None:
     data = bytes(range(256)) * 400
     (tmp_path / "f").write_bytes(data)
     with origins.serve(tmp_path, rate=1_000_000.0) as served, httpx.Client() as client:

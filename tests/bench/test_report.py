@@ -1,4 +1,4 @@
-"""What every benchmark's report has: ratios, the comparison with the committed one, the page, the chart."""
+"""Reports: ratios, the comparison with the committed ones, the page, the chart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def document(*targets: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("committed", "found", "worse"),
+    ("committed", "measured", "worse"),
     [
         ((1.0, 1.1, True), 1.6, False),  # within 1.5 times and a tenth of the limit
         ((1.0, 1.1, True), 1.62, True),
@@ -36,20 +36,20 @@ def document(*targets: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_ratio_is_worse_beyond_the_factor_and_a_tenth_of_its_limit(
-    committed: tuple[float, float, bool], found: float, worse: bool
+    committed: tuple[float, float, bool], measured: float, worse: bool
 ) -> None:
     value, limit, most = committed
-    one, other = (report.target("x", [number], limit, most=most) for number in (value, found))
+    one, other = (report.target("x", [number], limit, most=most) for number in (value, measured))
     assert report.worse(one, other) is worse
 
 
-def test_a_size_has_a_factor_of_its_own() -> None:
+def test_a_size_has_a_smaller_factor() -> None:
     one = report.target("x", [0.7], 1.0, factor=1.02)
     assert not report.worse(one, report.target("x", [0.713], 1.0))
     assert report.worse(one, report.target("x", [0.716], 1.0))
 
 
-def test_every_regression_is_named_and_what_one_side_lacks_is_not_compared() -> None:
+def test_every_regression_is_named_and_only_ratios_of_both_are_compared() -> None:
     before = document(*(report.target(name, [1.0], 1.1) for name in ("a", "b", "c")))
     after = document(report.target("a", [1.9], 1.1), report.target("b", [1.0], 1.1), report.target("d", [9.0], 1.1))
     assert report.regressions(before, after, Log(quiet=True)) == ["a: 1.90, committed 1.00"]
@@ -57,17 +57,17 @@ def test_every_regression_is_named_and_what_one_side_lacks_is_not_compared() -> 
 
 
 def written(folder: Path, median: float) -> str:
-    """A page of one ratio, written below that folder."""
-    found = {
+    """Write a report of one ratio below that folder; return its page."""
+    content = {
         "machine": MACHINE,
         "versions": {"docker": "29.1.0"},
         **document(report.target("a", [median], 1.1)),
     }
-    report.write(folder, "x", found, Page(tables=[Table("T", ["c"], [["v"]])]))
+    report.write(folder, "x", content, Page(tables=[Table("T", ["c"], [["v"]])]))
     return (folder / report.FOLDER / "x.md").read_text(encoding="utf-8")
 
 
-def test_what_is_written_by_hand_stays_when_the_report_is_renewed(tmp_path: Path) -> None:
+def test_handwritten_text_stays_when_the_report_is_renewed(tmp_path: Path) -> None:
     text = written(tmp_path, 1.0)
     assert sorted(path.name for path in (tmp_path / report.FOLDER).iterdir()) == ["x.json", "x.md"]
     assert "| a | 1.00 | 1.00 | 1.00 | ≤ 1.10 | holds |" in text
@@ -90,7 +90,7 @@ def test_a_page_without_its_markers_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", suite.BENCHMARKS)
-def test_the_page_is_what_the_figures_give(name: str) -> None:
+def test_the_page_is_generated_from_the_figures(name: str) -> None:
     folder = ROOT / report.FOLDER
     committed = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     made = suite.BENCHMARKS[name].page(committed)
@@ -99,7 +99,7 @@ def test_the_page_is_what_the_figures_give(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", suite.BENCHMARKS)
-def test_a_number_that_is_written_by_hand_is_one_that_the_report_shows(name: str) -> None:
+def test_numbers_in_handwritten_text_are_in_the_generated_part(name: str) -> None:
     before, between, after = report.split((ROOT / report.FOLDER / f"{name}.md").read_text(encoding="utf-8"))
     prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", before + after)
     number = r"(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)"
@@ -107,18 +107,18 @@ def test_a_number_that_is_written_by_hand_is_one_that_the_report_shows(name: str
 
 
 def test_the_chart_is_a_diagram_of_milliseconds() -> None:
-    found = {"machine": MACHINE, "versions": {}, "targets": []}
+    empty = {"machine": MACHINE, "versions": {}, "targets": []}
     text = report.generated(
-        "x", found, Page(bars=[("a", "one", 0.0, 1.5), ("a", "two", 1.5, 2.0), ("b", "one", 0.0, 0.25)])
+        "x", empty, Page(bars=[("a", "one", 0.0, 1.5), ("a", "two", 1.5, 2.0), ("b", "one", 0.0, 0.25)])
     )
     diagram = text[text.index("```mermaid") : text.rindex("```")]
     assert "section a\n    one :0, 1500\n    two :1500, 2000\n    section b\n    one :0, 250\n" in diagram
 
 
-def test_the_image_of_a_rehearsal_is_named_behind_the_command_too() -> None:
+def test_dist_is_an_option_before_and_after_the_command() -> None:
     for words in (["--dist", "x", "bench", "size"], ["bench", "size", "--dist", "x"]):
         assert parser().parse_args(words).dist == Path("x")
     assert parser().parse_args(["bench", "size"]).dist.name == "dist"
-    found = {"machine": MACHINE, "versions": {}, "targets": [], "rehearsed": True, "overlaid": True}
-    text = report.generated("start", found, Page())
+    overlaid = {"machine": MACHINE, "versions": {}, "targets": [], "rehearsed": True, "overlaid": True}
+    text = report.generated("start", overlaid, Page())
     assert text.startswith("Written by `nox -s bench -- start --write --dist dist/rehearsal --rootfs`;")

@@ -1,4 +1,4 @@
-"""`bench size`: the limit is the contract's, a stub k3s is left out, layers have their components' names."""
+"""`bench size`: its limit, a stub k3s, the names of layers, and layers that depend on no date."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.bench import lab, report, size
+from pipeline.bench import report, size
 from pipeline.core.platforms import Platform
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def test_the_limit_is_110_percent_of_what_is_published_and_45_megabytes() -> Non
 def test_a_stub_k3s_is_named_and_left_out_on_both_sides() -> None:
     entry = target(stub=True)
     assert entry["median"] == pytest.approx(120 / (1.1 * 80 + 45), abs=0.001)
-    assert entry["name"] == "linux/amd64: of the limit, k3s left out on both sides"
+    assert entry["name"] == "linux/amd64: share of the limit, k3s left out on both sides"
     assert "k3s" not in target(stub=False)["name"], "so --check compares no stub with a real one"
 
 
@@ -58,5 +58,16 @@ def test_layers_are_named_in_the_order_of_the_dockerfile() -> None:
     assert variant == "system-images"
     named = {"packages": "Debian packages", "own": "our own files"}
     layers = [named.get(stage, stage) for stage in copied]
-    assert [lab.layer_name(at) for at in range(-len(copied), 0)] == layers
-    assert lab.layer_name(-len(copied) - 1) == "base image"
+    assert [size.layer_name(at) for at in range(-len(copied), 0)] == layers
+    assert size.layer_name(-len(copied) - 1) == "base image"
+
+
+def test_every_stage_that_becomes_a_layer_settles_its_files() -> None:
+    """Otherwise a layer would depend on the day of its build, and an update of one component would ship all layers."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    stages = {stage.split("\n", 1)[0].rpartition(" AS ")[2]: stage for stage in re.split(r"^FROM ", text, flags=re.M)}
+    copied = re.findall(r"^COPY --link --from=(\S+) /layer/ /$", text, re.M)
+    assert len(copied) == len(size.LAYERS) + 1, "system images"
+    for name in copied:
+        lines = [line for line in stages[name].splitlines() if line and line != "EOF" and not line.startswith("#")]
+        assert lines[-1].endswith("/build/settle /layer"), name

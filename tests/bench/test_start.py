@@ -39,8 +39,8 @@ def test_a_process_is_ours_unless_dockerd_or_k3s_started_it() -> None:
         process(22, 5, "dockerd"),  # the outer one
         process(23, 14, "ip"),
     ]
-    assert sorted(one.pid for one in processes.own(everything, 10)) == [10, 14, 20, 21, 23]
-    assert processes.own([], 10) == []
+    assert sorted(one.pid for one in processes.descendants(everything, 10)) == [10, 14, 20, 21, 23]
+    assert processes.descendants([], 10) == []
 
 
 def test_memory_and_cpu_are_those_of_the_process() -> None:
@@ -60,7 +60,7 @@ def test_memory_and_cpu_are_those_of_the_process() -> None:
 
 def figures(**changes: Any) -> dict[str, Any]:
     ours = {"entrypoint": 0.3, "dockerd exec": 0.7, "dockerd answers": 1.2}
-    ours |= {"processor": 0.25, "cluster": 2.2, "network": 2.3, "cluster is told": 2.4, "pod": 2.6}
+    ours |= {"processor": 0.25, "cluster": 2.2, "network": 2.3, "wait-ready": 2.4, "pod": 2.6}
     bare = {"dockerd answers": 0.8, "cluster": 2.0, "network": 2.1, "pod": 2.3}
     later = {stage: when + 1 for stage, when in ours.items()}
     alone = {stage: when for stage, when in ours.items() if when < 1.35}
@@ -85,8 +85,8 @@ def figures(**changes: Any) -> dict[str, Any]:
 
 
 def test_ratios_are_made_within_a_round() -> None:
-    found = {one["name"].partition(", ")[0]: one for one in start.targets(figures(), stub=False)}
-    seen = {name: (one["median"], one["from"], one["to"], one["holds"]) for name, one in found.items()}
+    by_name = {one["name"].partition(", ")[0]: one for one in start.targets(figures(), stub=False)}
+    seen = {name: (one["median"], one["from"], one["to"], one["holds"]) for name, one in by_name.items()}
     assert seen == {
         "own work": (0.4, 0.4, 0.4, True),
         "processor time of our own work": (0.75, 0.25, 1.25, False),
@@ -113,7 +113,7 @@ def test_a_stub_is_compared_with_no_real_k3s() -> None:
 
 
 @pytest.mark.parametrize("stub", [True, False])
-def test_the_page_says_which_k3s_was_measured(stub: bool) -> None:
+def test_the_page_names_the_k3s_that_was_measured(stub: bool) -> None:
     document = json.loads((ROOT / "docs/benchmarks/start.json").read_text(encoding="utf-8"))
     document["k3s"] = {"version": "v1", "stub": stub}
     text = report.generated("start", document, start.page(document))
@@ -121,7 +121,7 @@ def test_the_page_says_which_k3s_was_measured(stub: bool) -> None:
     assert ("k3s: a stub" in text) is stub
 
 
-def test_the_parts_of_a_bar_lie_end_to_end_until_the_pod() -> None:
+def test_the_segments_of_a_bar_are_adjacent_and_end_at_the_pod() -> None:
     ours, bare = ([*start.segments(figures()["rounds"][kind][:1])] for kind in ("ours", "bare"))
     for parts, pod in ((ours, 2.6), (bare, 2.3)):
         assert [begin for _, begin, _ in parts] == [0.0, *(end for _, _, end in parts[:-1])]

@@ -1,4 +1,4 @@
-"""One short round of `bench start` on a real engine: both sides come up and are seen to, and nothing is left."""
+"""One short round of `bench start` on a real engine: both sides start and are watched, and nothing is left."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.bench import boxes, measures, processes, reach, start
-from pipeline.bench.boxes import Kind, Place, Until
+from pipeline.bench import boxes, processes, reach, stages, start
+from pipeline.bench.boxes import Kind, Place
+from pipeline.bench.stages import Until
 from tests.image.box import Image
 
 pytestmark = pytest.mark.engine
@@ -23,18 +24,18 @@ def place(image: Image, pod_image: bytes) -> Iterator[Place]:
 
 def test_both_sides_of_a_start_are_watched_through_all_stages(place: Place) -> None:
     with boxes.box(place, Kind.OURS) as box:
-        ours = boxes.watch(box, Until.POD)
-        assert ours.keys() == boxes.STAGES.keys() - ({"network"} if place.stub else set()) | {boxes.CPU}
-        assert 0 < ours[boxes.CPU] < 3
+        ours = stages.watch(box, Until.POD)
+        assert ours.keys() == stages.STAGES.keys() - ({"network"} if place.stub else set()) | {stages.CPU}
+        assert 0 < ours[stages.CPU] < 3
         for one, other in itertools.pairwise(("entrypoint", "dockerd exec", "dockerd answers", "cluster", "pod")):
             assert ours[one] < ours[other], f"{one} before {other}: {ours}"
         own = {process.pid: processes.proportional(process.pid) for process in processes.ours(box.pid)}
         assert 1_000_000 < sum(own.values()) < 500_000_000, own
-        pod = 1 if place.stub else 2  # a real one has a pause container, too
-        assert reach.running(box.pid) == pod
-        assert measures.containers(box, 2) > 0
-        assert reach.running(box.pid) == pod + 2
+        assert reach.running_pods(box.pid) == 1
+        stages.make_pods(box, 2)
+        assert reach.running_pods(box.pid) == 3
+        assert stages.lost_pods(box, 3) == 0
         assert 0 < start.health(box) < 1
     with boxes.box(place, Kind.BARE) as box:
-        bare = boxes.watch(box, Until.POD)
-        assert bare.keys() == ours.keys() - {"entrypoint", "dockerd exec", "cluster is told", boxes.CPU}
+        bare = stages.watch(box, Until.POD)
+        assert bare.keys() == ours.keys() - {"entrypoint", "dockerd exec", "wait-ready", stages.CPU}
