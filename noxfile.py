@@ -1,4 +1,4 @@
-"""The menu: `nox -l` lists it, `nox -s NAME` runs one, `nox -s NAME -- …` passes the rest on.
+"""The menu: `nox -l` lists it, `nox -s NAME` runs one, `nox -s NAME -- …` passes the rest to the pipeline.
 
 Each session is one call of the pipeline or of a tool; nox reports every failure as 1, so scripts that need the exit
 codes of docs/exit-codes.md call `python -m pipeline` themselves.
@@ -31,19 +31,19 @@ def rehearse(session: nox.Session) -> None:
 
 @nox.session
 def release(session: nox.Session) -> None:
-    """Build, smoke, scan, push, sign, tag and verify, going on from where it stopped (-- --dry-run tells the plan)."""
+    """Build, smoke, scan, push, sign, tag and verify, resuming where it stopped (-- --dry-run prints the plan)."""
     _pipeline(session, "release", *session.posargs)
 
 
 @nox.session
 def resolve(session: nox.Session) -> None:
-    """Ask upstream what versions.yaml means today; writes versions.lock.yaml (-- --check only tells)."""
+    """Ask upstream what versions.yaml means today; writes versions.lock.yaml (-- --check only logs)."""
     _pipeline(session, "resolve", *session.posargs)
 
 
 @nox.session
 def update(session: nox.Session) -> None:
-    """Renew the lock and tell the change as Markdown for a pull request (-- --output FILE, -- --diff OLD NEW)."""
+    """Renew the lock and print the change as Markdown for a pull request (-- --output FILE, -- --diff OLD NEW)."""
     _pipeline(session, "update", *session.posargs)
 
 
@@ -55,7 +55,7 @@ def vendor(session: nox.Session) -> None:
 
 @nox.session
 def fetch(session: nox.Session) -> None:
-    """Bring every file of the lock into the cache, verified."""
+    """Download every file of the lock into the cache, verified."""
     _pipeline(session, "fetch", *session.posargs)
 
 
@@ -91,7 +91,7 @@ def smoke(session: nox.Session) -> None:
 
 @nox.session
 def sbom(session: nox.Session) -> None:
-    """Tell what is in the built image: dist/sbom/<arch>.{spdx,cdx}.json."""
+    """Write what is in the built image: dist/sbom/<arch>.{spdx,cdx}.json."""
     _pipeline(session, "sbom", *session.posargs)
 
 
@@ -103,7 +103,7 @@ def scan(session: nox.Session) -> None:
 
 @nox.session
 def push(session: nox.Session) -> None:
-    """Bring the smoked and scanned digest to every repository, without a tag."""
+    """Push the smoked and scanned digest to every repository, without a tag."""
     _pipeline(session, "push", *session.posargs)
 
 
@@ -127,13 +127,13 @@ def verify(session: nox.Session) -> None:
 
 @nox.session
 def pull(session: nox.Session) -> None:
-    """Bring a published image back into dist/pulled/, without credentials, so that it can be smoked (-- IMAGE)."""
+    """Download a published image into dist/pulled/, without credentials, so that it can be smoked (-- IMAGE)."""
     _pipeline(session, "pull", *session.posargs)
 
 
 @nox.session
 def notes(session: nox.Session) -> None:
-    """Tell a release: what is in it, how big, how it booted, what changed (-- --previous LOCK, -- --output FILE)."""
+    """Write a release's notes: what is in it, how big, how it booted, what changed (-- --previous LOCK, -- --output FILE)."""
     _pipeline(session, "notes", *session.posargs)
 
 
@@ -145,7 +145,7 @@ def rollback(session: nox.Session) -> None:
 
 @nox.session
 def retention(session: nox.Session) -> None:
-    """Tell which releases need not be kept (-- --newest N, -- --days D); removes them with -- --delete."""
+    """List the releases that need not be kept (-- --newest N, -- --days D); removes them with -- --delete."""
     _pipeline(session, "retention", *session.posargs)
 
 

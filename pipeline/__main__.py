@@ -61,11 +61,11 @@ def parser() -> argparse.ArgumentParser:
 def _inputs(define: Define) -> None:
     add = define("resolve", "ask upstream what versions.yaml means today and write versions.lock.yaml", _resolve)
     add("--check", action="store_true", help="write nothing; exit 5 when the lock would change")
-    text = "resolve, fetch, read what is in the files, write the lock and tell the change as Markdown"
+    text = "resolve, fetch, read what is in the files, write the lock and print the change as Markdown"
     add = define("update", text, _update)
     add("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
     add("--diff", nargs=2, type=Path, metavar=("OLD", "NEW"), help="only compare two locks")
-    text = "bring every file of the lock into the cache, verified"
+    text = "download every file of the lock into the cache, verified"
     add = define("fetch", text, lambda run, given: run.fetch(offline=given.offline))
     add("--offline", action="store_true", help="use the network for nothing; fail if a file is missing")
     text = "write a folder that is a mirror of every file of the lock, for sites without internet"
@@ -100,12 +100,12 @@ def _stages(define: Define) -> None:
     define("sbom", text, lambda run, _: run.sbom())
     text = "scan what was built, and refuse an image with a known vulnerability that has a fix"
     _scanner(define("scan", text, lambda run, given: run.scan([given.scanner], least=given.least)))
-    text = "bring the smoked and scanned digest to every repository, without a tag"
+    text = "push the smoked and scanned digest to every repository, without a tag"
     define("push", text, lambda run, _: run.push())
     define("tag", "give the pushed and signed digest its tags", lambda run, _: run.tag())
     text = "all of it, from where it stopped: build, smoke, sbom, scan, push, sign, tag, verify"
     add = define("release", text, _release)
-    add("--dry-run", action="store_true", help="only tell what is left to do")
+    add("--dry-run", action="store_true", help="only print what is left to do")
     add("--key", type=Path, metavar="FILE", help="sign with it (default: this workflow's identity)")
     _scanner(add)
 
@@ -114,8 +114,8 @@ def _afterwards(define: Define) -> None:
     text = "point the moving tags back at an older release"
     add = define("rollback", text, lambda run, given: run.rollback(given.release, dry_run=given.dry_run))
     add("release", metavar="RELEASE", help="a tag that never moves (k3s-…-r1), or sha256:…")
-    add("--dry-run", action="store_true", help="only tell which tags would be moved")
-    add = define("retention", "tell which releases need not be kept; nothing is removed unless --delete", _retention)
+    add("--dry-run", action="store_true", help="only print which tags would be moved")
+    add = define("retention", "list the releases that need not be kept; nothing is removed unless --delete", _retention)
     add("--newest", type=int, default=3, metavar="N", help="keep the newest N of each k3s line (3)")
     add("--days", type=int, default=90, metavar="D", help="keep what is younger than D days (90)")
     add("--delete", action="store_true", help="remove the others, with everything that only they reach")
@@ -131,10 +131,10 @@ def _afterwards(define: Define) -> None:
     add("--key", type=Path, metavar="FILE", help="signed with the key that belongs to this public one")
     add("--identity", help="signed by this identity; * matches anything (default: our release.yml)")
     add("--issuer", help="who vouches for that identity (default: GitHub Actions)")
-    add = define("pull", "bring a published image back, without credentials, as build would have left it", _pull)
+    add = define("pull", "download a published image, without credentials, as build would have left it", _pull)
     add("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
     _dist(add, "where it goes (dist/pulled)")
-    text = "tell a release: what is in it, how big, how it booted, how to check it, what changed"
+    text = "write a release's notes: what is in it, how big, how it booted, how to check it, what changed"
     add = define("notes", text, _notes)
     text = "versions.lock.yaml of the release before; empty: there was none"
     add("--previous", type=Path, metavar="LOCK", help=text)

@@ -36,7 +36,7 @@ class Step:
     """One stage of a release."""
 
     name: str
-    left: Callable[[], Sequence[str]]  # what it would do, in sentences; empty when there is nothing
+    left: Callable[[], Sequence[str]]  # what it would do, a line each; empty when there is nothing
     run: Callable[[], object]
     require: Callable[[], object] | None = None  # refuses to begin without what it needs from outside
 
@@ -147,7 +147,7 @@ def _to_scan(run: Run) -> list[str]:
 
 
 def _refused(run: Run, verb: str, require: Callable[[Image], None]) -> list[str]:
-    """Return a sentence for each image whose reports do not let it continue, with the reason."""
+    """Return a line for each image whose reports do not let it continue, with the reason."""
     left = []
     for image in run.built().values():
         try:
