@@ -231,15 +231,13 @@ class Run:
             fetch.run(self.intent, self.lock, self.cache, self.client, self.log, offline=True)
             image = self.lock.base
             parts = base.digests(image.digest, self.intent.platforms, self.cache)
-            self.log.say(f"base image {image.image}: {len(parts)} files, all in the cache and right")
+            self.log.say(f"base image {image.image}: {len(parts)} files, all verified in the cache")
 
     def _download(self, locked: Lock) -> Fetched:
         intent = self.intent
         fetched = fetch.run(intent, locked, self.cache, self.client, self.log)
         name, _, _ = ImageName.parse(locked.base.image)
-        copies = base.Mirrors(
-            urls=intent.mirrors.get("base", ()), downloader=Downloader(client=self.client), log=self.log
-        )
+        copies = base.Mirrors(urls=intent.mirrors.get("base", ()), downloader=Downloader(client=self.client))
         base.fetch(locked.base, intent.platforms, self.registry(name), self.cache, self.log, copies)
         return fetched
 

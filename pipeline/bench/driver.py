@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     ]
     try:
         with transport.make_client() as client:
-            fetch.bring(files, Path(cache), client, Log(quiet=True), rules=rules)
+            fetch.download(files, Path(cache), client, Log(quiet=True), rules=rules)
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code

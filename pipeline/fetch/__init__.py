@@ -1,4 +1,4 @@
-"""Stage `fetch`: the lock's files and the base image into the cache; vendored folders; what mirrors are worth.
+"""Stage `fetch`: the lock's files and the base image into the cache; vendored folders; measuring of mirrors.
 
-Takes a lock and gives files by digest.
+Takes a lock; returns files by digest.
 """

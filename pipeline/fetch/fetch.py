@@ -1,6 +1,6 @@
-"""Stage `fetch`: every file of the lock into the cache, in parallel, verified while it streams and again when used.
+"""Stage `fetch`: downloads every file of the lock to the cache, in parallel, verified while it streams and when used.
 
-How one file is downloaded is pipeline/http/download.py; how the whole behaves is in docs/fetch.md.
+pipeline/http/download.py downloads one file; docs/fetch.md describes the behaviour.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from pipeline.http.partial import sweep
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 
-_AT_ONCE = 8  # transfers; vendors' CDNs serve one connection at a fraction of a line's speed
+_AT_ONCE = 8  # transfers; vendors' CDNs do not use the whole bandwidth for one connection
 _HASHING = max(2, os.cpu_count() or 2)
-_FORGOTTEN = 14 * 86400.0  # seconds after which the beginning of a file is no longer kept for another run
+_FORGOTTEN = 14 * 86400.0  # seconds, after which a partial download is deleted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What a fetch did."""
+    """The result of a fetch."""
 
     downloaded: int  # files
     bytes: int  # of the downloaded files
-    kept: int  # files that were in the cache and right
-    sizes: Mapping[Digest, int]  # of every file, so that a lock without sizes can be completed
+    kept: int  # files that were in the cache
+    sizes: Mapping[Digest, int]  # bytes of every file, to complete a lock without sizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted(File):
-    """A file that the cache must have."""
+    """A file for the cache."""
 
     digest: Digest
 
 
 def run(intent: Intent, lock: Lock, cache: Path, client: httpx.Client, log: Log, *, offline: bool = False) -> Fetched:
-    """Have every file of the lock in `cache`/sha256/; mirrors are tried before the upstream. Raises as `bring`."""
-    return bring(files_of(lock, intent), cache, client, log, offline=offline)
+    """Download every file of the lock to `cache`/sha256/, mirrors first. Raises like `download`."""
+    return download(files_of(lock, intent), cache, client, log, offline=offline)
 
 
 def files_of(lock: Lock, intent: Intent) -> list[Wanted]:
-    """The files of the lock, and where versions.yaml lets them come from."""
+    """Return the files of the lock, with their mirrors and upstream."""
     return [
         Wanted(
             name=f"{file.component} {file.version} {file.platform.architecture}",
@@ -63,7 +63,7 @@ def files_of(lock: Lock, intent: Intent) -> list[Wanted]:
     ]
 
 
-def bring(
+def download(
     files: Sequence[Wanted],
     cache: Path,
     client: httpx.Client,
@@ -72,42 +72,39 @@ def bring(
     offline: bool = False,
     rules: Rules | None = None,
 ) -> Fetched:
-    """Have these files in `cache`/sha256/.
+    """Download files to `cache`/sha256/.
 
-    A file of the cache that has changed is set aside as `<hex>.bad` and downloaded again; one that an earlier run began
-    is continued. Two runs share a cache: the second one waits. Raises DigestMismatch, UpstreamError (also for what is
-    missing when `offline`), EngineError.
+    A changed file of the cache is moved to `<hex>.bad` and downloaded again; a partial download is resumed. Of two runs
+    with one cache the second one waits. Raises DigestMismatch, UpstreamError (also for missing files if `offline`),
+    EngineError.
     """
     folder = cache / "sha256"
     wanted = {file.digest: file for file in sorted(files, key=lambda file: -(file.size or 1 << 40))}  # largest first
     with writing(cache, log):
         sweep(folder, older=_FORGOTTEN)
         with ThreadPoolExecutor(max_workers=_HASHING) as pool:
-            kept = dict(zip(wanted, pool.map(lambda digest: _is_there(cache, digest, log), wanted), strict=True))
+            kept = dict(zip(wanted, pool.map(lambda digest: is_cached(cache, digest, log), wanted), strict=True))
         missing = [file for digest, file in wanted.items() if not kept[digest]]
         if missing and offline:
             raise UpstreamError(
-                f"{len(missing)} files of the lock are not in the cache, and --offline forbids to download them",
+                f"{len(missing)} files of the lock are not in the cache, and --offline forbids the download",
                 found=f"no {missing[0].name}, {missing[0].digest}",
                 where=str(folder),
-                next_step="nox -s fetch, while there is a network",
+                next_step="nox -s fetch, with a network",
             )
         downloader = Downloader(client=client, rules=rules or Rules(), report=_once(log.say))
-        downloaded = _download(missing, folder, downloader, log)
+        downloaded = _download_all(missing, folder, downloader, log)
     sizes = {digest: path_of(cache, digest).stat().st_size for digest in wanted}
     total = sum(sizes.values())
     if not missing:
-        log.say(f"nothing to download: {len(wanted)} files, {size(total)}, all in the cache and right")
+        log.say(f"nothing to download: {len(wanted)} files, {size(total)}, all verified in the cache")
     else:
         log.say(f"{len(missing)} files downloaded, {size(downloaded)}; {len(wanted) - len(missing)} were in the cache")
     return Fetched(downloaded=len(missing), bytes=downloaded, kept=len(wanted) - len(missing), sizes=sizes)
 
 
-def _download(files: Sequence[Wanted], folder: Path, downloader: Downloader, log: Log) -> int:
-    """Download several files at once, in this order; return their bytes. The first failure ends the run.
-
-    What was complete by then stays, and what was not is continued by the next run.
-    """
+def _download_all(files: Sequence[Wanted], folder: Path, downloader: Downloader, log: Log) -> int:
+    """Download files in this order, several at once; return their bytes. The first failure stops the others."""
     if not files:
         return 0
     with log.transfers(len(files)) as transfers, ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
@@ -125,7 +122,7 @@ def _download(files: Sequence[Wanted], folder: Path, downloader: Downloader, log
 
 
 def _once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Log each sentence one time, thread-safe."""
+    """Return a thread-safe `say` that logs each line once."""
     lock, logged = threading.Lock(), set[str]()
 
     def report(text: str) -> None:
@@ -137,8 +134,8 @@ def _once(say: Callable[[str], None]) -> Callable[[str], None]:
     return report
 
 
-def _is_there(cache: Path, digest: Digest, log: Log) -> bool:
-    """Whether the cache has the file, hashed now; a wrong one is set aside with a warning."""
+def is_cached(cache: Path, digest: Digest, log: Log) -> bool:
+    """Hash a file of the cache; return whether it is right. A wrong one is moved to `<hex>.bad`, with a warning."""
     path = path_of(cache, digest)
     if not path.exists():
         return False
@@ -147,5 +144,5 @@ def _is_there(cache: Path, digest: Digest, log: Log) -> bool:
         return True
     bad = path.with_name(f"{path.name}.bad")
     path.replace(bad)
-    log.warn(f"a file of the cache has changed: expected {digest}, found {actual}; set aside as {bad.name}")
+    log.warn(f"a file of the cache has changed: expected {digest}, found {actual}; moved to {bad.name}")
     return False

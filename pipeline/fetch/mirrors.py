@@ -1,15 +1,13 @@
-"""`mirrors`: how far away, how fast and how complete each place is that something of the lock comes from.
+"""`mirrors`: measures latency, speed and completeness of every server that has files of the lock.
 
-These are the origins, the base image's registry, and the mirrors and witnesses of versions.yaml.
-
-Nothing is written and nothing is trusted: whether a mirror's bytes are right is only known when `fetch` has them.
+These are the upstreams, the base image's registry, and the mirrors and witnesses of versions.yaml. Nothing is written,
+and no digest of a file is checked: `fetch` does that.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -20,39 +18,40 @@ import httpx
 from pipeline.core.errors import RegistryError, UpstreamError
 from pipeline.core.log import Log, size
 from pipeline.core.names import ImageName
-from pipeline.fetch.sources import BEGINNING, FileServer, Part, RegistryServer, Server, blobs
+from pipeline.fetch.sources import SAMPLE, FileServer, Part, RegistryServer, Server, blobs
+from pipeline.http.retries import reason
 from pipeline.http.transport import NEXT_STEP, shown
-from pipeline.inputs.lock import Artifact, Lock
+from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 from pipeline.oci.registry import Registry
 
-_LATENCIES = 5  # requests over a connection that is open already
+_LATENCIES = 5  # requests over an open connection
 _AT_ONCE = 4  # HEAD requests to one host
-_SECONDS = 5.0  # the longest that the speed of one is measured
+_SECONDS = 5.0  # limit for one measurement of speed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one base URL is worth. The figures are None when it did not get that far."""
+    """The result for one base URL; None for what was not measured."""
 
     origin: str  # a key of versions.ORIGINS, or `base`
     base: str
     kind: str  # upstream, registry, mirror or witness
-    latency: float | None = None  # seconds from a request to its answer's first byte, the median
+    latency: float | None = None  # seconds from a request to the first byte of the response; median
     speed: float | None = None  # bytes a second
-    has: int = 0  # files of the lock that it has, of the right size as far as the lock knows it
-    of: int = 0  # files that come from this origin: of the lock, or blobs of the base image
+    has: int = 0  # files of the lock that it has, of the size in the lock
+    of: int = 0  # files of this origin in the lock, or blobs of the base image
     problem: str = ""  # the first one
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """A server that is to be measured, and what it should have."""
+    """A server to measure, and the files that it should have."""
 
     origin: str
     kind: str
     server: Server
-    parts: Sequence[Part] | None = None  # None: the base image, whose parts the server itself describes
+    parts: Sequence[Part] | None = None  # None: the base image, whose parts are in the server's own index
 
 
 def run(
@@ -64,15 +63,14 @@ def run(
     *,
     seconds: float = _SECONDS,
 ) -> list[Measured]:
-    """Measure and print a table; `seconds`: the longest that one speed is measured for.
+    """Measure and print a table; `seconds`: limit for one measurement of speed.
 
-    Raises UpstreamError when something is nowhere complete. A witness does not count: nothing is fetched from it.
+    Raises UpstreamError if no server has everything of an origin. Witnesses do not count: fetch does not use them.
     """
     name, _, _ = ImageName.parse(lock.base.image)
-    registry = _Place(origin="base", kind="registry", server=RegistryServer(registry_for(name)))
-    places = [*_mirrors_of_base(intent, lock, client), registry, *_file_servers(intent, lock, client)]
-    log.say(f"{len(places)} places for {len(lock.all_files)} files and the base image")
-    # One after the other: two speeds that are measured at once are both wrong.
+    places = [*_base_servers(intent, lock, client, registry_for(name)), *_file_servers(intent, lock, client)]
+    log.say(f"{len(places)} servers for {len(lock.all_files)} files and the base image")
+    # One after the other: simultaneous measurements would share the bandwidth.
     results = [_measure(place, lock, intent, seconds) for place in places]
     log.table(
         "origins, mirrors and witnesses",
@@ -81,34 +79,32 @@ def run(
     )
     complete = {m.origin for m in results if m.has == m.of and m.kind != "witness"}
     if lacking := sorted({m.origin for m in results} - complete):
+        problems = [
+            f"{shown(m.base)}: {m.problem or f'{m.has} of {m.of} files'}" for m in results if m.origin in lacking
+        ]
         raise UpstreamError(
-            f"no base URL has every file of {', '.join(lacking)}",
-            found="; ".join(
-                f"{shown(m.base)}: {m.problem or f'{m.has} of {m.of} files'}" for m in results if m.origin in lacking
-            ),
-            next_step=NEXT_STEP,
+            f"no base URL has every file of {', '.join(lacking)}", found="; ".join(problems), next_step=NEXT_STEP
         )
     return results
 
 
-def _mirrors_of_base(intent: Intent, lock: Lock, client: httpx.Client) -> Iterator[_Place]:
+def _base_servers(intent: Intent, lock: Lock, client: httpx.Client, registry: Registry) -> Iterator[_Place]:
     for url in intent.mirrors.get("base", ()):
         server = FileServer(base=url, client=client, probe=f"blobs/sha256/{lock.base.digest.hex}")
         yield _Place(origin="base", kind="mirror", server=server)
+    yield _Place(origin="base", kind="registry", server=RegistryServer(registry))
 
 
 def _file_servers(intent: Intent, lock: Lock, client: httpx.Client) -> Iterator[_Place]:
-    files: dict[str, list[Artifact]] = defaultdict(list)
-    for file in lock.all_files:
-        files[file.origin].append(file)
-    for origin, wanted in sorted(files.items()):
+    for origin in sorted({file.origin for file in lock.all_files}):
+        files = [file for file in lock.all_files if file.origin == origin]
         parts = [
             Part(name=f"{file.component} {file.version}", path=file.path, digest=file.digest, size=file.size)
-            for file in wanted
+            for file in files
         ]
         for kind, urls in (
             ("mirror", intent.mirrors.get(origin, ())),
-            ("upstream", dict.fromkeys(file.url.removesuffix(f"/{file.path}") for file in wanted)),
+            ("upstream", dict.fromkeys(file.url.removesuffix(f"/{file.path}") for file in files)),
             ("witness", intent.witnesses.get(origin, ())),
         ):
             for url in urls:
@@ -142,7 +138,7 @@ def _measure(place: _Place, lock: Lock, intent: Intent, seconds: float) -> Measu
     except (UpstreamError, RegistryError) as error:
         return replace(measured, problem=f"{error.summary}: {error.found}" if error.found else error.summary)
     except httpx.HTTPError as error:
-        return replace(measured, problem=str(error) or type(error).__name__)
+        return replace(measured, problem=reason(error))
     problem = next(filter(None, problems), "")
     has = problems.count("")
     return replace(measured, latency=latency, speed=speed, has=has, of=len(parts), problem=problem)
@@ -152,23 +148,22 @@ def _size(part: Part) -> int:
     return part.size or 0
 
 
-def _latency(ask: Callable[[], None]) -> float:
-    """Return the median of seconds; the first request, which makes the connection, does not count."""
-    took = []
-    for number in range(_LATENCIES + 1):
+def _latency(ping: Callable[[], None]) -> float:
+    """Return the median in seconds, without the first request, which opens the connection."""
+    times = []
+    for _ in range(_LATENCIES + 1):
         started = time.monotonic()
-        ask()
-        if number:
-            took.append(time.monotonic() - started)
-    return statistics.median(took)
+        ping()
+        times.append(time.monotonic() - started)
+    return statistics.median(times[1:])
 
 
 def _speed(server: Server, part: Part, seconds: float) -> float:
-    """Return bytes a second from the request on, over a bounded part of the file."""
+    """Return bytes per second, from the request on, for a part of the file."""
     count, started = 0, time.monotonic()
     with closing(server.read(part)) as chunks:
         for chunk in chunks:
             count += len(chunk)
-            if count >= BEGINNING or time.monotonic() - started >= seconds:
+            if count >= SAMPLE or time.monotonic() - started >= seconds:
                 break
     return count / max(time.monotonic() - started, 1e-6)

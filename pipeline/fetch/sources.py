@@ -1,7 +1,7 @@
-"""Where files of the lock can come from, as `mirrors` asks: file servers, and the base image's registry.
+"""Servers that `mirrors` measures: file servers, and the base image's registry.
 
-Each is read by itself, from the locked digest down: what one of them has is not asked of another. Every method raises
-UpstreamError, RegistryError or httpx.HTTPError when a server does not answer.
+Each is read alone, from the locked digest down. Methods raise UpstreamError, RegistryError or httpx.HTTPError if a
+server does not respond.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from pipeline.fetch.base import manifests, parts
 from pipeline.http import headers, transport
 from pipeline.oci.registry import Registry
 
-BEGINNING = 8_000_000  # bytes that are enough to measure a speed
+SAMPLE = 8_000_000  # bytes to measure a speed with
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One file that a server should have."""
+    """A file that a server should have."""
 
     name: str  # for people
     path: str  # below a file server's base URL
     digest: Digest
-    size: int | None  # bytes; None: the lock does not know it
+    size: int | None  # bytes; None: not in the lock
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileServer:
-    """An upstream or a mirror; of the base image an OCI layout, as `nox -s vendor` makes one."""
+    """An upstream or a mirror; a mirror of the base image is an OCI layout, like that of `nox -s vendor`."""
 
     base: str
     client: httpx.Client
     probe: str  # the path of a file that it should have
 
     def ping(self) -> None:
-        """Ask something small: HEAD of one file."""
+        """Send a small request: HEAD of one file."""
         self.client.head(f"{self.base}/{self.probe}")
 
     def manifest(self, digest: Digest) -> bytes:
-        """Return an index or a manifest of the base image. Raises UpstreamError when it has none or other bytes."""
+        """Return an index or a manifest of the base image. Raises UpstreamError for a missing or a wrong one."""
         name = f"manifest {digest.short}…"
         data = transport.get(self.client, f"{self.base}/{_blob(digest)}", what=name).content
         if (actual := Digest.of(data)) != digest:
@@ -53,7 +53,7 @@ class FileServer:
         return data
 
     def lacks(self, part: Part) -> str:
-        """Return why it does not have a file in the right size; empty: it has."""
+        """Return why it lacks a file of that size; empty if it has it."""
         response = self.client.head(f"{self.base}/{part.path}")
         length = headers.length(response)
         if response.status_code != 200:
@@ -63,39 +63,40 @@ class FileServer:
         return ""
 
     def read(self, part: Part) -> Generator[bytes, None, None]:
-        """Yield the first BEGINNING bytes of a file; the caller closes the generator."""
-        beginning = {"Range": f"bytes=0-{BEGINNING - 1}"}
-        with self.client.stream("GET", f"{self.base}/{part.path}", headers=beginning) as response:
+        """Yield the first SAMPLE bytes of a file. Close the generator."""
+        with self.client.stream(
+            "GET", f"{self.base}/{part.path}", headers={"Range": f"bytes=0-{SAMPLE - 1}"}
+        ) as response:
             yield from response.iter_raw()
 
 
 @dataclass(frozen=True)
 class RegistryServer:
-    """The base image's registry, with the storage that it redirects to."""
+    """The base image's registry, and the storage that it redirects to."""
 
     registry: Registry
 
     @property
     def base(self) -> str:
-        """Its URL, with the repository."""
+        """Its URL with the repository."""
         return self.registry.url
 
     def ping(self) -> None:
-        """Ask something small: GET /v2/."""
+        """Send a small request: GET /v2/."""
         self.registry.ping()
 
     def manifest(self, digest: Digest) -> bytes:
-        """Return an index or a manifest, whose digest the registry's client checks. Raises UpstreamError."""
-        if (answer := self.registry.manifest(digest.text)) is None:
+        """Return an index or a manifest; the client checks its digest. Raises UpstreamError."""
+        if (manifest := self.registry.manifest(digest.text)) is None:
             raise UpstreamError(f"no manifest {digest.short}…")
-        return answer.raw
+        return manifest.raw
 
     def lacks(self, part: Part) -> str:
-        """Return why it does not have a blob; empty: it has."""
+        """Return why it lacks a blob; empty if it has it."""
         return "" if self.registry.has("blobs", part.digest, write=False) else f"no {part.name}"
 
     def read(self, part: Part) -> Generator[bytes, None, None]:
-        """Yield a blob; the caller closes the generator when it has enough."""
+        """Yield a blob. Close the generator."""
         with self.registry.blob(part.digest) as chunks:
             yield from chunks
 
@@ -104,16 +105,16 @@ Server = FileServer | RegistryServer
 
 
 def blobs(server: Server, index: Digest, platforms: Sequence[Platform]) -> list[Part]:
-    """Return configurations and layers of the platforms, as that server describes them."""
-    found = []
+    """Return the platforms' configs and layers according to that server. Raises UpstreamError."""
+    result = []
     try:
         for _, manifest in manifests(index, platforms, lambda digest: json.loads(server.manifest(digest))):
-            for described in parts(manifest):
-                digest, size = Digest(described["digest"]), int(described["size"])
-                found.append(Part(name=f"blob {digest.short}…", path=_blob(digest), digest=digest, size=size))
+            for descriptor in parts(manifest):
+                digest, size = Digest(descriptor["digest"]), int(descriptor["size"])
+                result.append(Part(name=f"blob {digest.short}…", path=_blob(digest), digest=digest, size=size))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UpstreamError(f"{index.short}… is no index of {', '.join(platforms)}") from None
-    return list(dict.fromkeys(found))  # platforms may share a layer
+        raise UpstreamError(f"{index.short}… is not an index of {', '.join(platforms)}") from None
+    return list(dict.fromkeys(result))  # platforms may share a layer
 
 
 def _blob(digest: Digest) -> str:

@@ -7,12 +7,12 @@ the package indexes, whose signature it has checked (apt-secure(8)).
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from pipeline.core.errors import EngineError, IntentError, UpstreamError
@@ -23,6 +23,8 @@ from pipeline.http.transport import NEXT_STEP
 from pipeline.inputs.evidence import Evidence, Grade
 from pipeline.inputs.lock import BUSYBOX, KERNEL, Artifact
 from pipeline.inputs.versions import Intent
+from pipeline.oci import layers
+from pipeline.oci.layers import FileSystem
 from pipeline.resolve import apt
 
 _STATUS = "var/lib/dpkg/status"
@@ -42,33 +44,32 @@ class BaseSystem:
     keyrings: Mapping[str, bytes]  # file name → content of usr/share/keyrings/
 
 
-def read_layers(layers: list[bytes]) -> BaseSystem:
-    """The base system inside an image's layers (tar or tar.gz), lowest first. Raises UpstreamError."""
-    status, keyrings = b"", {}
-    for layer in layers:
-        try:
-            with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
-                for member in archive:
-                    name = member.name.removeprefix("./")
-                    wanted = name == _STATUS or (name.startswith(_KEYRINGS) and name.endswith((".gpg", ".pgp")))
-                    if not wanted or not (member.isfile() or member.islnk()):
-                        continue
-                    stream = archive.extractfile(member)
-                    data = stream.read() if stream else b""
-                    if name == _STATUS:
-                        status = data
-                    else:
-                        keyrings[name.removeprefix(_KEYRINGS)] = data
-        except tarfile.TarError as error:
-            raise UpstreamError(
-                "a layer of the base image cannot be read",
-                expected="tar, plain or compressed with gzip",
-                found=str(error),
-                next_step="choose another base image in versions.yaml",
-            ) from None
+def read_layers(paths: Iterable[Path]) -> BaseSystem:
+    """Read the base system from an image's layers (tar or tar.gz, named by their digests), lowest first.
+
+    Raises UpstreamError.
+    """
+    system: FileSystem[bytes] = FileSystem()
+
+    def look(path: str, _member: tarfile.TarInfo, content: IO[bytes]) -> bytes:
+        is_keyring = path.startswith(_KEYRINGS) and path.endswith((".gpg", ".pgp"))
+        return content.read() if path == _STATUS or is_keyring else b""
+
+    try:
+        for path in paths:
+            system.add(layers.read(path, Digest.of_hex(path.name), look))
+    except layers.Unreadable as error:
+        raise UpstreamError(
+            "a layer of the base image cannot be read",
+            expected="tar, plain or compressed with gzip",
+            found=str(error),
+            next_step="choose another base image in versions.yaml",
+        ) from None
+    status = system.content(_STATUS)
+    keyrings = {path.removeprefix(_KEYRINGS): data for path, data in system.contents if data and path != _STATUS}
     if not status or not keyrings:
         raise UpstreamError(
-            "the base image is no Debian system",
+            "the base image is not a Debian system",
             expected=f"{_STATUS} and keyrings in {_KEYRINGS}",
             next_step="choose a Debian image as base in versions.yaml",
         )

@@ -20,7 +20,7 @@ from pipeline.core.log import Log, size
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
-from pipeline.fetch.base import layers
+from pipeline.fetch.base import fetch, layer_files
 from pipeline.inputs import compat, evidence
 from pipeline.inputs.evidence import Evidence, Grade
 from pipeline.inputs.lock import Artifact, Base, Lock
@@ -70,11 +70,11 @@ class System:
 
     def _chosen(self, base: Base, platform: Platform) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
         name, _, _ = ImageName.parse(base.image)
-        paths = layers(base.digest, platform, self.registry_for(name), self.cache, self.log)
+        fetch(base, [platform], self.registry_for(name), self.cache, self.log)
         solver = debian.Solver(
             intent=self.intent,
             platform=platform,
-            base=debian.read_layers([path.read_bytes() for path in paths]),
+            base=debian.read_layers(layer_files(base.digest, platform, self.cache)),
             folder=self.cache / "apt" / platform.architecture,
             upstream={archive: self.intent.upstream[archive] for archive in self.intent.suites},
         )

@@ -54,7 +54,7 @@ class Place:
         started = time.monotonic()
         try:
             files = fetch.files_of(self.lock(size), replace(INTENT, mirrors={"docker": mirrors}))
-            fetch.bring(files, self.cache, self.client, Log(quiet=True), rules=rules)
+            fetch.download(files, self.cache, self.client, Log(quiet=True), rules=rules)
         finally:
             assert time.monotonic() - started < DEADLINE
             self.check()
@@ -411,7 +411,7 @@ def test_a_redirect_to_another_host_is_followed_and_told(place: Place, capsys: p
     other = place.servers[0]
     other.answers["/there"] = hostile.honest(DATA)
     place.servers[-1].answers["/k3s/amd64"] = hostile.redirect(f"{other.url.replace('127.0.0.1', 'localhost')}/there")
-    fetch.bring(fetch.files_of(place.lock(), INTENT), place.cache, place.client, Log(), rules=RULES)
+    fetch.download(fetch.files_of(place.lock(), INTENT), place.cache, place.client, Log(), rules=RULES)
     assert place.path.read_bytes() == DATA
     assert "127.0.0.1 redirects downloads to localhost" in capsys.readouterr().err
 
@@ -434,7 +434,7 @@ def test_one_failure_ends_the_run_and_what_was_begun_is_kept(place: Place) -> No
     patient, rules = transport.make_client(read=30), replace(RULES, trial=30, window=30)
     started = time.monotonic()
     with patient, pytest.raises(UpstreamError, match="404"):
-        fetch.bring(fetch.files_of(lock, INTENT), place.cache, patient, Log(quiet=True), rules=rules)
+        fetch.download(fetch.files_of(lock, INTENT), place.cache, patient, Log(quiet=True), rules=rules)
     assert time.monotonic() - started < DEADLINE  # not the thirty seconds of the one that says nothing
     place.check()
 

@@ -208,10 +208,10 @@ def test_the_base_image_from_mirrors_alone(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("index", "problem"),
     [
-        (b"<html>", "is no index"),
-        (b"[]", "is no index"),
+        (b"<html>", "is not an index"),
+        (b"[]", "is not an index"),
         (b'{"manifests": [{"platform": {"os": "linux", "architecture": "s390x"}}]}', "has no linux/amd64"),
-        (b'{"manifests": [{"platform": {"os": "linux", "architecture": "amd64"}, "digest": "x"}]}', "is no index"),
+        (b'{"manifests": [{"platform": {"os": "linux", "architecture": "amd64"}, "digest": "x"}]}', "is not an index"),
     ],
 )
 def test_what_is_no_index_of_our_platforms(client: httpx.Client, index: bytes, problem: str) -> None:

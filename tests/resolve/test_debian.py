@@ -181,13 +181,26 @@ def test_an_archive_that_is_not_there(repository: Path, tmp_path: Path) -> None:
         solve(repository, tmp_path, "tool")
 
 
-def test_the_base_system_is_read_out_of_layers() -> None:
-    first = {"./var/lib/dpkg/status": b"old", "./usr/share/keyrings/debian-archive-keyring.pgp": b"key"}
-    system = debian.read_layers([tarred(first), tarred({"var/lib/dpkg/status": b"new"})])
+def stored(folder: Path, *layers: bytes) -> list[Path]:
+    """Layers as the cache has them: named by their digests."""
+    paths = [folder / Digest.of(layer).hex for layer in layers]
+    for path, layer in zip(paths, layers, strict=True):
+        path.write_bytes(layer)
+    return paths
+
+
+def test_the_base_system_is_read_from_layers(tmp_path: Path) -> None:
+    first = {
+        "./var/lib/dpkg/status": b"old",
+        "./usr/share/keyrings/debian-archive-keyring.pgp": b"key",
+        "./usr/share/keyrings/removed.gpg": b"old key",
+    }
+    second = {"var/lib/dpkg/status": b"new", "usr/share/keyrings/.wh.removed.gpg": b""}
+    system = debian.read_layers(stored(tmp_path, tarred(first), tarred(second)))
     assert (system.status, dict(system.keyrings)) == (b"new", {"debian-archive-keyring.pgp": b"key"})
 
 
-@pytest.mark.parametrize("layers", [[tarred({"etc/alpine-release": b"3"})], [b"no tar at all" * 100]])
-def test_a_base_that_is_no_debian_is_refused(layers: list[bytes]) -> None:
+@pytest.mark.parametrize("layer", [tarred({"etc/alpine-release": b"3"}), b"no tar at all" * 100])
+def test_a_base_that_is_not_debian_is_refused(tmp_path: Path, layer: bytes) -> None:
     with pytest.raises(UpstreamError, match=r"Debian|cannot be read"):
-        debian.read_layers(layers)
+        debian.read_layers(stored(tmp_path, layer))
