@@ -1,4 +1,4 @@
-"""Inputs: versions.yaml, the lock, why a digest is believed, which versions go together.
+"""Inputs: versions.yaml, the lock, evidence for digests, compatible versions.
 
-Takes the texts that people and `resolve` wrote and gives frozen records.
+Takes texts that people and `resolve` wrote; returns frozen records.
 """

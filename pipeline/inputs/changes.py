@@ -1,7 +1,4 @@
-"""What a new lock changes: as lines for the log, as Markdown for a pull request. Two locks in, text out; no I/O.
-
-The same two locks give the same bytes.
-"""
+"""The difference between two locks, as log lines and as Markdown for a pull request; deterministic, no I/O."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ from pipeline.inputs.lock import Artifact, Lock, render
 
 NOTHING = "Nothing changed: it is the same lock.\n"
 
-# Component or embedded program → its repository on GitHub and how it tags a version (`{}` with a leading v taken away).
+# Component or embedded program → its repository on GitHub, and its tags; {} is the version without a leading v.
 _TAGS = {
     **{one.name: (one.repository, "v{}") for one in COMPONENTS.values()},
-    "docker": (DOCKER.repository, "docker-v{}"),  # the tags' form from 29 on
+    "docker": (DOCKER.repository, "docker-v{}"),  # since 29
     "buildkit": ("moby/buildkit", "v{}"),
     "compose-go": ("compose-spec/compose-go", "v{}"),
     "containerd": ("containerd/containerd", "v{}"),
@@ -34,19 +31,19 @@ _TAGS = {
     "docker-init": ("krallin/tini", "v{}"),
     "runc": ("opencontainers/runc", "v{}"),
 }
-# As the log and as Markdown call it → what a lock has beside its components.
+# Name in the log, title in Markdown, and the files of a lock that are not of a component.
 _KINDS: tuple[tuple[str, str, Callable[[Lock], tuple[Artifact, ...]]], ...] = (
     ("system images", "k3s's system images, of the variant airgap", lambda lock: lock.airgap),
     ("package", "Debian packages of the image", lambda lock: lock.packages),
     ("guest", "Debian packages of the guest, no part of the image", lambda lock: lock.guest),
 )
-_RELEASED = r"v?\d+\.\d+\.\d+(-(rc|beta|alpha)\.?\d+|[-+]k3s\d+)?"  # what a tag exists for; no distribution's version
+_RELEASED = r"v?\d+\.\d+\.\d+(-(rc|beta|alpha)\.?\d+|[-+]k3s\d+)?"  # versions with a tag, unlike a distribution's
 
 
 def complete(lock: Lock, sizes: Mapping[Digest, int], embedded: Mapping[str, Mapping[str, str]], today: date) -> Lock:
-    """Return a lock with what the bytes show: sizes that upstream does not report, and what is embedded.
+    """Return a lock with sizes that upstream did not report, and with what is embedded.
 
-    `today` becomes its date when that changes what the image is made of.
+    `today` becomes its date if the image changes.
     """
 
     def sized(files: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
@@ -64,31 +61,27 @@ def complete(lock: Lock, sizes: Mapping[Digest, int], embedded: Mapping[str, Map
 
 
 def findings(lock: Lock) -> tuple[list[str], Incompatible | None]:
-    """What the rules of compat.py say of a lock: sentences, and the refusal if there is one."""
+    """Check a lock by the rules of compat.py: return the findings, and the error if it is incompatible."""
     try:
-        return [str(found) for found in compat.check(lock.versions, lock.embedded)], None
-    except Incompatible as refused:
-        return [refused.summary.replace("\n    ", "; ")], refused
+        return [str(finding) for finding in compat.check(lock.versions, lock.embedded)], None
+    except Incompatible as error:
+        return [error.summary.replace("\n    ", "; ")], error
 
 
 def lines(old: Lock | None, new: Lock) -> list[str]:
-    """Return what a reviewer should know of the change, a line each; none when nothing changed."""
+    """Return the changes as lines for the log; none if nothing changed."""
     if old is None:
         return [f"a new lock: {', '.join(f'{name} {version}' for name, version in new.versions.items())}"]
-    result = [
-        f"{name}: {old.versions.get(name, 'nothing')} → {version}"
-        for name, version in new.versions.items()
-        if old.versions.get(name) != version
-    ]
+    result = _changed_versions(old, new)
     if old.base.digest != new.base.digest:
         result.append(f"base image: {old.base.digest.short}… → {new.base.digest.short}…")
     for kind, _, files in _KINDS:
         result += [
-            f"{kind} {name} ({platform.architecture}): {before or 'nothing'} → {after or 'nothing'}"
+            f"{kind} {name} ({platform.architecture}): {before or 'none'} → {after or 'none'}"
             for name, platform, before, after in _differing(files(old), files(new))
         ]
     result += [f"{_named(file)}: another digest" for file, _ in _replaced(old, new)]
-    # That other bytes are believed for another reason is no news.
+    # The evidence of other bytes is other evidence anyway.
     result += [
         f"{_named(file)}: {before.grade} → {file.grade}"
         for file, before in _regraded(old, new)
@@ -97,11 +90,19 @@ def lines(old: Lock | None, new: Lock) -> list[str]:
     if old.base.digest == new.base.digest and old.base.grade != new.base.grade:
         result.append(f"base image: {old.base.grade} → {new.base.grade}")
     known, seen = _observed(old), _observed(new)
-    if more := sum(reason not in known for reason in seen):
-        result.append(f"evidence: {more} new reasons")
-    if dated := sum(reason in known and day != known[reason] for reason, day in seen.items()):
-        result.append(f"evidence: {dated} reasons have a day now")
+    if added := len(seen.keys() - known.keys()):
+        result.append(f"evidence: {added} new reasons")
+    if dated := sum(day != known.get(reason, day) for reason, day in seen.items()):
+        result.append(f"evidence: {dated} reasons with a new date")
     return result
+
+
+def _changed_versions(old: Lock, new: Lock) -> list[str]:
+    return [
+        f"{name} {old.versions.get(name, 'none')} → {version}"
+        for name, version in sorted(new.versions.items())
+        if old.versions.get(name) != version
+    ]
 
 
 def _named(file: Artifact) -> str:
@@ -109,17 +110,17 @@ def _named(file: Artifact) -> str:
 
 
 def _observed(lock: Lock) -> dict[tuple[Grade, str], str | None]:
-    """Each reason to believe a digest → the day when it was seen."""
+    """Return each reason with the day on which it was first observed."""
     reasons = [*lock.base.evidence, *(reason for file in lock.all_files for reason in file.evidence)]
     return {(reason.grade, reason.source): reason.observed for reason in reasons}
 
 
 def markdown(old: Lock | None, new: Lock, findings: Sequence[str], weak: Sequence[str] = ()) -> str:
-    """Return what changed, for people: components, what is in them, base, packages, sizes, evidence, compatibility.
+    """Return the changes as Markdown: components, embedded programs, base, packages, sizes, evidence, compatibility.
 
-    `findings`: of compat.py; `weak`: what the policy does not believe, `Lock.weak`.
+    `findings`: of compat.py; `weak`: `Lock.weak`.
     """
-    if old is None:  # compared with a lock of nothing
+    if old is None:  # compare with an empty lock
         old = replace(new, versions={}, artifacts=(), airgap=(), packages=(), guest=(), embedded={})
     elif render(old) == render(new):
         return NOTHING
@@ -142,8 +143,8 @@ def markdown(old: Lock | None, new: Lock, findings: Sequence[str], weak: Sequenc
                 for file, digest in _replaced(old, new)
             ],
         ),
-        _sentences("Compatibility", findings),
-        _sentences("Push will refuse this lock", weak),
+        _list("Compatibility", findings),
+        _list("Push will refuse this lock", weak),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -151,7 +152,7 @@ def markdown(old: Lock | None, new: Lock, findings: Sequence[str], weak: Sequenc
 def _differing(
     older: Iterable[Artifact], newer: Iterable[Artifact]
 ) -> list[tuple[str, Platform, str | None, str | None]]:
-    """Name, platform, old and new version of the packages that are not in both in the same version; None: not in it."""
+    """Return name, platform, old and new version of added, removed (None) and changed packages."""
     before = {(file.component, file.platform): file.version for file in older}
     after = {(file.component, file.platform): file.version for file in newer}
     keys = sorted(before.keys() | after.keys())
@@ -159,7 +160,7 @@ def _differing(
 
 
 def _replaced(old: Lock, new: Lock) -> Iterator[tuple[Artifact, Digest]]:
-    """Files whose version stayed and whose bytes did not, each with its old digest."""
+    """Yield files of the same version with another digest, each with its old digest."""
     before = {(file.component, file.version, file.platform): file.digest for file in old.all_files}
     for file in new.all_files:
         digest = before.get((file.component, file.version, file.platform), file.digest)
@@ -168,7 +169,7 @@ def _replaced(old: Lock, new: Lock) -> Iterator[tuple[Artifact, Digest]]:
 
 
 def _regraded(old: Lock, new: Lock) -> Iterator[tuple[Artifact, Artifact]]:
-    """Files that are believed for another reason than before, each with what the old lock has in its place."""
+    """Yield files with another grade, each with its old entry."""
     before = {(file.component, file.platform): file for file in old.all_files}
     for file in new.all_files:
         known = before.get((file.component, file.platform), file)
@@ -179,12 +180,7 @@ def _regraded(old: Lock, new: Lock) -> Iterator[tuple[Artifact, Artifact]]:
 def _title(old: Lock, new: Lock) -> str:
     if not old.versions:
         return "## A new lock"
-    changed = [
-        f"{name} {old.versions.get(name, 'none')} → {version}"
-        for name, version in sorted(new.versions.items())
-        if old.versions.get(name) != version
-    ]
-    title = "## " + (", ".join(changed) if changed else "No component changed; what did is below")
+    title = "## " + (", ".join(_changed_versions(old, new)) or "No component changed; what did is below")
     return title if old.intent == new.intent else f"{title}\n\nversions.yaml itself changed, too."
 
 
@@ -212,7 +208,7 @@ def _base(old: Lock, new: Lock) -> str:
 
 
 def _packages(title: str, changes: Iterable[tuple[str, Platform, str | None, str | None]]) -> str:
-    """Folded: added, removed and changed packages; platforms with the same change share a row."""
+    """Return the changed packages as a folded table; platforms with the same change share a row."""
     platforms: dict[tuple[str, str, str], list[str]] = {}
     for name, platform, old, new in changes:
         platforms.setdefault((name, old or "—", new or "—"), []).append(platform.architecture)
@@ -247,7 +243,7 @@ def _sizes(old: Lock, new: Lock) -> str:
 
 
 def _total(lock: Lock, platform: Platform, airgap: bool) -> tuple[int, int] | None:
-    """Bytes of the image's files, or of what the variant airgap adds, and how many have no size; None without files."""
+    """Return the bytes of the image's (or airgap's) files, and how many have no size; None without files."""
     files = [file for file in lock.airgap if file.platform == platform] if airgap else lock.files(platform)
     sizes = [file.size for file in files]
     return (sum(size or 0 for size in sizes), sizes.count(None)) if sizes else None
@@ -260,7 +256,6 @@ def _size(total: tuple[int, int] | None) -> str:
 
 
 def _evidence(old: Lock, new: Lock) -> str:
-    """Where the reason to believe a digest is another one than before."""
     rows = [
         [file.component, file.platform.architecture, before.grade.value, file.grade.value]
         for file, before in _regraded(old, new)
@@ -271,15 +266,15 @@ def _evidence(old: Lock, new: Lock) -> str:
 
 
 def _links(name: str, before: str | None, after: str | None) -> str:
-    """The release, and what happened since the version before."""
+    """Return links to the release and to the changes since the old version."""
     if name not in _TAGS or not after or not re.fullmatch(_RELEASED, after):
         return ""
     repository = f"k3s-io/{name}" if "-k3s" in after else _TAGS[name][0]  # k3s's own builds are tagged in its forks
     url = f"https://github.com/{repository}"
-    found = [f"[release]({url}/releases/tag/{_tag(name, after)})"]
+    links = [f"[release]({url}/releases/tag/{_tag(name, after)})"]
     if before and before != after and re.fullmatch(_RELEASED, before) and ("-k3s" in before) == ("-k3s" in after):
-        found.append(f"[changes]({url}/compare/{_tag(name, before)}...{_tag(name, after)})")
-    return ", ".join(found)
+        links.append(f"[changes]({url}/compare/{_tag(name, before)}...{_tag(name, after)})")
+    return ", ".join(links)
 
 
 def _tag(name: str, version: str) -> str:
@@ -290,8 +285,8 @@ def _tag(name: str, version: str) -> str:
     return quote(pattern.format(plain))
 
 
-def _sentences(title: str, sentences: Sequence[str]) -> str:
-    return "\n".join([f"### {title}", "", *(f"- {sentence}" for sentence in sentences)]) if sentences else ""
+def _list(title: str, entries: Sequence[str]) -> str:
+    return "\n".join([f"### {title}", "", *(f"- {entry}" for entry in entries)]) if entries else ""
 
 
 def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,9 +1,7 @@
 """Versions that are known not to work together, each with its reason and source. No I/O.
 
-A rule may need what is only in the binaries (`Lock.embedded`); where the lock does not have it, the rule either falls
-back on what is known of releases, or is reported as not checked.
-
-The docker command line comes out of the same archive as dockerd, so no rule compares those two.
+A rule can need versions from inside the binaries (`Lock.embedded`). If the lock lacks them, the rule uses known
+releases, or is reported as not checked. The docker CLI and dockerd are from one archive, so no rule compares them.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ Version = tuple[int, int, int]
 
 
 class State(StrEnum):
-    """Why a rule is worth a line."""
+    """Why a rule is reported."""
 
     BROKEN = "broken"
     UNCHECKED = "not checked"
@@ -27,7 +25,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The versions that a rule looks at, as numbers."""
+    """The versions of a lock, as numbers."""
 
     versions: Mapping[str, Version]
     embedded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # component → name → version
@@ -36,27 +34,27 @@ class Facts:
         return self.versions[component]
 
     def inside(self, component: str, name: str) -> Version | None:
-        """The version of what is inside a component; None where the lock does not have it."""
+        """Return the version of a program or library in a component; None if the lock lacks it."""
         text = self.embedded.get(component, {}).get(name)
         return number(text) if text else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One rule about versions that do or do not go together."""
+    """A combination of versions that is broken."""
 
     name: str
-    broken: Callable[[Facts], bool | None]  # None: the lock does not have what it takes to say
+    broken: Callable[[Facts], bool | None]  # None: the lock lacks a version for it
     reason: str
     source: str
     next_step: str
-    soft: bool = False  # a warning instead of a refusal
-    needs: str = ""  # what it cannot be checked without
+    soft: bool = False  # a warning, not an error
+    needs: str = ""  # what the lock can lack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A soft rule that is broken, or a rule that could not be checked."""
+    """A broken soft rule, or a rule that was not checked."""
 
     rule: Rule
     state: State
@@ -68,19 +66,15 @@ class Finding:
 
 
 def number(text: str) -> Version:
-    """`v1.37.1+k3s1` → (1, 37, 1). Raises ValueError."""
+    """Parse a version: `v1.37.1+k3s1` → (1, 37, 1). Raises ValueError."""
     match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
     if match is None:
         raise ValueError(f"not a version: {text!r}")
     return int(match[1]), int(match[2]), int(match[3])
 
 
-def _within(version: Version, *spans: tuple[Version, Version]) -> bool:
-    return any(first <= version <= last for first, last in spans)
-
-
-# Docker release → the newest and the oldest version of the API that its dockerd speaks, and so the newest that a
-# client library of that release speaks. Source: https://docs.docker.com/reference/api/engine/#api-version-matrix
+# Docker release → the newest and the oldest API (1.x) of its dockerd; the newest is also that of its client library.
+# Source: https://docs.docker.com/reference/api/engine/#api-version-matrix
 _API = (
     ((19, 3), (40, 12)),
     ((20, 10), (41, 12)),
@@ -99,8 +93,7 @@ _API = (
     ((29, 3), (54, 40)),
 )
 
-
-# Releases of k3s whose cri-dockerd fails with ImageInspectError.
+# Releases of k3s, first and last, whose cri-dockerd fails with ImageInspectError.
 _IMAGE_INSPECT = (
     ((1, 26, 8), (1, 26, 13)),
     ((1, 27, 5), (1, 27, 10)),
@@ -110,26 +103,25 @@ _IMAGE_INSPECT = (
 
 
 def _api(docker: Version) -> tuple[int, int]:
-    """The newest and the oldest API, 1.x, of a Docker release; a newer one than the table is like its last line."""
+    """Return the newest and the oldest API of a Docker release; a newer release is like the last one of the table."""
     return next((api for release, api in reversed(_API) if release <= docker[:2]), _API[0][1])
 
 
 def _cri_dockerd_too_old(facts: Facts) -> bool:
-    """Whether the cri-dockerd in k3s speaks no API that dockerd still takes."""
+    """Return whether dockerd supports no API of the cri-dockerd in k3s."""
     _, floor = _api(facts["docker"])
     if (client := facts.inside("k3s", "docker-client")) is not None:
         return _api(client)[0] < floor
     if (shim := facts.inside("k3s", "cri-dockerd")) is not None:
         return shim < (0, 3, 17) and floor >= 44
-    # cri-dockerd 0.3.17 is the first that is made with Docker 25's client library (Mirantis/cri-dockerd#395); these
-    # are the first releases of k3s with it (k3s-io/k3s#12280 to #12283).
-    first = {30: (1, 30, 13), 31: (1, 31, 9), 32: (1, 32, 5), 33: (1, 33, 1)}
-    has_it = facts["k3s"] >= first.get(facts["k3s"][1], (1, 33, 1))
-    return floor >= 44 and not has_it
+    # cri-dockerd 0.3.17 is the first with Docker 25's client library (Mirantis/cri-dockerd#395); these are the first
+    # releases of k3s with it (k3s-io/k3s#12280 to #12283).
+    first = {30: (1, 30, 13), 31: (1, 31, 9), 32: (1, 32, 5)}.get(facts["k3s"][1], (1, 33, 1))
+    return floor >= 44 and facts["k3s"] < first
 
 
 def _no_common_api(component: str) -> Callable[[Facts], bool | None]:
-    """Whether a plugin's client library and dockerd have no version of the API in common."""
+    """Return a check of whether a plugin's client library and dockerd have no API version in common."""
 
     def broken(facts: Facts) -> bool | None:
         newest, oldest = _api(facts["docker"])
@@ -163,14 +155,14 @@ RULES = (
     ),
     Rule(
         name="k3s-without-docker",
-        broken=lambda f: _within(f["k3s"], ((1, 24, 1), (1, 24, 3))),
+        broken=lambda f: (1, 24, 1) <= f["k3s"] <= (1, 24, 3),
         reason="k3s 1.24.1 to 1.24.3 cannot use docker: dockershim was gone and cri-dockerd not yet there",
         source="https://github.com/k3s-io/k3s/issues/5741",
         next_step="choose k3s v1.24.4 or newer",
     ),
     Rule(
         name="cri-dockerd-image-inspect",
-        broken=lambda f: f["docker"] >= (25, 0, 0) and _within(f["k3s"], *_IMAGE_INSPECT),
+        broken=lambda f: f["docker"] >= (25, 0, 0) and any(a <= f["k3s"] <= z for a, z in _IMAGE_INSPECT),
         reason="with Docker 25 or newer the cri-dockerd in this k3s fails with ImageInspectError and no pod starts",
         source="https://github.com/k3s-io/k3s/issues/9279",
         next_step="choose a newer patch of that k3s minor",
@@ -206,21 +198,16 @@ RULES = (
 
 
 def check(versions: Mapping[str, str], embedded: Mapping[str, Mapping[str, str]] | None = None) -> tuple[Finding, ...]:
-    """Check exact versions by the rules; `embedded` as in the lock.
+    """Check exact versions by the rules; return broken soft rules and rules that were not checked.
 
-    Returns what a reader should know: soft rules that are broken, and rules that could not be checked.
-    Raises Incompatible that lists every other rule that is broken.
+    `embedded`: as in the lock. Raises Incompatible with every other broken rule.
     """
     facts = Facts(versions={name: number(text) for name, text in versions.items()}, embedded=embedded or {})
     states = {rule: rule.broken(facts) for rule in RULES}
     if broken := [rule for rule, is_broken in states.items() if is_broken and not rule.soft]:
         raise Incompatible(
-            "\n    ".join(
-                [
-                    "these versions are known not to work together",
-                    *(f"{rule.name}: {rule.reason} ({rule.source})" for rule in broken),
-                ]
-            ),
+            "these versions are known not to work together"
+            + "".join(f"\n    {rule.name}: {rule.reason} ({rule.source})" for rule in broken),
             found=", ".join(f"{name} {version}" for name, version in versions.items()),
             next_step="; ".join(dict.fromkeys(rule.next_step for rule in broken)),
         )

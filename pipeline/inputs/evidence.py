@@ -1,7 +1,7 @@
-"""Why a digest is believed: graded reasons, and the least grade that a release asks for. No I/O.
+"""Evidence: graded reasons to trust a digest, and the minimum grade of a policy. No I/O.
 
-A digest can have several reasons. They are kept in the lock with the day on which each was first seen, so that a
-review reads what is new, and an upstream that did not change gives the same bytes.
+A digest can have several reasons. The lock has the day on which each was first observed, so that a review shows what is
+new, and an unchanged upstream gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 
 class Grade(StrEnum):
-    """How good a reason is, strongest first."""
+    """Strength of a reason, strongest first."""
 
-    SIGNED = "signed"  # covered by a signature of the vendor that was checked
+    SIGNED = "signed"  # by the vendor; the signature was verified
     PUBLISHED = "published"  # the vendor's own checksum
-    CORROBORATED = "corroborated"  # no published checksum; unrelated origins agree
-    RECORDED = "recorded"  # somebody else records it
+    CORROBORATED = "corroborated"  # no published checksum; unrelated sites agree
+    RECORDED = "recorded"  # by a third party
     FIRST_USE = "first use"  # computed from a download
 
     @property
@@ -28,26 +28,26 @@ class Grade(StrEnum):
         return -list(Grade).index(self)
 
     def reaches(self, least: Grade) -> bool:
-        """Whether it is that grade or a stronger one."""
+        """Return whether it is that grade or a stronger one."""
         return self.strength >= least.strength
 
 
-DEFAULT = "default"  # the key of a policy that stands for everything without a key of its own
+DEFAULT = "default"  # a policy's key for everything that has no separate key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """One reason."""
+    """One reason to trust a digest."""
 
     grade: Grade
-    source: str  # the URL that it was read from, with what was seen there, or one sentence
-    observed: str | None = None  # YYYY-MM-DD on which it was first seen; None: not recorded
+    source: str  # a URL, with a remark, or a sentence
+    observed: str | None = None  # YYYY-MM-DD of the first time; None: not recorded
 
     @property
     def site(self) -> str:
-        """Whose word it is: the host's domain, when the source begins with an http(s) URL; else nothing.
+        """The domain of a source that begins with an http(s) URL; else empty.
 
-        This machine vouches for nothing: what is here is a copy of what came from elsewhere.
+        Also empty for this machine, which only has copies from elsewhere.
         """
         try:
             parts = urlsplit(self.source.partition(" ")[0])
@@ -59,13 +59,13 @@ class Evidence:
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
-            # The last two labels: `a.co.uk` and `b.co.uk` count as related, which errs on the safe side.
+            # The last two labels: `a.co.uk` and `b.co.uk` count as related, to be on the safe side.
             return ".".join(host.split(".")[-2:])
         return "" if address.is_loopback else str(address)
 
 
 def grade(reasons: Sequence[Evidence]) -> Grade:
-    """The grade of a digest: its best reason's; corroborated when downloads or records of unrelated sites agree."""
+    """Return the grade of a digest: its strongest reason's; corroborated if unrelated sites agree."""
     best = max((reason.grade for reason in reasons), key=lambda grade: grade.strength, default=Grade.FIRST_USE)
     if not best.reaches(Grade.CORROBORATED) and len({reason.site for reason in reasons if reason.site}) > 1:
         return Grade.CORROBORATED
@@ -73,10 +73,7 @@ def grade(reasons: Sequence[Evidence]) -> Grade:
 
 
 def merge(known: Iterable[Evidence], seen: Iterable[Evidence], today: str) -> tuple[Evidence, ...]:
-    """What was known of an unchanged digest and what was seen now, strongest first.
-
-    A reason that was known keeps its day; nothing is forgotten because an origin was silent this time.
-    """
+    """Return the known and the new reasons for an unchanged digest, strongest first; known ones keep their day."""
     merged = {(reason.grade, reason.source): reason for reason in known}
     for reason in seen:
         before = merged.get((reason.grade, reason.source))
@@ -86,5 +83,5 @@ def merge(known: Iterable[Evidence], seen: Iterable[Evidence], today: str) -> tu
 
 
 def least(policy: Mapping[str, Grade], key: str) -> Grade:
-    """The grade that a policy asks of a component, of `base` or `packages`; without a policy every grade will do."""
+    """Return the minimum grade for a component, `base` or `packages`; FIRST_USE without a policy."""
     return policy.get(key, policy.get(DEFAULT, Grade.FIRST_USE))

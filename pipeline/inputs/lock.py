@@ -1,4 +1,4 @@
-"""versions.lock.yaml: what a release is made of, each file with its digest and why that digest is believed."""
+"""versions.lock.yaml: every file of a release, with its digest and the evidence for it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RENEW = "nox -s resolve, then look at the lock's diff"
 BUSYBOX = "busybox-static"
 KERNEL = "linux-image-"  # how the names of Debian's kernel packages begin
 
-# Every kernel below has all of cgroup v1. From here on the memory controller (CONFIG_MEMCG_V1), from 6.12 on cpuset too
-# (CONFIG_CPUSETS_V1) can be left out, is so by default (torvalds/linux e93d4166b40a), and is so in Debian's.
+# Older kernels have all of cgroup v1. Since 6.11 the memory controller is optional (CONFIG_MEMCG_V1), since 6.12 cpuset
+# (CONFIG_CPUSETS_V1); off by default (torvalds/linux e93d4166b40a) and in Debian.
 _CGROUP_V1_ENDS = (6, 11)
 
-# Every scalar as text; in C where PyYAML was built with libyaml, as its wheels are: a tenth of the time.
+# Every scalar as text. The loader in C, which PyYAML's wheels have, takes a tenth of the time.
 _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
@@ -42,15 +42,15 @@ class Artifact:
     platform: Platform
     origin: str  # one of versions.ORIGINS
     path: str  # below the origin's base URL, percent-encoded where needed
-    url: str  # base URL of the upstream it was resolved from + "/" + path
+    url: str  # base URL of the upstream + "/" + path
     digest: Digest
     size: int | None  # bytes; None until the first fetch
-    etag: str | None = None  # strong (RFC 9110 §8.8.3), as the upstream gave it when the digest was observed
-    evidence: tuple[Evidence, ...]  # why the digest is believed, strongest first
+    etag: str | None = None  # strong (RFC 9110 §8.8.3), of the upstream when the digest was observed
+    evidence: tuple[Evidence, ...]  # strongest first
 
     @property
     def grade(self) -> Grade:
-        """How well the digest is believed."""
+        """The strength of its evidence."""
         return evidence.grade(self.evidence)
 
 
@@ -58,38 +58,38 @@ class Artifact:
 class Base:
     """The base image."""
 
-    image: str  # as in the intent
+    image: str  # as in versions.yaml
     digest: Digest  # of the index
     evidence: tuple[Evidence, ...]
 
     @property
     def grade(self) -> Grade:
-        """How well the digest is believed."""
+        """The strength of its evidence."""
         return evidence.grade(self.evidence)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """One reading of versions.lock.yaml."""
+    """The content of versions.lock.yaml."""
 
-    intent: Digest  # Intent.checksum of the versions.yaml it was made from
-    date: str  # YYYY-MM-DD on which it last changed but for `guest`; the image says that it was made then
+    intent: Digest  # Intent.checksum of its versions.yaml
+    date: str  # YYYY-MM-DD of its last change, without `guest`; the creation date of the image
     base: Base
     versions: Mapping[str, str]  # component → version
     artifacts: tuple[Artifact, ...]  # of the components
     packages: tuple[Artifact, ...]  # Debian packages
-    guest: tuple[Artifact, ...]  # Debian packages that smoke's virtual machines are made of; no part of the image
-    airgap: tuple[Artifact, ...] = ()  # k3s's system images, for the variant of that name
-    # Component → what is in its files → version, read from the bytes (inspect/embedded.py), so it changes no image.
+    guest: tuple[Artifact, ...]  # Debian packages of smoke's virtual machines, not of the image
+    airgap: tuple[Artifact, ...] = ()  # k3s's system images, for the variant airgap
+    # Component → program or library in its files → version (inspect/embedded.py).
     embedded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def digest(self) -> Digest:
-        """Of all that the image is made of: the text without `guest`, `embedded` and the reasons of the digests.
+        """The digest of the lock without `guest`, `embedded`, evidence and ETags: of what decides the image.
 
-        Images carry it and stages compare it, so another kernel to test with or a better reason asks for no new image.
+        Images state it and stages compare it, so another kernel for tests or better evidence needs no new image.
         """
-        return Digest.of(_dump(_of_image(self, reasons=False)).encode())
+        return Digest.of(_dump(_without_evidence(_of_image(self))).encode())
 
     @property
     def version(self) -> str:
@@ -98,50 +98,50 @@ class Lock:
 
     @property
     def all_files(self) -> tuple[Artifact, ...]:
-        """Everything that it names, of every platform, but the base image."""
+        """All files of every platform, without the base image."""
         return (*self.artifacts, *self.airgap, *self.packages, *self.guest)
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """What can be built of it."""
+        """The variants that can be built."""
         return (Variant.IMAGE, Variant.AIRGAP) if self.airgap else (Variant.IMAGE,)
 
     def files(self, platform: Platform) -> tuple[Artifact, ...]:
-        """Everything that one platform's image is made of, components first; without `airgap`."""
+        """Return the files of one platform's image, components first; without `airgap`."""
         return tuple(a for a in (*self.artifacts, *self.packages) if a.platform == platform)
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
-        """The platforms that it has files for."""
+        """The platforms of its files."""
         return tuple(sorted({a.platform for a in self.artifacts}))
 
     def weak(self, policy: Mapping[str, Grade]) -> list[str]:
-        """What of the image has a provenance below what the policy asks, a sentence each. The guest is not asked."""
-        held = [("base", f"base image {self.base.image}", self.base.grade)]
-        held += [(file.component, _name(file), file.grade) for file in self.artifacts]
-        held += [("k3s", _name(file), file.grade) for file in self.airgap]
-        held += [("packages", f"package {_name(file)}", file.grade) for file in self.packages]
+        """Return a line for each file of the image whose grade is below the policy."""
+        graded = [("base", f"base image {self.base.image}", self.base.grade)]
+        graded += [(file.component, _name(file), file.grade) for file in self.artifacts]
+        graded += [("k3s", _name(file), file.grade) for file in self.airgap]
+        graded += [("packages", f"package {_name(file)}", file.grade) for file in self.packages]
         return [
             f"{name} is {grade}, and the policy asks for {asked} or better"
-            for key, name, grade in held
+            for key, name, grade in graded
             if not grade.reaches(asked := evidence.least(policy, key))
         ]
 
     def require(self, policy: Mapping[str, Grade]) -> None:
-        """Refuse a release of digests that the policy does not believe. Raises VerificationFailed."""
+        """Raise VerificationFailed if a grade is below the policy."""
         if weak := self.weak(policy):
             more = f"; and {len(weak) - 8} more" if len(weak) > 8 else ""
             raise VerificationFailed(
                 weak[0],
                 found="; ".join(weak[:8]) + more if len(weak) > 1 else None,
                 where="policy in versions.yaml, evidence in versions.lock.yaml",
-                next_step="nox -s resolve, which asks for the reasons that it can get (docs/versions.md, «Evidence»)",
+                next_step="nox -s resolve, which collects evidence (docs/versions.md, Evidence)",
             )
 
     def kernel(self, platform: Platform, *, cgroup_v1: bool = False) -> Artifact:
-        """The newest kernel to boot that platform with; `cgroup_v1`: that has v1's memory and cpuset controllers.
+        """Return the newest kernel for a platform; `cgroup_v1`: with the memory and cpuset controllers of v1.
 
-        Raises LockStale when there is none.
+        Raises LockStale if there is none.
         """
         kernels = {
             tuple(map(int, re.findall(r"\d+", file.version))): file  # 6.12.118-1 → (6, 12, 118, 1)
@@ -150,16 +150,16 @@ class Lock:
         }
         fitting = [number for number in kernels if number < _CGROUP_V1_ENDS or not cgroup_v1]
         if not fitting:
-            kind = " below 6.11, for cgroup v1," if cgroup_v1 else ""
-            raise LockStale(f"the lock has no kernel{kind} to boot {platform} with", next_step=RENEW)
+            kind = " below 6.11 (cgroup v1)" if cgroup_v1 else ""
+            raise LockStale(f"the lock has no kernel{kind} for {platform}", next_step=RENEW)
         return kernels[max(fitting)]
 
     def busybox(self, platform: Platform) -> Artifact:
-        """The static busybox, the programs of that platform's virtual machine. Raises LockStale when there is none."""
+        """Return the static busybox for a platform's virtual machine. Raises LockStale if there is none."""
         for file in self.guest:
             if file.platform == platform and file.component == BUSYBOX:
                 return file
-        raise LockStale(f"the lock has no {BUSYBOX} to boot {platform} with", next_step=RENEW)
+        raise LockStale(f"the lock has no {BUSYBOX} for {platform}", next_step=RENEW)
 
 
 _HEAD = """\
@@ -169,13 +169,13 @@ _HEAD = """\
 
 
 def read(path: Path, intent: Intent) -> Lock:
-    """Read a lock and check it against the intent. Raises LockStale with the command that renews it."""
+    """Read a lock and compare it with versions.yaml. Raises LockStale."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise LockStale(f"{path} does not exist", next_step=RENEW) from None
     except UnicodeDecodeError as error:
-        raise LockStale(f"{path} is not a lock that this version wrote", found=str(error), next_step=RENEW) from None
+        raise LockStale(f"{path} is not a valid lock of this version", found=str(error), next_step=RENEW) from None
     lock = parse(text, str(path))
     if lock.intent != intent.checksum:
         raise LockStale(
@@ -195,14 +195,14 @@ def read(path: Path, intent: Intent) -> Lock:
 
 
 def _airgap(lock: Lock, intent: Intent) -> tuple[Artifact, ...]:
-    """The system images when they are asked for and all there; else none, and the variant cannot be built."""
+    """Return the system images if the variant is requested and they are complete; else none."""
     fitting = [file for file in lock.airgap if file.version == lock.versions["k3s"]]
     complete = {file.platform for file in fitting} >= set(intent.platforms)
     return tuple(fitting) if complete and Variant.AIRGAP in intent.variants else ()
 
 
 def parse(text: str, where: str) -> Lock:
-    """Read the text of a lock. Raises LockStale when it is not one that `render` wrote."""
+    """Parse a lock. Raises LockStale for anything that `render` does not write."""
     try:
         data: Any = yaml.load(text, Loader=_LOADER)
         return Lock(
@@ -229,24 +229,23 @@ def parse(text: str, where: str) -> Lock:
         )
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LockStale(
-            f"{where} is not a lock that this version wrote",
+            f"{where} is not a valid lock of this version",
             found=f"{type(error).__name__}: {error}",
             next_step=RENEW,
         ) from None
 
 
-def _packages(read: Mapping[str, Mapping[str, Mapping[str, str]]] | None) -> tuple[Artifact, ...]:
-    """Debian packages by platform and name, as `_by_platform` writes them."""
+def _packages(by_platform: Mapping[str, Mapping[str, Mapping[str, str]]] | None) -> tuple[Artifact, ...]:
     return tuple(
         _artifact(name, file["version"], Platform(platform), file)
-        for platform, files in (read or {}).items()
+        for platform, files in (by_platform or {}).items()
         for name, file in files.items()
     )
 
 
 def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, Any]) -> Artifact:
     if "@" in urlsplit(file["url"]).netloc:
-        raise ValueError(f"the URL of {name} holds credentials")
+        raise ValueError(f"the URL of {name} contains credentials")
     return Artifact(
         component=name,
         version=_text(version),
@@ -273,9 +272,9 @@ def _reasons(entry: Mapping[str, Any]) -> tuple[Evidence, ...]:
 
 
 def _text(value: Any) -> str:
-    """A scalar; raises ValueError for a list or keys and values in its place."""
+    """Return a scalar. Raises ValueError for a list or a mapping."""
     if not isinstance(value, str):
-        raise ValueError(f"text was expected, not {value!r:.80}")
+        raise ValueError(f"expected text, found {value!r:.80}")
     return value
 
 
@@ -284,13 +283,13 @@ def _name(file: Artifact) -> str:
 
 
 def render(lock: Lock) -> str:
-    """The canonical text: the same lock gives the same bytes."""
+    """Return the canonical text: equal locks give equal bytes."""
     embedded = {name: dict(sorted(inside.items())) for name, inside in sorted(lock.embedded.items())}
     return _dump({**_of_image(lock), "guest": _by_platform(lock.guest), **({"embedded": embedded} if embedded else {})})
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists are indented below their key, as people write them and yamllint asks."""
+    """Indents lists below their key, as yamllint requires."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 (PyYAML's names)
         super().increase_indent(flow, False)
@@ -300,14 +299,12 @@ def _dump(document: Mapping[str, object]) -> str:
     return _HEAD + yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
-def _of_image(lock: Lock, *, reasons: bool = True) -> dict[str, object]:
-    """The document without `guest` and `embedded`, no parts of the image; `reasons`: with why digests are believed."""
+def _of_image(lock: Lock) -> dict[str, object]:
+    """Return the document without `guest` and `embedded`, which are not part of the image."""
     components = {
         name: {
             "version": version,
-            "files": {
-                file.platform.value: _file(file, reasons=reasons) for file in lock.artifacts if file.component == name
-            },
+            "files": {file.platform.value: _file(file) for file in lock.artifacts if file.component == name},
         }
         for name, version in sorted(lock.versions.items())
     }
@@ -317,45 +314,55 @@ def _of_image(lock: Lock, *, reasons: bool = True) -> dict[str, object]:
         "base": {
             "image": lock.base.image,
             "digest": lock.base.digest.text,
-            **_evidence(lock.base.evidence, reasons=reasons),
+            "evidence": _evidence(lock.base.evidence),
         },
         "components": components,
-        **({"airgap": _by_platform(lock.airgap, reasons=reasons)} if lock.airgap else {}),
-        "packages": _by_platform(lock.packages, reasons=reasons),
+        **({"airgap": _by_platform(lock.airgap)} if lock.airgap else {}),
+        "packages": _by_platform(lock.packages),
     }
 
 
-def _by_platform(packages: Iterable[Artifact], *, reasons: bool = True) -> dict[str, dict[str, dict[str, object]]]:
-    ordered = sorted(packages, key=lambda file: (file.platform, file.component))
-    listed: dict[str, dict[str, dict[str, object]]] = {}
-    for file in ordered:
-        names = listed.setdefault(file.platform.value, {})
-        names[file.component] = {"version": file.version, **_file(file, reasons=reasons)}
-    return listed
+def _by_platform(packages: Iterable[Artifact]) -> dict[str, dict[str, dict[str, object]]]:
+    result: dict[str, dict[str, dict[str, object]]] = {}
+    for file in sorted(packages, key=lambda file: (file.platform, file.component)):
+        result.setdefault(file.platform.value, {})[file.component] = {"version": file.version, **_file(file)}
+    return result
 
 
-def _file(file: Artifact, *, reasons: bool) -> dict[str, object]:
+def _file(file: Artifact) -> dict[str, object]:
     return {
         "origin": file.origin,
         "path": file.path,
         "url": file.url,
         "sha256": file.digest.hex,
         **({} if file.size is None else {"size": file.size}),
-        **({"etag": file.etag} if reasons and file.etag else {}),
-        **_evidence(file.evidence, reasons=reasons),
+        **({"etag": file.etag} if file.etag else {}),
+        "evidence": _evidence(file.evidence),
     }
 
 
-def _evidence(evidence: Iterable[Evidence], *, reasons: bool) -> dict[str, object]:
-    if not reasons:
-        return {}
-    entries: list[dict[str, str]] = []
-    for reason in evidence:
-        observed = {"observed": reason.observed} if reason.observed else {}
-        entries.append({"grade": reason.grade.value, "source": reason.source, **observed})
-    return {"evidence": entries}
+def _evidence(evidence: Iterable[Evidence]) -> list[dict[str, str]]:
+    return [
+        {
+            "grade": reason.grade.value,
+            "source": reason.source,
+            **({"observed": reason.observed} if reason.observed else {}),
+        }
+        for reason in evidence
+    ]
+
+
+def _without_evidence(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    # A package can have any name: its entry is a mapping, which evidence and ETags are not.
+    return {
+        key: _without_evidence(entry)
+        for key, entry in value.items()
+        if isinstance(entry, dict) or key not in ("evidence", "etag")
+    }
 
 
 def write(path: Path, lock: Lock) -> None:
-    """Write the canonical text in one step (temporary file, then rename)."""
+    """Write the canonical text atomically."""
     write_text(path, render(lock))

@@ -1,7 +1,7 @@
-"""versions.yaml: what people ask for, read by versions.schema.json.
+"""versions.yaml: what a release should contain, validated by versions.schema.json.
 
-Every scalar is text (YAML would turn an unquoted 1.30 into a number), equal keys and unknown keys are mistakes, and
-all mistakes are reported at once, each with its line.
+Every scalar is text (YAML would turn an unquoted 1.30 into a number); duplicate and unknown keys are errors. All errors
+are reported at once, each with its line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ORIGINS = ("docker", "github", "github-api", "k3s-channels", "kubernetes", "debian", "debian-security")
 
-# The vendors' own hosts; `upstream` in versions.yaml replaces one of them.
+# The vendors' hosts; `upstream` in versions.yaml can replace them.
 UPSTREAM = {
     "docker": "https://download.docker.com",
     "github": "https://github.com",
@@ -39,27 +39,27 @@ UPSTREAM = {
     "debian": "https://deb.debian.org/debian",
     "debian-security": "https://deb.debian.org/debian-security",
 }
-_GITHUB_API = "https://api.github.com"  # only where `github` is GitHub itself; a copy of its files has no such API
+_GITHUB_API = "https://api.github.com"  # not for a copy of GitHub's files, which has no API
 
 SCHEMA = Path(__file__).parents[2] / "versions.schema.json"
 
-Keys = tuple[str | int, ...]  # from the top of the document to one of its parts
+Keys = tuple[str | int, ...]  # path to a part of the document
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFix:
-    """A release that is wanted at once, however young it is."""
+    """A release without cooldown."""
 
     component: str
     version: str
-    reason: str  # for people: what it mends
+    reason: str  # what it fixes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """One reading of versions.yaml."""
+    """The content of versions.yaml."""
 
-    names: tuple[ImageName, ...]  # where the image is published; the first one is the canonical one
+    names: tuple[ImageName, ...]  # repositories of the image; the first one is canonical
     title: str
     description: str
     source: str  # URL of this project's repository
@@ -70,33 +70,33 @@ class Intent:
     suites: Mapping[str, tuple[str, ...]]  # Debian archive, a key of ORIGINS → its suites
     packages: tuple[str, ...]  # Debian package names, sorted
     upstream: Mapping[str, str]  # a key of ORIGINS → base URL without a trailing slash
-    mirrors: Mapping[str, tuple[str, ...]]  # a key of ORIGINS, or `base` → base URLs tried before the upstream
-    # A vendor without checksums (docker) → base URLs that `resolve` compares the upstream with.
+    mirrors: Mapping[str, tuple[str, ...]]  # a key of ORIGINS or `base` → base URLs, tried before the upstream
+    # A vendor without checksums (docker) → base URLs of copies, which `resolve` compares.
     witnesses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    cooldown: Mapping[str, int] = field(default_factory=dict)  # component or `default` → days; none: 0
+    cooldown: Mapping[str, int] = field(default_factory=dict)  # component or `default` → days
     known_fixes: tuple[KnownFix, ...] = ()
-    variants: tuple[Variant, ...] = ()  # what is made beside the image itself
-    policy: Mapping[str, Grade] = field(default_factory=dict)  # component, `base`, `packages`, `default` → least grade
+    variants: tuple[Variant, ...] = ()  # in addition to the image
+    policy: Mapping[str, Grade] = field(default_factory=dict)  # component, `base`, `packages`, `default` → grade
 
     def days(self, component: str) -> int:
-        """How many days old a release must be before a channel may choose it."""
+        """Return the minimum age, in days, of a release that a channel can choose."""
         return self.cooldown.get(component, self.cooldown.get(DEFAULT, 0))
 
     def fix(self, component: str, version: str) -> KnownFix | None:
-        """The known fix that this release is, if it is one."""
+        """Return the known fix of that version; None if there is none."""
         return next((one for one in self.known_fixes if (one.component, one.version) == (component, version)), None)
 
     @property
     def github_api(self) -> str | None:
-        """Base URL of GitHub's API; None where another server stands in GitHub's place and no API was named."""
+        """Base URL of GitHub's API; None if `upstream` replaces GitHub and names no API."""
         ours = self.upstream.get("github") == UPSTREAM["github"]
         return self.upstream.get("github-api", _GITHUB_API if ours else None)
 
     @property
     def checksum(self) -> Digest:
-        """Of everything that decides what a lock holds; the lock carries it. Names, mirrors, witnesses, policy: no.
+        """The digest of everything that decides the lock, which states it; without names, mirrors, witnesses, policy.
 
-        `variants` neither: a lock may hold more than is asked for, and `lock.read` looks for what is.
+        Without `variants`, too: a lock can have more files than requested.
         """
         parts: dict[str, object] = {
             "platforms": list(self.platforms),
@@ -117,36 +117,33 @@ def read(path: Path) -> Intent:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise IntentError(f"{path} does not exist", next_step="run from a checkout, or name one: --versions") from None
+        raise IntentError(f"{path} does not exist", next_step="run in a checkout, or use --versions PATH") from None
     except (OSError, UnicodeDecodeError) as error:
         raise IntentError(f"{path} cannot be read", found=str(error)) from None
     return parse(text, str(path))
 
 
 def parse(text: str, where: str) -> Intent:
-    """Read the text of a versions.yaml; `where` names it in messages.
-
-    Raises IntentError that lists every mistake with its line.
-    """
+    """Parse a versions.yaml; `where`: its name in messages. Raises IntentError with every error and its line."""
     document = _Document(where)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         plain = document.read(root, ()) if root else None
     except RecursionError:
-        raise IntentError(f"{where}: not YAML that a person writes: too many levels") from None
+        raise IntentError(f"{where}: not valid: too many levels") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{where}:{mark.line + 1}" if mark else where
         raise IntentError(f"{line}: not YAML: {getattr(error, 'problem', error)}") from None
     document.check(plain)
-    if plain is None or document.mistakes:
-        mistakes = [text for _, text in sorted(document.mistakes)] or [f"{where}: empty"]
-        raise IntentError("\n".join(dict.fromkeys(mistakes)), next_step="docs/versions.md tells what each key takes")
+    if plain is None or document.errors:
+        errors = [text for _, text in sorted(document.errors)] or [f"{where}: empty"]
+        raise IntentError("\n".join(dict.fromkeys(errors)), next_step="docs/versions.md describes each key")
     return _intent(plain)
 
 
 def render(intent: Intent) -> str:
-    """An intent as the text of a versions.yaml, which `parse` reads back to the same."""
+    """Return the text of a versions.yaml, the inverse of `parse`."""
     document: dict[str, object] = {
         "schema": 1,
         "image": {
@@ -178,20 +175,20 @@ def render(intent: Intent) -> str:
 
 
 def write(path: Path, intent: Intent) -> None:
-    """Write an intent as a versions.yaml, in one step."""
+    """Write a versions.yaml atomically."""
     write_text(path, render(intent))
 
 
 class _Document:
-    """The lines of a document's parts, and its mistakes."""
+    """The lines of a document's parts, and its errors."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._lines: dict[Keys, int] = {}
-        self.mistakes: list[tuple[int, str]] = []  # line, message
+        self.errors: list[tuple[int, str]] = []  # line, message
 
     def read(self, node: yaml.Node, keys: Keys) -> Any:
-        """Return a part as plain data; equal keys are mistakes."""
+        """Return a part as plain data; duplicate keys are errors."""
         self._lines.setdefault(keys, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(entry, (*keys, number)) for number, entry in enumerate(node.value)]
@@ -202,37 +199,37 @@ class _Document:
             name = str(key.value)
             self._lines[*keys, name] = key.start_mark.line + 1
             if name in plain:
-                self._wrong((*keys, name), f"{_name(keys)}: {name!r} stands here twice")
+                self._add((*keys, name), f"{_name(keys)}: {name!r} is here twice")
             plain[name] = self.read(value, (*keys, name))
         return plain
 
     def check(self, plain: Any) -> None:
-        """Add what the schema finds wrong, and what a schema cannot say."""
+        """Validate by the schema, and check what a schema cannot express."""
         if plain is None:
             return
         for error in _validator().iter_errors(plain):
             keys = tuple(error.absolute_path)
             for key, text in _messages(error, _name(keys)):
-                self._wrong((*keys, key) if key else keys, text)
-        if not self.mistakes:
+                self._add((*keys, key) if key else keys, text)
+        if not self.errors:
             for number, fix in enumerate(plain.get("known-fixes", ())):
                 component, version = fix["component"], fix["version"]
                 if not is_exact(component, version):
                     text = f"known fix of {component}: expected an exact version, found {version!r}"
-                    self._wrong(("known-fixes", number, "version"), text)
+                    self._add(("known-fixes", number, "version"), text)
 
-    def _wrong(self, keys: Keys, text: str) -> None:
+    def _add(self, keys: Keys, text: str) -> None:
         line = self._lines[keys]
-        self.mistakes.append((line, f"{self._where}:{line}: {text}"))
+        self.errors.append((line, f"{self._where}:{line}: {text}"))
 
 
 def _name(keys: Keys) -> str:
-    """What a part is called in messages: its innermost key."""
+    """Return a part's name for messages: its innermost key."""
     return next((key for key in reversed(keys) if isinstance(key, str)), "versions.yaml")
 
 
 def _messages(error: ValidationError, name: str) -> Iterator[tuple[str, str]]:
-    """Yield key and message of the mistakes in a part; an empty key: the part itself."""
+    """Yield key and message for each error of a part; an empty key: the part itself."""
     schema: Any = error.schema
     instance: Any = error.instance
     known = schema.get("properties", {})
@@ -246,8 +243,8 @@ def _messages(error: ValidationError, name: str) -> Iterator[tuple[str, str]]:
                 if key not in instance:
                     yield "", f"{name}: {key!r} is missing"
         case "uniqueItems":
-            twice = [entry for number, entry in enumerate(instance) if entry in instance[:number]]
-            yield "", f"{name}: {twice[0]!r} stands here twice"
+            duplicates = [entry for number, entry in enumerate(instance) if entry in instance[:number]]
+            yield "", f"{name}: {duplicates[0]!r} is here twice"
         case "format":
             yield "", f"{name}: {error.cause}"
         case _:
@@ -262,7 +259,7 @@ def _messages(error: ValidationError, name: str) -> Iterator[tuple[str, str]]:
 
 @functools.cache
 def _validator() -> Validator:
-    """The schema with the formats that it names; importing jsonschema takes a while."""
+    """Return the schema with its formats; importing jsonschema takes time."""
     from jsonschema import Draft202012Validator, FormatChecker
 
     formats = FormatChecker(formats=())
@@ -273,7 +270,7 @@ def _validator() -> Validator:
 
 
 def _is_base_url(text: object) -> bool:
-    """Whether host and port can be; raises ValueError. The rest is the schema's pattern."""
+    """Check host and port; the schema's pattern checks the rest. Raises ValueError."""
     try:
         parts = urlsplit(str(text))
         good = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -285,17 +282,16 @@ def _is_base_url(text: object) -> bool:
 
 
 def _is_image(text: object, *, tagged: bool) -> bool:
-    """Whether it is an image's name, with a tag or without; raises ValueError."""
+    """Check an image's name, with a tag or without. Raises ValueError."""
     _, tag, digest = ImageName.parse(str(text))
     if tagged and (not tag or digest):
-        raise ValueError("expected a name with a tag; its digest is the lock's matter")
+        raise ValueError("expected a name with a tag; the digest is in the lock")
     if not tagged and (tag or digest):
-        raise ValueError("expected a name without a tag; tags come from the versions")
+        raise ValueError("expected a name without a tag; tags are made from the versions")
     return True
 
 
 def _intent(plain: Mapping[str, Any]) -> Intent:
-    """The intent of a document without mistakes."""
     image, packages, cooldown = plain["image"], plain["packages"], plain.get("cooldown", {})
     days = cooldown if isinstance(cooldown, dict) else {DEFAULT: cooldown}
     return Intent(
@@ -320,7 +316,7 @@ def _intent(plain: Mapping[str, Any]) -> Intent:
 
 
 def _base_url(text: str) -> str:
-    """A base URL; httpx takes one without a host for a relative one, so a folder gets its long form (RFC 8089, 2)."""
+    """Normalize a base URL; httpx treats one without a host as relative, so a folder gets a host (RFC 8089, 2)."""
     return text.rstrip("/").replace("file:///", "file://localhost/", 1)
 
 

@@ -107,7 +107,7 @@ def test_what_is_nested_too_deep_is_a_sentence() -> None:
     ("before", "after", "line", "sentence"),
     [
         ("docker: 29.7.2", "dcoker: 29.7.2", "dcoker", "did you mean 'docker'?"),
-        ("docker: 29.7.2", "docker: 29.7.2\n  docker: 29.7.1", "29.7.1", "stands here twice"),
+        ("docker: 29.7.2", "docker: 29.7.2\n  docker: 29.7.1", "29.7.1", "is here twice"),
         ("linux/arm64]", "linux/arm6]", "linux/arm6]", "expected one of linux/amd64, linux/arm64"),
         ("k3s: v1.37.1+k3s1", "k3s: newest", "k3s: newest", "an exact version or a channel"),
         ("debian:trixie-slim", "debian", "base: docker.io", "expected a name with a tag"),

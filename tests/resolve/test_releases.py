@@ -309,7 +309,7 @@ def test_a_lock_gets_them_when_they_are_asked_for(vendors: Vendors) -> None:
     made = vendors.resolve(before, replace(vendors.intent, variants=(Variant.AIRGAP,)))
     assert before.airgap == ()
     assert changes.lines(before, made) == [
-        *(f"system images k3s-airgap-images ({arch}): nothing → {AIRGAP}" for arch in ("amd64", "arm64")),
+        *(f"system images k3s-airgap-images ({arch}): none → {AIRGAP}" for arch in ("amd64", "arm64")),
     ]
     told = changes.markdown(before, made, ())
     assert "| k3s-airgap-images | amd64, arm64 | — | v1.37.1+k3s1 |" in told

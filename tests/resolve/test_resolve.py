@@ -100,7 +100,7 @@ def test_an_unchanged_lock_keeps_its_date_and_a_changed_one_gets_today(vendors: 
     vendors.docker("28.10.0")
     changed = vendors.resolve(first)
     assert changed.date == datetime.now(UTC).date().isoformat()
-    assert changes.lines(first, changed)[0] == "docker: 28.5.2 → 28.10.0"
+    assert changes.lines(first, changed)[0] == "docker 28.5.2 → 28.10.0"
 
 
 def test_another_guest_leaves_the_date_and_is_told(vendors: Upstream) -> None:
@@ -111,7 +111,7 @@ def test_another_guest_leaves_the_date_and_is_told(vendors: Upstream) -> None:
     assert (changed.date, changed.digest, changed.guest) == ("2020-01-01", first.digest, made.guest)
     assert changes.lines(first, changed) == [
         "guest busybox-static (amd64): 0.9-1 → 1.0-1",
-        "guest linux-image-6.12 (arm64): 6.12.117-1 → nothing",
+        "guest linux-image-6.12 (arm64): 6.12.117-1 → none",
     ]
     other = replace(changed, guest=(replace(changed.guest[0], digest=digest("rebuilt")),))
     assert changes.lines(changed, other) == ["busybox-static 1.0-1 (amd64): another digest"]
