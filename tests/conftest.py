@@ -125,7 +125,7 @@ def brought(request: pytest.FixtureRequest) -> supplies.Supplies:
         machine.ensure([*rehearse.TOOLS, *sandbox.TOOLS], log)
         committed = lock.read(ROOT / "versions.lock.yaml", intent)
         job = supplies.Job(intent=intent, lock=committed, folder=cache.folder() / "rehearsal", log=log)
-        return supplies.bring(job)
+        return supplies.provide(job)
 
 
 def _need_root() -> None:

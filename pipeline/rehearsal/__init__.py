@@ -1,4 +1,4 @@
-"""What a release needs from outside, made on this machine: origin, registries, scanner, stubs (docs/rehearsal.md).
+"""A whole release on this machine, in dist/rehearsal/, from package registries (docs/rehearsal.md).
 
-Takes package registries and gives a whole release in dist/rehearsal/.
+Replaces the rest of the world: origin, registries, scanner, and stubs of k3s and its system images.
 """

@@ -1,8 +1,8 @@
-"""For machines whose root lacks CAP_SYS_RESOURCE: an OCI runtime that asks for no negative oom_score_adj.
+"""An OCI runtime without negative oom_score_adj, for machines whose root lacks CAP_SYS_RESOURCE.
 
-kubelet asks for -998 for pause containers; without that capability the kernel refuses and runc gives up. The
-rehearsal copies this runtime into the container that it boots and makes it the inner dockerd's default. It is never
-part of the image. The setting: https://github.com/opencontainers/runtime-spec/blob/main/config.md (process)
+kubelet sets -998 for pause containers; without that capability the kernel refuses it and runc fails. The rehearsal
+copies this runtime into the container that it boots and makes it the inner dockerd's default. It is never part of the
+image. The setting: https://github.com/opencontainers/runtime-spec/blob/main/config.md (process)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ os.execvp("runc", ["runc", *sys.argv[1:]])
 
 
 def apply(options: BootOptions, folder: Path, log: Log) -> BootOptions:
-    """Add the runtime to what the boot tier gives to the container; nothing where root has the capability."""
+    """Add the runtime to the options of a boot, unless root has the capability."""
     if machine.has_capability(machine.CAP_SYS_RESOURCE):
         return options
     log.say("this machine's root lacks CAP_SYS_RESOURCE: the booted container gets a runtime that clamps oom_score_adj")

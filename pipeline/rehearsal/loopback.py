@@ -1,4 +1,4 @@
-"""HTTP servers of ours on 127.0.0.1, for the length of a block."""
+"""HTTP servers on 127.0.0.1, for the length of a block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.core.errors import EngineError
 def serve(
     name: str, port: int, handler: Callable[..., BaseHTTPRequestHandler], context: ssl.SSLContext | None = None
 ) -> Iterator[None]:
-    """Serve on that port, with TLS if there is a context. Raises EngineError when the port is taken."""
+    """Serve on a port, with TLS if there is a context. Raises EngineError if the port is in use."""
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
@@ -30,7 +30,7 @@ def serve(
 
 @contextmanager
 def running(server: BaseServer) -> Iterator[None]:
-    """Have a server answer in a thread, for the length of the block; it is closed then."""
+    """Run a server in a thread for the length of the block, then close it."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -46,5 +46,5 @@ def port_taken(name: str, port: int, error: OSError) -> EngineError:
     return EngineError(
         f"{name} cannot listen on 127.0.0.1:{port}",
         found=str(error.strerror),
-        next_step=f"stop what listens there: ss -ltnp 'sport = {port}'",
+        next_step=f"stop the process that listens there: ss -ltnp 'sport = {port}'",
     )

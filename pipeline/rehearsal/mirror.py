@@ -1,7 +1,7 @@
-"""Debian's packages as this machine reaches them: by apt itself, with the machine's mirrors, proxies and keys.
+"""Debian's packages, downloaded by apt itself with the machine's mirrors, proxies and keys.
 
-No address is written down here: a Debian machine's own sources say where its archive is, and only the suite differs.
-Other machines (Ubuntu) use the upstream of versions.yaml.
+The addresses are those of a Debian machine's own sources, and only the suite differs; other machines (Ubuntu) use the
+upstream of versions.yaml.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HELPER = "/usr/lib/apt/apt-helper"  # apt's own downloader, with apt's own conf
 
 @dataclass(frozen=True, kw_only=True)
 class Archives:
-    """Where Debian's archives are for this machine: base URLs without a trailing slash, and the keyring."""
+    """Base URLs of Debian's archives, without a trailing slash, and their keyring."""
 
     uris: Mapping[str, str]  # `debian` and `debian-security`
     keyring: str
@@ -43,20 +43,20 @@ class Candidate:
     platform: Platform
     path: str  # below the archive
     digest: Digest
-    libc: tuple[int, ...]  # least glibc that its Depends ask for; () when none
+    libc: tuple[int, ...]  # the least glibc of its Depends; () without one
 
     @property
     def source_version(self) -> str:
-        """The version without the number of a rebuild (`+b2`), which differs between architectures."""
+        """The version without the number of a rebuild (`+b2`), which architectures do not share."""
         return re.sub(r"\+b\d+$", "", self.version)
 
 
 def archives(upstream: Mapping[str, str]) -> Archives:
-    """This machine's Debian archives; `upstream` where its own sources name none. Raises UpstreamError."""
+    """Return this machine's Debian archives; those of `upstream` if its own sources have none. Raises UpstreamError."""
     keyring = next((path for path in _KEYRINGS if Path(path).exists()), None)
     if keyring is None:
         raise UpstreamError(
-            "this machine cannot check Debian's signatures",
+            "Debian's signatures cannot be verified on this machine",
             expected=f"one of {', '.join(_KEYRINGS)}",
             next_step="apt-get install debian-archive-keyring",
         )
@@ -68,7 +68,7 @@ def archives(upstream: Mapping[str, str]) -> Archives:
 
 
 class Apt:
-    """apt with a state of its own, for suites and architectures that are not this machine's."""
+    """apt with a separate state, for other suites and architectures than this machine's."""
 
     def __init__(self, folder: Path, where: Archives, suites: Iterable[str], platforms: Iterable[Platform]) -> None:
         self._archives = where
@@ -80,7 +80,7 @@ class Apt:
         _apt("apt-get", "update", "-qq", "--error-on=any", configuration=self._configuration)
 
     def candidates(self, name: str, platform: Platform) -> list[Candidate]:
-        """Every version of a package, newest first."""
+        """Return every version of a package, newest first. Raises UpstreamError."""
         text = _apt("apt-cache", "show", f"{name}:{platform.names.debian}", configuration=self._configuration)
         return [
             Candidate(
@@ -95,33 +95,26 @@ class Apt:
         ]
 
     def download(self, candidate: Candidate, folder: Path) -> Path:
-        """Bring one package into a folder. Raises UpstreamError."""
+        """Download a package into a folder. Raises UpstreamError."""
         target = folder / candidate.path.rsplit("/", 1)[1]
         download(f"{self._archives.uris['debian']}/{candidate.path}", target, candidate.digest)
         return target
 
 
 def download(uri: str, target: Path, digest: Digest | None = None) -> None:
-    """Bring one file by apt's own downloader, unless it is there already. Raises UpstreamError."""
+    """Download a file with apt's own downloader, unless it exists. Raises UpstreamError."""
     if target.exists() and (digest is None or Digest.of_file(target) == digest):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     partial.unlink(missing_ok=True)
-    _apt(
-        _HELPER,
-        "-o",
-        "APT::Sandbox::User=root",
-        "download-file",
-        uri,
-        str(partial),
-        *([f"SHA256:{digest.hex}"] if digest else []),
-    )
+    checked = [f"SHA256:{digest.hex}"] if digest else []
+    _apt(_HELPER, "-o", "APT::Sandbox::User=root", "download-file", uri, str(partial), *checked)
     partial.replace(target)
 
 
 def host_libc() -> tuple[int, ...]:
-    """This machine's glibc, e.g. (2, 36); () where it has none (musl)."""
+    """Return this machine's version of glibc, e.g. (2, 36); () without glibc (musl)."""
     try:
         text = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (ValueError, OSError):
@@ -136,32 +129,29 @@ def _numbers(match: re.Match[str] | None) -> tuple[int, ...]:
 def newest_fitting(
     apt: Apt, names: tuple[str, ...], platforms: Iterable[Platform], libc: tuple[int, ...], log: Log
 ) -> list[Candidate]:
-    """The newest common version of `names` that every platform has and this machine's glibc can run.
+    """Return candidates of each name and platform: the newest version that all have and this machine's glibc can run.
 
-    The packages of one source (docker.io, docker-cli) are asked for together, so that their versions match.
-    Returns one candidate for each name and platform. Raises UpstreamError.
+    `names`: packages of one source (docker.io, docker-cli), whose versions must match. Raises UpstreamError.
     """
-    by_key = {
-        (name, platform): {found.source_version: found for found in apt.candidates(name, platform)}
+    available = [
+        {candidate.source_version: candidate for candidate in apt.candidates(name, platform)}
         for name in names
         for platform in platforms
-    }
-    first = next(iter(by_key.values()))
+    ]
     refused: list[str] = []
-    for version in first:
-        if not all(version in found for found in by_key.values()):
+    for version in available[0]:
+        if not all(version in versions for versions in available):
             continue
-        chosen = [found[version] for found in by_key.values()]
-        needed = max(candidate.libc for candidate in chosen)
-        if needed <= libc:
+        chosen = [versions[version] for versions in available]
+        if max(candidate.libc for candidate in chosen) <= libc:
             why = f" (not {', '.join(refused)}: glibc too new for this machine)" if refused else ""
             log.say(f"{', '.join(names)}: {version}{why}")
             return chosen
         refused.append(version)
     raise UpstreamError(
-        f"no version of {', '.join(names)} runs on this machine",
-        expected=f"one that needs at most glibc {'.'.join(map(str, libc))}",
-        found=", ".join(refused) or "no version that all platforms have",
+        f"no version of {', '.join(names)} can run on this machine",
+        expected=f"a version for at most glibc {'.'.join(map(str, libc))}",
+        found=", ".join(refused) or "no version for all platforms",
         next_step="use a newer Debian or Ubuntu release",
     )
 

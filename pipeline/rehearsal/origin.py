@@ -1,6 +1,6 @@
-"""The rehearsal's origin: every vendor's host as a folder, served over HTTP on loopback.
+"""The rehearsal's origin: a folder for each vendor's host, served over HTTP on loopback.
 
-    <root>/download.docker.com/linux/static/stable/x86_64/docker-<v>.tgz   the server lists the folder
+    <root>/download.docker.com/linux/static/stable/x86_64/docker-<v>.tgz   with a listing of the folder
     <root>/github.com/docker/buildx/releases/download/v<v>/…, checksums.txt, docker/buildx.git/info/refs
     <root>/github.com/moby/moby.git/info/refs                                 docker's tags
     <root>/github.com/docker/compose/…                                        the same
@@ -34,12 +34,12 @@ HOSTS = {key: url.removeprefix("https://") for key, url in UPSTREAM.items()}
 
 
 def upstream(port: int) -> dict[str, str]:
-    """The base URLs to put into an intent in the vendors' place."""
+    """Return base URLs for an intent, instead of the vendors'."""
     return {key: f"http://127.0.0.1:{port}/{folder}" for key, folder in HOSTS.items()}
 
 
 def serve(root: Path, port: int) -> AbstractContextManager[None]:
-    """Serve the folder on 127.0.0.1 for the length of the block. Raises EngineError when the port is taken."""
+    """Serve the folder on 127.0.0.1 for the length of the block. Raises EngineError if the port is in use."""
     return loopback.serve("the origin", port, partial(_Handler, directory=str(root)))
 
 
@@ -47,11 +47,11 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: the client's own progress shows what is fetched."""
+        """Log nothing, since the client shows its progress."""
 
 
 def publish(root: Path, part: str, version: str, files: Mapping[Platform, bytes]) -> None:
-    """Lay out a release of a component, or of k3s's system images: files, checksum files, tag, channels."""
+    """Write a release of a component, or of k3s's system images: files, checksum files, tag, channels."""
     for platform, data in files.items():
         where = published(part, version, platform)
         _write(path_of(root, part, version, platform), data)
@@ -70,13 +70,13 @@ def publish(root: Path, part: str, version: str, files: Mapping[Platform, bytes]
 
 
 def path_of(root: Path, part: str, version: str, platform: Platform) -> Path:
-    """Return where a component's file is below the root."""
+    """Return the path of a component's file."""
     where = published(part, version, platform)
     return root / HOSTS[where.origin] / unquote(where.path)
 
 
 def _point_channels(root: Path, component: str, version: str) -> None:
-    """Let the channels of k3s or kubectl name this version."""
+    """Write the channels of k3s or kubectl, with this version."""
     minor = ".".join(version.split(".")[:2])
     if component == "k3s":
         names = ("stable", "latest", minor)
@@ -104,5 +104,5 @@ def _tag(root: Path, repository: str, tag: str) -> None:
 
 
 def _packet(line: str) -> str:
-    """One pkt-line of git's protocol: four hex digits of length, then the line (gitprotocol-common(5))."""
+    """Return a pkt-line of git's protocol: four hex digits of its length, then the line (gitprotocol-common(5))."""
     return f"{len(line) + 4:04x}{line}"

@@ -1,7 +1,6 @@
-"""A rehearsed image with this checkout's rootfs/ and a k3s put over it, without a build of the whole.
+"""A rehearsed image with this checkout's rootfs/ and a k3s on top, without building all of it.
 
-For tests of the image and for measuring an edit of it. The exact bytes that a release would publish are what the
-rehearsal's own smoke boots.
+For tests of the image and for measuring an edit of it. Smoke in the rehearsal boots the exact bytes of a release.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from python_on_whales import DockerClient
 
 from pipeline.core.names import Digest
 
-# As the Dockerfile's stages `own` and `system-images` do it. Byte code in there is never checked, so none of the old
-# one may stay.
+# As the Dockerfile's stages `own` and `system-images`. The old byte code must go, since Python does not check it.
 _DOCKERFILE = r"""
 FROM {base}
 RUN --network=none --mount=type=bind,target=/in <<"EOF"
@@ -45,7 +43,7 @@ EOF
 
 @dataclass(frozen=True, kw_only=True)
 class K3s:
-    """A k3s to put over the image's: the program, its version, and for the variant airgap its system images."""
+    """A k3s to replace the image's: the program, its version, and for the variant airgap its system images."""
 
     program: bytes
     version: str
@@ -53,7 +51,7 @@ class K3s:
 
 
 def build(client: DockerClient, base: str, name: str, root: Path, folder: Path, k3s: K3s | None = None) -> None:
-    """Build it in the engine. `root`: the checkout; `folder`: an empty one for the context."""
+    """Build the image in the engine. `root`: the checkout; `folder`: an empty one, for the context."""
     shutil.copytree(root / "rootfs", folder / "rootfs", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "images").mkdir()
     if k3s is not None:

@@ -1,11 +1,11 @@
 """`nox -s rehearse`: the whole release on one machine that reaches only package registries.
 
-    outside    install what is missing; one lock, so that two rehearsals do not meet
-    supplies   in a pid and mount namespace: everything that comes from apt and pip
+    outside    install missing packages; a lock excludes a second rehearsal
+    supplies   in a pid and mount namespace: all downloads of apt and pip
     release    in namespaces without any network: origin, registry, engine and the stages of a release
 
-Both phases are processes in a sandbox (engine/sandbox.py): when this process ends, by whatever signal, the kernel
-removes theirs with every mount, bridge and container, and the next rehearsal continues from what was finished.
+Both phases are processes in a sandbox (engine/sandbox.py): when this process ends, by any signal, the kernel removes
+theirs with every mount, bridge and container, and the next rehearsal continues after the last finished step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.engine.daemon import CGROUP
 from pipeline.http import transport
 from pipeline.inputs import versions
 from pipeline.inputs.lock import Lock
-from pipeline.rehearsal import clamp, origin, pause, supplies
+from pipeline.rehearsal import clamp, images, origin, pause, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
 from pipeline.rehearsal.registry import Served
 from pipeline.signing import signer
@@ -44,40 +44,39 @@ from pipeline.smoke.booted import BootOptions
 from pipeline.workflow import Run, SmokeSelection
 
 TOOLS = ("mmdebstrap", "docker-registry", "openssl", "dpkg-deb")
-_ORIGIN_PORT = 8080  # inside the sandbox every port is free
-_REGISTRY_PORT = 5000  # and 5001, its token server's
+_ORIGIN_PORT = 8080  # in the sandbox every port is free
+_REGISTRY_PORT = 5000  # and 5001 for its token server
 _SECURE_PORT = 5443  # and 5444
 _BASE = "library/debian"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Real:
-    """The real files that a rehearsal was given in the place of stubs."""
+    """Real files instead of stubs, by platform."""
 
     k3s: Mapping[Platform, Path]
     images: Mapping[Platform, Path]  # k3s's archives of system images
 
     @classmethod
     def of(cls, k3s: Sequence[str], images: Sequence[str]) -> Real:
-        """Read the arguments of --k3s and --images. Raises IntentError."""
-        made = cls(k3s=_files("k3s", k3s), images=_files("images", images))
-        if alone := [platform for platform in made.images if platform not in made.k3s]:
+        """Parse the arguments of --k3s and --images. Raises IntentError."""
+        real = cls(k3s=_files("k3s", k3s), images=_files("images", images))
+        if alone := [platform for platform in real.images if platform not in real.k3s]:
             raise IntentError(
-                f"--images {alone[0]}=… needs the k3s that those images are for",
-                next_step=f"give it as well: --k3s {alone[0]}=…",
+                f"--images {alone[0]}=… needs the k3s of those images", next_step=f"add --k3s {alone[0]}=…"
             )
-        return made
+        return real
 
     def options(self, chosen: engine.Engine, variant: Variant, folder: Path, log: Log) -> BootOptions:
-        """Return what a real k3s needs where nothing can be pulled.
+        """Return the options for a real k3s that can pull nothing.
 
-        Its system images where an archive was given; the variant airgap has it already. Else, and on a virtual engine,
-        which would take many minutes to unpack them: a pause image, and no add-ons.
+        With an archive: its system images, which the variant airgap contains. Without one, and on a virtual engine,
+        which would take many minutes to unpack them: a pause image and no add-ons.
         """
         assert chosen.platform is not None
         if chosen.platform not in self.k3s:
             return BootOptions()
-        patience = 3.0  # of a real control plane on a small machine; the stub answers within a second
+        patience = 3.0  # for a real control plane on a small machine; the stub answers within a second
         archive = self.images.get(chosen.platform)
         if archive is not None and not chosen.virtual:
             files = ((archive, f"/app/images/{archive.name}"),) if variant is Variant.IMAGE else ()
@@ -95,7 +94,7 @@ def main(run: Run, parsed: argparse.Namespace) -> int:
     folder = run.cache / "rehearsal"
     real = Real.of(parsed.k3s, parsed.images)
     if parsed.phase == "supplies":
-        _bring(run, folder, real, refresh=parsed.refresh)
+        _provide(run, folder, real, refresh=parsed.refresh)
         return 0
     if parsed.phase == "release":
         _release(run, folder, real, emulate=not parsed.no_emulation, again=parsed.again)
@@ -111,24 +110,24 @@ def main(run: Run, parsed: argparse.Namespace) -> int:
 
 
 def _outside(run: Run, folder: Path) -> int:
-    """Run both phases, each as a child of its own."""
+    """Run each phase in a child process."""
     log = run.log
     host = Platform.host()
     if host not in run.intent.platforms:
-        raise EngineError("this machine is of no platform of the image", found=str(host))
-    with log.step("what this machine lacks"):
-        foreign = [platform for platform in run.intent.platforms if platform != host]
-        emulators = [emulation.program(platform) for platform in foreign]
-        # Now, because the release phase has no network.
-        virtual_engine = [tool for platform in foreign for tool in virtual.tools(platform)]
+        raise EngineError("the image has no platform of this machine", found=str(host))
+    with log.step("missing packages of this machine"):
+        others = [platform for platform in run.intent.platforms if platform != host]
+        emulators = [emulation.program(platform) for platform in others]
+        # Now, since the release phase has no network.
+        virtual_engine = [tool for platform in others for tool in virtual.tools(platform)]
         machine.ensure([*TOOLS, *sandbox.TOOLS, *emulators, *virtual_engine], log)
     sandbox.sweep_cgroups(CGROUP)
     shutil.rmtree(folder / "tmp", ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
-    again = [sys.executable, "-m", "pipeline", *sys.argv[1:], "--phase"]
-    code = _child(sandbox.wrap([*again, "supplies"], network=True), folder / "tmp")
+    command = [sys.executable, "-m", "pipeline", *sys.argv[1:], "--phase"]
+    code = _child(sandbox.wrap([*command, "supplies"], network=True), folder / "tmp")
     if code == 0:
-        code = _child(sandbox.wrap([*again, "release"], init=folder / "docker-init"), folder / "tmp")
+        code = _child(sandbox.wrap([*command, "release"], init=folder / "docker-init"), folder / "tmp")
     sandbox.sweep_cgroups(CGROUP)
     if code == 0:
         log.say(f"rehearsed in {seconds(log.elapsed)}; nothing of it is left running")
@@ -136,17 +135,17 @@ def _outside(run: Run, folder: Path) -> int:
 
 
 def _child(command: list[str], temporary: Path) -> int:
-    """Run a phase; SIGINT and SIGTERM are passed on once, and its exit code is ours.
+    """Run a phase and return its exit code; forward SIGINT and SIGTERM to it.
 
-    `temporary`: for the temporary files of mmdebstrap and others, so that the next run can remove what a kill left.
+    `temporary`: for the temporary files of mmdebstrap and others, which the next run removes after a kill.
     """
     environment = {**os.environ, "TMPDIR": str(temporary)}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
+    def forward(number: int, _frame: FrameType | None) -> None:
         sandbox.signal_inside(process.pid, signal.Signals(number))
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return process.wait()
     finally:
@@ -158,27 +157,27 @@ def _child(command: list[str], temporary: Path) -> int:
 
 def _supplies(run: Run, folder: Path, real: Real, *, refresh: bool) -> supplies.Supplies:
     job = supplies.Job(intent=run.intent, lock=run.lock, folder=folder, log=run.log, k3s=real.k3s, images=real.images)
-    return supplies.bring(job, refresh=refresh)
+    return supplies.provide(job, refresh=refresh)
 
 
-def _bring(run: Run, folder: Path, real: Real, *, refresh: bool) -> None:
-    with run.log.step("supplies: what comes from package registries"):
-        brought = _supplies(run, folder, real, refresh=refresh)
-    # Process 1 of the second phase: the static init that docker ships.
+def _provide(run: Run, folder: Path, real: Real, *, refresh: bool) -> None:
+    with run.log.step("supplies, from package registries"):
+        provided = _supplies(run, folder, real, refresh=refresh)
+    # Process 1 of the second phase is docker's static init.
     host = Platform.host()
     assert host is not None
-    archive = origin.path_of(brought.root, "docker", brought.versions["docker"], host)
+    archive = origin.path_of(provided.root, "docker", provided.versions["docker"], host)
     supplies.extract_init(archive, folder / "docker-init")
 
 
 def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) -> None:
-    """Run the release itself without network, with a separate origin, registries and engine."""
+    """Run the release without network, with the rehearsal's origin, registries and engine."""
     log = run.log
-    # Inside, where binfmt_misc is mounted whether or not the machine has it mounted.
+    # Here, since the sandbox mounts binfmt_misc and the machine may not.
     emulation.sweep(log)
-    brought = _supplies(run, folder, real, refresh=False)
+    provided = _supplies(run, folder, real, refresh=False)
     with ExitStack() as stack:
-        stack.enter_context(origin.serve(brought.root, _ORIGIN_PORT))
+        stack.enter_context(origin.serve(provided.root, _ORIGIN_PORT))
         program = machine.find("docker-registry") or ""
         served = [
             stack.enter_context(rehearsed_registry.serve(program, folder / name, port, tls=tls))
@@ -186,16 +185,16 @@ def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) 
         ]
         plain, secure = served
         log.say(f"origin on 127.0.0.1:{_ORIGIN_PORT}, registries on {plain.host} and {secure.host} (TLS)")
-        log.say("they are seen only inside this rehearsal")
+        log.say("they are reachable only inside this rehearsal")
         rehearsed = stack.enter_context(_rehearsed(run, served))
-        _prepare(run, rehearsed, brought, served, folder)
+        _prepare(run, rehearsed, provided, served, folder)
         _same_kubectl(run.lock, rehearsed.lock, log)
 
         def options(chosen: engine.Engine, variant: Variant) -> BootOptions:
-            wanted = real.options(chosen, variant, folder, log)
-            return wanted if chosen.virtual else clamp.apply(wanted, folder, log)
+            boot = real.options(chosen, variant, folder, log)
+            return boot if chosen.virtual else clamp.apply(boot, folder, log)
 
-        # One key for all rehearsals of this machine, so that a second one finds everything signed.
+        # One key for all rehearsals of this machine, so that the next one need not sign again.
         key = folder / "signing.key"
         signer.make_key(key)
         release = functools.partial(
@@ -209,14 +208,14 @@ def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) 
         steps.go(release(afresh=again), log, dry_run=False)
         left = [f"{step.name}: {text}" for step in release() for text in step.left()]
         if left:
-            raise VerificationFailed("a release that ended well has something left to do", found="\n    ".join(left))
+            raise VerificationFailed("a finished release has steps left", found="\n    ".join(left))
         _pull_and_boot(rehearsed, options)
         write_text(rehearsed.dist / "notes.md", rehearsed.notes(None))
         rehearsed.summary()
 
 
 def _rehearsed(run: Run, served: Sequence[Served]) -> Run:
-    """Return the run of the release: everything below dist/rehearsal, and what was started here in upstream's place."""
+    """Return the run of the release: below dist/rehearsal, with the rehearsal's servers instead of upstream."""
     dist = run.dist / "rehearsal"
     credentials = {registry.host: registry.credentials for registry in served}
     (authority,) = (registry.authority for registry in served if registry.authority)
@@ -232,26 +231,26 @@ def _rehearsed(run: Run, served: Sequence[Served]) -> Run:
     )
 
 
-def _prepare(run: Run, rehearsed: Run, brought: supplies.Supplies, served: Sequence[Served], folder: Path) -> None:
+def _prepare(run: Run, rehearsed: Run, provided: supplies.Supplies, served: Sequence[Served], folder: Path) -> None:
     """Push the base image, and write the rehearsal's versions.yaml and lock."""
-    # Other supplies under the same versions (a new stub, a rebuilt package) would rightly be refused by `resolve` as
-    # bytes that were replaced; here they are expected, so the rehearsal's own lock is made again.
+    # `resolve` refuses other bytes under the same version. Here a new stub or a rebuilt package is expected, so the
+    # rehearsal's own lock is made again.
     mark = rehearsed.dist / "supplies"
-    if not mark.exists() or mark.read_text(encoding="utf-8") != brought.mark:
+    if not mark.exists() or mark.read_text(encoding="utf-8") != provided.mark:
         rehearsed.lock_path.unlink(missing_ok=True)
-        write_text(mark, brought.mark)
+        write_text(mark, provided.mark)
     tag = run.intent.base.rpartition(":")[2]
     base = ImageName(registry=served[0].host, repository=_BASE)
     with run.log.step("the base image, into the registry"):
-        rehearsed_registry.push_base(rehearsed.registry(base), tag, brought.bases, folder / "base-image", run.log)
+        images.push_base(rehearsed.registry(base), tag, provided.bases, folder / "base-image", run.log)
     intent = replace(
         run.intent,
         names=tuple(ImageName(registry=registry.host, repository="dind-k3s") for registry in served),
-        components=brought.versions,
+        components=provided.versions,
         upstream=origin.upstream(_ORIGIN_PORT),
         mirrors={},
         witnesses={},
-        policy={},  # there is one origin and nobody signs its files, so nothing can be asked of their grades
+        policy={},  # the one origin has no signatures, so no grade can be required
         base=f"{base}:{tag}",
     )
     versions.write(rehearsed.intent_path, intent)
@@ -264,23 +263,23 @@ def _pull_and_boot(rehearsed: Run, options: smoke.Options) -> None:
     assert host is not None
     dist = rehearsed.dist / "pulled"
     pulled = replace(rehearsed, dist=dist, start=lambda *_: nullcontext(rehearsed.engine))
-    # By digest: `latest` stays with a newer k3s that was rehearsed before.
+    # By digest: `latest` may be a newer k3s of an earlier rehearsal.
     pulled.pull(f"{rehearsed.intent.names[-1]}@{Image.read(rehearsed.dist).digest}", dist)
     pulled.smoke(SmokeSelection(platforms=[host], tiers=[Tier.BOOT], options=options))
     shutil.rmtree(dist)
 
 
 def _same_kubectl(real: Lock, rehearsed: Lock, log: Log) -> None:
-    """Artifacts that are in both locks must be the same bytes; kubectl is the one that a package registry has."""
-    known = {(file.component, file.platform): file for file in real.artifacts}
+    """Raise DigestMismatch if files of both locks differ. kubectl is the one that a package registry has."""
+    locked = {(file.component, file.version, file.platform): file.digest for file in real.artifacts}
     for file in rehearsed.artifacts:
-        ours = known.get((file.component, file.platform))
-        if ours is None or ours.version != file.version:
+        digest = locked.get((file.component, file.version, file.platform))
+        if digest is None:
             continue
-        if ours.digest != file.digest:
+        if digest != file.digest:
             raise DigestMismatch(
                 f"{file.component} {file.version} for {file.platform} is not the file that versions.lock.yaml names",
-                expected=ours.digest.text,
+                expected=digest.text,
                 found=file.digest.text,
                 where=file.url,
                 next_step="the package registry's copy is not the vendor's: do not use it",

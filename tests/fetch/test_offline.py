@@ -24,7 +24,7 @@ from pipeline.core.records import Image
 from pipeline.engine import sandbox
 from pipeline.http import transport
 from pipeline.inputs import changes, lock, versions
-from pipeline.rehearsal import origin, supplies
+from pipeline.rehearsal import images, origin, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
 from pipeline.rehearsal.registry import free_ports
 from pipeline.workflow import Run
@@ -133,7 +133,7 @@ def filled(brought: supplies.Supplies) -> Iterator[Run]:
             name = ImageName(registry=served.host, repository="library/debian")
             tag = committed.base.rpartition(":")[2]
             pushing = replace(run, credentials=lambda registry: served.credentials).registry(name)
-            rehearsed_registry.push_base(pushing, tag, brought.bases, folder / "base-image", run.log)
+            images.push_base(pushing, tag, brought.bases, folder / "base-image", run.log)
             versions.write(
                 run.intent_path,
                 replace(

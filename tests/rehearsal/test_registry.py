@@ -14,6 +14,7 @@ from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
+from pipeline.rehearsal import images
 from pipeline.rehearsal import registry as rehearsal
 from pipeline.rehearsal.registry import free_ports
 from tests.helpers.images import Line, program, running
@@ -44,7 +45,7 @@ def test_it_ends_with_its_block_and_keeps_images(tmp_path: Path) -> None:
     with running(tmp_path / "registry") as place:
         host = place.served.host
         registry = place.registry(place.name("base"), Line())
-        digest = rehearsal.push_base(registry, "trixie", roots, tmp_path / "base", LOG)
+        digest = images.push_base(registry, "trixie", roots, tmp_path / "base", LOG)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://{host}/v2/", trust_env=False)
     with running(tmp_path / "registry") as place:
@@ -67,9 +68,9 @@ def test_the_base_image_is_what_the_tars_are(tmp_path: Path) -> None:
     with running(tmp_path / "registry") as place:
         lines = [Line(), Line(), Line()]
         name = place.name("library/debian")
-        first = rehearsal.push_base(place.registry(name, lines[0]), "trixie", roots, tmp_path / "one", LOG)
+        first = images.push_base(place.registry(name, lines[0]), "trixie", roots, tmp_path / "one", LOG)
         # Elsewhere, from nothing: the same bytes.
-        assert rehearsal.push_base(place.registry(name, lines[1]), "trixie", roots, tmp_path / "two", LOG) == first
+        assert images.push_base(place.registry(name, lines[1]), "trixie", roots, tmp_path / "two", LOG) == first
         assert lines[1].written == []
         index = place.anonymous(name).manifest("trixie")
         assert index is not None
@@ -83,7 +84,7 @@ def test_the_base_image_is_what_the_tars_are(tmp_path: Path) -> None:
             assert unpacked == roots[platform].read_bytes()
         # Another root: another image under the same tag.
         roots[Platform.ARM64].write_bytes(b"another root")
-        second = rehearsal.push_base(place.registry(name, lines[2]), "trixie", roots, tmp_path / "one", LOG)
+        second = images.push_base(place.registry(name, lines[2]), "trixie", roots, tmp_path / "one", LOG)
         assert second != first
         moved = place.anonymous(name).manifest("trixie")
         assert moved is not None
