@@ -36,6 +36,34 @@ def test_ten_pods_that_ignore_sigterm_are_stopped_within_ten_seconds(boxes: Call
     assert found, report
 
 
+@pytest.mark.parametrize(("ports", "command"), [(300, "trap exit TERM; while :; do sleep 0.1; done"), (100, STUBBORN)])
+def test_hundreds_of_published_ports_are_taken_back_within_ten_seconds(
+    boxes: Callable[..., Box], ports: int, command: str
+) -> None:
+    box = boxes(environment={"K3S_DISABLE": "1"}).up("docker")
+    box.build("mine:1")
+    published = f"20000-{19999 + ports}"
+    run = [
+        "docker",
+        "run",
+        "--detach",
+        "--name",
+        "many",
+        "--restart",
+        "always",
+        "--publish",
+        f"{published}:{published}",
+    ]
+    box.do(*run, "mine:1", "/bin/sh", "-c", command)
+    took, code = stop(box)
+    print(took, box.log())
+    assert (code, took < 10) == (0, True), box.log()
+    # dockerd ended by itself: it had time to note what became of the container, and starts it again.
+    assert "killed by a signal" not in box.log()
+    box.up("docker")
+    box.until("the container to run again", lambda: box.do("docker", "port", "many").count("->") >= ports)
+
+
 def test_drain_gives_a_database_the_time_that_it_asks_for(boxes: Callable[..., Box]) -> None:
     box = boxes(environment={"DIND_K3S_STOP": "drain", "DIND_K3S_STOP_GRACE": "1"}).up()
     box.build("mine:1")
@@ -63,6 +91,52 @@ def test_a_stop_during_the_start_is_quick_and_clean(boxes: Callable[..., Box]) -
         assert took < 8
         box.docker.remove(box.name, force=True)
         box.create()
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_signals_that_are_no_stop_end_nothing(boxes: Callable[..., Box], init: bool) -> None:
+    box = boxes(environment={"K3S_DISABLE": "1"}, command=["--label", "size=small"], options={"init": init})
+    box.create()
+    for step in (" privileges ", " start ", "[watch]"):  # the shell, Python not there yet, the supervisor
+        box.start()
+        box.until(step, lambda step=step: step in box.log(), 20)  # type: ignore[misc]
+        for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"):
+            box.docker.kill(box.name, signal=name)
+        box.ready("docker")
+        assert box.state()["running"]
+        if step != "[watch]":
+            box.docker.remove(box.name, force=True)
+            box.create()
+    programs = [box.pid(program) for program in ("dockerd", "watch")]
+    box.do("mkdir", "-p", "/etc/docker")
+    box.shell(
+        """echo '{"debug": true, "insecure-registries": ["r.example:5000"], "mtu": 1400}' >/etc/docker/daemon.json"""
+    )
+    box.docker.kill(box.name, signal="SIGHUP")
+    box.until("dockerd to reload", lambda: "r.example:5000" in box.do("docker", "info"))
+    assert "dockerd reloads its configuration (debug, insecure-registries)" in box.log()
+    assert "size=small" in box.do("docker", "info")
+    box.shell("echo '{' >/etc/docker/daemon.json")
+    box.docker.kill(box.name, signal="SIGHUP")
+    box.until(
+        "the mistake to be told", lambda: "SIGHUP changes nothing: /etc/docker/daemon.json is not JSON" in box.log()
+    )
+    box.docker.kill(box.name, signal="SIGUSR1")
+    box.until("a line about SIGUSR1", lambda: "SIGUSR1 was ignored" in box.log())
+    assert programs == [box.pid(program) for program in ("dockerd", "watch")]
+    box.docker.kill(box.name, signal="SIGQUIT")  # a stop, in order
+    assert box.ends(10)[0] == 0
+
+
+@pytest.mark.parametrize("source", ["file", "flag"])
+def test_live_restore_is_refused_because_nothing_outlives_the_container(boxes: Callable[..., Box], source: str) -> None:
+    files = {"/etc/own.json": '{"live-restore": true}'}
+    environment = {"DOCKER_ARGS": "--live-restore" if source == "flag" else "--config-file=/etc/own.json"}
+    box = boxes(environment=environment, files=files)
+    box.start()
+    code, log = box.ends()
+    assert code == 2
+    assert "no SIGTERM" in " ".join(box.errors()), log
 
 
 @pytest.mark.parametrize("init", [False, True])

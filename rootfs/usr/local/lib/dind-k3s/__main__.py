@@ -12,7 +12,7 @@ import sys
 # Called by the image's own scripts, and by its build.
 INTERNAL = (
     *("address", "configure", "data-root", "drain", "etcd", "guard", "join", "keeper", "manifests"),
-    *("old-data", "preload", "record", "room", "watch"),
+    *("old-data", "preload", "record", "reload", "room", "watch"),
 )
 COMMANDS = {  # of people → what `dind-k3s` alone tells about them
     "doctor": "what this container found in its host, and what to do about it",

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from dind_k3s.root import RUN, at
+from dind_k3s.root import RUN, at, first_process
 
 # What each stage takes: sources in the order in which their problems are told.
 DOCKER = ("docker", "containerd")
@@ -45,8 +45,8 @@ def since_boot() -> float:
 
 
 def container_start() -> float:
-    """When PID 1 began, in seconds since boot."""
-    return int(Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    """When the container's first process began, in seconds since boot."""
+    return int((first_process() / "stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def write(path: Path, text: str) -> None:

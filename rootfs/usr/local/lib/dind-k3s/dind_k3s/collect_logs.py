@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dind_k3s.finding import said
 from dind_k3s.redactor import Redactor
-from dind_k3s.root import RUN, at
+from dind_k3s.root import RUN, at, first_process
 
 USAGE = """usage: collect-logs [FILE|-]
 Writes a tarball for a bug report: logs, configurations, doctor's findings, what docker and kubectl say. Tokens, keys
@@ -47,7 +47,7 @@ FILES = (
     "/usr/share/dind-k3s/manifest.json",
     "/proc/meminfo",
     "/proc/mounts",
-    "/proc/1/cgroup",
+    "/proc/self/cgroup",
     "/app/logs/*.log",
     "/app/logs/*.log.1",
 )
@@ -144,7 +144,7 @@ def collect() -> bytes:
 def container_environment() -> dict[str, str]:
     """The container's variables; those of this process where the first one's cannot be read."""
     try:
-        words = at("/proc/1/environ").read_bytes().decode(errors="surrogateescape").split("\0")
+        words = (first_process() / "environ").read_bytes().decode(errors="surrogateescape").split("\0")
     except OSError:
         return dict(os.environ)
     return {**dict(word.split("=", 1) for word in words if "=" in word), **os.environ}

@@ -82,6 +82,21 @@ def check_types(ours: Mapping[str, Any], theirs: Mapping[str, Any], file: str) -
             raise Mistake(f"{key} in {file} must be {kind}, it is {shown(json.dumps(theirs[key]))}")
 
 
+def check_live_restore(args: Sequence[str], theirs: Mapping[str, Any], file: str) -> None:
+    """Raise Mistake where dockerd is to leave containers running: nothing in here outlives this container."""
+    flag = [arg.partition("=")[2] or "true" for arg in args if arg.partition("=")[0] == "--live-restore"]
+    if flag[-1:] and flag[-1].lower() not in ("0", "f", "false"):
+        source = "--live-restore in DOCKER_ARGS"
+    elif theirs.get("live-restore"):
+        source = f"live-restore in {file}"
+    else:
+        return
+    raise Mistake(
+        f"{source} cannot be used: when this container stops, everything in it is killed, so containers inside would"
+        " get no SIGTERM and no time to end. Leave it out"
+    )
+
+
 def refusal(plan: Plan) -> str:
     """What dockerd itself says against its configuration; empty when it takes it. It costs some 60 ms."""
     args = plan.files[f"{RUN}/dockerd.args"].split("\0")[:-1]
@@ -202,7 +217,9 @@ def plan(
     if words_of_pools := facts.get("docker-pools", "").split():
         pools = (word.split(":") for word in words_of_pools)
         ours["default-address-pools"] = [{"base": base, "size": int(size)} for base, size in pools]
-    if facts.get("ip6tables") == "off":
+    if facts.get("network") == "shared":
+        ours |= {"bridge": "none", "iptables": False, "ip6tables": False, "ip-forward": False}
+    elif facts.get("ip6tables") == "off":
         ours["ip6tables"] = False
     if mount := mounts.noexec(facts.get("data", "/var/lib/docker")):
         if ours["storage-driver"] == "vfs":
@@ -220,6 +237,7 @@ def plan(
         else:
             ours["log-opts"] = {**LOG_LIMITS}
     check_types(ours, theirs, file)
+    check_live_restore(args, theirs, file)
     if theirs.get("features", {}).get("containerd-snapshotter") is True:
         del ours["storage-driver"]
         made.told.append("the containerd image store is on: kubelet will report no statistics of pods")

@@ -5,8 +5,10 @@
 - A program that cannot be kept alive ends the container, with a sentence and a status that is not 0
   (Supervisor/supervisor#733, #712). On a full volume nothing can live: there it waits for room (room.py).
 - The stop fits into the ten seconds of `docker stop`: k3s first, dockerd a second later at the latest, and containers
-  that ignore their signal are killed when their grace is over, so that dockerd itself can always end in peace. With
+  that ignore their signal are killed when their grace is over, so that dockerd itself can always end in peace; hundreds
+  of published ports are then forgotten instead of taken back one by one (processes.py). With
   DIND_K3S_STOP=drain containers get the time that they asked for instead, as long as `docker stop --timeout` allows.
+- SIGHUP has dockerd read its configuration again (reload.py), where supervisord itself restarts everything.
 - What supervisord reaps as PID 1 is not worth a line.
 
 Built on supervisor 4.2's own classes and events; `supervisorctl` works as ever.
@@ -31,7 +33,7 @@ import dind_k3s.entry_points  # noqa: F401 (it has to come before supervisor)
 from supervisor import events, loggers, supervisord
 from supervisor.states import SupervisorStates
 
-from dind_k3s import board, problem, room
+from dind_k3s import board, problem, processes, room
 from dind_k3s.plan import asked, shown
 from dind_k3s.root import facts
 
@@ -45,11 +47,14 @@ GAVE_UP = 3
 ENDS = 5
 WITHIN = 300.0
 
+PEACE = 1.5  # that dockerd has to take back published ports in order, once no container runs any more
+LAST_RESORT = 4.0  # after the grace: a second before `docker stop` kills everything
 HEAD_START = 1.0  # of k3s before dockerd at the stop, so that no pod is started again
 # What is not ready any more when a program ends.
 STAGES = {"dockerd": tuple(board.STAGES), "k3s": tuple(stage for stage in board.STAGES if stage != "docker")}
 LAST = ("dns",)  # others still need it while they end
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # the entrypoint blocks them until we can take them
+# The entrypoint blocks these until we can take them. The first three are a stop.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Waker:
@@ -94,12 +99,14 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         self.ended: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=ENDS))
         self.in_vain: dict[str, int] = defaultdict(int)  # ends since a daemon was ready
         self.waits_for_room = ""
+        self.signals: deque[str] = deque()  # that came and have not been answered
         self.tidied = False
         self.containerd = 0
         self.containerd_missed = 0
         self.stop_began = 0.0
         self.took: dict[str, float] = {}
         self.killed: int | None = None
+        self.hurried = self.dockerd_killed = False
         self.drain = os.environ.get("DIND_K3S_STOP") == "drain"
         self.draining: subprocess.Popen[bytes] | None = None
         self.grace = number("DIND_K3S_STOP_GRACE", 5.0)
@@ -115,6 +122,9 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         waker = Waker()
         self.options.get_socket_map()[waker.reader] = waker
         signal.setitimer(signal.ITIMER_REAL, 0)  # of the stop before a reload
+        processes.write_rules(really=True)
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, lambda number, _: self.signals.append(signal.Signals(number).name))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for group in sorted(self.process_groups.values()):
             group.transition()
@@ -266,6 +276,8 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
 
     def tick(self, now: float | None = None) -> None:
         super().tick(now)
+        while self.signals:
+            self.answer(self.signals.popleft())
         for name in {*self.problems, *self.in_vain} & STAGES.keys():
             if (READY / STAGES[name][0]).exists():
                 self.forget_problem(name)
@@ -277,13 +289,29 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             self.tidied = True
             (k3s,) = self.process_groups["k3s"].processes.values()
             subprocess.Popen([sys.executable, "-I", "-S", LIBRARY, "old-data", str(k3s.pid)])
-        if (
-            self.stop_began
-            and not self.drain
-            and self.killed is None
-            and time.monotonic() - self.stop_began >= self.grace
-        ):
-            self.killed = kill_containers()
+        if self.stop_began and not self.drain:
+            self.hurry(time.monotonic() - self.stop_began)
+
+    def hurry(self, passed: float) -> None:
+        """Hold the stop to its budget: the containers' grace, then what dockerd may take to put all away."""
+        if self.killed is None and passed >= self.grace:
+            self.killed = processes.kill(processes.first_of_containers())
+        if not self.hurried and (self.killed is not None or (passed >= PEACE and not processes.first_of_containers())):
+            self.hurried = True
+            processes.forget_published_ports()
+        (dockerd,) = self.process_groups["dockerd"].processes.values()
+        if dockerd.pid and not self.dockerd_killed and passed >= self.grace + LAST_RESORT:
+            self.dockerd_killed = True
+            say("stop", f"dockerd did not end in {passed:.1f} s and is killed")
+            dockerd.kill(signal.SIGKILL)
+
+    def answer(self, name: str) -> None:
+        """A signal that would end another program."""
+        if name != "SIGHUP" or self.stop_began:
+            say("signal", f"{name} was ignored")
+            return
+        (dockerd,) = self.process_groups["dockerd"].processes.values()
+        subprocess.Popen([sys.executable, "-I", "-S", LIBRARY, "reload", str(dockerd.pid), *sys.argv[1:]])
 
     def note_stopped(self, event: Any) -> None:
         name = event.process.config.name
@@ -314,26 +342,6 @@ def suspects(name: str) -> str:
     sources = {"dockerd": ("DOCKER_ARGS", "DOCKER_DRIVER"), "k3s": ("K3S_ARGS",)}.get(name, ())
     given = [source for source in sources if os.environ.get(source)]
     return f"; is it {' or '.join(given)}?" if given else ""
-
-
-def kill_containers() -> int:
-    """End the first process of each container, which ends the container: the children of containerd's shims."""
-    parents: dict[int, int] = {}
-    shims: set[int] = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
-        except OSError:
-            continue  # gone by now
-        pid = int(folder.name)
-        parents[pid] = int(rest.split()[1])
-        if name.startswith("containerd-shim"):
-            shims.add(pid)
-    found = [pid for pid, parent in parents.items() if parent in shims and pid not in shims]
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return len(found)
 
 
 def number(name: str, default: float) -> float:

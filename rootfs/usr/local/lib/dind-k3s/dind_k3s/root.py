@@ -13,6 +13,11 @@ def at(path: str) -> Path:
     return Path(os.environ.get("DIND_K3S_TEST_ROOT", "/")) / path.lstrip("/")
 
 
+def first_process() -> Path:
+    """The container's first process in /proc. It is not 1 with `--pid host`, nor with `--init`."""
+    return at(f"/proc/{facts().get('pid', '1')}")
+
+
 def facts() -> dict[str, str]:
     """What the start steps noted (`note` in say.sh); empty before there are any."""
     try:
