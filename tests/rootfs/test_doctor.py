@@ -53,7 +53,7 @@ def test_a_good_host(root: Path) -> None:
             "/proc/self/status": "CapEff:\t000001ffffffffff\n",
             "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n",
             "/sys/fs/cgroup/memory.max": "max\n",
-            "/proc/1/cgroup": "0::/init\n",
+            "/proc/self/cgroup": "0::/init\n",
             "/proc/meminfo": "MemTotal:        8000000 kB\n",
             "/proc/sys/net/ipv4/ip_forward": "1\n",
             "/proc/sys/fs/inotify/max_user_watches": "600000\n",
@@ -69,7 +69,7 @@ def test_a_good_host(root: Path) -> None:
     ("files", "id", "state", "words"),
     [
         ({"/sys/fs/cgroup/cgroup.controllers": "cpu memory\n"}, "cgroup-controllers", "fail", "missing: cpuset, pids"),
-        ({"/proc/1/cgroup": "0::/docker/1\n"}, "cgroup-namespace", "warn", "the host's"),
+        ({"/proc/self/cgroup": "0::/docker/1\n"}, "cgroup-namespace", "warn", "the host's"),
         ({"/sys/fs/cgroup/memory.max": "536870912\n"}, "memory", "warn", "512 MiB"),
         ({"/usr/share/dind-k3s/manifest.json": '[{"built": "2999-01-01"}]'}, "clock", "fail", "made on 2999-01-01"),
         ({"/usr/share/dind-k3s/manifest.json": '[{"built": "x"}, 5]'}, "clock", "ok", "made on x"),

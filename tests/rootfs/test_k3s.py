@@ -268,11 +268,11 @@ def test_a_traefik_configuration_of_the_users_replaces_ours(tmp_path: Path) -> N
 def test_what_the_container_may_not_use_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    (tmp_path / "proc/1").mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text("MemTotal:       16777216 kB\n")
     assert limits.system_reserved() == {}
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-    (tmp_path / "proc/1/cgroup").write_text("0::/init\n")
+    (tmp_path / "proc/self/cgroup").write_text("0::/init\n")
     (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{4 << 30}\n")
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("150000 100000\n")
     assert limits.system_reserved() == {"cpu": "6500m", "memory": "12288Mi"}
@@ -284,9 +284,9 @@ def test_what_the_container_may_not_use_is_reserved(tmp_path: Path, monkeypatch:
     assert limits.system_reserved() == {}
 
 
-def test_limits_of_cgroup_v1_lie_in_the_groups_of_pid_1(tmp_path: Path) -> None:
-    (tmp_path / "proc/1").mkdir(parents=True)
-    (tmp_path / "proc/1/cgroup").write_text("5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n0::/\n")
+def test_limits_of_cgroup_v1_lie_in_the_groups_of_the_process(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n0::/\n")
     for controller, name, text in (
         ("memory", "memory.limit_in_bytes", "1073741824"),
         ("cpu", "cpu.cfs_quota_us", "-1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import fcntl
 import json
 import os
 import subprocess
@@ -26,7 +27,7 @@ class Box:
         self.bin.mkdir()
         for below in ("run/dind-k3s", "var/lib/docker/.dind-k3s", "app/k3s/.dind-k3s", "proc/sys/net/ipv4", "proc/net"):
             (self.root / below).mkdir(parents=True)
-        for below in ("etc/alternatives", "usr/sbin", "sys/fs/cgroup", "proc/1", "sys/class/net/eth0", "proc/self"):
+        for below in ("etc/alternatives", "usr/sbin", "sys/fs/cgroup", "sys/class/net/eth0", "proc/self"):
             (self.root / below).mkdir(parents=True, exist_ok=True)
         (self.root / "etc/resolv.conf").write_text("nameserver 192.0.2.1\n")
 
@@ -166,7 +167,7 @@ def test_cgroup_v2_is_nested_in_a_bounded_loop(box: Box) -> None:
     (cgroup / "cgroup.controllers").write_text("cpu memory pids\n")
     (cgroup / "cgroup.procs").write_text("1\n")
     (cgroup / "cgroup.subtree_control").touch()
-    (box.root / "proc/1/cgroup").write_text("0::/\n")
+    (box.root / "proc/self/cgroup").write_text("0::/\n")
     done = box.run("step cgroup nest_cgroups")
     assert done.returncode == 0, done.stderr
     assert (cgroup / "cgroup.subtree_control").read_text() == "+cpu +memory +pids\n"
@@ -177,14 +178,79 @@ def test_cgroup_v2_is_nested_in_a_bounded_loop(box: Box) -> None:
     assert "stay in the root: 1" in done.stderr
 
 
-def test_the_hosts_cgroup_namespace_is_not_rearranged(box: Box) -> None:
-    cgroup = box.root / "sys/fs/cgroup"
-    (cgroup / "cgroup.controllers").write_text("cpu\n")
-    (box.root / "proc/1/cgroup").write_text("0::/system.slice/docker-1.scope\n")
-    done = box.run("step cgroup nest_cgroups")
-    assert done.returncode == 0
-    assert not (cgroup / "init").exists()
-    assert "cgroupns=private" in done.stderr
+OWN = "/docker/1"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "cgroup", "reason"),
+    [
+        ("/ /sys/fs/cgroup rw - cgroup2", "0::/", ""),
+        ("/ /sys/fs/cgroup rw - cgroup2", f"0::{OWN}", "the host's"),
+        ("/../.. /sys/fs/cgroup rw - cgroup2", "0::/", "the host's"),
+        ("/ /sys/fs/cgroup ro,nosuid - cgroup2", "0::/", "read-only"),
+        (f"{OWN} /sys/fs/cgroup/cpu,cpuacct rw - cgroup", f"3:cpu,cpuacct:{OWN}\n0::/", ""),
+        ("/ /sys/fs/cgroup/cpu,cpuacct rw - cgroup", f"3:cpu,cpuacct:{OWN}\n0::/", "the host's"),
+        ("/.. /sys/fs/cgroup/systemd rw - cgroup", "1:name=systemd:/\n0::/", "the host's"),
+        ("/ /sys/fs/cgroup/unified rw - cgroup2", f"1:name=systemd:{OWN}\n0::/x", ""),
+        ("/ /sys/fs/cgroup ro - tmpfs", f"1:name=systemd:{OWN}\n0::/x", ""),
+    ],
+)
+def test_cgroups_of_the_host_are_known_by_where_they_are_mounted(
+    box: Box, mounts: str, cgroup: str, reason: str
+) -> None:
+    root, point, options, rest = mounts.split(" ", 3)
+    (box.root / "proc/self/mountinfo").write_text(f"1 2 0:3 {root} {point} {options} shared:1 {rest} cgroup rw\n")
+    (box.root / "proc/self/cgroup").write_text(f"{cgroup}\n")
+    done = box.run("find_foreign_cgroups; echo $FOREIGN")
+    assert done.returncode == 0, done.stderr
+    assert reason in done.stdout
+    assert bool(reason) == bool(done.stdout.strip())
+
+
+ENGINE = "0000: 00000002 00000000 00010000 0001 01 5 /run/containerd/containerd.sock\n"
+
+
+@pytest.mark.parametrize(
+    ("sockets", "is_init", "environment", "status", "words"),
+    [
+        ("0000: 00000002 00000000 00010000 0001 01 5 /tmp/mine.sock\n", False, {}, 0, "this container's own"),
+        ("0000: 00000003 00000000 00000000 0001 03 5 /run/containerd/containerd.sock\n", False, {}, 0, "own"),
+        (ENGINE, False, {}, 2, "shared: another container engine works in it (/run/containerd/containerd.sock)"),
+        ("", True, {}, 2, "shared: it is the host's"),
+        ("", True, {"DIND_K3S_HOST_NETWORK": "own"}, 0, "taken for this container's own"),
+        (ENGINE, True, {"DIND_K3S_HOST_NETWORK": "own"}, 2, "shared: another container engine works in it"),
+        (ENGINE, True, {"DIND_K3S_HOST_NETWORK": "share"}, 2, "add K3S_DISABLE=1"),
+        (ENGINE, True, {"DIND_K3S_HOST_NETWORK": "share", "K3S_DISABLE": "1"}, 0, "no rules"),
+        ("", False, {"DIND_K3S_HOST_NETWORK": "yes"}, 2, "expected: share or own"),
+    ],
+)
+def test_a_shared_network_is_known_and_refused(
+    box: Box, sockets: str, is_init: bool, environment: dict[str, str], status: int, words: str
+) -> None:
+    (box.root / "proc/net/unix").write_text(f"Num RefCount Protocol Flags Type St Inode Path\n{sockets}")
+    if is_init:
+        (box.root / "proc/sys/net/core").mkdir()
+        (box.root / "proc/sys/net/core/netdev_budget").touch()
+    done = box.run("step network require_own_network", **environment)
+    assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_a_volume_on_which_another_engine_runs_is_refused_untouched(box: Box, lock: bool) -> None:
+    data = box.root / "var/lib/docker"
+    (data / "volumes").mkdir()
+    (data / "volumes/metadata.db").touch()
+    if lock:
+        (data / ".dind-k3s/lock").touch()
+    else:
+        (data / ".dind-k3s").rmdir()
+    with (data / "volumes/metadata.db").open() as database:
+        fcntl.flock(database, fcntl.LOCK_EX)
+        done = box.run("step lock lock_volumes")
+    assert done.returncode == 2
+    assert "another container engine works with the data at /var/lib/docker" in done.stderr
+    assert (data / ".dind-k3s").exists() == lock
+    assert box.run("step lock lock_volumes").returncode == 0
 
 
 @pytest.mark.parametrize(("resolver", "forwarded"), [("127.0.0.11", True), ("192.0.2.1", False)])

@@ -3,35 +3,92 @@
 
 CGROUPS=$R/sys/fs/cgroup
 EVACUATE_TRIES=50
+FOREIGN=
+
+# Which cgroups are seen at /sys/fs/cgroup: our own, or (`--cgroupns host` with v2, `-v /sys/fs/cgroup:/sys/fs/cgroup`)
+# the host's, with those of its other containers. A mount is ours when its root is the group that this process is in.
+# Leaves the reason in FOREIGN; it is empty where all is as it should be.
+find_foreign_cgroups() {
+  local names path name root point options rest
+  local -A own=()
+  FOREIGN=
+  while IFS=: read -r _ names path; do
+    name=${names#name=}
+    name=@${name%%,*} # v2 has no name
+    own[$name]=$path
+  done <"$R/proc/self/cgroup"
+  while read -r _ _ _ root point options rest; do
+    case "$point ${rest##*- }" in
+      '/sys/fs/cgroup cgroup2 '*) name=@ ;;
+      /sys/fs/cgroup/*' cgroup '*)
+        name=@${point#/sys/fs/cgroup/}
+        name=${name%%,*}
+        ;;
+      *) continue ;;
+    esac
+    if [[ $root != "${own[$name]-$root}" ]]; then
+      FOREIGN="the host's /sys/fs/cgroup is mounted here"
+    elif [[ ,$options, == *,ro,* ]]; then
+      FOREIGN=${FOREIGN:-/sys/fs/cgroup is mounted read-only}
+    fi
+  done <"$R/proc/self/mountinfo"
+}
+
+# Our own groups in their place: whatever the user mounted there stays as it is. Needs a cgroup namespace of our own.
+cover_foreign_cgroups() {
+  local names folder part
+  {
+    mount --make-rprivate "$CGROUPS" # or the host would lose its mounts, if they are shared with it
+    umount --recursive --lazy "$CGROUPS"
+  } 2>/dev/null || true
+  if [[ $1 == 2 ]]; then
+    mount -t cgroup2 cgroup2 "$CGROUPS"
+    return
+  fi
+  mount -t tmpfs -o mode=0755 cgroup "$CGROUPS" || return
+  while IFS=: read -r _ names _; do
+    if [[ -z $names ]]; then continue; fi
+    folder=$CGROUPS/${names#name=}
+    mkdir "$folder" && mount -t cgroup -o "${names/#name=/none,name=}" cgroup "$folder" || return
+    for part in ${names//,/ }; do
+      if [[ $names == *,* ]]; then ln -s "$names" "$CGROUPS/$part"; fi
+    done
+  done <"$R/proc/self/cgroup"
+  mkdir "$folder/dind-k3s-trial" && rmdir "$folder/dind-k3s-trial"
+}
 
 # cgroup v2 lets a group have either processes or children with controllers. So all processes of our root go down into
 # /init, then the controllers are handed on. A `docker exec` (the health check, too) can put a new process into the root
 # between the two, therefore the loop; it is bounded (moby/moby#42331, docker-library/docker#308).
 nest_cgroups() {
-  local path
-  if [[ ! -f $CGROUPS/cgroup.controllers ]]; then
-    note cgroup 1
-    TOLD='v1: nothing to nest'
+  local path words version=1
+  if [[ -f $CGROUPS/cgroup.controllers ]]; then version=2; fi
+  note cgroup $version
+  TOLD="v$version"
+  if [[ -n $FOREIGN ]]; then
+    words=$(cover_foreign_cgroups $version 2>&1) ||
+      die cgroup "$FOREIGN, and this container's own cgroups cannot be mounted in its place: ${words:-no reason given}.
+Leave out -v /sys/fs/cgroup:…; on v2 run with --cgroupns=private"
+    note cgroups covered
+    TOLD+="; $FOREIGN; it is left alone, this container's own cgroups are mounted over it"
+  fi
+  if ((version == 1)); then
+    TOLD+='; nothing to nest'
     if in_host_cgroups; then
       TOLD+="; in the host's cgroup namespace, where CPU limits of pods are not enforced: --cgroupns=private mends that"
     fi
     return
   fi
-  note cgroup 2
-  if in_host_cgroups; then
-    TOLD="v2, in the host's cgroup namespace, which is not ours to rearrange; --cgroupns=private is the better way"
-    return
-  fi
   local controllers try pid
-  read -r controllers <"$CGROUPS/cgroup.controllers"
-  mkdir -p "$CGROUPS/init"
+  read -r controllers <"$CGROUPS/cgroup.controllers" || true
+  mkdir -p "$CGROUPS/init" || die cgroup "v2: $CGROUPS cannot be written; add --privileged"
   for ((try = 1; try <= EVACUATE_TRIES; try++)); do
     while read -r pid; do
       # A process may be gone by now.
       echo "$pid" 2>/dev/null >"$CGROUPS/init/cgroup.procs" || true
     done <"$CGROUPS/cgroup.procs"
     if echo "+${controllers// / +}" 2>/dev/null >"$CGROUPS/cgroup.subtree_control"; then
-      TOLD="v2: nested below /init after $try of $EVACUATE_TRIES tries ($controllers)"
+      TOLD+="; nested below /init after $try of $EVACUATE_TRIES tries ($controllers)"
       return
     fi
     sleep 0.02
@@ -48,7 +105,7 @@ in_host_cgroups() {
       / | /init) ;;
       *) return 0 ;;
     esac
-  done <"$R/proc/1/cgroup"
+  done <"$R/proc/self/cgroup"
   return 1
 }
 

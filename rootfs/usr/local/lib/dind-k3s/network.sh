@@ -33,7 +33,7 @@ read_network() {
   note address "$address"
   note addresses "$(ip -o address show scope global | sed -n 's,.* inet6\? \([^/ ]*\).*,\1,p' | paste -s -d ' ')"
   TOLD="$interface has ${address:-no IPv4 address} and MTU $mtu${way:+; $way}"
-  plan_dns
+  if ! shares_network; then plan_dns; fi
 }
 
 # The interface of the default route, if there is one.

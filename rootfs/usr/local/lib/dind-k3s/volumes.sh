@@ -24,12 +24,48 @@ find_data_root() { # DOCKERD-ARGUMENT...
 lock_volumes() { # DOCKERD-ARGUMENT...
   TOLD='both volumes are ours alone'
   find_data_root "$@"
+  take lock_docker "$DATA" volumes/metadata.db
+  take lock_k3s "$R/app/k3s" agent/containerd/io.containerd.metadata.v1.bolt/meta.db server/db/etcd/member/snap/db
+}
+
+take() { # LOCK-FUNCTION FOLDER DATABASE...
+  local lock=$1
+  shift
+  if [[ -e $1/.dind-k3s/lock ]]; then
+    "$lock"
+    refuse_running_engine "$@"
+  else
+    refuse_running_engine "$@"
+    "$lock"
+  fi
+}
+
+lock_docker() {
   make_ours "$DOCKER_OURS"
   exec 3>>"$DOCKER_OURS/lock"
   hold 3 "${DATA#"$R"}"
+}
+
+lock_k3s() {
   make_ours "$K3S_OURS"
   exec 4>>"$K3S_OURS/lock"
   hold 4 /app/k3s
+}
+
+# dockerd, containerd and etcd lock their databases while they run: so the data of a running engine, which is often the
+# host's, is known by reading alone. Where our own lock is, that one is asked first: it knows containers of this image.
+refuse_running_engine() { # FOLDER DATABASE...
+  local folder=$1 database status
+  shift
+  for database in "$@"; do
+    if [[ ! -f $folder/$database ]]; then continue; fi
+    status=0
+    flock --shared --nonblock --conflict-exit-code 75 "$folder/$database" true 2>/dev/null || status=$?
+    if ((status == 75)); then
+      die lock "another container engine works with the data at ${folder#"$R"} (it locks $database), often the host's own.
+Nothing was written there. Give this container a volume instead, as in -v docker:${folder#"$R"}"
+    fi
+  done
 }
 
 make_ours() { # FOLDER

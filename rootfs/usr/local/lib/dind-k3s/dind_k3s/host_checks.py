@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from dind_k3s.finding import Finding, finding, number, size, text
 from dind_k3s.manifest import components
-from dind_k3s.root import at
+from dind_k3s.root import at, facts
 
 CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN", 24: "CAP_SYS_RESOURCE"}
 CONTROLLERS = ("cpu", "cpuset", "memory", "pids")  # k3s ends when one of them is missing
@@ -65,8 +65,8 @@ def cgroups() -> Iterator[Finding]:
     missing = [name for name in CONTROLLERS if name not in there]
     evidence = f"missing: {', '.join(missing)}" if missing else ", ".join(CONTROLLERS)
     yield finding("cgroup-controllers", not missing, evidence, "k3s needs them: the host has to delegate them")
-    paths = {line.split(":", 2)[-1] for line in text("/proc/1/cgroup").splitlines()}
-    own = paths <= {"/", "/init"}
+    paths = {line.split(":", 2)[-1] for line in text("/proc/self/cgroup").splitlines()}
+    own = paths <= {"/", "/init"} or "cgroups" in facts()
     yield finding(
         "cgroup-namespace",
         own,

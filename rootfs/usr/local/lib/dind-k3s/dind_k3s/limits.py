@@ -57,9 +57,9 @@ def cpu_limit() -> float:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The groups that hold PID 1, from its own up to the root that is seen here. In v1, those of a controller."""
+    """This process's groups, from its own up to the root that is seen here. In v1, those of a controller."""
     path = ""
-    for line in _text(at("/proc/1/cgroup")).splitlines():
+    for line in _text(at("/proc/self/cgroup")).splitlines():
         _, controllers, where = line.split(":", 2)
         if controller in controllers.split(","):  # v2 has none: ""
             path = where

@@ -31,6 +31,7 @@ _RULES = {
     "K3S_FLANNEL_BACKEND": ("|".join(BACKENDS), f"one of {', '.join(BACKENDS)}"),
     "K3S_RENEW_HOURS": (rf"{_HOUR}-{_HOUR}", "two hours of the day, as in 3-5"),
     "DIND_K3S_STOP_GRACE": (r"\d{1,4}(\.\d+)?", "a number of seconds, at most 9999"),
+    "DIND_K3S_HOST_NETWORK": ("share|own", "share or own"),
     "DIND_K3S_STOP": ("drain", "drain, or nothing"),
     "DIND_K3S_ALLOW_VERSION": (r"[0-9A-Za-z.+-]+([, ]+[0-9A-Za-z.+-]+)*", "versions with commas between them"),
 }
