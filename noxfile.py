@@ -133,7 +133,7 @@ def pull(session: nox.Session) -> None:
 
 @nox.session
 def notes(session: nox.Session) -> None:
-    """Write the notes of a release: contents, sizes, boot times, what changed (-- --previous LOCK, -- --output FILE)."""
+    """Write a release's notes: contents, sizes, boot times, what changed (-- --previous LOCK, -- --output FILE)."""
     _pipeline(session, "notes", *session.posargs)
 
 
