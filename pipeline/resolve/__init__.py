@@ -1,4 +1,4 @@
 """Stage `resolve`: upstream's channels and files, independent witnesses, Debian packages by apt.
 
-Takes versions.yaml and the previous lock and gives a lock.
+Takes versions.yaml and the previous lock; returns a lock.
 """

@@ -1,8 +1,7 @@
-"""apt with a separate state and configuration, for suites and architectures that are not this machine's.
+"""apt with a separate state and configuration, for other suites and architectures than this machine's.
 
-Of this machine's configuration only what reaches the archive counts: proxies, credentials, TLS and how often to retry.
-Everything else of /etc/apt/apt.conf.d stays out: packages add index targets there (appstream, apt-file,
-command-not-found) that a mirror of two suites does not have, and hooks that renew the desktop's caches.
+Of this machine's configuration only the access to archives is used: proxies, credentials, TLS, retries. Packages add
+index targets (appstream, apt-file, command-not-found), which a mirror of two suites lacks, and hooks for desktops.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.core.platforms import Platform
@@ -26,20 +25,20 @@ _TRANSPORT = re.compile(
 def configure(
     folder: Path, sources: Iterable[tuple[str, str, str]], platforms: Iterable[Platform], status: bytes = b""
 ) -> Path:
-    """Write apt's private state into a folder (absolute) and return the path of its apt.conf.
+    """Write apt's state to a folder (absolute) and return the path of its apt.conf.
 
-    `sources`: base URL, suite and the keyrings that may sign it (paths, separated by commas) of each archive. The first
-    of `platforms` is apt's native architecture. `status`: the dpkg status that apt starts from. Only the package
-    indexes of the component main are downloaded.
+    `sources`: base URL, suite and trusted keyrings (paths, separated by commas) of each archive. The first of
+    `platforms` is apt's native architecture. `status`: the dpkg status of the base system. Only the package indexes of
+    the component main are downloaded.
     """
-    for needed in ("lists/partial", "cache/archives/partial", "none"):
-        (folder / needed).mkdir(parents=True, exist_ok=True)
+    for name in ("lists/partial", "cache/archives/partial", "none"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "status").write_bytes(status)
     lines = [f"deb [target=Packages signed-by={keys}] {uri} {suite} main\n" for uri, suite, keys in sources]
     (folder / "sources.list").write_text("".join(lines), encoding="utf-8")
     names = [f'"{platform.names.debian}";' for platform in platforms]
     configuration = folder / "apt.conf"
-    configuration.touch(mode=0o600)  # a proxy's URL may hold a password
+    configuration.touch(mode=0o600)  # the URL of a proxy can contain a password
     configuration.write_text(
         f"{_transport()}"
         'Dir::Etc::main "-";\n'
@@ -67,7 +66,7 @@ def run(configuration: Path | None, *command: str) -> subprocess.CompletedProces
     """Run one of apt's programs with a configuration of `configure`, or with this machine's (None)."""
     return subprocess.run(
         command,
-        env={**os.environ, **_environment(configuration)},
+        env={**os.environ, "LC_ALL": "C.UTF-8", **({"APT_CONFIG": str(configuration)} if configuration else {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -75,11 +74,7 @@ def run(configuration: Path | None, *command: str) -> subprocess.CompletedProces
     )
 
 
-def _environment(configuration: Path | None) -> Mapping[str, str]:
-    return {"LC_ALL": "C.UTF-8", **({"APT_CONFIG": str(configuration)} if configuration else {})}
-
-
 def _transport() -> str:
-    """This machine's configuration of proxies and the like, as apt.conf(5) has it."""
+    """Return this machine's configuration of transfers, as for apt.conf(5)."""
     dumped = run(None, "apt-config", "dump").stdout.splitlines(keepends=True)
     return "".join(line for line in dumped if _TRANSPORT.match(line))

@@ -1,7 +1,6 @@
-"""Which release a channel means today: complete for all platforms, and old enough.
+"""Resolves channels: the newest release that is complete for all platforms and old enough.
 
-Candidates come newest first. One that lacks a platform's file, or is younger than its cooldown, is passed over with a
-sentence; an exact version is nobody's to pass over.
+A candidate that lacks a file, or is younger than its cooldown, is skipped and logged; an exact version never is.
 """
 
 from __future__ import annotations
@@ -13,160 +12,152 @@ from itertools import islice, product
 from pipeline import components
 from pipeline.components import COMPONENTS, is_exact
 from pipeline.core.errors import UpstreamError
+from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.inputs import compat
 from pipeline.inputs.lock import Lock
 from pipeline.resolve import upstream
-from pipeline.resolve.origins import Origins
+from pipeline.resolve.origins import Head, Origins
 
-_TRIES = 30  # candidates that are looked at before a channel is given up
+_CANDIDATES = 30  # limit per channel
 
 
 def choose(origins: Origins, previous: Lock | None, now: datetime) -> dict[str, str]:
-    """Component → exact version. Raises UpstreamError when a channel has no release that can be taken."""
-    intent = origins.intent
+    """Return component → exact version. Raises UpstreamError if a channel has no suitable release."""
     chosen: dict[str, str] = {}
     for component in COMPONENTS:
-        asked = intent.components[component]
-        if is_exact(component, asked):
-            chosen[component] = asked
+        requested = origins.intent.components[component]
+        if is_exact(component, requested):
+            chosen[component] = requested
             continue
         locked = previous.versions.get(component, "") if previous else ""
         if not is_exact(component, locked):
             locked = ""
         match COMPONENTS[component].chosen_by:
             case "docker":
-                candidates = _docker(origins, asked)
+                candidates = _docker(origins, requested)
             case "k3s":
-                candidates = _k3s(origins, asked, locked)
+                candidates = _k3s(origins, requested, locked)
             case "kubectl":
-                major, minor, _ = compat.number(chosen["k3s"])
-                line = f"{major}.{minor}" if asked == "k3s" else asked.removeprefix("v")
-                text = origins.text("kubernetes", f"release/stable-{line}.txt", f"kubectl's channel {line}")
-                candidates = upstream.patches(upstream.kubectl_channel(text, line))
+                candidates = _kubectl(origins, requested, chosen["k3s"])
             case "tags":
-                refs = origins.text(
-                    "github", upstream.refs_path(component), f"the tags of {COMPONENTS[component].repository}"
-                )
-                candidates = (one for one in upstream.tagged(refs, component) if upstream.fits(one, asked))
+                candidates = (tag for tag in _tags(origins, component) if upstream.fits(tag, requested))
         chosen[component] = _first(origins, component, candidates, locked, now)
     return chosen
 
 
 def _first(origins: Origins, component: str, candidates: Iterable[str], locked: str, now: datetime) -> str:
-    """The first candidate that can be taken."""
-    passed: list[str] = []
-    for version in islice(dict.fromkeys(candidates), _TRIES):
+    """Return the first suitable candidate. Raises UpstreamError."""
+    skipped: list[str] = []
+    for version in islice(dict.fromkeys(candidates), _CANDIDATES):
         reason = _missing(origins, component, version)
         if not reason and version != locked:
             reason = _young(origins, component, version, now)
         if not reason:
             return version
-        passed.append(f"{component} {version} is passed over: {reason}")
-        origins.log.say(passed[-1])
-    asked = origins.intent.components[component]
+        skipped.append(f"skipped {component} {version}: {reason}")
+        origins.log.say(skipped[-1])
     raise UpstreamError(
-        f"upstream has no {component} {asked} that can be taken",
-        expected="a release with the files of all platforms, as old as versions.yaml asks",
-        found="; ".join(passed) or "no release of that channel",
-        next_step="ask for another version in versions.yaml, or name it in known-fixes (docs/versions.md)",
+        f"upstream has no suitable {component} {origins.intent.components[component]}",
+        expected="a release with the files of all platforms, as old as its cooldown in versions.yaml",
+        found="; ".join(skipped) or "no release of that channel",
+        next_step="choose another version in versions.yaml, or add it to known-fixes (docs/versions.md)",
     )
 
 
 def _missing(origins: Origins, component: str, version: str) -> str:
-    """Which platform a release lacks, as a sentence; empty when it is complete."""
+    """Return which file a release lacks; empty if it is complete."""
     airgap = Variant.AIRGAP in origins.intent.variants
     for part, platform in product(components.parts(component, airgap=airgap), origins.intent.platforms):
-        where = components.published(part, version, platform)
-        url = origins.url(where.origin, where.path)
-        if origins.head(url, f"{part} {version} for {platform}") is None:
-            return f"{part} {version} for {platform} is not there (yet)"
+        if _head(origins, part, version, platform) is None:
+            return f"{part} {version} for {platform} does not exist (yet)"
     return ""
 
 
 def _young(origins: Origins, component: str, version: str, now: datetime) -> str:
-    """Why a release is too young, as a sentence; empty when it is old enough or a known fix.
+    """Return why a release is too young; empty if it is old enough or a known fix.
 
-    Its date is that of its youngest file, as the server reports it: git's refs have no dates, the API has a quota.
+    Its date is the server's date of its youngest file: git's refs have no dates, the API has a quota.
     """
     days = origins.intent.days(component)
     if not days:
         return ""
     if (fix := origins.intent.fix(component, version)) is not None:
-        origins.log.say(f"{component} {version} is taken at any age, it is a known fix: {fix.reason}")
+        origins.log.say(f"{component} {version} is a known fix, so its cooldown is ignored: {fix.reason}")
         return ""
     dates = []
     for platform in origins.intent.platforms:
-        where = components.published(component, version, platform)
-        head = origins.head(origins.url(where.origin, where.path), f"{component} {version} for {platform}")
+        head = _head(origins, component, version, platform)
         if head is None or head.released is None:
-            return f"the server does not report how old it is, and its cooldown is {days} days"
+            return f"the server does not report its date, and its cooldown is {days} days"
         dates.append(head.released)
     if now - max(dates) < timedelta(days=days):
         return f"its files are from {max(dates):%Y-%m-%d}, and its cooldown is {days} days"
     return ""
 
 
-def _docker(origins: Origins, asked: str) -> Iterator[str]:
-    """Docker: what its server lists for every platform and moby/moby has a tag of."""
-    say = origins.log.say
+def _head(origins: Origins, part: str, version: str, platform: Platform) -> Head | None:
+    where = components.published(part, version, platform)
+    return origins.head(origins.url(where.origin, where.path), f"{part} {version} for {platform}")
+
+
+def _tags(origins: Origins, component: str) -> list[str]:
+    what = f"the tags of {COMPONENTS[component].repository}"
+    return upstream.tagged(origins.text("github", upstream.refs_path(component), what), component)
+
+
+def _docker(origins: Origins, requested: str) -> Iterator[str]:
+    """Yield versions that docker's server lists for every platform and moby/moby has a tag for."""
     lists = [
-        set(upstream.listed_docker(origins.text("docker", upstream.listing_path(one), "docker's list of archives")))
-        for one in origins.intent.platforms
+        set(upstream.listed_docker(origins.text("docker", upstream.listing_path(platform), "docker's archives")))
+        for platform in origins.intent.platforms
     ]
     listed = set.intersection(*lists)
-    tagged = set(
-        upstream.tagged(origins.text("github", upstream.refs_path("docker"), "the tags of moby/moby"), "docker")
-    )
+    tagged = set(_tags(origins, "docker"))
     for version in upstream.ordered(set.union(tagged, *lists)):
-        if not upstream.fits(version, asked):
+        if not upstream.fits(version, requested):
             continue
         if version in listed and version in tagged:
             yield version
         elif version in listed:
-            say(f"docker {version} is passed over: its archives are listed, but moby/moby has no such tag")
+            origins.log.say(f"skipped docker {version}: its archives are listed, but moby/moby has no such tag")
         elif version in tagged:
-            say(f"docker {version} is passed over: moby/moby has the tag, but a platform's archive is not listed")
+            origins.log.say(f"skipped docker {version}: moby/moby has the tag, but a platform's archive is not listed")
 
 
-def _k3s(origins: Origins, asked: str, locked: str) -> Iterator[str]:
-    """K3s: what its channel points to, else what its tags say, else what is locked; never the channel's own name.
+def _k3s(origins: Origins, requested: str, locked: str) -> Iterator[str]:
+    """Yield the version of k3s's channel, then older tags, then the locked version.
 
     The channel server was down, behind, empty or ahead of the files before (k3s-io/k3s issues 2531, 11421, 11974,
-    13414, 9392, 11417), so older releases follow the one that it points to.
+    13414, 9392, 11417).
     """
-    pointed = _pointed(origins, asked)
-    if pointed:
-        if locked and upstream.older(pointed, locked):
-            origins.log.warn(f"k3s's channel {asked} went back: the lock has {locked}, it points to {pointed}")
-        yield pointed
+    current = ""
     try:
-        tags = upstream.tagged(origins.text("github", upstream.refs_path("k3s"), "the tags of k3s-io/k3s"), "k3s")
+        text = origins.text("k3s-channels", upstream.CHANNELS_PATH, "k3s's channels")
+        current = upstream.k3s_channel(text, requested)
+        if locked and upstream.older(current, locked):
+            origins.log.warn(f"k3s's channel {requested} went back from {locked} (in the lock) to {current}")
+        yield current
     except UpstreamError as error:
-        origins.log.warn(f"{error.summary}: no other release of k3s can be looked for")
+        origins.log.warn(f"{error.summary}; using its tags, then the lock")
+    try:
+        tags = _tags(origins, "k3s")
+    except UpstreamError as error:
+        origins.log.warn(f"{error.summary}: no other releases of k3s are known")
         tags = []
-    limit = pointed or (locked if asked == "stable" else "")
+    limit = current or (locked if requested == "stable" else "")
     for version in tags:
-        if not upstream.fits(version, asked):
-            continue
-        # The tags do not show which minor is stable: no newer one than the lock's.
-        newer_line = compat.number(version)[:2] > compat.number(limit)[:2] if limit else False
-        if not newer_line and not (pointed and not upstream.older(version, pointed)):
+        # The tags do not show which minor is stable: none that is newer than the lock's.
+        newer_minor = compat.number(version)[:2] > compat.number(limit)[:2] if limit else False
+        is_older = not current or upstream.older(version, current)
+        if upstream.fits(version, requested) and is_older and not newer_minor:
             yield version
-    if locked and upstream.fits(locked, asked):
+    if locked and upstream.fits(locked, requested):
         yield locked
 
 
-def _pointed(origins: Origins, asked: str) -> str:
-    """What the channel server says, by its list of all channels, else by the redirect of the one; empty: neither."""
-    try:
-        listed = origins.text("k3s-channels", upstream.CHANNELS_PATH, "k3s's channels")
-        return upstream.k3s_channel(listed, asked)
-    except UpstreamError as error:
-        origins.log.warn(f"{error.summary}; asking for the channel {asked} alone")
-    try:
-        page = origins.page("k3s-channels", upstream.channel_path(asked), f"k3s's channel {asked}")
-        return upstream.k3s_page(page, asked)
-    except UpstreamError as error:
-        origins.log.warn(f"{error.summary}; its tags, then the lock stand in")
-    return ""
+def _kubectl(origins: Origins, requested: str, k3s: str) -> Iterator[str]:
+    major, minor, _ = compat.number(k3s)
+    line = f"{major}.{minor}" if requested == "k3s" else requested.removeprefix("v")
+    text = origins.text("kubernetes", f"release/stable-{line}.txt", f"kubectl's channel {line}")
+    return upstream.patches(upstream.kubectl_channel(text, line))

@@ -1,8 +1,8 @@
-"""Debian packages, chosen by apt itself for any architecture, with nothing of it executed.
+"""Debian packages, chosen by apt for any architecture, without executing anything of it.
 
-apt runs on this machine with a state of its own: the base image's dpkg status and keyrings, the archives of
-versions.yaml, and the target's architecture. It prints what it would install or download; the digests come from
-the package indexes, whose signature it has checked (apt-secure(8)).
+apt runs on this machine with a separate state: the base image's dpkg status and keyrings, the archives of
+versions.yaml, and the target's architecture. It prints what it would install or download; the digests are from the
+package indexes, whose signature it verified (apt-secure(8)).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _STATUS = "var/lib/dpkg/status"
 _KEYRINGS = "usr/share/keyrings/"
 _SIGNED = "listed in the archive's package index, under its signed Release file"
 
-# Its kernel (6.1) is Debian's last one that has the memory and cpuset controllers of cgroup v1. The suite had its last
-# point release, so the file stays where it is, while the kernels of bookworm-security come and go.
+# Its kernel (6.1) is Debian's last one with the memory and cpuset controllers of cgroup v1. The suite had its last
+# point release, so the file is not removed, unlike kernels in bookworm-security.
 CGROUP_V1_SUITE = "bookworm"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSystem:
-    """What apt must know of a base image: its installed packages, and whose signatures it trusts."""
+    """What apt needs of a base image: its installed packages and keyrings."""
 
     status: bytes  # var/lib/dpkg/status
     keyrings: Mapping[str, bytes]  # file name → content of usr/share/keyrings/
@@ -78,13 +78,13 @@ def read_layers(paths: Iterable[Path]) -> BaseSystem:
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
-    """apt for one platform of a base image. Its methods raise UpstreamError, and EngineError without apt."""
+    """apt for one platform of a base image. Methods raise UpstreamError, and EngineError without apt."""
 
     intent: Intent
     platform: Platform
     base: BaseSystem
-    folder: Path  # apt's state, kept so that the next solve only asks for what changed
-    upstream: Mapping[str, str]  # base URLs of the archives; `file:` works too
+    folder: Path  # apt's state, kept to download only changes the next time
+    upstream: Mapping[str, str]  # base URLs of the archives, also `file:`
 
     def packages(self) -> tuple[Artifact, ...]:
         """Return what apt adds to the base for `intent.packages`, sorted by name.
@@ -96,16 +96,16 @@ class Solver:
         chosen = self._chosen(configuration, command, self.intent.packages)
         if not chosen and self.intent.packages:
             raise _too_few(self.intent.packages, chosen)
-        return tuple(sorted(chosen, key=_name))
+        return tuple(sorted(chosen, key=lambda package: package.component))
 
     def guest(self) -> tuple[Artifact, ...]:
-        """Return what smoke boots virtual machines with, sorted by name: a static busybox and two cloud kernels.
+        """Return the packages of smoke's virtual machines, sorted by name: a static busybox and two cloud kernels.
 
-        One kernel is the newest of the intent's suites, one is CGROUP_V1_SUITE's. These packages alone and nothing that
-        they depend on (initramfs-tools, kmod): smoke takes the files out of them.
+        One kernel is the newest of the intent's suites, one is from CGROUP_V1_SUITE. Without dependencies
+        (initramfs-tools, kmod): smoke only extracts files.
         """
         newest = self._update(self.intent.suites, self.folder)
-        # With a separate state: if a newer suite is known, too, apt never chooses this one's.
+        # With a separate state: apt would choose the kernel of a newer suite.
         older = self._update({"debian": (CGROUP_V1_SUITE,)}, self.folder / CGROUP_V1_SUITE)
         chosen: dict[str, Artifact] = {}
         for configuration, names in ((older, ()), (newest, (BUSYBOX,))):
@@ -114,10 +114,10 @@ class Solver:
             if len(files) != len(wanted):
                 raise _too_few(wanted, files)
             chosen |= {package.component: package for package in files}
-        return tuple(sorted(chosen.values(), key=_name))
+        return tuple(chosen[name] for name in sorted(chosen))
 
     def configure(self, suites: Mapping[str, tuple[str, ...]], folder: Path) -> Path:
-        """Write apt's private state for these suites of each archive; return the path of its configuration."""
+        """Write apt's state for these suites of each archive; return the path of its configuration."""
         keys = folder / "keyrings"
         keys.mkdir(parents=True, exist_ok=True)
         for name, data in self.base.keyrings.items():
@@ -128,10 +128,10 @@ class Solver:
         return apt.configure(folder, sources, [self.platform], self.base.status)
 
     def _update(self, suites: Mapping[str, tuple[str, ...]], folder: Path) -> Path:
-        """Have what the archives offer now in `folder`; return the path of apt's configuration."""
+        """Download the package indexes; return the path of apt's configuration."""
         if find("apt-get") is None:
             raise EngineError(
-                "Debian packages are chosen by apt, and this machine has none",
+                "apt is missing, which chooses the Debian packages",
                 expected="apt-get, as on Debian and Ubuntu",
                 next_step="run it in a container: docker run -it -v $PWD:/src -w /src debian:trixie",
             )
@@ -148,7 +148,7 @@ class Solver:
                 continue
             origin, path = _split(match[1], self.upstream)
             if not re.fullmatch("SHA256:[0-9a-f]{64}", match[3]):
-                raise UpstreamError(f"apt reports no SHA256 of {path}", found=match[3], next_step=NEXT_STEP)
+                raise UpstreamError(f"apt reports no SHA256 for {path}", found=match[3], next_step=NEXT_STEP)
             # `pool/main/i/iptables/iptables_1.8.11-2_amd64.deb`; an epoch is not in file names
             name, version, _ = unquote(path.rsplit("/", 1)[1]).split("_")
             chosen.append(
@@ -167,86 +167,85 @@ class Solver:
         return chosen
 
 
-def _name(package: Artifact) -> str:
-    return package.component
-
-
 def _too_few(names: Sequence[str], chosen: Sequence[Artifact]) -> UpstreamError:
     return UpstreamError(
-        "apt does not report where a package is",
+        "apt does not report the URL of a package",
         expected=", ".join(names),
-        found=", ".join(map(_name, chosen)) or "nothing",
+        found=", ".join(package.component for package in chosen) or "none",
         next_step=NEXT_STEP,
     )
 
 
 def index(folder: Path) -> str:
-    """Everything that the archives offered when `solve` last asked them, a stanza for each package (deb822(5)).
+    """Return the package indexes of the last `resolve`, a stanza per package (deb822(5)).
 
-    `folder`: where Solver keeps apt's state. Raises IntentError when it was not asked on this machine.
+    `folder`: apt's state of a Solver. Raises IntentError if there is none.
     """
     configuration = folder / "apt.conf"
     if not configuration.exists():
         raise IntentError(
-            "Debian's index of packages is not in the cache",
-            expected="what `resolve` leaves there",
+            "Debian's package index is not in the cache",
+            expected="apt's state of `resolve`",
             where=str(folder),
-            next_step="run `nox -s resolve`, or `nox -s rehearse` on a machine without internet",
+            next_step="nox -s resolve, or nox -s rehearse on a machine without internet",
         )
     return _apt(configuration.resolve(), "apt-cache", "dumpavail")
 
 
 def suites(intent: Intent) -> Mapping[str, tuple[str, ...]]:
-    """Return every suite that Solver asks, by archive."""
+    """Return all suites of a Solver, by archive."""
     return {**intent.suites, "debian": tuple(dict.fromkeys((*intent.suites["debian"], CGROUP_V1_SUITE)))}
 
 
 def _kernel(configuration: Path, platform: Platform) -> str:
-    """The package of the newest cloud kernel and its modules, as apt takes it: `name=version`."""
+    """Return the package of the newest cloud kernel, as apt takes it: `name=version`."""
     metapackage = f"{KERNEL}cloud-{platform.names.debian}"
-    shown = _apt(configuration, "apt-cache", "show", "--no-all-versions", metapackage)
-    found = re.search(rf"^Depends: (?:.*, )?({KERNEL}\S+) \(= (\S+)\)", shown, re.MULTILINE)
-    if found is None:
+    stanza = _apt(configuration, "apt-cache", "show", "--no-all-versions", metapackage)
+    match = re.search(rf"^Depends: (?:.*, )?({KERNEL}\S+) \(= (\S+)\)", stanza, re.MULTILINE)
+    if match is None:
         raise UpstreamError(
-            f"{metapackage} does not name the kernel that it stands for",
+            f"{metapackage} does not depend on a kernel",
             expected=f"Depends: {KERNEL}… (= …)",
-            found="; ".join(re.findall("^Depends: .*", shown, re.MULTILINE)) or "no Depends",
+            found="; ".join(re.findall("^Depends: .*", stanza, re.MULTILINE)) or "no Depends",
             where=str(configuration.with_name("sources.list")),
         )
-    return f"{found[1]}={found[2]}"
+    return f"{match[1]}={match[2]}"
 
 
 def _split(uri: str, upstream: Mapping[str, str]) -> tuple[str, str]:
-    """A package's URI → the archive's key and the path below it."""
+    """Split a package's URI into the archive's key and the path below it."""
     for origin, base in sorted(upstream.items(), key=lambda item: -len(item[1])):
         # apt writes file:///path as file:/path
-        begins = base.replace("file:///", "file:/", 1) + "/"
-        if uri.startswith(begins):
-            return origin, uri.removeprefix(begins)
-    raise UpstreamError(f"apt names an archive that versions.yaml does not: {urlsplit(uri).hostname}")
+        prefix = base.replace("file:///", "file:/", 1) + "/"
+        if uri.startswith(prefix):
+            return origin, uri.removeprefix(prefix)
+    raise UpstreamError(f"apt uses an archive that is not in versions.yaml: {urlsplit(uri).hostname}")
 
 
 def _apt(configuration: Path, *command: str) -> str:
+    """Return the output of one of apt's programs. Raises UpstreamError, or IntentError for an unknown package."""
     done = apt.run(configuration, *command)
     if done.returncode == 0:
         return done.stdout
-    last = done.stderr.strip().splitlines()
     unknown = re.findall(
         r"Unable to locate package (\S+)|Package '?(\S+?)'? has no installation|Version '\S+' for '(\S+)' was not",
         done.stderr,
     )
     names = sorted({name for groups in unknown for name in groups if name})
-    if names and command[1] == "install":  # the one command that takes names which people wrote
+    if names and command[1] == "install":  # the one command with names from versions.yaml
         raise IntentError(
             f"Debian has no package {', '.join(names)}",
             where="packages.install in versions.yaml",
             next_step="correct the name there",
         )
-    asked = str(configuration.with_name("sources.list"))
-    if names or "No packages found" in done.stderr:  # apt-cache does not say which
+    sources = str(configuration.with_name("sources.list"))
+    if names or "No packages found" in done.stderr:  # apt-cache reports no names
         raise UpstreamError(
             f"the archive has no package {', '.join(names) or command[-1]}",
-            where=asked,
-            next_step="see whether it has these suites whole: packages.suites, upstream and mirrors in versions.yaml",
+            where=sources,
+            next_step="check that it has these suites: packages.suites, upstream and mirrors in versions.yaml",
         )
-    raise UpstreamError(f"{' '.join(command[:2])} failed", found="; ".join(last[-4:]), where=asked, next_step=NEXT_STEP)
+    lines = done.stderr.strip().splitlines()
+    raise UpstreamError(
+        f"{' '.join(command[:2])} failed", found="; ".join(lines[-4:]), where=sources, next_step=NEXT_STEP
+    )

@@ -1,4 +1,4 @@
-"""The vendors' servers as `resolve` asks them: each thing once, and only expected answers are answers."""
+"""The vendors' servers: requests of `resolve`, with a cache for HEAD and GitHub's API."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.http import headers, transport
 from pipeline.inputs.versions import Intent
 from pipeline.resolve import upstream
 
-_THERE_OR_NOT = frozenset({200, 404})
-_API_ANSWERS = frozenset({200, 401, 403, 404, 429})
+_OPTIONAL = frozenset({200, 404})
+_API = frozenset({200, 401, 403, 404, 429})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What a server reports of a file without sending it."""
+    """The response to HEAD of a file."""
 
     url: str
     size: int | None  # bytes
@@ -33,7 +33,7 @@ class Head:
 
 
 class Origins:
-    """The servers of an intent. Thread-safe; `token` is for GitHub's API and is sent nowhere else."""
+    """The servers of versions.yaml. Thread-safe. `token` is only sent to GitHub's API."""
 
     def __init__(self, intent: Intent, client: httpx.Client, log: Log, *, token: str | None = None) -> None:
         self.intent = intent
@@ -42,82 +42,78 @@ class Origins:
         self._token = token
         self._heads: dict[str, Head | None] = {}
         self._assets: dict[tuple[str, str], Mapping[str, Digest]] = {}
-        self._asking = threading.Lock()
+        self._api = threading.Lock()
 
     def url(self, origin: str, path: str) -> str:
-        """A path below an origin's base URL."""
+        """Return the URL of a path of an origin."""
         return f"{self.intent.upstream[origin]}/{path}"
 
     def text(self, origin: str, path: str, what: str) -> str:
-        """A text that must be there. Raises UpstreamError."""
+        """Return a text. Raises UpstreamError."""
         return transport.get(self.client, self.url(origin, path), what=what).text
 
-    def page(self, origin: str, path: str, what: str) -> str:
-        """The path of the page that an address redirects to. Raises UpstreamError."""
-        return transport.get(self.client, self.url(origin, path), what=what).url.path
-
     def content(self, url: str, what: str) -> bytes | None:
-        """Bytes that may be missing. Raises UpstreamError for every other answer."""
-        answer = transport.get(self.client, url, what=what, expected=_THERE_OR_NOT)
-        return answer.content if answer.status_code == 200 else None
+        """Return a file; None for 404. Raises UpstreamError."""
+        response = transport.get(self.client, url, what=what, expected=_OPTIONAL)
+        return response.content if response.status_code == 200 else None
 
     def head(self, url: str, what: str) -> Head | None:
-        """Return what HEAD reports of a file; None when it is missing. Raises UpstreamError for every other answer."""
+        """Return the response to HEAD; None for 404. Raises UpstreamError."""
         if url not in self._heads:
-            answer = transport.get(self.client, url, what=what, method="HEAD", expected=_THERE_OR_NOT)
+            response = transport.get(self.client, url, what=what, method="HEAD", expected=_OPTIONAL)
             head = Head(
                 url=url,
-                size=headers.length(answer),
-                etag=headers.strong_etag(answer),
-                released=headers.modified(answer),
+                size=headers.length(response),
+                etag=headers.strong_etag(response),
+                released=headers.modified(response),
             )
-            self._heads[url] = head if answer.status_code == 200 else None
+            self._heads[url] = head if response.status_code == 200 else None
         return self._heads[url]
 
     def assets_url(self, component: str, version: str) -> str:
-        """Where GitHub's API describes a release; empty where there is no such API."""
+        """Return the URL of a release in GitHub's API; empty without an API."""
         base = self.intent.github_api
         return f"{base}/{upstream.assets_path(component, version)}" if base else ""
 
     def assets(self, component: str, version: str) -> Mapping[str, Digest]:
-        """Return the digests that GitHub records of a release's files; none, with a warning, when it refuses.
+        """Return the digests that GitHub records for a release's files; none, with a warning, if it refuses.
 
-        They are a second word on what a checksum file says already, so a quota that is used up stops nothing.
+        They only confirm a checksum file, so an exhausted quota does not stop the run.
         """
         url = self.assets_url(component, version)
         if not url:
             return {}
-        with self._asking:
+        with self._api:
             if (component, version) not in self._assets:
                 try:
-                    self._assets[component, version] = self._ask(url, f"GitHub's record of {component} {version}")
+                    self._assets[component, version] = self._request(url, f"GitHub's record of {component} {version}")
                 except UpstreamError as error:
                     self._assets[component, version] = {}
                     self.log.warn(f"{error.summary}{f': {error.found}' if error.found else ''}; resolved without it")
             return self._assets[component, version]
 
-    def _ask(self, url: str, what: str) -> Mapping[str, Digest]:
+    def _request(self, url: str, what: str) -> Mapping[str, Digest]:
         sent = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
         if self._token and (url.startswith("https://") or urlsplit(url).hostname == "127.0.0.1"):
             sent["Authorization"] = f"Bearer {self._token}"
-        answer = transport.get(self.client, url, what=what, expected=_API_ANSWERS, sent=sent)
-        match answer.status_code:
+        response = transport.get(self.client, url, what=what, expected=_API, sent=sent)
+        match response.status_code:
             case 200:
-                return upstream.assets(answer.text)
+                return upstream.assets(response.text)
             case 404:
-                raise UpstreamError(f"{what}: it knows no such release")
+                raise UpstreamError(f"{what}: no such release")
             case 401:
-                raise UpstreamError(f"{what}: it does not accept the token in GITHUB_TOKEN")
-            case _ if answer.headers.get("X-RateLimit-Remaining") == "0" or "Retry-After" in answer.headers:
-                hint = "" if self._token else "; with a token in GITHUB_TOKEN it is larger"
-                raise UpstreamError(f"{what}: the API's quota is used up{_until(answer)}{hint}")
+                raise UpstreamError(f"{what}: invalid token in GITHUB_TOKEN")
+            case _ if response.headers.get("X-RateLimit-Remaining") == "0" or "Retry-After" in response.headers:
+                hint = "" if self._token else "; a token in GITHUB_TOKEN raises it"
+                raise UpstreamError(f"{what}: the API's quota is exhausted{_until(response)}{hint}")
             case status:
-                raise UpstreamError(f"{what}: it refuses", found=f"status {status}")
+                raise UpstreamError(f"{what}: denied", found=f"status {status}")
 
 
-def _until(answer: httpx.Response) -> str:
-    """When GitHub's quota is renewed, as it says itself (seconds since 1970)."""
+def _until(response: httpx.Response) -> str:
+    """Return when GitHub renews the quota, from its header (seconds since 1970)."""
     with suppress(ValueError, OverflowError, OSError):
-        reset = datetime.fromtimestamp(int(answer.headers.get("X-RateLimit-Reset", "")), UTC)
+        reset = datetime.fromtimestamp(int(response.headers.get("X-RateLimit-Reset", "")), UTC)
         return f" until {reset:%H:%M} UTC"
     return ""

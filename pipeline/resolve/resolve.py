@@ -1,7 +1,7 @@
-"""Stage `resolve`: what versions.yaml means today, with every file proven to exist and every digest with its reason.
+"""Stage `resolve`: makes a lock from versions.yaml: every file exists, every digest has evidence.
 
-The same answers give the same bytes. Nothing is written here; a missing platform or an unexpected answer stops the
-run, and a digest that changed under the same version is refused rather than taken over.
+Equal responses give equal bytes. A missing platform, an unexpected response, or another digest for a locked version
+stops the run.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class System:
 
     intent: Intent
     registry_for: Callable[[ImageName], Registry]
-    cache: Path  # where apt's state and the base image's layers are kept
+    cache: Path  # of apt's state and the base image's layers
     log: Log
 
     def base(self) -> Base:
-        """Return what the base image's tag means today. Raises UpstreamError, RegistryError."""
+        """Resolve the base image's tag. Raises UpstreamError, RegistryError."""
         name, tag, _ = ImageName.parse(self.intent.base)
         manifest = self.registry_for(name).manifest(tag or "latest")
         if manifest is None:
@@ -53,15 +53,12 @@ class System:
         )
 
     def packages(self, base: Base) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
-        """Return the packages of image and guest, chosen by apt for each platform against that base image.
-
-        Raises as debian.Solver.
-        """
+        """Return the packages of image and guest that apt chooses for that base image. Raises like debian.Solver."""
         platforms = self.intent.platforms
         with ThreadPoolExecutor(max_workers=2) as pool:
             chosen = list(pool.map(lambda platform: self._chosen(base, platform), platforms))
         for platform, (packages, guest) in zip(platforms, chosen, strict=True):
-            for purpose, files in ((f"for {platform}", packages), (f"to boot {platform} with", guest)):
+            for purpose, files in ((f"for {platform}", packages), (f"for a guest of {platform}", guest)):
                 self.log.say(f"{len(files)} Debian packages {purpose}, {size(sum(file.size or 0 for file in files))}")
         return (
             tuple(package for packages, _ in chosen for package in packages),
@@ -82,11 +79,10 @@ class System:
 
 
 def run(origins: Origins, system: System, previous: Lock | None, cache: Path, *, now: datetime | None = None) -> Lock:
-    """Ask the origins and return the lock that they give.
+    """Return a new lock.
 
-    `previous`: the lock so far; what it knows of an unchanged version is kept and checked against upstream. `cache`:
-    where what had to be downloaded to be hashed is kept. Raises UpstreamError, Incompatible, DigestMismatch,
-    VerificationFailed, IntentError.
+    `previous`: the current lock, whose evidence is kept and checked against upstream. `cache`: for files that must be
+    hashed. Raises UpstreamError, Incompatible, DigestMismatch, VerificationFailed, IntentError.
     """
     now = now or datetime.now(UTC)
     today = now.date().isoformat()
@@ -104,10 +100,10 @@ def run(origins: Origins, system: System, previous: Lock | None, cache: Path, *,
         for platform in intent.platforms
     ]
     with writing(cache), log.transfers() as transfers, ThreadPoolExecutor(max_workers=8) as pool:
-        asked = pool.submit(system.base)
+        resolved_base = pool.submit(system.base)
         witnesses = Witnesses(origins=origins, cache=cache, transfers=transfers, today=today)
         files = list(pool.map(lambda one: witnesses.file(one[0], one[1], one[2], known.get(one)), wanted))
-        base = _seen(asked.result(), previous, today)
+        base = _with_known(resolved_base.result(), previous, today)
     log.say(f"{len(files)} files exist for {', '.join(intent.platforms)}; base {base.image} is {base.digest.short}…")
     packages, guest = system.packages(base)
     made = Lock(
@@ -117,27 +113,27 @@ def run(origins: Origins, system: System, previous: Lock | None, cache: Path, *,
         versions=versions,
         artifacts=tuple(file for file in files if file.component != components.AIRGAP),
         airgap=tuple(file for file in files if file.component == components.AIRGAP),
-        packages=_known(packages, previous.packages if previous else (), today),
-        guest=_known(guest, previous.guest if previous else (), today),
+        packages=_all_with_known(packages, previous.packages if previous else (), today),
+        guest=_all_with_known(guest, previous.guest if previous else (), today),
     )
     if weak := made.weak(intent.policy):
         more = f"; so are {len(weak) - 1} others" if len(weak) > 1 else ""
         log.warn(f"push will refuse this lock: {weak[0]}{more}")
-    # The image says the date, so a change of the guest or of a reason alone leaves it.
+    # The date is in the image, so it stays if only guest or evidence changed.
     if previous is not None and made.digest == previous.digest:
         return made
     return replace(made, date=today)
 
 
-def _seen(base: Base, previous: Lock | None, today: str) -> Base:
-    """Return the base image with what the lock knows of the same digest."""
+def _with_known(base: Base, previous: Lock | None, today: str) -> Base:
+    """Return the base image with the lock's evidence for that digest."""
     same = previous is not None and (previous.base.image, previous.base.digest) == (base.image, base.digest)
     known = previous.base.evidence if previous is not None and same else ()
     return replace(base, evidence=evidence.merge(known, base.evidence, today))
 
 
-def _known(files: Sequence[Artifact], before: Iterable[Artifact], today: str) -> tuple[Artifact, ...]:
-    """Return packages with what the lock knows of the same digests."""
+def _all_with_known(files: Sequence[Artifact], before: Iterable[Artifact], today: str) -> tuple[Artifact, ...]:
+    """Return packages with the lock's evidence for their digests."""
     known = {(file.component, file.platform, file.digest): file.evidence for file in before}
     reasons = [known.get((file.component, file.platform, file.digest), ()) for file in files]
     return tuple(

@@ -1,7 +1,7 @@
-"""Who speaks for a digest: checksum files, signatures, GitHub's records, the bytes themselves from two places.
+"""Collects evidence for digests: checksum files, signatures, GitHub's records, the bytes from two sites.
 
-Nothing is taken over quietly: two witnesses that contradict one another, or the lock, stop the run. A witness that is
-silent stops nothing; what is asked of the grade in the end is the policy's matter (evidence.py).
+Two witnesses that contradict each other, or the lock, stop the run. A witness without a response does not: the policy
+decides later whether the grade is sufficient (evidence.py).
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from pipeline.signing import signature
 if TYPE_CHECKING:
     from sigstore.models import TrustedRoot
 
-
-_PATIENCE = 900.0  # seconds for one file of a witness: 86 MB at 100 kB/s. A release waits, and another one may answer
+_PATIENCE = 900.0  # seconds for one file of a witness: 86 MB at 100 kB/s
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """A file of a release, and where its vendor publishes it."""
+    """A file of a release."""
 
     component: str
     version: str
@@ -49,17 +48,17 @@ class _File:
 
 @dataclass(kw_only=True)
 class Witnesses:
-    """Asks for the files of components. The caller holds `cache.writing`."""
+    """Collects evidence for the files of components. The caller holds `cache.writing`."""
 
     origins: Origins
     cache: Path
     transfers: Transfers
     today: str  # YYYY-MM-DD
     _root: TrustedRoot | None = None
-    _reading: threading.Lock = field(default_factory=threading.Lock)
+    _loading: threading.Lock = field(default_factory=threading.Lock)
 
     def file(self, component: str, version: str, platform: Platform, known: Artifact | None) -> Artifact:
-        """Return one file: it exists, its digest, and every reason to believe it. `known`: the lock's entry for it.
+        """Return a file with its digest and evidence. `known`: its entry in the lock.
 
         Raises UpstreamError, DigestMismatch, VerificationFailed.
         """
@@ -73,17 +72,17 @@ class Witnesses:
                 expected="status 200",
                 found="status 404",
                 where=transport.shown(url),
-                next_step="the release is not complete (yet): ask for another version in versions.yaml",
+                next_step="the release is incomplete: choose another version in versions.yaml",
             )
         digest, size, seen = self._first(file, head, known)
         if known is not None and known.digest != digest:
             raise DigestMismatch(
-                f"{file}: upstream publishes another digest than the one that is locked",
+                f"{file}: upstream publishes another digest than the lock",
                 expected=known.digest.text,
                 found=digest.text,
                 where=url,
-                next_step="find out why before anything else; a release that was replaced on purpose is locked again "
-                "by removing its entry from versions.lock.yaml and running nox -s resolve",
+                next_step="find out why; if the release was replaced on purpose, remove its entry from "
+                "versions.lock.yaml and run nox -s resolve",
             )
         seen += self._more(file, digest)
         reasons = evidence.merge(known.evidence if known else (), seen, self.today)
@@ -99,13 +98,13 @@ class Witnesses:
             url=url,
             digest=digest,
             size=size if size is not None else (known.size if known else None),
-            # Where a checksum proves that nothing changed, the tag of another edge of a CDN is no news.
+            # ETags can differ between the nodes of a CDN; with a checksum file they are not needed.
             etag=(before or head.etag) if where.checksums else (head.etag or before),
             evidence=reasons,
         )
 
     def _first(self, file: _File, head: Head, known: Artifact | None) -> tuple[Digest, int | None, list[Evidence]]:
-        """The digest, by the vendor's word, else by the lock's while nothing speaks against it, else by the bytes."""
+        """Return digest, size, evidence: from the checksum file, else the lock if unchanged, else a download."""
         where = file.where
         if where.checksums is not None:
             source = self.origins.url(where.origin, where.checksums)
@@ -118,26 +117,23 @@ class Witnesses:
         return copy.digest, copy.size, [Evidence(grade=Grade.FIRST_USE, source=head.url)]
 
     def _more(self, file: _File, digest: Digest) -> list[Evidence]:
-        """What else is published about it: signatures, GitHub's records."""
+        """Return further published evidence: signatures, GitHub's records."""
         signed_by = COMPONENTS[file.component].signed if file.component in COMPONENTS else ""
-        signed = None
-        if signed_by == "certificate":
-            signed = self._pair(file, digest)
-        elif signed_by == "bundle":
-            signed = self._bundle(file, digest)
-        found = [signed] if signed else []
-        release = components.owner(file.component).name
-        if file.where.origin == "github" and (
-            recorded := self.origins.assets(release, file.version).get(file.where.name)
-        ):
+        check = {"certificate": self._pair, "bundle": self._bundle}.get(signed_by)
+        signed = check(file, digest) if check else None
+        reasons = [signed] if signed else []
+        if file.where.origin == "github":
+            release = components.owner(file.component).name
             source = self.origins.assets_url(release, file.version)
+            recorded = self.origins.assets(release, file.version).get(file.where.name, digest)
             if recorded != digest:
                 raise _contradiction(file, digest, recorded, source)
-            found.append(Evidence(grade=Grade.RECORDED, source=f"{source} (GitHub computed it at the upload)"))
-        return found
+            if file.where.name in self.origins.assets(release, file.version):
+                reasons.append(Evidence(grade=Grade.RECORDED, source=f"{source} (GitHub computed it at the upload)"))
+        return reasons
 
     def _pair(self, file: _File, digest: Digest) -> Evidence | None:
-        """Kubernetes' signature and certificate."""
+        """Verify Kubernetes' signature and certificate."""
         signed = self.origins.content(f"{file.url}.sig", f"the signature of {file}")
         certificate = self.origins.content(f"{file.url}.cert", f"the certificate of {file}") if signed else None
         if not signed or not certificate:
@@ -160,7 +156,7 @@ class Witnesses:
         )
 
     def _bundle(self, file: _File, digest: Digest) -> Evidence | None:
-        """A Sigstore bundle of the release's workflow."""
+        """Verify a Sigstore bundle of the release's workflow."""
         assert file.where.signature is not None
         url = self.origins.url(file.where.origin, file.where.signature)
         raw = self.origins.content(url, f"the signature of {file}")
@@ -172,66 +168,62 @@ class Witnesses:
         try:
             signature.check_bundle(raw, digest=digest, workflow=workflow, root=self._trusted())
         except signature.Unreadable as error:
-            self.origins.log.warn(f"the signature of {file} cannot be judged: {error}; its checksum stands alone")
+            self.origins.log.warn(f"cannot read the signature of {file}: {error}; using its checksum alone")
             return None
         except VerificationFailed as error:
             raise _forged(file, url, error) from None
         return Evidence(grade=Grade.SIGNED, source=f"{url} by a workflow of {repository} at {workflow.ref}")
 
     def _trusted(self) -> TrustedRoot:
-        with self._reading:
+        with self._loading:
             if self._root is None:
                 self._root = signature.trust()
             return self._root
 
     def _elsewhere(self, file: _File, digest: Digest) -> list[Evidence]:
-        """The same file from another site: it corroborates what nobody publishes a checksum of.
+        """Download the file from another site, if no checksum is published: mirrors first, which are near.
 
-        Mirrors that `fetch` uses are asked first: they were named because they are near. One that only redirects to
-        the vendor proves nothing.
+        One that redirects to the vendor is not a witness.
         """
-        ours = Evidence(grade=Grade.FIRST_USE, source=file.url)
+        own_sites = ("", Evidence(grade=Grade.FIRST_USE, source=file.url).site)
         intent, origin, warn = self.origins.intent, file.where.origin, self.origins.log.warn
         for base in dict.fromkeys((*intent.mirrors.get(origin, ()), *intent.witnesses.get(origin, ()))):
-            there = Evidence(grade=Grade.FIRST_USE, source=f"{base}/{file.where.path}")
-            if there.site in ("", ours.site):
+            witness = Evidence(grade=Grade.FIRST_USE, source=f"{base}/{file.where.path}")
+            if witness.site in own_sites:
                 continue
             try:
-                copy = self._download(file, there.source, Rules(longest=_PATIENCE))
+                copy = self._download(file, witness.source, Rules(longest=_PATIENCE))
             except UpstreamError as error:
                 warn(f"{error.summary}; it corroborates nothing")
                 continue
-            if Evidence(grade=Grade.FIRST_USE, source=copy.url).site in ("", ours.site):
-                warn(f"{file} from {there.site}: it sends on to {copy.url}; it corroborates nothing")
+            if Evidence(grade=Grade.FIRST_USE, source=copy.url).site in own_sites:
+                warn(f"{file} from {witness.site}: redirect to {copy.url}; it corroborates nothing")
                 continue
             if copy.digest != digest:
-                raise _contradiction(file, digest, copy.digest, there.source)
-            return [there]
+                raise _contradiction(file, digest, copy.digest, witness.source)
+            return [witness]
         return []
 
     def _download(self, file: _File, url: str, rules: Rules, *, size: int | None = None) -> Copy:
-        """Download a file under the digest that it turns out to have; `fetch` need not bring it again.
-
-        Raises UpstreamError.
-        """
+        """Download a file of unknown digest to the cache. Raises UpstreamError."""
         downloader = Downloader(client=self.origins.client, rules=rules)
         transfer = self.transfers.start(f"{file}", size)
         return downloader.download(File(name=f"{file}", urls=(url,), size=size), self.cache / "sha256", transfer)
 
 
 def _unchanged(known: Artifact, head: Head) -> bool:
-    """Whether URL, size and strong ETag, as far as they are sent, speak for the bytes that were hashed then."""
+    """Return whether URL, size and strong ETag, if known, are those of the locked bytes."""
     sizes = known.size is None or head.size is None or known.size == head.size
     return known.url == head.url and sizes and (known.etag is None or head.etag is None or known.etag == head.etag)
 
 
 def _contradiction(file: _File, ours: Digest, theirs: Digest, source: str) -> DigestMismatch:
     return DigestMismatch(
-        f"{file}: two witnesses contradict one another",
+        f"{file}: two witnesses contradict each other",
         expected=ours.text,
         found=theirs.text,
         where=transport.shown(source),
-        next_step="find out which is right; nothing was locked. A mirror that is behind: take it out of versions.yaml",
+        next_step="find out which is right; the lock is unchanged. Remove an outdated mirror from versions.yaml",
     )
 
 
@@ -241,5 +233,5 @@ def _forged(file: _File, source: str, error: VerificationFailed) -> Verification
         expected=error.expected,
         found=error.found,
         where=transport.shown(source),
-        next_step="do not use that file; nothing was locked. Ask the vendor",
+        next_step="do not use that file, ask the vendor; the lock is unchanged",
     )

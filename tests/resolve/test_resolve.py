@@ -138,7 +138,7 @@ def test_a_checksum_file_that_does_not_list_the_file_stops_the_run(vendors: Upst
 def test_a_digest_that_changed_under_the_same_version_is_refused(vendors: Upstream) -> None:
     first = vendors.resolve()
     vendors.k3s("v1.37.1+k3s1", "replaced")
-    with pytest.raises(DigestMismatch, match="another digest than the one that is locked"):
+    with pytest.raises(DigestMismatch, match="another digest than the lock"):
         vendors.resolve(first)
 
 
