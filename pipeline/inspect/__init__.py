@@ -1,4 +1,4 @@
 """What is inside a file, without running it: ELF headers, Go build information, archives.
 
-Takes bytes and gives versions.
+Takes bytes; returns versions.
 """

@@ -1,6 +1,6 @@
-"""What a binary states without being run: its machine, whether it is whole, and for Go programs how they were built.
+"""Reads binaries without running them: machine, completeness, version, Go build information.
 
-Sources: elf(5); the format of the Go build information is described in Go's debug/buildinfo.
+Sources: elf(5); Go's package debug/buildinfo.
 """
 
 from __future__ import annotations
@@ -12,34 +12,33 @@ from dataclasses import dataclass, field
 
 from pipeline.core.platforms import Platform
 
-HEAD = 64  # bytes that `header` wants: the longest ELF header
+HEAD = 64  # bytes of the longest ELF header
 
 _MAGIC = b"\xff Go buildinf:"
 _SENTINEL = 16  # bytes around the module information
-_ELSEWHERE = (b"dep\t", b"=>\t")  # lines of the build information that name versions of other modules
-_BEHIND_MAJOR = rb"\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?"
-# A version as projects number their releases; a pseudo-version (a commit between two) is none.
-_VERSION = rb"v?\d+" + _BEHIND_MAJOR
+_MODULES = (b"dep\t", b"=>\t")  # lines of the build information with versions of other modules
+_AFTER_MAJOR = rb"\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?"
+# Versions of releases; not pseudo-versions, which are commits.
+_VERSION = rb"v?\d+" + _AFTER_MAJOR
 _PSEUDO = re.compile(r"(^v0\.0\.0$)|[.-]\d{14}-[0-9a-f]{12}")
-# The linker's -X sets a variable to text of its own, which ends in a zero byte and begins behind one; Go's constants
-# lie one behind the other without any (cmd/link, addstrdata).
+# The linker's -X sets a variable to a text between zero bytes, which Go's constants do not have (cmd/link, addstrdata).
 _SET_BY_LINKER = re.compile(rb"\0(" + _VERSION + rb")\0")
-# What is looked for in a whole program: an expression that begins with a full stop is ten times as fast as one that
-# begins with digits, or with the zero bytes that programs are full of.
-_END_OF_TEXT = re.compile(_BEHIND_MAJOR + rb"\0")
+# For a search in a whole program: an expression that begins with a full stop is ten times as fast as one that begins
+# with digits or zero bytes.
+_END_OF_TEXT = re.compile(_AFTER_MAJOR + rb"\0")
 _IN_FLAGS = re.compile(r"[vV]ersion=['\"]?(" + _VERSION.decode() + r")(?=['\"\s]|$)")
-# What programs print where nothing was set: containerd (version/version.go), tini (tini.c).
+# Texts of programs without such variables: containerd (version/version.go), tini (tini.c).
 _PRINTED = ((rb"\+unknown", rb"(?<![\d.])(\d+\.\d+\.\d+)\+unknown$"), (rb"tini version [\d.]+", rb"([\d.]+)$"))
-_LINE = 256  # bytes before a version in which the start of its line is looked for
+_LINE = 256  # bytes before a version that are searched for the start of its line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What is read of an ELF header."""
+    """Fields of an ELF header."""
 
     machine: int  # e_machine
     bits: int  # 32 or 64
-    end: int  # bytes that the file must have: the end of its section headers; 0 where it has none
+    end: int  # bytes: minimum size of the file, the end of its section headers; 0 without them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +49,12 @@ class GoBuild:
     path: str  # main package
     version: str  # of the main module; often (devel)
     settings: Mapping[str, str] = field(default_factory=dict)  # -ldflags, GOARCH, vcs.revision, …
-    dependencies: Mapping[str, str] = field(
-        default_factory=dict
-    )  # module → version, of its replacement where it has one
-    replaced: Mapping[str, str] = field(default_factory=dict)  # module → the module in its place
+    dependencies: Mapping[str, str] = field(default_factory=dict)  # module → version, of its replacement if it has one
+    replaced: Mapping[str, str] = field(default_factory=dict)  # module → its replacement
 
 
 def header(head: bytes) -> Header | None:
-    """Read a file's first HEAD bytes; None when it is no ELF file or ends before its header does."""
+    """Parse a file's first HEAD bytes; None if they are not an ELF header."""
     if len(head) < 20 or head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
         return None
     order = "<" if head[5] == 1 else ">"
@@ -74,17 +71,17 @@ def header(head: bytes) -> Header | None:
 
 
 def machine_name(header: Header) -> str:
-    """Return the platform that a header is for, or the machine's number."""
+    """Return the platform of a header, or the machine's number."""
     known = next((p.value for p in Platform if (p.names.elf_machine, 64) == (header.machine, header.bits)), None)
     return known or f"ELF machine {header.machine}, {header.bits} bit"
 
 
 def go_build(data: bytes) -> GoBuild | None:
-    """The build information of a Go (1.18 or newer) program; None where there is none, or where it is cut off."""
+    """Return the build information of a Go (1.18 or newer) program; None if it is missing or truncated."""
     at = data.find(_MAGIC)
     while at >= 0:
-        # Flag 2: both strings follow inline, each with its length as a varint, 32 bytes after the magic's start.
-        # Programs that read build information hold the magic a second time; only the real one is followed by `go1…`.
+        # Flag 2: 32 bytes after the magic are both strings, each after its length as a varint. Programs that read build
+        # information contain the magic twice; only the real one is followed by `go1…`.
         if at % 16 == 0 and at + 32 < len(data) and data[at + 15] & 2:
             try:
                 version, position = _string(data, at + 32)
@@ -101,27 +98,25 @@ def _parsed(go: str, module: bytes) -> GoBuild:
     path, main, last = "", "", ""
     settings, dependencies, replaced = {}, {}, {}
     for line in module.decode("utf-8", "replace").splitlines():
-        kind, _, rest = line.partition("\t")
-        parts = rest.split("\t")
-        if kind == "path":
-            path = rest
-        elif kind == "mod" and len(parts) > 1:
-            main = parts[1]
-        elif kind == "build":
-            key, _, value = rest.partition("=")
-            settings[key] = value.strip('"')
-        elif kind == "dep" and len(parts) > 1:
-            last = parts[0]
-            dependencies[last] = parts[1]
-        elif kind == "=>" and len(parts) > 1 and last:
-            dependencies[last] = parts[1]
-            if parts[0] != last:
-                replaced[last] = parts[0]
+        match line.split("\t"):
+            case ["path", path]:
+                pass
+            case ["mod", _, main, *_]:
+                pass
+            case ["build", setting]:
+                key, _, value = setting.partition("=")
+                settings[key] = value.strip('"')
+            case ["dep", last, version, *_]:
+                dependencies[last] = version
+            case ["=>", replacement, version, *_] if last:
+                dependencies[last] = version
+                if replacement != last:
+                    replaced[last] = replacement
     return GoBuild(go=go, path=path, version=main, settings=settings, dependencies=dependencies, replaced=replaced)
 
 
 def _string(data: bytes, at: int) -> tuple[bytes, int]:
-    """A varint length and that many bytes; returns the bytes and the position behind them. IndexError: cut off."""
+    """Read a varint length and that many bytes; return the bytes and the next position. Raises IndexError."""
     length = shift = 0
     while True:
         byte = data[at]
@@ -136,11 +131,10 @@ def _string(data: bytes, at: int) -> tuple[bytes, int]:
 
 
 def stated_version(data: bytes, like: str = "") -> str | None:
-    """Return the version that a binary states; None where it states none, or several that do not go together.
+    """Return the version that a binary states; None if it states none or several.
 
-    In this order: the main module's version, one that the build flags set, one that the linker set (build flags are
-    left out of programs that are built with -trimpath), what containerd and tini print. `like`: an expression for the
-    whole version; others do not count, such as those in archives that a program carries.
+    In this order: the main module's version, the build flags, variables set by the linker (-trimpath removes build
+    flags), texts of containerd and tini. `like`: a regular expression for the whole version, to ignore embedded archives.
     """
     for versions in _statements(data):
         version = _common({version for version in versions if not like or re.fullmatch(like, version)})
@@ -150,14 +144,14 @@ def stated_version(data: bytes, like: str = "") -> str | None:
 
 
 def _statements(data: bytes) -> Iterator[Iterable[str]]:
-    """Yield what each place states, the most reliable first."""
+    """Yield the versions of each place, the most reliable first."""
     build = go_build(data)
     if build is not None:
         yield [build.version] if re.fullmatch(_VERSION.decode(), build.version) else []
         yield _IN_FLAGS.findall(build.settings.get("-ldflags", ""))
         yield set_by_linker(data)
     printed = []
-    for literal, expression in _PRINTED:  # the literal first: an expression that begins with digits is much slower
+    for literal, expression in _PRINTED:  # literals are much faster than expressions with digits
         for match in re.finditer(literal, data):
             if version := re.search(expression, data[max(0, match.start() - 24) : match.end()]):
                 printed.append(version[1].decode())
@@ -165,7 +159,7 @@ def _statements(data: bytes) -> Iterator[Iterable[str]]:
 
 
 def set_by_linker(data: bytes) -> Iterator[str]:
-    """Yield every version that fills a text of its own."""
+    """Yield every version between zero bytes."""
     for end in _END_OF_TEXT.finditer(data):
         start = data.rfind(b"\0", 0, end.start())
         if start >= 0 and (match := _SET_BY_LINKER.fullmatch(data, start, end.end())):
@@ -173,37 +167,36 @@ def set_by_linker(data: bytes) -> Iterator[str]:
 
 
 def _common(versions: set[str]) -> str | None:
-    """Return the only version, or the one that all others are a longer form of (a distribution's `1.1.5+ds1-1`)."""
+    """Return the only version, or the one that all others begin with (a distribution's `1.1.5+ds1-1`)."""
     versions = {version for version in versions if not _PSEUDO.search(version)}
     shortest = min(versions, key=len, default=None)
     return shortest if shortest and all(version.startswith(shortest) for version in versions) else None
 
 
 def version_evidence(data: bytes, version: str) -> str | None:
-    """Where a binary names this version; None when it does not.
+    """Return where a binary contains this version; None if it does not.
 
-    Build information is the better evidence; vendors that strip it still carry the text they print. A distribution's
-    build may add `+dfsg…` or `+ds…` to it. The version must not be a part of a longer number, nor that of a module
-    that the program was only built with.
+    Build information is better evidence than text, but can be stripped. A distribution can append `+dfsg…` or `+ds…`.
+    Part of a longer number, or the version of a dependency, does not count.
     """
     wanted = version.removeprefix("v").encode()
     build = go_build(data)
     if build is not None:
-        if _named(build.version.encode(), wanted):
+        if _contains(build.version.encode(), wanted):
             return f"Go module version {build.version}"
-        if _named(build.settings.get("-ldflags", "").encode(), wanted):
+        if _contains(build.settings.get("-ldflags", "").encode(), wanted):
             return "Go build information (-ldflags)"
-    return "text in the binary" if _named(data, wanted) else None
+    return "text in the binary" if _contains(data, wanted) else None
 
 
-def _named(data: bytes, wanted: bytes) -> bool:
-    """Whether the version is somewhere as a whole. `find` is ten times as fast here as an expression."""
+def _contains(data: bytes, wanted: bytes) -> bool:
+    """Return whether the data contains the whole version. `find` is ten times as fast as an expression."""
     at = data.find(wanted)
     while at >= 0:
-        behind = data[at + len(wanted) : at + len(wanted) + 2]
+        after = data[at + len(wanted) : at + len(wanted) + 2]
         before = data[max(0, at - _LINE) : at]
         line = before[before.rfind(b"\n") + 1 :]
-        if not re.search(rb"[\d.]$", before) and not re.match(rb"\d|\.\d", behind) and not line.startswith(_ELSEWHERE):
+        if not re.search(rb"[\d.]$", before) and not re.match(rb"\d|\.\d", after) and not line.startswith(_MODULES):
             return True
         at = data.find(wanted, at + 1)
     return False

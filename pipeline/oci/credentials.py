@@ -48,9 +48,7 @@ class Credentials:
             return None
         except (OSError, ValueError) as error:
             # The parser's message could quote a secret in the file.
-            raise RegistryError(
-                f"{path} cannot be read", found=type(error).__name__, next_step=_login(registry)
-            ) from None
+            raise _unusable(f"{path} cannot be read", registry, error) from None
         helpers = config.get("credHelpers", {})
         if helper := helpers.get(key) or helpers.get(registry) or config.get("credsStore"):
             return cls._from_helper(helper, key, registry)
@@ -62,9 +60,7 @@ class Credentials:
         try:
             username, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
         except ValueError:
-            raise RegistryError(
-                f"the entry of {registry} in {path} is not base64", next_step=_login(registry)
-            ) from None
+            raise _unusable(f"the entry of {registry} in {path} is not base64", registry) from None
         return cls(username=username, password=password.rstrip("\0"))
 
     @classmethod
@@ -80,11 +76,7 @@ class Credentials:
             entry = json.loads(done.stdout)
             credentials = cls(username=entry["Username"], password=entry["Secret"])
         except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
-            raise RegistryError(
-                f"{program} returned no credentials for {registry}",
-                found=type(error).__name__,
-                next_step=_login(registry),
-            ) from None
+            raise _unusable(f"{program} returned no credentials for {registry}", registry, error) from None
         if credentials.username == "<token>":
             raise _identity_token(registry)
         return credentials
@@ -114,8 +106,9 @@ class Challenge:
         return challenges.get("bearer") or challenges.get("basic")
 
 
-def _login(registry: str) -> str:
-    return f"docker login {registry}"
+def _unusable(summary: str, registry: str, error: Exception | None = None) -> RegistryError:
+    found = type(error).__name__ if error else None
+    return RegistryError(summary, found=found, next_step=f"docker login {registry}")
 
 
 def _identity_token(registry: str) -> RegistryError:
