@@ -134,7 +134,7 @@ def stated_version(data: bytes, like: str = "") -> str | None:
     """Return the version that a binary states; None if it states none or several.
 
     In this order: the main module's version, the build flags, variables set by the linker (-trimpath removes build
-    flags), texts of containerd and tini. `like`: a regular expression for the whole version, to ignore embedded archives.
+    flags), texts of containerd and tini. `like`: a regular expression for the whole version, against embedded archives.
     """
     for versions in _statements(data):
         version = _common({version for version in versions if not like or re.fullmatch(like, version)})
