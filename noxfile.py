@@ -151,7 +151,7 @@ def retention(session: nox.Session) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Build a published image again from its lock, cold, and name the first path that differs (-- IMAGE)."""
+    """Build a published image again from its lock, cold, and name the layers that differ (-- IMAGE)."""
     _pipeline(session, "reproduce", *session.posargs)
 
 

@@ -404,7 +404,7 @@ class Run:
         with self.log.step("reproduce"):
             name, reference = ImageName.parse_reference(text)
             registry = self.registry(name)
-            index = reproduce.published(registry, reference)
+            index = reproduce.manifest(registry, reference)
             reproduce.require_same_lock(index, self.lock, self.root)
             self.fetch(offline=False)
             job = replace(self.job, dist=self.dist / "reproduce", rehearsed=reproduce.is_rehearsed(index))

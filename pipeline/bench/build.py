@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.bench import lab, report
 from pipeline.bench.lab import Lab, Took
 from pipeline.bench.report import Document, Options, Page, Table, spread
-from pipeline.build import build
+from pipeline.build import build, context
 from pipeline.core import machine, records
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
@@ -101,7 +101,7 @@ class _Rounds:
             self._keep(COLD, self._build(engine, both))
             layers.append(records.Image.read(both.dist).platforms[host].layers)
             self._keep(NOTHING, self._build(engine, both))
-            build.prepare(both, Log(quiet=True))
+            context.prepare(both.intent, both.lock, both.cache, both.context, Log(quiet=True))
             self._keep(BAKE, bare(engine, both.dist / build.BAKE_FILE, self._run.root))
         with self._engine(one) as engine:
             took = self._build(engine, one)
@@ -153,21 +153,21 @@ def bare(engine: Lab, bake_file: Path, root: Path) -> Took:
 
 def prepare_usual(job: build.Job, log: Log) -> Path:
     """Write context, bake file and apt index of the usual way into `job.dist`; return the bake file's path."""
-    context = build.prepare(job, log)
+    context.prepare(job.intent, job.lock, job.cache, job.context, log)
     with log.step("index of Debian packages for apt"):
         for platform in job.intent.platforms:
-            packages = context / "artifacts" / platform.architecture / "packages"
+            packages = job.context / "artifacts" / platform.architecture / "packages"
             index = index_with(debian.index(job.cache / "apt" / platform.architecture), dict(stanzas(packages)))
             # xz, as Debian's mirrors have it
             (packages / "Packages.xz").write_bytes(lzma.compress(index.encode(), preset=1))
-    below = os.path.relpath(context, job.root)
+    below = job.relative(job.context)
     target = {
         "context": ".",
         "dockerfile": str(USUAL_DOCKERFILE),
         "platforms": [platform.value for platform in job.intent.platforms],
         "contexts": {"base": f"oci-layout://{below}/base@{job.lock.base.digest}", "artifacts": f"{below}/artifacts"},
         "args": {"PACKAGES": " ".join(job.intent.packages)},
-        "output": [f"type=oci,dest={os.path.relpath(job.dist, job.root)}/image,tar=false,oci-mediatypes=true"],
+        "output": [f"type=oci,dest={job.relative(job.dist)}/image,tar=false,oci-mediatypes=true"],
     }
     path = job.dist / build.BAKE_FILE
     records.write_json(path, {"target": {Variant.IMAGE.value: target}})

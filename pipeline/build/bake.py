@@ -1,7 +1,7 @@
-"""The one bake file: what buildx is asked for, rendered from the intent and the lock. No I/O.
+"""The bake file for buildx, rendered from the intent and the lock. No I/O.
 
-The same arguments give the same bytes, so the file is compared with a golden one in the tests and is part of what
-decides whether a build is needed at all. Paths are relative to the folder that buildx is started in.
+The same arguments give the same bytes: the tests compare the file with a golden one, and it is part of the digest that
+decides whether a build is needed. Paths are relative to the working directory of buildx.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.inputs.versions import Intent
 
 
 def describe(intent: Intent, lock: Lock, variant: Variant, *, lock_digest: Digest, rehearsed: bool) -> dict[str, str]:
-    """Return the labels of each config, which are the annotations of the index and each manifest too.
+    """Return the labels of each config, which are the annotations of the index and of each manifest, too.
 
     Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
     """
@@ -53,20 +53,19 @@ def render(
     outputs: Mapping[Variant, PurePosixPath],
     epoch: int,
 ) -> str:
-    """The text of docker-bake.json: a target for each variant, to be built in one call.
-
-    A variant's stage begins with the image's, so no layer is made a second time.
+    """Return the text of docker-bake.json: a target for each variant, to be built in one call.
 
     `annotations`: from `describe`. `base`: digest of the base image's index, whose OCI layout is in `context`/base.
-    `context`/artifacts holds the verified files, one folder per architecture. `outputs`: the folders that the images
-    are exported to, as OCI layouts. `epoch`: seconds since 1970 that configs and their histories are dated.
+    `context`/artifacts has the verified files, one folder per architecture. `outputs`: the folders that the images are
+    exported to, as OCI layouts. `epoch`: time of configs and their histories, in seconds since 1970.
 
-    - Layers are repeatable as they are made: the Dockerfile gives their files one time (`settle`). The exporter's
-      `rewrite-timestamp` (BuildKit docs/build-repro.md) would pack each a second time, half of a cold build, and date
-      it with the lock's day, so that an update of one component would send all layers.
+    - A variant's stage begins with the image's, so no layer is made twice.
+    - Layers are reproducible: the Dockerfile sets one time for their files (`settle`). The exporter's
+      `rewrite-timestamp` (BuildKit docs/build-repro.md) would pack each layer again, half of a cold build, and set the
+      lock's date, so that an update of one component would ship all layers.
     - `oci-mediatypes` is set because its default changed with BuildKit 0.32.
-    - The provenance attestation holds times and ids, so the index digest differs from build to build; the digests of
-      the platforms' manifests do not (docker-library/official-images#16044).
+    - The provenance attestation has times and ids, so the index digest differs from build to build; the digests of the
+      platforms' manifests do not (docker-library/official-images#16044).
     """
     targets = {
         variant.value: {

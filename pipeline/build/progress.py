@@ -1,7 +1,7 @@
-"""BuildKit's progress as JSON lines (`--progress=rawjson`), made readable. No I/O.
+"""Converts BuildKit's progress (JSON lines of `--progress=rawjson`) to readable lines. No I/O.
 
-Each line is one client.SolveStatus: vertexes (build steps), statuses (parts of a step), logs (their output, base64)
-and warnings. Source: docker/buildx, `--progress` reference; moby/buildkit client/graph.go.
+Each line is a client.SolveStatus: vertexes (build steps), statuses (parts of a step), logs (their output, base64) and
+warnings. Source: docker/buildx, `--progress` reference; moby/buildkit client/graph.go.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-_TAIL = 40  # last output lines of a step that are kept for its failure
+_TAIL = 40  # last output lines of a step, kept for the error message
 
 
 @dataclass
@@ -28,14 +28,14 @@ class _Step:
 
 
 class Solve:
-    """Takes the lines of one build and gives back the lines that a person should see."""
+    """The progress of one build."""
 
     def __init__(self) -> None:
         self._steps: dict[str, _Step] = {}
         self._other: deque[str] = deque(maxlen=_TAIL)
 
     def feed(self, line: str) -> list[str]:
-        """One line of the stream → zero or more lines to print: a step that ended, with its time, or a warning."""
+        """Take a line of the stream; return the lines to log: a step that ended, with its time, or a warning."""
         try:
             status: Any = json.loads(line)
         except ValueError:
@@ -66,54 +66,54 @@ class Solve:
             return []
         step.done = True
         step.seconds = _seconds(vertex.get("started"), vertex["completed"])
-        # BuildKit asks for each file of a context by itself; only what takes time is worth a line.
+        # BuildKit transfers each file of a context in a separate step; only slow ones are logged.
         small = step.name.startswith("[context") and step.seconds < 0.5
         if (step.name.startswith("[internal]") or small) and not step.error:
             return []
-        how = "failed" if step.error else "cached" if step.cached else f"{step.seconds:.1f} s"
-        return [f"{how:>8}  {_short(step.name)}"]
+        result = "failed" if step.error else "cached" if step.cached else f"{step.seconds:.1f} s"
+        return [f"{result:>8}  {_short(step.name)}"]
 
     @property
     def cached(self) -> int:
-        """How many steps came from the cache."""
-        return sum(step.cached for step in self._own)
+        """Number of steps that came from the cache."""
+        return sum(step.cached for step in self._of_dockerfile)
 
     @property
     def ran(self) -> int:
-        """How many steps were run."""
-        return sum(not step.cached for step in self._own)
+        """Number of steps that ran."""
+        return sum(not step.cached for step in self._of_dockerfile)
 
     @property
     def slowest(self) -> list[tuple[str, float]]:
-        """The three steps that took longest: name, seconds."""
+        """The three slowest steps: name, seconds."""
         ordered = sorted(self._steps.values(), key=lambda step: -step.seconds)
         return [(_short(step.name), step.seconds) for step in ordered[:3] if step.seconds >= 0.05]
 
     @property
-    def _own(self) -> list[_Step]:
-        """The steps of the Dockerfile, without those that BuildKit adds."""
+    def _of_dockerfile(self) -> list[_Step]:
+        """The ended steps of the Dockerfile, without those that BuildKit adds."""
         return [step for step in self._steps.values() if step.done and re.match(r"\[(?!internal|context)", step.name)]
 
     def failure(self) -> tuple[str, list[str]]:
-        """The step that failed and its last output lines; the last unparsed lines when no step says so."""
+        """Return the failed step and its last output lines; the last unparsed lines if no step failed."""
         for step in self._steps.values():
             if step.error and "context canceled" not in step.error:
-                # BuildKit repeats the whole command, here-documents too; how it ended is at the end.
+                # BuildKit repeats the whole command; the exit code is at the end.
                 return _short(step.name), [*step.tail, step.error[-200:] if len(step.error) > 400 else step.error]
         return "buildx itself", list(self._other)
 
 
 def _short(name: str) -> str:
-    """The first line of a step's name, so that a long RUN does not fill the screen."""
+    """Return a step's name in one short line: a RUN may have many."""
     text = " ".join(name.split())
     return text if len(text) <= 110 else text[:109] + "…"
 
 
 def _seconds(started: str | None, completed: str) -> float:
-    """The time between two RFC 3339 times; 0 where the first is missing (a cached step)."""
+    """Return the seconds between two RFC 3339 times; 0 without the first (a cached step)."""
     if not started:
         return 0.0
-    # Python reads at most six digits of a second's fraction, BuildKit writes nine.
+    # Python 3.11 reads at most six digits of a fraction, BuildKit writes nine.
     first, last = (
         datetime.fromisoformat(re.sub(r"(\.\d{1,6})\d*", r"\1", text).replace("Z", "+00:00"))
         for text in (started, completed)

@@ -1,3 +1,5 @@
+"""The bake file, and the labels of the image."""
+
 from __future__ import annotations
 
 import json
@@ -32,7 +34,7 @@ def render() -> str:
 
 
 def test_is_the_golden_file(request: pytest.FixtureRequest) -> None:
-    """`pytest --update-golden` writes it anew; the diff is what is judged."""
+    """`pytest --update-golden` writes it again; review the diff."""
     if request.config.getoption("--update-golden"):
         GOLDEN.write_text(render(), encoding="utf-8")
     assert render() == GOLDEN.read_text(encoding="utf-8")
@@ -48,22 +50,22 @@ def test_the_network_is_off_and_the_base_is_pinned_by_digest(variant: Variant) -
 
 
 @pytest.mark.parametrize("variant", Variant)
-def test_labels_and_annotations_say_the_same(variant: Variant) -> None:
+def test_labels_and_annotations_are_equal(variant: Variant) -> None:
     target = json.loads(render())["target"][variant]
-    said = dict(text.removeprefix("index,manifest:").split("=", 1) for text in target["annotations"])
-    assert said == target["labels"]
-    assert said["io.github.dind-k3s.k3s"] == "v1.37.1+k3s1"
+    annotations = dict(text.removeprefix("index,manifest:").split("=", 1) for text in target["annotations"])
+    assert annotations == target["labels"]
+    assert annotations["io.github.dind-k3s.k3s"] == "v1.37.1+k3s1"
 
 
-def test_only_a_rehearsed_image_carries_the_label() -> None:
+def test_only_a_rehearsed_image_has_the_label() -> None:
     assert all(keys.REHEARSAL in describe(variant, rehearsed=True) for variant in Variant)
     assert not any(keys.REHEARSAL in describe(variant) for variant in Variant)
 
 
-def test_a_variant_says_which_it_is_and_nothing_else_of_its_own() -> None:
+def test_a_variant_has_one_label_more() -> None:
     assert set(describe(Variant.AIRGAP).items()) - set(describe().items()) == {(f"{keys.KEY}.variant", "airgap")}
 
 
-def test_a_label_never_holds_credentials() -> None:
+def test_a_label_never_contains_credentials() -> None:
     labels = describe(intent=replace(INTENT, source="https://me:s3cr3t@example.org/x?token=s3cr3t"))
     assert "s3cr3t" not in str(labels)

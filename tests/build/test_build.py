@@ -1,4 +1,4 @@
-"""The build stage against a recording docker executable: what buildx is asked for, and what is made of its answer."""
+"""The build stage with a recording docker executable: the call of buildx, and what is made of its output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from python_on_whales import DockerClient
 
-from pipeline.build import build
+from pipeline.build import build, context
 from pipeline.core.cache import path_of
 from pipeline.core.errors import BuildFailed, UpstreamError
 from pipeline.core.log import Log
@@ -24,7 +24,7 @@ from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
 from tests.helpers.examples import AIRGAP_LOCK, INTENT, LOCK, artifact
 
-# Stands for docker: writes the argv down, exports a layout as buildx would, streams two lines of progress.
+# In place of docker: records its arguments, exports a layout as buildx does, prints progress.
 DOCKER = """#!{python}
 import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})
@@ -83,7 +83,7 @@ class Built:
         path_of(self.cache, Digest.of(data)).write_bytes(data)
 
     def exports(self, variant: Variant, *above: str, lowest: str = "layer") -> Digest:
-        """What buildx is going to export for a target: an image with these layers."""
+        """Let buildx export an image with these layers for a target; return its digest."""
         layout = self.folder / variant / "blobs" / "sha256"
         layout.mkdir(parents=True, exist_ok=True)
         index = self._image(layout, lowest, *above)
@@ -114,13 +114,11 @@ class Built:
 
     def run_all(self, lock: Lock, intent: Intent | None = None, *, log: Log | None = None) -> Mapping[Variant, Image]:
         lock = replace(lock, base=replace(lock.base, digest=self.base))
-        job = self.job(lock, intent or replace(INTENT, variants=lock.variants[1:]))
-        return build.run(job, self._ask, log or Log(quiet=True))
-
-    def job(self, lock: Lock, intent: Intent) -> build.Job:
-        return build.Job(
+        intent = intent or replace(INTENT, variants=lock.variants[1:])
+        job = build.Job(
             intent=intent, lock=lock, root=self.root, dist=self.root / "dist", cache=self.cache, rehearsed=True
         )
+        return build.run(job, self._ask, log or Log(quiet=True))
 
     def _ask(self) -> Engine:
         self.asked += 1
@@ -152,7 +150,7 @@ def test_the_same_inputs_are_not_built_again(built: Built) -> None:
     assert built.asked == 1, "no engine is started for nothing"
 
 
-def test_another_guest_is_no_other_image(built: Built) -> None:
+def test_another_guest_needs_no_build(built: Built) -> None:
     first = built.run()
     assert built.run(replace(LOCK, guest=LOCK.guest[:1])) == first
     assert len(built.calls) == 1
@@ -165,7 +163,7 @@ def test_a_changed_file_of_rootfs_is_built(built: Built) -> None:
     assert len(built.calls) == 2
 
 
-def test_byte_code_that_a_test_left_in_rootfs_is_no_part_of_the_image(built: Built) -> None:
+def test_byte_code_in_rootfs_is_ignored(built: Built) -> None:
     built.run()
     left = built.root / "rootfs" / "__pycache__"
     left.mkdir()
@@ -206,31 +204,31 @@ def test_a_variant_is_another_target_of_the_same_call(built: Built) -> None:
         assert image.variant is variant
     assert built.run_all(AIRGAP_LOCK) == images
     assert len(built.calls) == 1
-    # what both have is one file, and each is whole
+    # a common layer is one file in two folders
     layer = Digest.of(b"layer").hex
     first, second = (variant.below(built.root / "dist") / "image/blobs/sha256" / layer for variant in images)
     assert first.samefile(second)
 
 
 def test_a_variant_has_the_layers_of_the_image_and_one_more(built: Built) -> None:
-    built.exports(Variant.AIRGAP, "system images", lowest="the same layer, built once more with other bytes")
+    built.exports(Variant.AIRGAP, "system images", lowest="the same layer, built again with other bytes")
     with pytest.raises(BuildFailed, match="is not the image and one layer more"):
         built.run_all(AIRGAP_LOCK)
     assert not (built.root / "dist/airgap/image.json").exists()
 
 
-def test_a_variant_without_its_files_is_left_out_and_said(built: Built, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_variant_without_its_files_is_a_warning(built: Built, capfd: pytest.CaptureFixture[str]) -> None:
     intent = replace(INTENT, variants=(Variant.AIRGAP,))
     assert set(built.run_all(LOCK, intent, log=Log())) == {Variant.IMAGE}
-    said = " ".join("".join(capfd.readouterr()).split())
-    assert "without airgap: the lock lacks its files for linux/amd64, linux/arm64; nox -s resolve" in said
+    log = " ".join("".join(capfd.readouterr()).split())
+    assert "without airgap: the lock lacks its files for linux/amd64, linux/arm64; nox -s resolve" in log
 
 
 def test_the_manifest_of_the_variant_names_the_system_images_too(built: Built) -> None:
-    job = built.job(replace(AIRGAP_LOCK, base=replace(LOCK.base, digest=built.base)), INTENT)
-    context = build.prepare(job, Log(quiet=True))
+    lock = replace(AIRGAP_LOCK, base=replace(LOCK.base, digest=built.base))
+    context.prepare(INTENT, lock, built.cache, built.folder / "context", Log(quiet=True))
     for platform in Platform:
-        folder = context / "artifacts" / platform.architecture
+        folder = built.folder / "context/artifacts" / platform.architecture
         image, airgap = (json.loads((folder / name).read_text()) for name in ("manifest.json", "airgap/manifest.json"))
         assert airgap[:-1] == image
         assert airgap[-1]["component"] == "k3s-airgap-images"

@@ -1,3 +1,5 @@
+"""Progress of a build: logged steps, counts, the failing step."""
+
 from __future__ import annotations
 
 import base64
@@ -16,7 +18,7 @@ def vertex(name: str, **more: object) -> dict[str, object]:
     return {"digest": f"sha256:{name}", "name": name, **more}
 
 
-def test_tells_each_step_once_with_its_time() -> None:
+def test_logs_each_step_once_with_its_time() -> None:
     solve = Solve()
     assert solve.feed(line(vertexes=[vertex("[linux/arm64 k3s 1/2] COPY", started=START)])) == []
     done = line(vertexes=[vertex("[linux/arm64 k3s 1/2] COPY", started=START, completed=END)])
@@ -25,7 +27,7 @@ def test_tells_each_step_once_with_its_time() -> None:
     assert (solve.ran, solve.cached) == (1, 0)
 
 
-def test_counts_cached_steps_and_leaves_out_what_buildkit_adds() -> None:
+def test_counts_steps_of_the_dockerfile() -> None:
     solve = Solve()
     solve.feed(
         line(

@@ -42,7 +42,7 @@ _PREPARE = """
 import json, socket, sys
 from pathlib import Path
 from pipeline import __main__ as cli
-from pipeline.build import build
+from pipeline.build import context
 from pipeline.core.log import Log
 from pipeline.workflow import Run
 
@@ -56,8 +56,9 @@ run = Run(
     root=cli.ROOT, intent_path=parsed.versions, lock_path=parsed.lock, dist=Path(dist), cache=Path(cache), log=Log()
 )
 run.plan()
-context = build.prepare(run.job, run.log)
-print(json.dumps(sorted(str(path.relative_to(context)) for path in context.rglob("*") if path.is_file())))
+made = run.job.context
+context.prepare(run.intent, run.lock, run.cache, made, run.log)
+print(json.dumps(sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())))
 """
 
 

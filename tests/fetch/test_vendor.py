@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipeline import __main__ as cli
-from pipeline.build import build
+from pipeline.build import context
 from pipeline.core.cache import path_of
 from pipeline.core.errors import LockStale, RegistryError, UpstreamError
 from pipeline.core.log import Log
@@ -125,8 +125,8 @@ def test_a_checkout_whose_upstreams_are_gone_is_fed_by_it(site: Site, folder: Pa
         run.fetch(offline=False)
     assert {Digest.of_file(path): path.read_bytes() for path in (run.cache / "sha256").iterdir()} == expected
     run.fetch(offline=True)
-    context = build.prepare(run.job, LOG)
-    assert (context / "artifacts/arm64/k3s").read_bytes() == b"k3s for linux/arm64"
+    context.prepare(run.intent, run.lock, run.cache, tmp_path / "context", LOG)
+    assert (tmp_path / "context/artifacts/arm64/k3s").read_bytes() == b"k3s for linux/arm64"
 
 
 def test_a_mirror_of_the_base_image_that_has_other_bytes_is_passed_over(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from python_on_whales.exceptions import DockerException
 
-from pipeline.build import build
+from pipeline.build import context
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.inputs.lock import Lock
@@ -196,7 +196,7 @@ def test_doctor_at_once(image: Image) -> None:
 def test_verify_tells_what_is_changed_missing_and_a_stranger(image: Image, intent: Intent, own: Lock) -> None:
     host = Platform.host()
     assert host is not None
-    made = build.manifest(intent, own, host, Variant.IMAGE, INSIDE)
+    made = context.manifest(intent, own, host, Variant.IMAGE, INSIDE)
     files = {"/tmp/manifest.json": json.dumps(made), "/tmp/record": RECORD}
     with box(image, command=("sleep", "600"), files=files) as here:
         here.start()
