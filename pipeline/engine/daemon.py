@@ -1,6 +1,6 @@
-"""A private docker engine, started from the very artifacts of the lock, that touches nothing of the machine's own.
+"""A private docker engine made of the lock's artifacts, separate from everything on this machine.
 
-Own socket, data root, cgroup parent and (unless it runs inside one already) a sandbox: see pipeline/engine/sandbox.py.
+Socket, data root, cgroup parent and (unless it is inside one already) sandbox are its own: pipeline/engine/sandbox.py.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pipeline.core.names import Digest
 from pipeline.engine import sandbox
 
 CGROUP = "dind-k3s"
-_BUILDS = "12GB"  # of the builder's cache; one build of both platforms and the variant fills 5 GB
-_START = 60.0  # seconds that dockerd may take to answer; it takes 2-3 on two cores
-_STOP = 25.0  # seconds for an orderly stop, before the sandbox is killed
+_BUILD_CACHE = "12GB"  # one build of both platforms and the variant takes 5 GB
+_START = 60.0  # seconds until dockerd must answer; it takes 2-3 on two cores
+_STOP = 25.0  # seconds for a clean stop, before the sandbox is killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,12 @@ class Binaries:
         return self.bin / "docker-init"
 
     def client(self, host: str) -> DockerClient:
-        """Return a client of a docker host that is this docker."""
+        """Return a client for a docker host; it runs this docker program."""
         return DockerClient(host=host, config=self.config, client_call=[str(self.bin / "docker")])
 
 
 def unpack(*, docker: Path, digest: Digest, buildx: Path, folder: Path) -> Binaries:
-    """Unpack docker's static archive into `folder`, once for each digest, and set the buildx plugin beside it."""
+    """Unpack docker's static archive into `folder`, once for each digest, and install the buildx plugin there."""
     target = folder / f"docker-{digest.hex[:16]}"
     if not target.exists():
         partial = folder / f".docker-{os.getpid()}"
@@ -70,11 +70,11 @@ def unpack(*, docker: Path, digest: Digest, buildx: Path, folder: Path) -> Binar
 
 @contextmanager
 def run(binaries: Binaries, folder: Path, log: Log, *, sandboxed: bool, network: bool) -> Iterator[DockerClient]:
-    """Run dockerd for the length of the block and yield a client for it.
+    """Run dockerd during the block and yield a client for it.
 
-    `folder`: holds socket, data root and log; kept between runs, so the build cache is too. `sandboxed`: make
-    namespaces (False: we are inside some already). `network`: give the sandbox a way out through slirp4netns.
-    Raises EngineError when dockerd does not answer, with its last lines.
+    `folder`: for socket, data root and log; kept between runs, with the build cache. `sandboxed`: make namespaces;
+    False when this process is inside some already. `network`: connect the sandbox through slirp4netns. Raises
+    EngineError with dockerd's last lines when it does not answer.
     """
     machine.require_short(folder, 88, "the engine's socket")
     with machine.exclusive(folder / "lock", "another run uses the private engine"):
@@ -104,11 +104,11 @@ def _start(
         "data-root": str(folder / "data"),
         "pidfile": str(folder / "dockerd.pid"),
         "cgroup-parent": f"/{CGROUP}",
-        # One index with several platforms can only be held by the containerd image store.
+        # Only the containerd image store keeps an index with several platforms.
         "features": {"containerd-snapshotter": True},
-        # BuildKit's own limit is a tenth of the disk, whatever its size; in somebody's cache two builds are enough
-        # (docs.docker.com/build/cache/garbage-collection).
-        "builder": {"gc": {"enabled": True, "defaultKeepStorage": _BUILDS}},
+        # BuildKit's default is a tenth of the disk (docs.docker.com/build/cache/garbage-collection); two builds are
+        # enough for a user's cache folder.
+        "builder": {"gc": {"enabled": True, "defaultKeepStorage": _BUILD_CACHE}},
     }
     config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     command = [str(binaries.bin / "dockerd"), "--config-file", str(config)]
@@ -120,7 +120,7 @@ def _start(
     environment = {
         **os.environ,
         "PATH": f"{binaries.bin}:{os.environ.get('PATH', '')}:{sbin}",
-        # dockerd must not read a docker configuration of the user.
+        # Not the user's docker configuration.
         "DOCKER_CONFIG": str(binaries.config),
     }
     with (folder / "dockerd.log").open("wb") as output:
@@ -130,7 +130,7 @@ def _start(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C is ours to handle: dockerd is told to stop once, in order
+            start_new_session=True,  # Ctrl-C must not reach dockerd: _stop ends it cleanly
         )
     if sandboxed and network:
         _connect(process, folder)
@@ -138,7 +138,7 @@ def _start(
 
 
 def _connect(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Give the sandbox's network namespace a way out; the helper ends with the namespace's first process."""
+    """Connect the sandbox's network namespace by slirp4netns, which ends with the namespace's first process."""
     program = find("slirp4netns")
     if program is None:
         return
@@ -173,12 +173,12 @@ def _wait(client: DockerClient, process: subprocess.Popen[bytes], folder: Path) 
                 expected=f"an answer within {_START:.0f} s",
                 found="\n    ".join(tail) or "no output",
                 where=str(log),
-                next_step="the last lines tell what dockerd misses; `nox -s rehearse` installs what it needs",
+                next_step="the last lines show what dockerd lacks; `nox -s rehearse` installs what it needs",
             )
 
 
 def _drop_leftovers(client: DockerClient) -> None:
-    """Remove what a killed run left in our data root: every container and volume in it is ours."""
+    """Remove what a killed run left: every container and volume of the data root is ours."""
     for container in client.container.list(all=True):
         container.remove(force=True, volumes=True)
     for volume in client.volume.list():
@@ -187,7 +187,7 @@ def _drop_leftovers(client: DockerClient) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes], *, sandboxed: bool) -> None:
-    """Stop dockerd in order, so that its data root is left clean; else kill it; the sandbox dies with it."""
+    """Stop dockerd cleanly, so that its data root is consistent; else kill it; the sandbox dies with it."""
     if process.poll() is not None:
         return
     if sandboxed:

@@ -1,7 +1,7 @@
-"""qemu-user for the `commands` tier: which handler the kernel has, and one of our own for as long as smoke needs it.
+"""binfmt handlers for qemu-user: the ones that the kernel has, and ours, registered while smoke needs them.
 
-A handler is registered for the whole machine (binfmt_misc is not part of a mount or pid namespace), so ours has a
-name of its own, is removed by the last run that uses it, and one that a killed run left is removed by the next run.
+A handler is registered for the whole machine (binfmt_misc is not part of a mount or pid namespace), so ours have a
+distinct prefix and are removed by the last run that uses them; those of a killed run are removed by the next run.
 Source: Linux Documentation/admin-guide/binfmt-misc.rst; the ELF header fields are those of elf(5).
 """
 
@@ -22,12 +22,12 @@ from pipeline.core.platforms import Platform
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _OURS = "dind-k3s-"
 
-# Held, shared, by every run that uses a handler of ours; fixed, since handlers are the whole machine's.
+# Locked, shared, by every run that uses our handlers; a fixed path, since handlers are the whole machine's.
 _IN_USE = Path("/tmp/dind-k3s-binfmt.lock")
 
 
 def handler(platform: Platform, binfmt: Path = BINFMT) -> str | None:
-    """The interpreter that the kernel starts this platform's binaries with; None when there is no enabled handler."""
+    """Return the interpreter of the kernel's handler for this platform's binaries; None without an enabled one."""
     magic = _magic(platform).hex()
     if not binfmt.is_dir():
         return None
@@ -37,23 +37,23 @@ def handler(platform: Platform, binfmt: Path = BINFMT) -> str | None:
         lines = entry.read_text(encoding="utf-8", errors="replace").splitlines()
         fields = dict(line.split(" ", 1) for line in lines if " " in line)
         registered = fields.get("magic", "")
-        # The machine's number is what tells one handler from another; distributions mask other bytes differently.
+        # Compare class, byte order and machine; distributions mask the other bytes differently.
         if lines[:1] == ["enabled"] and registered.startswith(magic[:8]) and registered[36:40] == magic[36:40]:
             return fields.get("interpreter")
     return None
 
 
 def program(platform: Platform) -> str:
-    """The static qemu-user of a platform, as Debian and Ubuntu name it."""
+    """Return the name of a platform's static qemu-user on Debian and Ubuntu."""
     return f"qemu-{platform.names.qemu}-static"
 
 
 @contextmanager
 def registered(platform: Platform, log: Log, binfmt: Path = BINFMT) -> Iterator[str | None]:
-    """Have a handler for a foreign platform inside this block; yields the interpreter, None when it cannot be had.
+    """Register a handler for a non-native platform during the block; yield its interpreter, or None without one.
 
-    A handler that the machine has already is used and left alone. Needs root and `qemu-<…>-static`. `binfmt`: where
-    binfmt_misc is mounted, for instance in another mount namespace; it is the same one everywhere.
+    An existing handler is used and not changed. Needs root and `qemu-<…>-static`. `binfmt`: where binfmt_misc is
+    mounted, for instance in another mount namespace; it is the same one everywhere.
     """
     if platform == Platform.host():
         yield None
@@ -79,15 +79,15 @@ def _register(platform: Platform, log: Log, binfmt: Path) -> str | None:
     try:
         (binfmt / "register").write_text(text, encoding="ascii")
     except FileExistsError:
-        return interpreter  # another run was quicker
+        return interpreter  # another run has just registered it
     except OSError as error:
         raise EngineError(f"the kernel refused a binfmt handler for {platform}", found=str(error)) from None
-    log.say(f"registered {interpreter} for {platform} binaries; it is removed again after smoke")
+    log.say(f"registered {interpreter} for {platform} binaries until smoke ends")
     return interpreter
 
 
 def sweep(log: Log, binfmt: Path = BINFMT) -> None:
-    """Remove our handlers unless a run uses them: our own when we are done, and what a killed run left."""
+    """Remove our handlers, also those of a killed run, unless a run uses them."""
     if not binfmt.is_dir():
         return
     with _IN_USE.open("a") as users:
@@ -101,14 +101,14 @@ def sweep(log: Log, binfmt: Path = BINFMT) -> None:
 
 
 def version(interpreter: str) -> str:
-    """`qemu-user 7.2.22`, from what the interpreter says of itself."""
+    """Return `qemu-user 7.2.22`, the version that the interpreter reports."""
     done = subprocess.run([interpreter, "--version"], capture_output=True, text=True, timeout=10, check=False)
     words = done.stdout.split()
     return f"qemu-user {words[2]}" if len(words) > 2 else "qemu-user"
 
 
 def _magic(platform: Platform) -> bytes:
-    """The first 20 bytes of an ELF file of that platform: 64 bit, little endian, executable, its machine."""
+    """Return the first 20 bytes of a platform's ELF file: 64 bit, little endian, executable, its machine."""
     return b"\x7fELF\x02\x01\x01" + b"\0" * 9 + struct.pack("<HH", 2, platform.names.elf_machine)
 
 

@@ -1,10 +1,10 @@
-"""Which docker engine of this machine does the work: the user's own if it can, else one beside it, else a private one.
+"""The choice of this machine's docker engine: the user's, the user's with a separate builder, or a private one.
 
-the user's    answers, has buildx, and either a builder named in BUILDX_BUILDER or the containerd image store
-+ a builder   the user's engine without that store: a docker-container builder is made, and removed afterwards
-private       Linux and root: dockerd from the lock's own artifacts, see pipeline/engine/daemon.py
+the user's      answers, has buildx, and either a builder named in BUILDX_BUILDER or the containerd image store
+with a builder  the user's engine without that store: a docker-container builder is created, and removed afterwards
+private         Linux and root: dockerd of the lock's artifacts, see pipeline/engine/daemon.py
 
-For smoke there are more, of other platforms: see pipeline/engine/engines.py.
+Engines of other platforms, for smoke: pipeline/engine/engines.py.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from pipeline.core.platforms import Platform
 from pipeline.engine import daemon, sandbox
 from pipeline.inputs.lock import Lock
 
-# docker's own words for the architectures (`docker info`, uname -m).
+# Architectures as `docker info` (uname -m) names them.
 _ARCHITECTURES = {"x86_64": Platform.AMD64, "amd64": Platform.AMD64, "aarch64": Platform.ARM64, "arm64": Platform.ARM64}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine: it can build all platforms (but for a virtual one), and runs one of them natively."""
+    """An engine. It runs one platform natively, and can build all of them unless it is virtual."""
 
     docker: DockerClient
-    builder: str | None  # buildx builder; None: the engine's own
+    builder: str | None  # buildx builder; None: the engine's default
     description: str
-    platform: Platform | None  # that it runs natively; None when it is none of ours
-    host: str | None = None  # DOCKER_HOST of an engine that outlives us; None when it does not
+    platform: Platform | None  # that it runs natively; None when the image has no such platform
+    host: str | None = None  # DOCKER_HOST of an engine that outlives this process
     virtual: bool = False
-    patience: float = 1.0  # how many times slower it is than the machine whose deadlines the checks have
-    story: str = ""  # how a virtual one came up: its stages, each with its time
-    trouble: Callable[[], str | None] = lambda: None  # what is wrong with the machine that it runs on
+    patience: float = 1.0  # factor for the deadlines of checks: how many times slower it is than a native engine
+    story: str = ""  # of a virtual one: the stages of its start, each with its time
+    trouble: Callable[[], str | None] = lambda: None  # why the machine that it runs on failed
 
 
 @contextmanager
 def choose(lock: Lock, cache: Path, log: Log) -> Iterator[Engine]:
-    """The best engine that this machine has, for the length of the block; logs which one and why.
+    """Yield the best engine that this machine has, and log which one and why.
 
-    `cache`: what `fetch` filled; a private engine is started from it. Raises EngineError with every way out.
+    `cache`: filled by `fetch`; a private engine is made of it. Raises EngineError with the possible next steps.
     """
-    own, reason = _users_own()
+    own, reason = _users_engine()
     if own is None:
-        log.say(f"no engine of your own ({reason}): starting a private one from the lock's artifacts")
+        log.say(f"your engine cannot be used ({reason}): starting a private one of the lock's artifacts")
         with private(lock, cache, log, sandboxed=True) as started:
             yield started
         return
@@ -70,12 +70,12 @@ def choose(lock: Lock, cache: Path, log: Log) -> Iterator[Engine]:
         log.say(f"engine: {engine.description}" + (f", builder {named}" if named else ""))
         yield engine
         return
-    log.say(f"engine: {engine.description}, with a docker-container builder: its image store is classic")
+    log.say(f"engine: {engine.description}, with a docker-container builder: it has no containerd image store")
     try:
         made = own.buildx.create(driver="docker-container", bootstrap=True)
     except DockerException as error:
         raise EngineError(
-            "your engine has no containerd image store, and a builder could not be started beside it",
+            "cannot create a builder, which your engine without containerd image store needs",
             found=str(error.stderr or error).strip().splitlines()[-1],
             next_step='set {"features": {"containerd-snapshotter": true}} in /etc/docker/daemon.json, '
             "or name a builder in BUILDX_BUILDER",
@@ -86,7 +86,7 @@ def choose(lock: Lock, cache: Path, log: Log) -> Iterator[Engine]:
 
 @contextmanager
 def private(lock: Lock, cache: Path, log: Log, *, sandboxed: bool) -> Iterator[Engine]:
-    """A private engine; `sandboxed` False when the caller is in namespaces of its own already."""
+    """Run a private engine. `sandboxed`: False when this process is inside namespaces already."""
     machine.require_linux_root("a private docker engine")
     machine.ensure([*sandbox.TOOLS, *(["slirp4netns"] if sandboxed else [])], log)
     folder = cache / "engine"
@@ -98,7 +98,7 @@ def private(lock: Lock, cache: Path, log: Log, *, sandboxed: bool) -> Iterator[E
 
 
 def unpack(lock: Lock, cache: Path) -> daemon.Binaries:
-    """The lock's docker and buildx for this machine, unpacked below `cache`/engine. Raises EngineError."""
+    """Unpack the lock's docker and buildx for this machine below `cache`/engine. Raises EngineError."""
     host = Platform.host()
     files = {file.component: file for file in lock.artifacts if file.platform == host}
     if host is None or not {"docker", "buildx"} <= files.keys():
@@ -112,8 +112,8 @@ def unpack(lock: Lock, cache: Path) -> daemon.Binaries:
     )
 
 
-def _users_own() -> tuple[DockerClient | None, str]:
-    """The user's engine if it answers and has buildx; else None and why not."""
+def _users_engine() -> tuple[DockerClient | None, str]:
+    """Return the user's engine if it answers and has buildx; else None and why not."""
     try:
         client = DockerClient()
         info = client.system.info()
@@ -129,17 +129,18 @@ def _users_own() -> tuple[DockerClient | None, str]:
 
 
 def platform_of(client: DockerClient) -> Platform | None:
-    """What the engine runs natively; None when it is none of ours."""
+    """Return what the engine runs natively; None when the image has no such platform."""
     return _ARCHITECTURES.get(client.system.info().architecture or "")
 
 
 def has_containerd_store(client: DockerClient) -> bool:
-    """Whether it keeps whole indexes; its status is untyped: [["driver-type", "io.containerd.snapshotter.v1"], …]."""
+    """Whether it can keep whole indexes."""
+    # Untyped: [["driver-type", "io.containerd.snapshotter.v1"], …].
     status = client.system.info().driver_status or []
     return any("io.containerd.snapshotter" in str(value) for row in status for value in row)
 
 
 def describe(client: DockerClient) -> str:
-    """Its version and system, in words."""
+    """Return its version and operating system."""
     info = client.system.info()
     return f"docker {info.server_version} on {info.operating_system or info.os_type}"

@@ -1,4 +1,4 @@
-"""The engines that smoke runs its tiers on: this machine's, hosts of other platforms that were named, virtual ones."""
+"""The engines for smoke's tiers: this machine's, the hosts of `--engine`, virtual ones."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from pipeline.inputs.lock import Lock
 
 @dataclass(kw_only=True)
 class Engines:
-    """The engines that smoke runs its tiers on, each started when it is first asked for."""
+    """The engines for smoke's tiers, each started when it is first needed."""
 
     lock: Lock
     cache: Path
     log: Log
-    start: Callable[[], Engine]  # the engine of this machine; the same one whenever it is called
+    start: Callable[[], Engine]  # returns the engine of this machine, always the same one
     others: tuple[str, ...] = ()  # docker hosts, for the platforms that they run natively
     guest: Guest = GUESTS["default"]
     always_virtual: bool = False  # boot natively nowhere
     keep: bool = False  # leave virtual engines running
 
     def native(self, platform: Platform) -> Engine | None:
-        """An engine that runs the platform natively; None when there is none. Raises EngineError."""
+        """Return an engine that runs the platform natively; None when there is none. Raises EngineError."""
         if platform in self._named:
             return self._named[platform]
         return self.start() if platform == Platform.host() else None
@@ -48,25 +48,25 @@ class Engines:
         for host in self.others:
             engine = named(host)
             if engine.platform is None:
-                raise EngineError(f"the engine {host} runs no platform of the image")
+                raise EngineError(f"the image has no platform that the engine {host} runs natively")
             engines[engine.platform] = engine
         return engines
 
     def local(self) -> Engine:
-        """The engine of this machine, on which foreign binaries run if the kernel has a handler for them."""
+        """Return the engine of this machine, which runs other architectures by binfmt handlers. Raises EngineError."""
         host = Platform.host()
         engine = self.native(host) if host else None
         if engine is None:
-            raise EngineError("this machine is of no platform of the image")
+            raise EngineError("the image has no platform that this machine runs natively")
         return engine
 
     def why_not_virtual(self, platform: Platform) -> str | None:
-        """Why this machine can have no virtual engine of that platform; None when it can."""
+        """Return why this machine can have no virtual engine of that platform; None when it probably can."""
         return virtual.why_not(platform)
 
     @contextmanager
-    def virtual(self, platform: Platform, content: Content, console: Path) -> Iterator[Engine]:
-        """A virtual engine of that platform, with that content. Raises EngineError."""
+    def virtual(self, platform: Platform, content: Content | None, console: Path) -> Iterator[Engine]:
+        """Run a virtual engine of that platform, with that content. Raises EngineError."""
         binaries = unpack(self.lock, self.cache)
         request = virtual.Request(
             platform=platform,
@@ -79,10 +79,10 @@ class Engines:
             log=self.log,
             keep=self.keep,
         )
-        with virtual.run(request) as guest:
-            host = f"tcp://127.0.0.1:{guest.port}"
+        with virtual.run(request) as machine:
+            host = f"tcp://127.0.0.1:{machine.port}"
             release = ".".join(map(str, qemu.version(platform)))
-            description = f"virtual engine: qemu {release} {guest.accelerator.name}, {guest.speed:.0f}× slower"
+            description = f"virtual engine: qemu {release} {machine.accelerator.name}, {machine.speed:.0f}× slower"
             yield Engine(
                 docker=binaries.client(host),
                 builder=None,
@@ -90,23 +90,24 @@ class Engines:
                 platform=platform,
                 host=host,
                 virtual=True,
-                patience=max(1.0, guest.speed),
-                story=guest.story,
-                trouble=lambda: guest.trouble,
+                patience=max(1.0, machine.speed),
+                story=machine.story,
+                trouble=lambda: machine.trouble,
             )
             if self.keep:
-                self.log.say(f"the guest goes on: DOCKER_HOST={host}; its console: {console}; end it: kill {guest.pid}")
+                end = f"to end it: kill {machine.pid}"
+                self.log.say(f"the guest is still running: DOCKER_HOST={host}; its console: {console}; {end}")
 
 
 def guest(name: str) -> Guest:
-    """The guest of that name. Raises IntentError."""
+    """Return the guest of that name. Raises IntentError."""
     if name not in GUESTS:
-        raise IntentError(f"there is no guest {name!r}", expected=", ".join(GUESTS), found=name)
+        raise IntentError(f"unknown guest {name!r}", expected=", ".join(GUESTS), found=name)
     return GUESTS[name]
 
 
 def named(host: str) -> Engine:
-    """The docker host of that URL (ssh://, tcp://, unix://). Raises EngineError when it does not answer."""
+    """Return the docker host of that URL (ssh://, tcp://, unix://). Raises EngineError when it does not answer."""
     try:
         client = DockerClient(host=host)
         description = f"{host}, {describe(client)}"
@@ -114,7 +115,7 @@ def named(host: str) -> Engine:
     except (ClientNotFoundError, DockerException) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
         raise EngineError(
-            "the engine that --engine names does not answer",
+            "the engine of --engine does not answer",
             found=lines[-1] if lines else "no answer",
             where=host,
             next_step=f"try it by hand: docker --host {host} info",

@@ -1,9 +1,9 @@
-"""Namespaces for what we start as root: when their first process dies, the kernel removes everything in them.
+"""Namespaces for programs that run as root: when their first process dies, the kernel removes everything in them.
 
-A private engine makes mounts, bridges, iptables rules and shims that outlive it. Inside its own mount, network, pid
-and ipc namespaces none of that can reach the machine, and nothing is left to clean up even after SIGKILL: processes
-die with the pid namespace, mounts and bridges with the last process (namespaces(7), pid_namespaces(7)).
-Only files and cgroups are not namespaced that way; `sweep_cgroups` removes the latter.
+A private engine makes mounts, bridges, iptables rules and shims that outlive it. In separate mount, network, pid and
+ipc namespaces they do not affect the machine, and nothing is left even after SIGKILL: processes die with the pid
+namespace, mounts and bridges with the last process (namespaces(7), pid_namespaces(7)). Files and cgroups are not
+namespaced that way; `sweep_cgroups` removes the latter.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pipeline.core.machine import find, tied
 
 TOOLS = ("unshare", "setpriv", "ip", "mount", "iptables")
 
-# Runs inside before the command. Without network: an empty /run (no socket or pid file of the machine's own daemons
-# is seen or left), loopback up, binfmt_misc visible again (the fresh /proc does not show it).
+# Runs inside before the command. Without network: an empty /run (no sockets and pid files of the machine's daemons),
+# loopback up, binfmt_misc mounted again (the new /proc lacks it).
 _PRELUDE = """
 set -e
 if [ "$1" = offline ]; then
@@ -41,12 +41,12 @@ def wrap(
     init: Path | None = None,
     resolv_conf: Path | None = None,
 ) -> list[str]:
-    """The command line that runs `command` in namespaces of its own.
+    """Return the command line that runs `command` in new namespaces.
 
-    `network`: keep the machine's network; else there is nothing but a loopback of its own. `init`: a static init that
-    reaps (docker-init of docker's archive), process 1 inside; else the command itself is. `resolv_conf` replaces
-    /etc/resolv.conf inside. The whole sandbox is killed when the process that starts this
-    command line dies (`setpriv --pdeathsig`) or when unshare itself is killed (`--kill-child`).
+    `network`: keep the machine's network; otherwise there is only a loopback. `init`: a static init that reaps
+    (docker-init), as process 1 inside; otherwise the command is. `resolv_conf` replaces /etc/resolv.conf inside. The
+    sandbox is killed when the starter of this command line dies (`setpriv --pdeathsig`) or when unshare is killed
+    (`--kill-child`).
     """
     outer = tied([find("unshare") or "unshare"])
     namespaces = ["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL", "--mount-proc"]
@@ -58,28 +58,27 @@ def wrap(
 
 
 def signal_inside(pid: int, number: signal.Signals) -> None:
-    """Send a signal to the first process of a sandbox; `pid` is what `wrap`'s command line was started as.
+    """Send a signal to the first process of a sandbox, if it runs; `pid`: of the command line that `wrap` returned.
 
-    unshare itself ignores SIGINT and SIGTERM while it waits for its only child. Nothing happens when it is gone.
+    unshare ignores SIGINT and SIGTERM while it waits for its child.
     """
     with suppress(OSError, ValueError, IndexError):
         os.kill(first_inside(pid), number)
 
 
 def first_inside(pid: int) -> int:
-    """The pid, seen from outside, of a sandbox's first process. Raises OSError or IndexError when there is none."""
+    """Return the pid, seen from outside, of a sandbox's first process. Raises OSError or IndexError without one."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()[0])
 
 
 def sweep_cgroups(name: str) -> None:
     """Remove the empty cgroups below every `/<name>` of this machine's hierarchies.
 
-    Containers that were killed with their namespace leave their cgroup folders. One that still has a process
-    cannot be removed and is left alone.
+    Containers that were killed with their namespace leave them. A cgroup that still has a process stays.
     """
     top = Path("/sys/fs/cgroup")
     for root in (top / name, *(path / name for path in top.glob("*"))):
-        # os.walk minds nothing that another engine removes at the same moment; rglob does.
+        # os.walk ignores what another engine removes at the same moment; rglob raises.
         for folder, _, _ in os.walk(root, topdown=False):
             with suppress(OSError):
                 Path(folder).rmdir()

@@ -1,3 +1,5 @@
+"""binfmt handlers, in a folder that stands for binfmt_misc."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -30,7 +32,7 @@ def test_no_handler(binfmt: Path) -> None:
     assert emulation.handler(Platform.ARM64, binfmt / "missing") is None
 
 
-def test_a_handler_is_known_by_the_machine_that_it_is_for(binfmt: Path) -> None:
+def test_a_handler_is_recognized_by_its_machine(binfmt: Path) -> None:
     register(binfmt, "qemu-riscv64", magic=AARCH64.replace("b700", "f300"))
     assert emulation.handler(Platform.ARM64, binfmt) is None
     register(binfmt, "qemu-aarch64", magic=AARCH64)
@@ -38,7 +40,7 @@ def test_a_handler_is_known_by_the_machine_that_it_is_for(binfmt: Path) -> None:
     assert emulation.handler(Platform.AMD64, binfmt) is None
 
 
-def test_a_disabled_handler_does_not_count(binfmt: Path) -> None:
+def test_a_disabled_handler_is_ignored(binfmt: Path) -> None:
     register(binfmt, "qemu-aarch64", magic=AARCH64, state="disabled")
     assert emulation.handler(Platform.ARM64, binfmt) is None
 
@@ -49,7 +51,7 @@ def test_a_handler_is_registered_where_binfmt_misc_is_mounted(tmp_path: Path, mo
     (binfmt / "register").touch()
     monkeypatch.setattr(emulation, "find", lambda program: f"/usr/bin/{program}")
     monkeypatch.setattr(emulation, "_IN_USE", tmp_path / "lock")
-    foreign = next(platform for platform in Platform if platform != Platform.host())
-    with emulation.registered(foreign, Log(quiet=True), binfmt) as interpreter:
-        assert interpreter == f"/usr/bin/qemu-{foreign.names.qemu}-static"
-    assert (binfmt / "register").read_text().startswith(f":dind-k3s-{foreign.names.qemu}:M::")
+    other = next(platform for platform in Platform if platform != Platform.host())
+    with emulation.registered(other, Log(quiet=True), binfmt) as interpreter:
+        assert interpreter == f"/usr/bin/qemu-{other.names.qemu}-static"
+    assert (binfmt / "register").read_text().startswith(f":dind-k3s-{other.names.qemu}:M::")

@@ -1,4 +1,4 @@
-"""Engines for real: the private one, and the choice between it and the user's."""
+"""Real engines: the private one, and the choice between it and the user's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.examples import LOCK
 pytestmark = pytest.mark.engine
 
 
-def test_the_private_engine_runs_what_is_asked(engine: DockerClient, busybox: str) -> None:
+def test_the_private_engine_runs_a_container(engine: DockerClient, busybox: str) -> None:
     assert engine.run(busybox, ["/bin/cat", "/proc/1/comm"], remove=True, networks=["none"]) == "cat"
     info = engine.system.info()
     assert str(info.docker_root_dir).startswith("/tmp/dind-k3s-tests-")
@@ -32,7 +32,7 @@ def test_a_second_run_on_the_same_folder_is_refused(engine: DockerClient) -> Non
         pass
 
 
-def test_a_dockerd_that_cannot_start_is_told_with_its_last_lines(tmp_path: Path) -> None:
+def test_a_dockerd_that_cannot_start_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     for name, text in {"dockerd": "echo no space on this moon; exit 3", "docker": "exit 1", "docker-init": ""}.items():
         script = tmp_path / name
         script.write_text(f"#!/bin/sh\n{text or 'shift; exec ' + chr(34) + '$@' + chr(34)}\n", encoding="ascii")
@@ -46,7 +46,7 @@ def test_a_dockerd_that_cannot_start_is_told_with_its_last_lines(tmp_path: Path)
     assert refused.value.exit_code == 11
 
 
-def test_the_users_own_engine_is_used_when_it_can_do_the_job(
+def test_the_users_engine_is_used_when_it_can_build(
     engine: DockerClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = engine.client_config
@@ -65,7 +65,7 @@ def test_no_engine_and_an_empty_cache_names_the_command(monkeypatch: pytest.Monk
         pass
 
 
-def test_without_root_the_private_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_root_a_private_engine_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with (
         pytest.raises(EngineError, match="needs root"),

@@ -1,4 +1,4 @@
-"""The sandbox for real: what is started in it is gone when its starter is, whatever the signal."""
+"""The sandbox: what runs in it ends with its starter, whatever the signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def until(true: Callable[[], bool], what: str, timeout: float = 10) -> None:
-    """Wait by asking."""
+    """Poll until it is true."""
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
@@ -35,19 +35,19 @@ def test_sees_no_network_but_loopback() -> None:
     assert [line.split(":")[1].strip() for line in done.stdout.splitlines()] == ["lo"]
 
 
-def test_does_not_see_or_leave_anything_in_run(tmp_path: Path) -> None:
+def test_shares_nothing_in_run(tmp_path: Path) -> None:
     mark = f"sandbox-test-{os.getpid()}"
     subprocess.run(sandbox.wrap(["touch", f"/run/{mark}"]), check=True)
     assert not (Path("/run") / mark).exists()
 
 
-def test_passes_the_exit_code_on() -> None:
+def test_returns_the_exit_code() -> None:
     assert subprocess.run(sandbox.wrap(["sh", "-c", "exit 7"]), check=False).returncode == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_outlives_the_starter(tmp_path: Path, number: signal.Signals) -> None:
-    """A starter that is killed takes a grandchild, which left its session, and a mount with it."""
+    """A grandchild in another session and a mount end with the starter."""
     mark = f"{tmp_path}/mounted"
     Path(mark).mkdir()
     inner = f"mount -t tmpfs none {mark}; setsid sleep 98765 & echo ready > {tmp_path}/ready; wait"
@@ -61,14 +61,14 @@ def test_nothing_outlives_the_starter(tmp_path: Path, number: signal.Signals) ->
     process = subprocess.Popen([sys.executable, "-c", starter], stdin=subprocess.DEVNULL)
 
     def sleepers() -> list[int]:
-        found = []
+        pids = []
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 if entry.read_bytes() == b"sleep\x0098765\0":
-                    found.append(int(entry.parent.name))
+                    pids.append(int(entry.parent.name))
             except OSError:
                 continue
-        return found
+        return pids
 
     until(lambda: (tmp_path / "ready").exists() and bool(sleepers()), "the sandbox runs")
     process.send_signal(number)

@@ -1,4 +1,4 @@
-"""Real guests, with what a rehearsal made: the matrix, broken images, machines that hang, panic, lose their starter."""
+"""Real guests with the rehearsed image: kernels, broken images; machines that hang, panic or lose their starter."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image, SmokeReport, State, Tier
-from pipeline.engine import virtual
-from pipeline.engine.engine import Engine, unpack
+from pipeline.engine.engine import Engine
+from pipeline.engine.engines import Engines
 from pipeline.engine.virtual import disks, qemu
+from pipeline.engine.virtual import machine as machines
 from pipeline.engine.virtual.disks import Content
 from pipeline.engine.virtual.guests import GUESTS, Guest
-from pipeline.engine.virtual.qemu import Machine
 from pipeline.inputs import lock
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout as layouts
@@ -49,12 +49,12 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Platform.host() or Platform.AMD64
-FOREIGN = Platform.ARM64 if HOST == Platform.AMD64 else Platform.AMD64
+OTHER = Platform.ARM64 if HOST == Platform.AMD64 else Platform.AMD64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsed:
-    """What the last rehearsal left: its image, its lock, and the cache with everything the lock names."""
+    """Results of the last rehearsal: its image, its lock, and the cache with the lock's files."""
 
     dist: Path
     lock: Lock
@@ -65,7 +65,7 @@ class Rehearsed:
 
 @pytest.fixture(scope="session")
 def rehearsed(brought: supplies.Supplies) -> Rehearsed:
-    """Rehearsed now if no rehearsal of this checkout has built an image yet."""
+    """Rehearse if this checkout has no rehearsed image."""
     dist = ROOT / "dist" / "rehearsal"
     if not (dist / "image.json").exists():
         command = [sys.executable, "-m", "pipeline", "rehearse"]
@@ -80,44 +80,22 @@ def rehearsed(brought: supplies.Supplies) -> Rehearsed:
     )
 
 
-@contextmanager
 def guest(
     rehearsed: Rehearsed,
     console: Path,
     which: Guest = GUESTS["default"],
     platform: Platform = HOST,
     content: Content | None = None,
-) -> Iterator[tuple[Machine, Engine]]:
-    """A running guest, and the engine in it."""
-    binaries = unpack(rehearsed.lock, rehearsed.cache)
-    request = virtual.Request(
-        platform=platform,
-        guest=which,
-        content=content,
+) -> AbstractContextManager[Engine]:
+    """Run a guest; its engine is the context."""
+    engines = Engines(
         lock=rehearsed.lock,
         cache=rehearsed.cache,
-        binaries=binaries,
-        console=console,
         log=Log(),
+        start=lambda: pytest.fail("a guest alone"),
+        guest=which,
     )
-    with virtual.run(request) as machine:
-        client = DockerClient(
-            host=f"tcp://127.0.0.1:{machine.port}",
-            config=binaries.config,
-            client_call=[str(binaries.bin / "docker")],
-        )
-        yield (
-            machine,
-            Engine(
-                docker=client,
-                builder=None,
-                description="the tests' guest",
-                platform=platform,
-                virtual=True,
-                patience=max(1.0, machine.speed),
-                trouble=lambda: machine.trouble,
-            ),
-        )
+    return engines.virtual(platform, content, console)
 
 
 def image_of(rehearsed: Rehearsed, platform: Platform) -> Content:
@@ -129,72 +107,51 @@ def image_of(rehearsed: Rehearsed, platform: Platform) -> Content:
 
 
 def leftovers() -> list[str]:
-    """Processes of qemu-system on disks of this cache, and folders of machines that are gone."""
+    """Return the command lines of running qemu-system processes with disks of this cache."""
     top = cache.folder() / disks.FOLDER
-    found = []
+    lines = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             text = entry.read_bytes().decode(errors="replace")
         except OSError:
             continue
         if "qemu-system" in text and str(top) in text:
-            found.append(text.replace("\0", " ")[:200])
-    return found
+            lines.append(text.replace("\0", " ")[:200])
+    return lines
 
 
 def inside_of(engine: Engine, name: str, script: str) -> str:
-    """What a shell in a privileged container with the guest's own view prints."""
-    said = engine.docker.run(
-        name, ["-c", script], entrypoint="sh", privileged=True, remove=True, networks=["host"], pid="host"
-    )
-    return str(said)
+    """Return the output of a shell in a privileged container with the guest's network and processes."""
+    options: dict[str, Any] = {"privileged": True, "remove": True, "networks": ["host"], "pid": "host"}
+    return str(engine.docker.run(name, ["-c", script], entrypoint="sh", **options))
 
 
-# Do the kernel's two ways to filter packets take a rule?
+# Does the kernel take a rule by each of its two ways to filter packets?
 _LEGACY = "iptables-legacy -w -t nat -L -n >/dev/null 2>&1 && echo works || echo fails"
 _NFT = "iptables-nft -w -t nat -L -n >/dev/null 2>&1 && echo works || echo fails"
 
 
-@pytest.mark.parametrize("which", [name for name in GUESTS if name not in ("default", "nft-only")])
-def test_a_guest_of_the_matrix_is_what_it_says(rehearsed: Rehearsed, tmp_path: Path, which: str) -> None:
-    with guest(rehearsed, tmp_path / "console", GUESTS[which], content=image_of(rehearsed, HOST)) as (_, engine):
-        info = engine.docker.system.info()
+def test_a_guest_with_cgroup_v1_has_all_its_controllers_and_no_v2(rehearsed: Rehearsed, tmp_path: Path) -> None:
+    content = image_of(rehearsed, HOST)
+    with guest(rehearsed, tmp_path / "console", GUESTS["cgroup-v1"], content=content) as engine:
         name = load.run(engine.docker, rehearsed.layout, rehearsed.image, HOST, Log()).name
-
-        def inside(script: str) -> str:
-            return inside_of(engine, name, script)
-
-        assert inside("stat -f -c %T /sys/fs/cgroup") == ("tmpfs" if which == "cgroup-v1" else "cgroup2fs")
-        match which:
-            case "cgroup-v1":
-                listed = inside("cat /proc/self/cgroup")
-                assert "memory:" in listed
-                assert "cpuset:" in listed
-                assert "0::" not in listed
-            case "legacy-only":
-                assert (inside(_NFT), inside(_LEGACY)) == ("fails", "works")
-            case "low-memory":
-                assert info.mem_total is not None
-                assert 0.85 * 2**30 < info.mem_total <= 2**30
-            case "slow-disk":
-                # 30 MB at 10 MB/s; a second less for what the disk lets through at once.
-                script = "head -c 30000000 /dev/zero > /tmp/x; sync; cut -d' ' -f1 /proc/uptime"
-                before = float(inside("cut -d' ' -f1 /proc/uptime"))
-                assert float(inside(script)) - before > 2
-            case _:
-                pytest.fail(f"no check for the guest {which}")
+        assert inside_of(engine, name, "stat -f -c %T /sys/fs/cgroup") == "tmpfs"
+        listed = inside_of(engine, name, "cat /proc/self/cgroup")
+        assert "memory:" in listed
+        assert "cpuset:" in listed
+        assert "0::" not in listed
     assert leftovers() == []
 
 
-# By how much the clock is set, what is told of it, and whether the cluster can be ready then. One after the other: 26
-# hours ahead, two hours ahead, before the cluster was made, two hours ahead again.
+# By how much the clock is set, what is logged, and whether the cluster can be ready then. One after the other: 26 hours
+# ahead, two hours ahead, before the cluster was made, two hours ahead again.
 _JUMPS = (
     ("+26 hours", r"forward by 1 day, .* certificates are good for that", True),
     ("-1 day", r"back by .* k3s was restarted, because the tokens that pods have are not valid yet", True),
     ("-3 hours", r"back by .* certificates are not valid before", False),
     ("+3 hours", r"forward by .* certificates are good for that", True),
 )
-# An image of two programs, as quickly as it can be had, and a pod of it. Emulated, each client takes seconds to start.
+# An image of two programs, made quickly, and a pod of it. Emulated, each client takes seconds to start.
 _FIRST = r"""
 programs='/bin/cat /bin/sleep'
 tar -chf - $programs $(ldd $programs | grep -o '/[^ )]*' | grep -v ':$' | sort -u) 2>/dev/null | docker import - probe:1
@@ -210,26 +167,23 @@ if wait-ready --for k8s --timeout 0; then exit 9; fi
 """
 
 
-def test_a_guest_with_nft_only_and_what_becomes_of_the_image_when_its_clock_is_set(
-    rehearsed: Rehearsed, tmp_path: Path
-) -> None:
-    """There is one clock of the day for a whole machine, so it takes one that is ours alone."""
+def test_nft_only_and_a_clock_that_is_set(rehearsed: Rehearsed, tmp_path: Path) -> None:
+    """A machine has one clock, so a container's can be set only in a separate machine."""
     content = image_of(rehearsed, HOST)
-    with guest(rehearsed, tmp_path / "console", GUESTS["nft-only"], content=content) as (_, engine):
+    with guest(rehearsed, tmp_path / "console", GUESTS["nft-only"], content=content) as engine:
         loaded = load.run(engine.docker, rehearsed.layout, rehearsed.image, HOST, Log())
-        found = [inside_of(engine, loaded.name, script) for script in (_NFT, _LEGACY)]
-        assert found == ["works", "fails"]
+        assert [inside_of(engine, loaded.name, script) for script in (_NFT, _LEGACY)] == ["works", "fails"]
         box = Booted(engine, loaded, BootOptions(), Log(), tmp_path / "boot.log")
         try:
             box.start()
             box.do("wait-ready", "--timeout", "600", limit=120)
             box.do("sh", "-ec", _FIRST + _POD, "sh", "first", limit=120)
             for number, jump in enumerate(_JUMPS, 1):
-                the_clock_is_set(box, number, *jump)
+                set_clock(box, number, *jump)
             box.until("docker to call it healthy", lambda: "healthy" if is_healthy(box) else None, 60)
             log = str(box.client.logs(box.name))
             assert "ended by itself" not in log
-            # Nothing was started again but what was told.
+            # Only k3s was started again, once.
             starts = (r"^\[dockerd\] .*Starting up", r"^\[watch\] docker is ready after", r"^\[k3s\] .*a stub for")
             assert [len(re.findall(start, log, re.MULTILINE)) for start in starts] == [1, 1, 2]
         finally:
@@ -242,36 +196,36 @@ def is_healthy(box: Booted) -> bool:
     return health is not None and health.status == "healthy"
 
 
-def the_clock_is_set(box: Booted, number: int, by: str, told: str, ready: bool) -> None:
-    """Set it in the machine of this box, and see what the box makes of it."""
+def set_clock(box: Booted, number: int, by: str, logged: str, ready: bool) -> None:
+    """Set the clock of the box's machine, and check what the box does."""
 
-    def sentences() -> list[str]:
+    def jumps() -> list[str]:
         return re.findall(r"^\[watch\] (the clock was set .*)$", str(box.client.logs(box.name)), re.MULTILINE)
 
     began = time.monotonic()
     box.do("date", f"--set={by}")
-    box.until("the jump to be told", lambda: "it is" if len(sentences()) >= number else None, 30)
+    box.until("the jump to be logged", lambda: "it is" if len(jumps()) >= number else None, 30)
     took = time.monotonic() - began
     if ready:
         check = f"wait-ready --timeout 600\n{_RUN}\nhealthcheck\n{_POD}"
     else:
         check = f"{_LOST}\nwait-ready --for docker\n{_RUN}\ndocker ps | grep first"
     box.do("bash", "-euc", check, "bash", f"after-{number}", limit=120)
-    print(f"{by}: told after {took:.1f} s, all was seen after {time.monotonic() - began:.1f} s: {sentences()[-1]}")
-    assert re.search(told, sentences()[-1])
-    assert len(sentences()) == number
+    print(f"{by}: logged after {took:.1f} s, checked after {time.monotonic() - began:.1f} s: {jumps()[-1]}")
+    assert re.search(logged, jumps()[-1])
+    assert len(jumps()) == number
 
 
-def test_a_guest_that_panics_is_told_with_its_last_lines(rehearsed: Rehearsed, tmp_path: Path) -> None:
+def test_a_panic_is_reported_with_the_last_lines(rehearsed: Rehearsed, tmp_path: Path) -> None:
     def panic() -> None:
-        with guest(rehearsed, tmp_path / "console", content=image_of(rehearsed, HOST)) as (machine, engine):
+        with guest(rehearsed, tmp_path / "console", content=image_of(rehearsed, HOST)) as engine:
             name = load.run(engine.docker, rehearsed.layout, rehearsed.image, HOST, Log()).name
             with pytest.raises(DockerException):
                 inside_of(engine, name, "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger")
             deadline = time.monotonic() + 10
-            while machine.trouble is None:
+            while (trouble := engine.trouble()) is None:
                 assert time.monotonic() < deadline
-            assert "it ended in the stage «ready»" in machine.trouble
+            assert "it ended in stage ready" in trouble
 
     with pytest.raises(EngineError, match=f"the virtual engine for {HOST} failed") as failed:
         panic()
@@ -280,17 +234,15 @@ def test_a_guest_that_panics_is_told_with_its_last_lines(rehearsed: Rehearsed, t
     assert leftovers() == []
 
 
-def test_a_guest_that_hangs_is_ended_and_told(
-    rehearsed: Rehearsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(qemu, "_SILENCE", 12.0)
+def test_a_guest_that_hangs_is_killed(rehearsed: Rehearsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_SILENCE", 12.0)
 
     def hang() -> None:
-        with guest(rehearsed, tmp_path / "console") as (machine, engine):
-            freeze(machine)
+        with guest(rehearsed, tmp_path / "console") as engine:
+            freeze(rehearsed)
             with pytest.raises(DockerException):  # it ends when the machine is ended, and not before
                 engine.docker.container.list()
-            assert "it hung in the stage «ready»: no sign of life for 12 s" in (machine.trouble or "")
+            assert "it hung in stage ready: no heartbeat for 12 s" in (engine.trouble() or "")
 
     with pytest.raises(EngineError) as failed:
         hang()
@@ -298,25 +250,26 @@ def test_a_guest_that_hangs_is_ended_and_told(
     assert leftovers() == []
 
 
-def test_a_guest_that_stands_still_before_anything_of_ours_is_started_once_more(
+def test_a_guest_that_hangs_early_is_booted_again(
     rehearsed: Rehearsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(qemu._LIMITS, "kernel", 0.3)  # under TCG none has mounted its root by then
+    monkeypatch.setitem(machines._LIMITS, "kernel", 0.3)  # under TCG none has mounted its root by then
     emulated = qemu.accelerators(HOST)[-1:]
     monkeypatch.setattr(qemu, "accelerators", lambda _platform: emulated)
-    with pytest.raises(qemu.Hung, match="the virtual engine for") as failed, guest(rehearsed, tmp_path / "console"):
+    with pytest.raises(machines.Hung, match="the virtual engine for") as failed, guest(rehearsed, tmp_path / "console"):
         pytest.fail("it booted in no time")
-    assert "it hung in the stage «kernel»: nothing more within 0.3 s" in (failed.value.found or "")
-    said = capsys.readouterr().err
-    assert said.count("; tcg, ") == 2 * 2, "two machines, each with a line at its start and at its end"
-    assert said.count("once more, from its start: it hung in the stage «kernel»") == 1
+    assert "it hung in stage kernel: no progress within 0.3 s" in (failed.value.found or "")
+    log = capsys.readouterr().err
+    assert log.count("; tcg, ") == 2 * 2, "two machines, each with a line at its start and at its end"
+    assert log.count("booting the guest again: it hung in stage kernel") == 1
     assert leftovers() == []
 
 
-def freeze(machine: Machine) -> None:
-    """Stop its processors, through qemu's monitor."""
+def freeze(rehearsed: Rehearsed) -> None:
+    """Stop the processors of the one guest, through qemu's monitor."""
+    (monitor,) = (rehearsed.cache / disks.FOLDER).glob("run-*/qmp")
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(machine.monitor))
+        connection.connect(str(monitor))
         with connection.makefile("rw") as stream:
             stream.readline()
             for execute in ("qmp_capabilities", "stop"):
@@ -325,8 +278,8 @@ def freeze(machine: Machine) -> None:
                 stream.readline()
 
 
-def test_a_guest_without_its_root_says_so(
-    rehearsed: Rehearsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_guest_without_its_root_is_an_error(
+    rehearsed: Rehearsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "empty"
     with empty.open("wb") as stream:
@@ -335,8 +288,9 @@ def test_a_guest_without_its_root_says_so(
     monkeypatch.setattr(disks, "system", lambda *arguments: replace(made(*arguments), root=empty))
     with pytest.raises(EngineError) as failed, guest(rehearsed, tmp_path / "console"):
         pytest.fail("it booted from nothing")
-    assert "it ended in the stage «kernel»" in (failed.value.found or "")
+    assert "it ended in stage kernel" in (failed.value.found or "")
     assert "failed before its root was mounted: mount /dev/vda" in (failed.value.found or "")
+    assert "booting the guest again" not in capsys.readouterr().err, "only one that hung"
     assert leftovers() == []
 
 
@@ -352,16 +306,16 @@ from pipeline.core.records import Image
 dist = Path({root!r}) / "dist" / "rehearsal"
 image = Image.read(dist)
 locked = lock.parse((dist / "versions.lock.yaml").read_text(), "")
-found = layout.read(dist / "image", image.digest)
-made = Rehearsed(dist=dist, lock=locked, image=image, layout=found, cache=cache.folder())
-with guest(made, Path({console!r})) as (machine, engine):
-    print(machine.port, flush=True)
+loaded = layout.read(dist / "image", image.digest)
+made = Rehearsed(dist=dist, lock=locked, image=image, layout=loaded, cache=cache.folder())
+with guest(made, Path({console!r})) as engine:
+    print(engine.host.rpartition(":")[2], flush=True)
     time.sleep(600)
 """
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens on a port of 127.0.0.1."""
+    """Whether a process listens on a port of 127.0.0.1."""
     with socket.socket() as connection:
         return connection.connect_ex(("127.0.0.1", port)) == 0
 
@@ -387,7 +341,7 @@ def test_a_guest_dies_with_its_starter(rehearsed: Rehearsed, tmp_path: Path) -> 
     shutil.rmtree(folder.path)
 
 
-# What is laid over the image, on the foreign platform: path → content (None: removed), and what smoke must say.
+# Changes of the image on the other platform: path → content (None: removed), and the reasons that smoke must report.
 _BROKEN: Mapping[str, tuple[Mapping[str, bytes | None], Mapping[Tier, str]]] = {
     "k3s of another architecture": (
         {"usr/local/bin/k3s": b"ELF"},  # replaced below by a real program of this machine's platform
@@ -415,7 +369,7 @@ _BROKEN: Mapping[str, tuple[Mapping[str, bytes | None], Mapping[Tier, str]]] = {
 
 
 class Variant:
-    """The rehearsed image with one layer more on its foreign platform, as a dist/ of its own."""
+    """The rehearsed image with an additional layer on the other platform, in a separate dist/."""
 
     def __init__(self, rehearsed: Rehearsed, dist: Path, files: Mapping[str, bytes | None]) -> None:
         self.dist = dist
@@ -423,7 +377,7 @@ class Variant:
         self._blobs.mkdir(parents=True)
         for part in rehearsed.layout:
             (self._blobs / part.digest.hex).hardlink_to(part.path)
-        built = rehearsed.image.platforms[FOREIGN]
+        built = rehearsed.image.platforms[OTHER]
         manifest = self._read(built.digest)
         config = self._read(built.config)
         archive = self._archive(files)
@@ -433,17 +387,17 @@ class Variant:
         described = self._put(json.dumps(config).encode(), manifest["config"]["mediaType"])
         manifest |= {"config": described, "layers": [*manifest["layers"], layer]}
         entry = self._put(json.dumps(manifest).encode(), MANIFEST)
-        entry |= {"platform": {"os": "linux", "architecture": FOREIGN.architecture}}
+        entry |= {"platform": {"os": "linux", "architecture": OTHER.architecture}}
         top = self._put(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).encode(), INDEX)
         digest = Digest(str(top["digest"]))
         changed = replace(built, digest=Digest(str(entry["digest"])), config=Digest(str(described["digest"])))
-        self.image = replace(rehearsed.image, digest=digest, platforms={FOREIGN: changed})
+        self.image = replace(rehearsed.image, digest=digest, platforms={OTHER: changed})
         self.image.write(dist)
         self.layout = layouts.read(dist / "image", digest)
 
     def _read(self, digest: Digest) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self._blobs / digest.hex).read_bytes())
-        return found
+        content: dict[str, Any] = json.loads((self._blobs / digest.hex).read_bytes())
+        return content
 
     def _put(self, data: bytes, media_type: str) -> dict[str, object]:
         path = self._blobs / Digest.of(data).hex
@@ -463,7 +417,7 @@ class Variant:
 
 
 class Given:
-    """One virtual engine that runs already, for every image that is smoked."""
+    """Engines with one running virtual engine for every image."""
 
     always_virtual = False
 
@@ -484,7 +438,7 @@ class Given:
 
 
 def program(rehearsed: Rehearsed, platform: Platform, component: str) -> bytes:
-    """A locked single-file component, or dockerd out of docker's archive."""
+    """Return a locked single-file component, or dockerd of docker's archive."""
     file = next(file for file in rehearsed.lock.artifacts if (file.component, file.platform) == (component, platform))
     path = cache.require(rehearsed.cache, file.digest)
     if component != "docker":
@@ -495,12 +449,12 @@ def program(rehearsed: Rehearsed, platform: Platform, component: str) -> bytes:
         return stream.read()
 
 
-def test_broken_images_of_a_foreign_platform_turn_smoke_red(
+def test_broken_images_of_the_other_platform_fail_smoke(
     rehearsed: Rehearsed, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     bytes_of = {
         b"ELF": lambda: program(rehearsed, HOST, "kubectl"),
-        b"CUT": lambda: program(rehearsed, FOREIGN, "docker")[:3_000_000],
+        b"CUT": lambda: program(rehearsed, OTHER, "docker")[:3_000_000],
     }
     # On the cache's file system, so that the blobs are hard links.
     folder = rehearsed.dist / "tests"
@@ -512,15 +466,15 @@ def test_broken_images_of_a_foreign_platform_turn_smoke_red(
 
     def fill(client: DockerClient) -> None:
         for variant in variants.values():
-            load.prepare(client, variant.layout, variant.image, FOREIGN, Log())
+            load.prepare(client, variant.layout, variant.image, OTHER, Log())
 
     key = Digest.of("".join(variant.image.digest.text for variant in variants.values()).encode()).hex[:16]
     content = Content(key=f"broken-{key}", fill=fill)
     try:
-        with guest(rehearsed, tmp_path / "console", platform=FOREIGN, content=content) as (_, engine):
+        with guest(rehearsed, tmp_path / "console", platform=OTHER, content=content) as engine:
             for name, variant in variants.items():
                 with subtests.test(msg=name):
-                    _red(rehearsed, variant, engine, _BROKEN[name][1])
+                    _fails(rehearsed, variant, engine, _BROKEN[name][1])
             assert engine.docker.container.list(all=True) == []
             assert engine.docker.volume.list() == []
     finally:
@@ -528,12 +482,12 @@ def test_broken_images_of_a_foreign_platform_turn_smoke_red(
     assert leftovers() == []
 
 
-def _red(rehearsed: Rehearsed, variant: Variant, engine: Engine, said: Mapping[Tier, str]) -> None:
+def _fails(rehearsed: Rehearsed, variant: Variant, engine: Engine, reasons: Mapping[Tier, str]) -> None:
     request = smoke.Request(
         image=variant.image,
         lock=rehearsed.lock,
         dist=variant.dist,
-        platforms=[FOREIGN],
+        platforms=[OTHER],
         tiers=[Tier.FILES, Tier.BOOT],
         engines=Given(engine),
         log=Log(),
@@ -543,11 +497,11 @@ def _red(rehearsed: Rehearsed, variant: Variant, engine: Engine, said: Mapping[T
     with pytest.raises(SmokeFailed) as failed:
         smoke.run(request)
     assert failed.value.exit_code == 8
-    report = SmokeReport.read(variant.dist, FOREIGN)
+    report = SmokeReport.read(variant.dist, OTHER)
     for tier in report.tiers:
-        if tier.tier in said:
+        if tier.tier in reasons:
             assert tier.state == State.FAILED, tier
-            assert re.search(said[tier.tier], tier.reason), tier.reason
+            assert re.search(reasons[tier.tier], tier.reason), tier.reason
         else:
             assert tier.state == State.PASSED, tier
 
@@ -555,7 +509,7 @@ def _red(rehearsed: Rehearsed, variant: Variant, engine: Engine, said: Mapping[T
 def test_the_whole_tier_runs_with_what_k3s_gets_on_a_slow_engine(
     rehearsed: Rehearsed, engine: DockerClient, tmp_path: Path
 ) -> None:
-    """The stub takes the arguments as k3s does, and here it is quick."""
+    """The stub takes the arguments of k3s, and it is quick."""
     called_slow = Engine(docker=engine, builder=None, description="the tests' own", platform=HOST, patience=5.0)
     recorder = Recorder(Tier.BOOT, "native", Log())
     loaded = load.run(engine, rehearsed.layout, rehearsed.image, HOST, Log())

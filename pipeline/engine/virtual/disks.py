@@ -1,13 +1,12 @@
-"""What a guest starts from, made of locked files once and kept below `<cache>/virtual/`.
+"""The disks of a guest, made of locked files once and kept below `<cache>/virtual/`.
 
-system   kernel, initramfs and root disk: the locked base image and packages with the locked dockerd, never the image
-         that is to be smoked, so that whatever is broken in that image cannot break the engine it is tried on
-content  the disk with /var/lib/docker: the image as the guest's dockerd would have loaded and unpacked it, but done
-         natively. qemu opens both with snapshot=on, so they stay as they are and can be used by several runs at once.
+system   kernel, initramfs and root disk: the locked base image, packages and dockerd; never the image that is smoked,
+         so that a fault of that image cannot break the engine that runs it
+content  the disk with /var/lib/docker: the image as the guest's dockerd would have loaded and unpacked it, but natively
 
-Measured on two cores for an image of 230 MB (905 MB unpacked): natively load 1.2 s, unpack 6.7 s, mkfs 3.4 s, and the
-guest reads only what it needs. `docker load` through the API, or a pull from a registry, would have the guest hash,
-gunzip and untar all of it at a tenth of that speed or less.
+qemu opens both with snapshot=on, so they do not change and several runs can use them. Measured on two cores for an
+image of 230 MB (905 MB unpacked): natively load 1.2 s, unpack 6.7 s, mkfs 3.4 s, and the guest reads only what it
+needs. With `docker load` or a pull, the guest would hash, gunzip and untar all of it at a tenth of that speed or less.
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ from pipeline.inputs.lock import Lock
 TOOLS = ("depmod", "dpkg-deb", "mkfs.ext4", "tar")
 
 FOLDER = "virtual"
-_FORMAT = 1  # raised when what this module makes out of the same files changes
+_FORMAT = 1  # to be raised when the disks made from the same files change
 _OWN = Path(__file__).parent / "guest"
 _INSIDE = "usr/lib/dind-k3s-guest"
 _ROOT_SIZE = "4G"  # sparse: a file takes what is written
 _CONTENT_SIZE = "16G"
-# Nobody reads them there, and they are a quarter of all files.
+# Not needed there, and a quarter of all files.
 _LEFT_OUT = [f"--exclude=usr/share/{name}" for name in ("doc", "info", "locale", "man")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """What qemu starts."""
+    """Kernel, initramfs and root disk."""
 
     kernel: Path
     initramfs: Path
@@ -59,20 +58,20 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What the guest's dockerd has from the start."""
+    """Images for the guest's dockerd."""
 
-    key: str  # the same key, the same content; part of a file name
-    fill: Callable[[DockerClient], None]  # puts it into an empty engine of this machine
+    key: str  # identifies the content; part of a file name
+    fill: Callable[[DockerClient], None]  # loads it into an empty engine of this machine
 
 
 def using(cache: Path) -> FileLock:
-    """Exclusive lock, from before the disks are asked for until qemu has opened them: none is removed meanwhile."""
+    """Return the lock to hold from making the disks until qemu has opened them, so that none is removed meanwhile."""
     (cache / FOLDER).mkdir(parents=True, exist_ok=True)
     return FileLock(cache / FOLDER / "lock")
 
 
 def system(platform: Platform, guest: Guest, lock: Lock, cache: Path, log: Log) -> System:
-    """Kernel, initramfs and root disk of a guest. Raises UpstreamError for what was not fetched, EngineError."""
+    """Return a guest's system, made if the cache lacks it. Raises EngineError, and UpstreamError for a missing file."""
     kernel = lock.kernel(platform, cgroup_v1=guest.cgroup_v1)
     flavour = f"{platform.architecture}-{'v1' if guest.cgroup_v1 else 'v2'}"
     docker = next(file for file in lock.artifacts if (file.component, file.platform) == ("docker", platform))
@@ -83,24 +82,24 @@ def system(platform: Platform, guest: Guest, lock: Lock, cache: Path, log: Log) 
     key = Digest.of(json.dumps(parts, default=str).encode()).hex[:16]
     with _making(cache, f"system-{flavour}", key) as (folder, partial):
         if partial is not None:
-            with log.step(f"the guest's system: {kernel.component}, docker {docker.version}"):
+            with log.step(f"guest's system: {kernel.component}, docker {docker.version}"):
                 debs = [cached.require(cache, file.digest) for file in (*packages, kernel, lock.busybox(platform))]
                 layers = base.layer_files(lock.base.digest, platform, cache)
                 _make_system(partial, layers, debs, cached.require(cache, docker.digest))
     return System(kernel=folder / "vmlinuz", initramfs=folder / "initramfs", root=folder / "root.ext4")
 
 
-def content(wanted: Content | None, platform: Platform, binaries: daemon.Binaries, cache: Path, log: Log) -> Path:
-    """The disk with /var/lib/docker; an empty one for None. Raises EngineError, and what `fill` raises."""
-    key = wanted.key if wanted else "empty"
+def content(images: Content | None, platform: Platform, binaries: daemon.Binaries, cache: Path, log: Log) -> Path:
+    """Return the disk with /var/lib/docker; an empty one for None. Raises EngineError, and what `fill` raises."""
+    key = images.key if images else "empty"
     with _making(cache, f"content-{platform.architecture}", key) as (folder, partial):
         if partial is not None:
             tree = partial / "engine"
-            with log.step("the guest's disk, with the image in it" if wanted else "the guest's disk, empty"):
+            with log.step("guest's disk with the image" if images else "guest's disk, empty"):
                 (tree / "data").mkdir(parents=True)
-                if wanted:
+                if images:
                     with daemon.run(binaries, tree, log, sandboxed=True, network=False) as client:
-                        wanted.fill(client)
+                        images.fill(client)
                 _mkfs(tree / "data", partial / "docker.ext4", _CONTENT_SIZE)
                 shutil.rmtree(tree)
     return folder / "docker.ext4"
@@ -108,9 +107,9 @@ def content(wanted: Content | None, platform: Platform, binaries: daemon.Binarie
 
 @contextmanager
 def _making(cache: Path, kind: str, key: str) -> Iterator[tuple[Path, Path | None]]:
-    """A folder of the cache, and where to make it when it is not there yet; older ones of its kind are removed.
+    """Yield a folder of the cache, and where to make it if it does not exist; remove older ones of its kind.
 
-    What a killed run left half-made is removed too. A guest that runs keeps its disks open, removed or not.
+    What a killed run left is removed too. A running guest keeps its disks open, removed or not.
     """
     top = cache / FOLDER
     folder = top / f"{kind}-{key}"
@@ -136,7 +135,7 @@ def _make_system(folder: Path, layers: Sequence[Path], debs: Sequence[Path], doc
     for deb in debs:
         _undeb(tree, deb)
     _untar(tree / "usr/local/bin", docker, "--strip-components=1")
-    # What the packages' alternatives would do at installation; Debian's default is nft.
+    # Alternatives, as an installation of the package would set them; Debian's default is nft.
     for name in ("iptables", "ip6tables"):
         for suffix in ("", "-save", "-restore"):
             link = tree / "usr/sbin" / f"{name}{suffix}"
@@ -167,7 +166,7 @@ def _untar(folder: Path, archive: Path, *more: str) -> None:
 
 
 def _undeb(folder: Path, deb: Path) -> None:
-    """The package's files; /lib/x lands in /usr/lib/x through the links of a merged /usr."""
+    """Unpack a package; /lib/x becomes /usr/lib/x through the links of a merged /usr."""
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as process:
         _run("tar", "-C", str(folder), "-x", "--keep-directory-symlink", *_LEFT_OUT, stdin=process.stdout)
     if process.returncode != 0:
@@ -175,7 +174,7 @@ def _undeb(folder: Path, deb: Path) -> None:
 
 
 def _mkfs(tree: Path, disk: Path, size: str) -> None:
-    """An ext4 disk with that content. Without a journal: nobody reads a guest's disk after a crash."""
+    """Make an ext4 disk of a tree; without a journal, since a guest's disk is not read after a crash."""
     options = ("-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", str(tree))
     _run("mkfs.ext4", *options, str(disk), size)
 
@@ -187,6 +186,6 @@ def _run(program: str, *arguments: str, stdin: int | IO[bytes] | None = subproce
         if full := disk_full(done.stderr, Path(arguments[1])):
             raise full
         raise EngineError(
-            f"{program} failed while the guest's disks were made",
+            f"cannot make the guest's disks: {program} failed",
             found="; ".join(done.stderr.strip().splitlines()[-3:]) or f"exit code {done.returncode}",
         )

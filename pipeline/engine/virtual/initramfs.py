@@ -1,7 +1,7 @@
-"""The first file system of a guest: a static busybox, a few kernel modules, and guest/initramfs-init.
+"""The initramfs of a guest: a static busybox, a few kernel modules, and guest/initramfs-init.
 
-Format: Linux Documentation/driver-api/early-userspace/buffer-format.rst ("newc" cpio, uncompressed: unpacking it costs
-the guest more than reading it).
+Format: Linux Documentation/driver-api/early-userspace/buffer-format.rst ("newc" cpio; uncompressed, since decompression
+would take the guest more time than reading).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-# What it takes to see the disks and the console; ext4 and the console are built into Debian's cloud kernels, and names
-# that a kernel has built in, or does not know, are left out.
+# Needed for the disks and the console. Names that a kernel has built in (ext4 in Debian's cloud kernels), or does not
+# know, are skipped.
 WANTED = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
 
 _FOLDERS = ("bin", "dev", "modules", "proc", "root", "sys")
@@ -20,7 +20,7 @@ _CONSOLE = (5, 1)  # major and minor number of /dev/console; Linux Documentation
 
 
 def build(busybox: bytes, init: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
-    """The archive. `modules`: file name and content of each, in the order in which they are inserted."""
+    """Return the archive. `modules`: file name and content of each, in the order of insmod."""
     order = "".join(f"{name}\n" for name, _ in modules).encode()
     files = {"init": init, "bin/busybox": busybox, "modules/order": order}
     files |= {f"modules/{name}": data for name, data in modules}
@@ -35,7 +35,10 @@ def build(busybox: bytes, init: bytes, modules: Sequence[tuple[str, bytes]]) -> 
 
 
 def _entry(out: bytearray, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
-    """One file, padded to 4 bytes twice. Fields: ino mode uid gid nlink mtime size dev rdev namesize check."""
+    """Append one file; name and data are padded to 4 bytes.
+
+    Fields: ino mode uid gid nlink mtime size dev rdev namesize check.
+    """
     path = name.encode() + b"\0"
     fields = (len(out), mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(path), 0)
     out += b"070701" + b"".join(b"%08X" % value for value in fields) + path
@@ -44,9 +47,9 @@ def _entry(out: bytearray, name: str, mode: int, data: bytes = b"", device: tupl
 
 
 def modules(folder: Path, wanted: Sequence[str] = WANTED) -> list[tuple[str, bytes]]:
-    """The wanted modules below lib/modules/<release>/, unpacked, each behind those it needs.
+    """Return these modules of lib/modules/<release>/, uncompressed, each after its dependencies.
 
-    `folder` holds modules.dep, as depmod(8) writes it: `path: path it needs …`, nearest first.
+    `folder` has modules.dep (depmod(8)), with lines `path: dependency …`, the nearest first.
     """
     needs: dict[str, list[str]] = {}
     for line in (folder / "modules.dep").read_text(encoding="ascii").splitlines():
@@ -61,7 +64,7 @@ def modules(folder: Path, wanted: Sequence[str] = WANTED) -> list[tuple[str, byt
 
 
 def module_name(path: str) -> str:
-    """`kernel/drivers/block/virtio_blk.ko.xz` → `virtio_blk`; the kernel takes - and _ for the same."""
+    """`kernel/drivers/block/virtio_blk.ko.xz` → `virtio_blk`; to the kernel - and _ are the same."""
     return PurePosixPath(path).name.partition(".")[0].replace("-", "_")
 
 
