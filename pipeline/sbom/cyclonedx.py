@@ -6,7 +6,7 @@ import json
 import uuid
 from typing import Any
 
-from pipeline.sbom.inventory import Inventory, Kind, Package
+from pipeline.sbom.packages import Inventory, Kind, Package
 
 _TYPE = {
     Kind.IMAGE: "container",

@@ -1,78 +1,28 @@
-"""The packages of one platform's image and their relations: the content of an SBOM, independent of its format.
+"""Takes the inventory of one platform's image: its packages and their relations.
 
 Sources by priority: the image's files (dpkg's database, the programs), the lock (the origin of files), and the
 suppliers in components.py. Nothing is guessed: what no source states is left out.
-purl: https://github.com/package-url/purl-spec (types deb, golang, github, oci, generic).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from debian.deb822 import Packages
-from packageurl import PackageURL
 
-from pipeline.components import AIRGAP_FOLDER, COMPONENTS, DOCKER, PROGRAMS
+from pipeline.components import AIRGAP_FOLDER, COMPONENTS, DOCKER
 from pipeline.core.errors import DigestMismatch
 from pipeline.core.names import Digest, ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image, Variant
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.sbom import licences, rootfs
+from pipeline.sbom.packages import Inventory, Kind, Package, of_component, of_program, purl
 from pipeline.sbom.rootfs import Program, Root
 
-_APACHE = "Apache-2.0"
-
-
-class Kind(StrEnum):
-    """The kind of a package."""
-
-    IMAGE = "image"
-    BASE = "base image"
-    APPLICATION = "application"
-    LIBRARY = "library"  # a Go module in a program
-    SYSTEM = "system package"
-    INNER = "image in an archive"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Package:
-    """One thing in the image."""
-
-    key: str  # unique in the inventory, and reproducible
-    kind: Kind
-    name: str
-    version: str | None
-    purl: str | None = None
-    licence: str | None = None  # SPDX expression; None: not known
-    url: str | None = None  # of the download
-    sha256: str | None = None  # hexadecimal, of the file at `url`, else of the file in the image
-    path: str | None = None  # in the image
-    supplier: str | None = None
-    source: str | None = None  # Debian's source package and its version
-    note: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inventory:
-    """One platform's image."""
-
-    platform: Platform
-    created: str  # RFC 3339
-    namespace: str  # a URL of this image alone
-    root: Package
-    base: Package
-    packages: tuple[Package, ...]  # all, root and base too, sorted by key
-    contains: tuple[tuple[str, str], ...]  # keys: container, content
-    uses: tuple[tuple[str, str], ...]  # keys: program, library
-    texts: Mapping[str, str]  # LicenseRef-… → text of the licence
-
-
-_PROGRAMS = {program.name: program for program in PROGRAMS.values()}
 _OF_DOCKER_RELEASE = ("dockerd", "docker-cli", "docker-proxy")  # the archive's other programs have their own versions
 
 
@@ -101,7 +51,7 @@ class _Builder:
                 kind=Kind.IMAGE,
                 name=title,
                 version=stated.get("org.opencontainers.image.version") or manifest.text,
-                purl=_purl("oci", title, manifest.text, arch=platform.architecture),
+                purl=purl("oci", title, manifest.text, arch=platform.architecture),
                 licence=stated.get("org.opencontainers.image.licenses"),
                 sha256=manifest.hex,
                 note=f"the digest is the manifest's of {platform}, in the index {image.digest}",
@@ -116,7 +66,7 @@ class _Builder:
                 kind=Kind.BASE,
                 name=name.repository,
                 version=digest.text,
-                purl=_purl("oci", last, digest.text, repository_url=str(name), tag=tag or ""),
+                purl=purl("oci", last, digest.text, repository_url=str(name), tag=tag or ""),
                 sha256=digest.hex,
                 note=f"{lock.base.image}; the digest is its index's",
             )
@@ -147,8 +97,8 @@ class _Builder:
             path = f"{AIRGAP_FOLDER}/{PurePosixPath(file.path).name}"
             archive = self._files.archive(path)
             self._require_locked(file, path, archive.digest if archive else None)
-            purl = _purl("generic", file.component, file.version, download_url=file.url)
-            package = self._add(replace(_component(file, path), purl=purl, supplier="k3s"), self._root)
+            supplied = purl("generic", file.component, file.version, download_url=file.url)
+            package = self._add(replace(of_component(file, path), purl=supplied, supplier="k3s"), self._root)
             for name in archive.names if archive else ():
                 repository, _, tag = name.rpartition(":")
                 self._add(
@@ -157,7 +107,7 @@ class _Builder:
                         kind=Kind.INNER,
                         name=repository,
                         version=tag,
-                        purl=_purl("docker", repository.removeprefix("docker.io/"), tag),
+                        purl=purl("docker", repository.removeprefix("docker.io/"), tag),
                     ),
                     package,
                 )
@@ -176,7 +126,7 @@ class _Builder:
         """Add a component that is one file, which must be the locked one."""
         program = self._program(path, file.component)
         self._require_locked(file, path, program.digest)
-        package = self._add(_component(file, path), self._root)
+        package = self._add(of_component(file, path), self._root)
         self._libraries(package, program)
         for name, inner in sorted(program.inside.items()):
             label = name.rpartition("/")[2]
@@ -184,18 +134,18 @@ class _Builder:
                 # The outer program only unpacks this one, whose libraries are the component's.
                 self._libraries(package, inner)
             else:
-                child = _program(f"{package.key}/{label}", label, inner.version, inner, f"{path}!{name}")
+                child = of_program(f"{package.key}/{label}", label, inner.version, inner, f"{path}!{name}")
                 self._libraries(self._add(child, package), inner)
 
     def _archive(self, file: Artifact) -> None:
         """Add docker: an archive whose programs are separate files in the image."""
-        package = self._add(_component(file, None), self._root)
+        package = self._add(of_component(file, None), self._root)
         stated = self._lock.embedded.get(file.component, {})
         for entry in DOCKER.programs:
             program = self._program(entry.path, entry.name)
             of_release = file.version if entry.name in _OF_DOCKER_RELEASE else None
             version = program.version or stated.get(entry.name) or of_release
-            child = _program(f"{package.key}/{entry.name}", entry.name, version, program, entry.path)
+            child = of_program(f"{package.key}/{entry.name}", entry.name, version, program, entry.path)
             self._libraries(self._add(child, package), program)
 
     def _program(self, path: str, name: str) -> Program:
@@ -222,7 +172,7 @@ class _Builder:
                 kind=Kind.LIBRARY,
                 name=module,
                 version=version,
-                purl=_purl("golang", module, version),
+                purl=purl("golang", module, version),
                 licence="BSD-3-Clause" if module == "stdlib" else None,
             )
             self._uses.add((user.key, self._add(library).key))
@@ -255,7 +205,7 @@ class _Builder:
             kind=Kind.SYSTEM,
             name=name,
             version=version,
-            purl=_purl("deb", f"debian/{name}", version, arch=architecture, distro=distro, upstream=upstream),
+            purl=purl("deb", f"debian/{name}", version, arch=architecture, distro=distro, upstream=upstream),
             licence=licence.expression if licence else None,
             url=file.url if file else None,
             sha256=file.digest.hex if file else None,
@@ -283,58 +233,3 @@ class _Builder:
             uses=tuple(sorted(self._uses)),
             texts=dict(sorted(self._texts.items())),
         )
-
-
-def _component(file: Artifact, path: str | None) -> Package:
-    """Return the package of a component's locked file; `path`: in the image, None for an archive."""
-    purl = _supplier_purl(file.component, file.version)
-    known = _PROGRAMS.get(file.component)
-    if known is None:  # docker's archive
-        purl = _purl("generic", f"docker/{file.component}", file.version, download_url=file.url)
-    return Package(
-        key=f"component/{file.component}",
-        kind=Kind.APPLICATION,
-        name=file.component,
-        version=file.version,
-        purl=purl,
-        licence=known.licence if known else _APACHE,
-        url=file.url,
-        sha256=file.digest.hex,
-        path=path,
-        supplier=known.supplier if known else "Docker",
-        note=f"its digest is believed because it is {file.grade}",
-    )
-
-
-def _program(key: str, name: str, version: str | None, program: Program, path: str) -> Package:
-    """Return the package of a component's program."""
-    known = _PROGRAMS.get(name)
-    return Package(
-        key=key,
-        kind=Kind.APPLICATION,
-        name=name,
-        version=version,
-        purl=_supplier_purl(name, version),
-        licence=known.licence if known else None,
-        sha256=program.digest.hex,
-        path=path,
-        supplier=known.supplier if known else None,
-    )
-
-
-def _supplier_purl(name: str, version: str | None) -> str | None:
-    """Return a program's purl as components.py defines it; None if it is not there."""
-    known = _PROGRAMS.get(name)
-    if known is None or version is None:
-        return None
-    number = re.match(r"v?(\d+)", version)
-    major = int(number[1]) if number else 0
-    kind, _, rest = known.purl.format(major=f"/v{major}" if major > 1 else "").partition("/")
-    return _purl(kind, rest, known.tag + version.removeprefix("v"))
-
-
-def _purl(kind: str, path: str, version: str, **qualifiers: str) -> str:
-    """Return a purl; `path`: namespace/name."""
-    namespace, _, name = path.rpartition("/")
-    present = {key: value for key, value in qualifiers.items() if value}
-    return PackageURL(kind, namespace or None, name, version, present or None).to_string()

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from pipeline.sbom.inventory import Inventory, Kind, Package
+from pipeline.sbom.packages import Inventory, Kind, Package
 
 _NO_ASSERTION = "NOASSERTION"
 _DOCUMENT = "SPDXRef-DOCUMENT"
