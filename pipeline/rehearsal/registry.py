@@ -43,7 +43,6 @@ class Served:
     host: str  # 127.0.0.1:<port>, with TLS localhost:<port>
     credentials: Credentials  # of the user that may push; new in every run
     authority: Path | None  # with TLS: the certificate (PEM) to trust; new in every run
-    token: Callable[[Access], str]  # for a client that cannot ask the token server
 
 
 @contextmanager
@@ -85,7 +84,7 @@ def serve(program: str, folder: Path, port: int, *, tls: bool = False) -> Iterat
         try:
             _wait(process, port, folder / "registry.log")
             authority = certificate if tls else None
-            yield Served(host=f"{name}:{port}", credentials=credentials, authority=authority, token=token)
+            yield Served(host=f"{name}:{port}", credentials=credentials, authority=authority)
         finally:
             process.terminate()
             machine.stop(process, _STOP)

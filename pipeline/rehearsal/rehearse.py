@@ -18,15 +18,15 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from pipeline import smoke, steps
 from pipeline.core import machine
-from pipeline.core.errors import DigestMismatch, EngineError, IntentError, VerificationFailed
+from pipeline.core.errors import DigestMismatch, EngineError, VerificationFailed
 from pipeline.core.log import Log, seconds
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
@@ -36,8 +36,9 @@ from pipeline.engine.daemon import CGROUP
 from pipeline.http import transport
 from pipeline.inputs import versions
 from pipeline.inputs.lock import Lock
-from pipeline.rehearsal import clamp, images, origin, pause, supplies
+from pipeline.rehearsal import clamp, docker_packages, images, origin, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
+from pipeline.rehearsal.real_k3s import Real
 from pipeline.rehearsal.registry import Served
 from pipeline.signing import signer
 from pipeline.smoke.booted import BootOptions
@@ -48,45 +49,6 @@ _ORIGIN_PORT = 8080  # in the sandbox every port is free
 _REGISTRY_PORT = 5000  # and 5001 for its token server
 _SECURE_PORT = 5443  # and 5444
 _BASE = "library/debian"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Real:
-    """Real files instead of stubs, by platform."""
-
-    k3s: Mapping[Platform, Path]
-    images: Mapping[Platform, Path]  # k3s's archives of system images
-
-    @classmethod
-    def of(cls, k3s: Sequence[str], images: Sequence[str]) -> Real:
-        """Parse the arguments of --k3s and --images. Raises IntentError."""
-        real = cls(k3s=_files("k3s", k3s), images=_files("images", images))
-        if alone := [platform for platform in real.images if platform not in real.k3s]:
-            raise IntentError(
-                f"--images {alone[0]}=… needs the k3s of those images", next_step=f"add --k3s {alone[0]}=…"
-            )
-        return real
-
-    def options(self, chosen: engine.Engine, variant: Variant, folder: Path, log: Log) -> BootOptions:
-        """Return the options for a real k3s that can pull nothing.
-
-        With an archive: its system images, which the variant airgap contains. Without one, and on a virtual engine,
-        which would take many minutes to unpack them: a pause image and no add-ons.
-        """
-        assert chosen.platform is not None
-        if chosen.platform not in self.k3s:
-            return BootOptions()
-        patience = 3.0  # for a real control plane on a small machine; the stub answers within a second
-        archive = self.images.get(chosen.platform)
-        if archive is not None and not chosen.virtual:
-            files = ((archive, f"/app/images/{archive.name}"),) if variant is Variant.IMAGE else ()
-            return BootOptions(extra_files=files, patience=patience)
-        log.say(f"no system images for {chosen.description}: the pause image is {pause.NAME}, add-ons are disabled")
-        return BootOptions(
-            extra_files=((folder / "pause" / f"{chosen.platform.architecture}.tar", "/app/images/pause.tar"),),
-            extra_environment={"K3S_ARGS": pause.K3S_ARGS},
-            patience=patience,
-        )
 
 
 def main(run: Run, parsed: argparse.Namespace) -> int:
@@ -156,7 +118,7 @@ def _child(command: list[str], temporary: Path) -> int:
 
 
 def _supplies(run: Run, folder: Path, real: Real, *, refresh: bool) -> supplies.Supplies:
-    job = supplies.Job(intent=run.intent, lock=run.lock, folder=folder, log=run.log, k3s=real.k3s, images=real.images)
+    job = supplies.Job(intent=run.intent, lock=run.lock, folder=folder, log=run.log, real=real)
     return supplies.provide(job, refresh=refresh)
 
 
@@ -167,7 +129,7 @@ def _provide(run: Run, folder: Path, real: Real, *, refresh: bool) -> None:
     host = Platform.host()
     assert host is not None
     archive = origin.path_of(provided.root, "docker", provided.versions["docker"], host)
-    supplies.extract_init(archive, folder / "docker-init")
+    docker_packages.extract_init(archive, folder / "docker-init")
 
 
 def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) -> None:
@@ -285,18 +247,3 @@ def _same_kubectl(real: Lock, rehearsed: Lock, log: Log) -> None:
                 next_step="the package registry's copy is not the vendor's: do not use it",
             )
         log.say(f"{file.component} {file.version} {file.platform}: the same bytes as in versions.lock.yaml")
-
-
-def _files(option: str, arguments: Sequence[str]) -> dict[Platform, Path]:
-    """Return the files of `PLATFORM=PATH` arguments. Raises IntentError."""
-    files = {}
-    for text in arguments:
-        platform, _, path = text.partition("=")
-        if platform not in list(Platform) or not Path(path).is_file():
-            raise IntentError(
-                f"--{option} {text} cannot be used",
-                expected=f"PLATFORM=PATH, e.g. linux/amd64=./{option}, with a file at that path",
-                found=f"platform {platform!r}, path {path!r}",
-            )
-        files[Platform(platform)] = Path(path).resolve()
-    return files

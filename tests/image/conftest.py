@@ -35,7 +35,7 @@ from pipeline.inputs import lock, versions
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inputs.versions import Intent
 from pipeline.oci import layout
-from pipeline.rehearsal import overlay, pause, stub_k3s_build, supplies
+from pipeline.rehearsal import overlay, pause, real_k3s, stub_k3s_build
 from pipeline.smoke import load
 from tests.image.box import Box, Image, box
 
@@ -119,7 +119,7 @@ def put(
         name = load.run(client, whole, built, host, Log(quiet=True)).name
         if released:
             return name
-        version = supplies.k3s_version({host: real}) if real else own.versions["k3s"]
+        version = real_k3s.version({host: real}) if real else own.versions["k3s"]
         program = real.read_bytes() if real else stub_k3s_build.build(version, host.value)
         k3s = overlay.K3s(program=program, version=version, images=images)
         overlay.build(client, name, NAME, ROOT, folder, k3s)
@@ -156,7 +156,7 @@ def earlier(request: pytest.FixtureRequest, image: Image, tmp_path: Path) -> Ima
     """The image with the k3s of --earlier."""
     program: Path = request.config.getoption("--earlier")
     assert HOST is not None
-    k3s = overlay.K3s(program=program.read_bytes(), version=supplies.k3s_version({HOST: program}))
+    k3s = overlay.K3s(program=program.read_bytes(), version=real_k3s.version({HOST: program}))
     overlay.build(image.engine, image.name, f"{NAME}-earlier", ROOT, tmp_path, k3s)
     return replace(image, name=f"{NAME}-earlier")
 

@@ -8,16 +8,16 @@ import pytest
 
 from pipeline.core.errors import UpstreamError
 from pipeline.core.platforms import Platform
-from pipeline.rehearsal import supplies
+from pipeline.rehearsal import docker_packages, real_k3s, supplies
 from tests.helpers.binaries import go_binary
 
 _SET = "-X github.com/k3s-io/k3s/pkg/version.Version={} -X github.com/k3s-io/k3s/pkg/version.GitCommit=469d009f -w -s"
 
 
 def test_debians_versions_become_the_vendors() -> None:
-    assert supplies._plain("28.5.2+dfsg4-5") == "28.5.2"
-    assert supplies._plain("0.29.1+ds1-4") == "0.29.1"
-    assert supplies._plain("1:2.40.3~rc1-1") == "2.40.3"
+    assert docker_packages._plain("28.5.2+dfsg4-5") == "28.5.2"
+    assert docker_packages._plain("0.29.1+ds1-4") == "0.29.1"
+    assert docker_packages._plain("1:2.40.3~rc1-1") == "2.40.3"
 
 
 def test_a_release_files_digests() -> None:
@@ -42,7 +42,7 @@ def test_a_real_k3s_states_its_version_whatever_text_follows_it(tmp_path: Path, 
     # k3s carries an archive, in which pieces of versions may look like another one.
     text = version.encode() + b"0 days\0v2.6.3-k3s11.36.3+0-0.3.1952\0"
     files = {platform: k3s(tmp_path, platform, version, trimmed=trimmed, text=text) for platform in Platform}
-    assert supplies.k3s_version(files) == version
+    assert real_k3s.version(files) == version
 
 
 def test_binaries_of_two_releases_are_refused(tmp_path: Path) -> None:
@@ -51,11 +51,11 @@ def test_binaries_of_two_releases_are_refused(tmp_path: Path) -> None:
         Platform.ARM64: k3s(tmp_path, Platform.ARM64, "v1.36.2+k3s1"),
     }
     with pytest.raises(UpstreamError, match="do not state one version") as failed:
-        supplies.k3s_version(files)
+        real_k3s.version(files)
     assert f"{files[Platform.ARM64]}: v1.36.2+k3s1" in (failed.value.found or "")
 
 
 @pytest.mark.parametrize("version", ["v1.36.3", "v1.36.3+rke2r1"])
 def test_what_is_no_release_of_k3s_is_refused(tmp_path: Path, version: str) -> None:
     with pytest.raises(UpstreamError, match="do not state one version"):
-        supplies.k3s_version({Platform.AMD64: k3s(tmp_path, Platform.AMD64, version)})
+        real_k3s.version({Platform.AMD64: k3s(tmp_path, Platform.AMD64, version)})

@@ -13,7 +13,7 @@ from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.engine.engine import Engine
 from pipeline.rehearsal import pause
-from pipeline.rehearsal.rehearse import Real
+from pipeline.rehearsal.real_k3s import Real
 
 AMD64, ARM64 = Platform.AMD64, Platform.ARM64
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import select
-import socket
 import ssl
 import sys
 from collections.abc import Iterator
@@ -23,15 +22,11 @@ class Listener(ThreadingHTTPServer):
     """One listening socket. A client certificate is optional; one that is given must be valid."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, address: str, port: int, certificates: Certificates, handler: type[BaseRequestHandler]) -> None:
-        super().__init__((address, port), handler, bind_and_activate=False)
-        self.socket.close()
         try:
-            if address == "0.0.0.0" and socket.has_dualstack_ipv6():
-                self.socket = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
-            else:
-                self.socket = socket.create_server((address, port), backlog=128)
+            super().__init__((address, port), handler)
         except OSError as error:
             raise Failure(f"cannot listen on {address} port {port}: {error.strerror or error}") from None
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

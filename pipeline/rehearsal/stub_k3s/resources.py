@@ -65,9 +65,8 @@ def discovery(path: str) -> Object | None:
         version = path.removeprefix("/api/").removeprefix("/apis/")
         return {"kind": "APIResourceList", "groupVersion": version, "resources": _listed(_PREFIXES[path])}
     if path == "/openapi/v3":
-        return {"paths": {prefix.strip("/"): {"serverRelativeURL": f"/openapi/v3{prefix}"} for prefix in _PREFIXES}}
-    prefix = path.removeprefix("/openapi/v3")
-    return _openapi(prefix, _PREFIXES[prefix]) if prefix in _PREFIXES else None
+        return {"paths": {prefix.strip("/"): {"serverRelativeURL": "/openapi/v3/all"} for prefix in _PREFIXES}}
+    return _openapi() if path == "/openapi/v3/all" else None
 
 
 def _group(name: str) -> Object:
@@ -86,17 +85,15 @@ def _listed(group: str) -> list[Object]:
     return entries
 
 
-def _openapi(prefix: str, group: str) -> Object:
+def _openapi() -> Object:
     """Describe each kind's PATCH with the parameter fieldValidation: kubectl then leaves validation to the server."""
     paths: Object = {}
     for resource in RESOURCES.values():
-        if resource.group == group:
-            scope = "/namespaces/{namespace}" if resource.namespaced else ""
-            operation = {
-                "parameters": [{"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}],
-                "x-kubernetes-action": "patch",
-                "x-kubernetes-group-version-kind": {"group": group, "version": "v1", "kind": resource.kind},
-                "responses": {"200": {"description": "OK"}},
-            }
-            paths[f"{prefix}{scope}/{resource.plural}/{{name}}"] = {"patch": operation}
+        operation = {
+            "parameters": [{"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}],
+            "x-kubernetes-action": "patch",
+            "x-kubernetes-group-version-kind": {"group": resource.group, "version": "v1", "kind": resource.kind},
+            "responses": {"200": {"description": "OK"}},
+        }
+        paths[f"/{resource.plural}/{{name}}"] = {"patch": operation}
     return {"openapi": "3.0.0", "info": {"title": "stub", "version": VERSION}, "paths": paths, "components": {}}
