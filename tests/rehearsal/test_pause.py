@@ -10,13 +10,13 @@ from pipeline.rehearsal import pause
 from pipeline.rehearsal.supplies import Supplies
 
 
-def test_the_same_binary_gives_the_same_archive() -> None:
+def test_archive_is_reproducible() -> None:
     assert pause.archive(b"x", Platform.AMD64) == pause.archive(b"x", Platform.AMD64)
     assert pause.archive(b"x", Platform.AMD64) != pause.archive(b"x", Platform.ARM64)
 
 
 @pytest.mark.engine
-def test_the_real_engine_loads_it_and_it_stays_up(engine: DockerClient, brought: Supplies) -> None:
+def test_engine_loads_the_image_and_it_keeps_running(engine: DockerClient, brought: Supplies) -> None:
     host = Platform.host()
     assert host is not None
     engine.load(Path(brought.root).parent / "pause" / f"{host.architecture}.tar")
@@ -25,5 +25,5 @@ def test_the_real_engine_loads_it_and_it_stays_up(engine: DockerClient, brought:
         assert container.state.status == "running"
 
 
-def test_a_real_k3s_is_told_its_name_whatever_its_own_default_is() -> None:
+def test_k3s_gets_the_name_of_the_pause_image() -> None:
     assert f"--pause-image={pause.NAME}" in pause.K3S_ARGS.split()

@@ -1,4 +1,4 @@
-"""The rehearsal's registry: its ports, its rights, its base image."""
+"""The rehearsal's registry, and the base image in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOG = Log(quiet=True)
 
 
 @pytest.mark.parametrize("offset", [0, 1], ids=["registry", "token server"])
-def test_a_taken_port_is_named(offset: int, tmp_path: Path) -> None:
+def test_error_names_a_port_in_use(offset: int, tmp_path: Path) -> None:
     port = free_ports()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port + offset))
@@ -32,7 +32,7 @@ def test_a_taken_port_is_named(offset: int, tmp_path: Path) -> None:
             pytest.fail("it started")
 
 
-def test_a_program_that_dies_is_quoted(tmp_path: Path) -> None:
+def test_error_quotes_the_output_of_a_registry_that_exits(tmp_path: Path) -> None:
     program = tmp_path / "registry"
     program.write_text("#!/bin/sh\necho no space left on device\nexit 1\n")
     program.chmod(0o755)
@@ -40,7 +40,7 @@ def test_a_program_that_dies_is_quoted(tmp_path: Path) -> None:
         pytest.fail("it started")
 
 
-def test_it_ends_with_its_block_and_keeps_images(tmp_path: Path) -> None:
+def test_registry_ends_with_its_block_and_keeps_images(tmp_path: Path) -> None:
     roots = _roots(tmp_path)
     with running(tmp_path / "registry") as place:
         host = place.served.host
@@ -49,9 +49,9 @@ def test_it_ends_with_its_block_and_keeps_images(tmp_path: Path) -> None:
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://{host}/v2/", trust_env=False)
     with running(tmp_path / "registry") as place:
-        found = place.anonymous(place.name("base")).manifest("trixie")
-        assert found is not None
-        assert found.digest == digest
+        kept = place.anonymous(place.name("base")).manifest("trixie")
+        assert kept is not None
+        assert kept.digest == digest
 
 
 def _roots(folder: Path) -> dict[Platform, Path]:
@@ -63,13 +63,13 @@ def _roots(folder: Path) -> dict[Platform, Path]:
     return roots
 
 
-def test_the_base_image_is_what_the_tars_are(tmp_path: Path) -> None:
+def test_base_image_has_the_content_of_the_tars(tmp_path: Path) -> None:
     roots = _roots(tmp_path)
     with running(tmp_path / "registry") as place:
         lines = [Line(), Line(), Line()]
         name = place.name("library/debian")
         first = images.push_base(place.registry(name, lines[0]), "trixie", roots, tmp_path / "one", LOG)
-        # Elsewhere, from nothing: the same bytes.
+        # In another folder: the same bytes.
         assert images.push_base(place.registry(name, lines[1]), "trixie", roots, tmp_path / "two", LOG) == first
         assert lines[1].written == []
         index = place.anonymous(name).manifest("trixie")
@@ -82,7 +82,7 @@ def test_the_base_image_is_what_the_tars_are(tmp_path: Path) -> None:
             layer = tmp_path / "one/blobs/sha256" / Digest(manifest["layers"][0]["digest"]).hex
             unpacked = subprocess.run(["gzip", "-dc", str(layer)], capture_output=True, check=True).stdout
             assert unpacked == roots[platform].read_bytes()
-        # Another root: another image under the same tag.
+        # Another root: another image with the same tag.
         roots[Platform.ARM64].write_bytes(b"another root")
         second = images.push_base(place.registry(name, lines[2]), "trixie", roots, tmp_path / "one", LOG)
         assert second != first
@@ -91,8 +91,8 @@ def test_the_base_image_is_what_the_tars_are(tmp_path: Path) -> None:
         assert moved.digest == second
 
 
-def test_dockers_own_clients_find_their_way_to_a_token(tmp_path: Path) -> None:
-    """They ask by POST first and take 405, and nothing else, as a hint to ask by GET."""
+def test_dockers_own_clients_get_a_token(tmp_path: Path) -> None:
+    """They send POST first, and GET only after 405."""
     with running(tmp_path / "registry") as place, place.client() as client:
         challenge = client.get(f"http://{place.served.host}/v2/").headers["WWW-Authenticate"]
         realm = challenge.partition('realm="')[2].partition('"')[0]

@@ -1,4 +1,4 @@
-"""A killed rehearsal leaves nothing, and the next one goes on: the real thing, with what is in the cache."""
+"""Real rehearsals with the supplies in the cache: a killed one leaves nothing, and the next one continues."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pipeline.rehearsal import supplies
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "pipeline", "rehearse"]
-_MARK = "DIND_K3S_TEST_REHEARSAL"  # in the environment of all that these rehearsals start, and of nothing else
+_MARK = "DIND_K3S_TEST_REHEARSAL"  # in the environment of the processes of these rehearsals only
 ENVIRONMENT = {**os.environ, _MARK: "1"}
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 
 def leftovers() -> list[str]:
-    """Processes of these rehearsals, and mounts in the cache folder, on this machine."""
+    """Return processes of these rehearsals, and mounts in the cache folder."""
     folder = str(cache.folder())
-    found = [line for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines() if folder in line]
+    left = [line for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines() if folder in line]
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             environment = entry.with_name("environ").read_bytes().split(b"\0")
@@ -35,13 +35,13 @@ def leftovers() -> list[str]:
         except OSError:
             continue
         if f"{_MARK}=1".encode() in environment:
-            found.append(" ".join(words))
-    return found
+            left.append(" ".join(words))
+    return left
 
 
 @contextmanager
 def started(*options: str) -> Iterator[subprocess.Popen[str]]:
-    """A rehearsal, killed at the end if it still runs."""
+    """Run a rehearsal; kill it at the end if it is still running."""
     with subprocess.Popen(
         [*COMMAND, *options],
         cwd=ROOT,
@@ -58,14 +58,14 @@ def started(*options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def until(process: subprocess.Popen[str], mark: str) -> None:
-    """Read its output up to a line with that mark."""
+    """Read the output up to a line with that mark."""
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
         if mark in line:
             return
-    pytest.fail(f"never said {mark!r}:\n{''.join(seen[-30:])}")
+    pytest.fail(f"no line with {mark!r}:\n{''.join(seen[-30:])}")
 
 
 @pytest.mark.parametrize(
@@ -78,33 +78,35 @@ def until(process: subprocess.Popen[str], mark: str) -> None:
         ("✓ docker build inside", signal.SIGKILL),
     ],
 )
-def test_nothing_is_left_of_a_killed_rehearsal(brought: supplies.Supplies, mark: str, number: signal.Signals) -> None:
-    with started("--again") as process:  # by whatever was smoked before, it comes to that place
+def test_killed_rehearsal_leaves_no_process_and_no_mount(
+    brought: supplies.Supplies, mark: str, number: signal.Signals
+) -> None:
+    with started("--again") as process:  # so that smoke runs, whatever passed before
         until(process, mark)
         process.send_signal(number)
         assert process.stdout is not None
-        said = process.stdout.read()
+        output = process.stdout.read()
         code = process.wait(60)
-    assert code == (130 if number != signal.SIGKILL else -signal.SIGKILL), said
-    assert "Traceback" not in said
+    assert code == (130 if number != signal.SIGKILL else -signal.SIGKILL), output
+    assert "Traceback" not in output
     deadline = time.monotonic() + 10
-    while found := leftovers():
-        assert time.monotonic() < deadline, found
+    while left := leftovers():
+        assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
 
-def test_the_next_rehearsal_succeeds_and_brings_nothing(brought: supplies.Supplies) -> None:
+def test_next_rehearsal_succeeds_without_downloads(brought: supplies.Supplies) -> None:
     first = subprocess.run(
         COMMAND, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     assert "supplies: nothing to download" in first.stderr
-    # What was published is pulled and booted on the engine that this one has started.
+    # The published image was pulled and booted on the engine of this rehearsal.
     assert "✓ docker build inside" in first.stderr
     assert leftovers() == []
 
 
-def test_one_rehearsal_at_a_time(brought: supplies.Supplies) -> None:
+def test_second_rehearsal_is_refused(brought: supplies.Supplies) -> None:
     with started() as process:
         until(process, "origin on")
         second = subprocess.run(

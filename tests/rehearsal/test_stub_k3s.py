@@ -1,4 +1,4 @@
-"""The stub k3s: packed the same way twice, honest about itself, and good enough for the real kubectl."""
+"""The stub k3s: reproducible, marked as a stub, and usable with the real kubectl."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(program: Path, *arguments: str, **environment: str) -> subprocess.Comple
     )
 
 
-def test_the_same_version_gives_the_same_bytes_and_names_itself() -> None:
+def test_stub_is_reproducible_and_has_its_version_in_plain_text() -> None:
     data = build(VERSION, PLATFORM)
     assert data == build(VERSION, PLATFORM)
     assert data != build(VERSION, "linux/arm64")
@@ -51,7 +51,7 @@ def test_the_same_version_gives_the_same_bytes_and_names_itself() -> None:
     assert data.startswith(b"#!/usr/bin/env python3\n")
 
 
-def test_a_version_that_hides_what_it_is_cannot_be_built() -> None:
+def test_version_without_the_stubs_suffix_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\+standin"):
         build("v1.37.1+k3s1", PLATFORM)
 
@@ -70,7 +70,7 @@ def test_version(program: Path) -> None:
         (["server", "--docker", "--config", "/nonexistent.yaml"], "/nonexistent.yaml"),
     ],
 )
-def test_what_it_cannot_do_is_a_sentence(program: Path, arguments: list[str], reason: str) -> None:
+def test_unsupported_command_is_an_error_message(program: Path, arguments: list[str], reason: str) -> None:
     done = run(program, *arguments, DOCKER_HOST="unix:///nonexistent.sock")
     assert done.returncode == 1
     assert reason in done.stderr
@@ -94,11 +94,11 @@ class Cluster:
         command = [sys.executable, str(self.program), "server", "--docker", "--node-name=node"]
         command += [f"--data-dir={self.folder}/data", f"--https-listen-port={self.port}", "--bind-address=127.0.0.1"]
         command += [f"--write-kubeconfig={self.kubeconfig}"]
-        # /etc/rancher is the machine's; the stub's node password goes beside its other files here.
-        own = {"DOCKER_HOST": self.host, "DIND_K3S_STUB_ETC": f"{self.folder}/etc"}
+        # /etc/rancher is the machine's, so the stub has another folder for the node password.
+        environment = {"DOCKER_HOST": self.host, "DIND_K3S_STUB_ETC": f"{self.folder}/etc"}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **own}
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}
             )
         self.until("get", "--raw", "/readyz")
 
@@ -114,7 +114,7 @@ class Cluster:
             timeout=90,
         )
 
-    def says(self, *arguments: str) -> str:
+    def output(self, *arguments: str) -> str:
         done = self.kubectl(*arguments)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout
@@ -149,31 +149,31 @@ def cluster(program: Path, engine: DockerClient, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.engine
-def test_the_real_kubectl_runs_a_pod_of_the_real_engine(cluster: Cluster, engine: DockerClient, busybox: str) -> None:
-    assert VERSION in cluster.says("version")
-    cluster.says("wait", "--for=condition=Ready", "node/node", "--timeout=20s")
-    runtime = cluster.says("get", "node", "node", "-o", "jsonpath={.status.nodeInfo.containerRuntimeVersion}")
+def test_kubectl_runs_a_pod_in_a_real_engine(cluster: Cluster, engine: DockerClient, busybox: str) -> None:
+    assert VERSION in cluster.output("version")
+    cluster.output("wait", "--for=condition=Ready", "node/node", "--timeout=20s")
+    runtime = cluster.output("get", "node", "node", "-o", "jsonpath={.status.nodeInfo.containerRuntimeVersion}")
     assert runtime == f"docker://{engine.system.info().server_version}"
     script = "cat /proc/1/comm; exec sleep 1000"
-    cluster.says(
+    cluster.output(
         *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sh", "-c", script)
     )
-    cluster.says("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
-    assert cluster.says("logs", "one") == "sh\n"
-    row = cluster.says("get", "pods").splitlines()[1].split()
+    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    assert cluster.output("logs", "one") == "sh\n"
+    row = cluster.output("get", "pods").splitlines()[1].split()
     assert row[:4] == ["one", "1/1", "Running", "0"]
     names = [container.name for container in engine.container.list()]
     assert [name.split("_")[:4] for name in names] == [["k8s", "one", "one", "default"]]
-    cluster.says("delete", "pod", "one", "--grace-period=1", "--timeout=30s")
+    cluster.output("delete", "pod", "one", "--grace-period=1", "--timeout=30s")
     assert engine.container.list(all=True) == []
 
 
 @pytest.mark.engine
-def test_exec_carries_output_and_exit_code(cluster: Cluster, busybox: str) -> None:
-    cluster.says(
+def test_exec_returns_output_and_exit_code(cluster: Cluster, busybox: str) -> None:
+    cluster.output(
         *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sleep", "1000")
     )
-    cluster.says("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
     # More than all buffers between kubectl and the process.
     script = "i=0; while [ $i -lt 300 ]; do printf %010000d 0; i=$((i + 1)); done"
     assert cluster.kubectl("exec", "one", "--", "/bin/sh", "-c", script).stdout == "0" * 3_000_000
@@ -183,43 +183,41 @@ def test_exec_carries_output_and_exit_code(cluster: Cluster, busybox: str) -> No
 
 
 @pytest.mark.engine
-def test_an_image_that_is_not_there_is_told_in_kubernetes_words(cluster: Cluster) -> None:
-    cluster.says("run", "none", "--image=nothing:1", "--image-pull-policy=Never")
+def test_missing_image_has_kubernetes_reason(cluster: Cluster) -> None:
+    cluster.output("run", "none", "--image=nothing:1", "--image-pull-policy=Never")
     path = "jsonpath={.status.containerStatuses[0].state.waiting.reason}"
     assert cluster.until("get", "pod", "none", "-o", path) == "ErrImageNeverPull"
 
 
 @pytest.mark.engine
-def test_state_survives_sigkill_and_pods_are_taken_up_again(
-    cluster: Cluster, engine: DockerClient, busybox: str
-) -> None:
+def test_state_and_pods_survive_sigkill(cluster: Cluster, engine: DockerClient, busybox: str) -> None:
     document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept"}, "data": {"a": "b"}}
     (cluster.folder / "kept.json").write_text(json.dumps(document))
-    cluster.says("apply", "-f", str(cluster.folder / "kept.json"))
-    cluster.says(
+    cluster.output("apply", "-f", str(cluster.folder / "kept.json"))
+    cluster.output(
         *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sleep", "1000")
     )
-    cluster.says("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
     before = [container.id for container in engine.container.list()]
     assert cluster.stop(signal.SIGKILL) == -signal.SIGKILL
     cluster.start()
-    assert cluster.says("get", "configmap", "kept", "-o", "jsonpath={.data.a}") == "b"
-    cluster.says("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    assert cluster.output("get", "configmap", "kept", "-o", "jsonpath={.data.a}") == "b"
+    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
     assert [container.id for container in engine.container.list()] == before
 
 
 @pytest.mark.engine
-def test_sigterm_ends_it_as_k3s_does_and_leaves_pods(cluster: Cluster, engine: DockerClient, busybox: str) -> None:
-    cluster.says(
+def test_sigterm_ends_it_and_leaves_pods_running(cluster: Cluster, engine: DockerClient, busybox: str) -> None:
+    cluster.output(
         *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sleep", "1000")
     )
-    cluster.says("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
     assert cluster.stop() == 0
     assert len(engine.container.list()) == 1
 
 
 @pytest.mark.engine
-def test_nobody_gets_in_without_a_certificate(cluster: Cluster) -> None:
-    stranger = httpx.get(f"https://127.0.0.1:{cluster.port}/api/v1/pods", verify=False)
-    assert stranger.status_code in (401, 403)
-    assert stranger.json()["kind"] == "Status"
+def test_client_without_a_certificate_is_refused(cluster: Cluster) -> None:
+    answer = httpx.get(f"https://127.0.0.1:{cluster.port}/api/v1/pods", verify=False)
+    assert answer.status_code in (401, 403)
+    assert answer.json()["kind"] == "Status"

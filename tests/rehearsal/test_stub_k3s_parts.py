@@ -1,4 +1,4 @@
-"""The stub's parts by themselves: configuration, store and watches, patches, selectors, tables, pod status."""
+"""Units of the stub: configuration, store and watches, patches, selectors, tables, pod status."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from pipeline.rehearsal.stub_k3s.watch import Selector
         ("url: http://a:80/b#c\n", {"url": "http://a:80/b#c"}),
     ],
 )
-def test_yaml_that_it_reads(text: str, values: dict[str, Any]) -> None:
+def test_supported_yaml(text: str, values: dict[str, Any]) -> None:
     assert miniyaml.parse(text, "f") == values
 
 
@@ -65,7 +65,7 @@ def test_yaml_that_it_reads(text: str, values: dict[str, Any]) -> None:
         ("a:\n- b: c\n", 2, "the stub reads only"),
     ],
 )
-def test_yaml_that_it_refuses_with_file_and_line(text: str, line: int, reason: str) -> None:
+def test_unsupported_yaml_is_refused_with_file_and_line(text: str, line: int, reason: str) -> None:
     with pytest.raises(Failure) as caught:
         miniyaml.parse(text, "f.yaml")
     assert f"f.yaml, line {line}: " in str(caught.value)
@@ -79,7 +79,7 @@ def load(tmp_path: Path, *arguments: str, files: dict[str, str] | None = None, *
     return config.load(["--config", str(tmp_path / "config.yaml"), *arguments], environment)
 
 
-def test_the_command_line_beats_the_file_which_beats_the_environment(tmp_path: Path) -> None:
+def test_command_line_overrides_file_and_file_overrides_environment(tmp_path: Path) -> None:
     files = {"config.yaml": "docker: true\nnode-name: file\ntls-san: [one]\n"}
     assert load(tmp_path, K3S_NODE_NAME="env").node_name != "file"
     assert load(tmp_path, files=files, K3S_NODE_NAME="env").node_name == "file"
@@ -88,7 +88,7 @@ def test_the_command_line_beats_the_file_which_beats_the_environment(tmp_path: P
     assert both.tls_sans == ("one", "two", "three", "four")
 
 
-def test_fragments_replace_and_append_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_fragments_replace_and_append_in_alphabetical_order(tmp_path: Path) -> None:
     files = {
         "config.yaml": "docker: true\ntls-san: [a]\nkubelet-arg: [image-gc-high-threshold=90]\n",
         "config.yaml.d/20.yaml": "tls-san+: [c]\n",
@@ -101,7 +101,7 @@ def test_fragments_replace_and_append_in_the_order_of_their_names(tmp_path: Path
     assert loaded.kubelet["systemReserved"] == {"cpu": "1"}
 
 
-def test_what_k3s_knows_is_accepted_and_what_it_does_not_know_is_skipped_in_files(tmp_path: Path) -> None:
+def test_unknown_key_of_a_file_is_skipped_with_a_warning(tmp_path: Path) -> None:
     files = {"config.yaml": "docker: true\ndisable: [traefik]\nno-such-key: 1\n"}
     (warning,) = load(tmp_path, "--flannel-backend", "host-gw", files=files).warnings
     assert warning.startswith("Unknown flag --no-such-key")
@@ -123,7 +123,7 @@ def test_what_k3s_knows_is_accepted_and_what_it_does_not_know_is_skipped_in_file
         (["--token-file=/nonexistent"], "/nonexistent"),
     ],
 )
-def test_bad_arguments_are_one_sentence(tmp_path: Path, arguments: list[str], reason: str) -> None:
+def test_invalid_argument_is_an_error_message(tmp_path: Path, arguments: list[str], reason: str) -> None:
     with pytest.raises(Failure, match=reason):
         load(tmp_path, *arguments)
 
@@ -139,7 +139,7 @@ def store(tmp_path: Path) -> Any:
     opened.close()
 
 
-def test_the_store_keeps_everything_without_being_closed(store: Store, tmp_path: Path) -> None:
+def test_store_keeps_everything_without_close(store: Store, tmp_path: Path) -> None:
     made = store.create("configmaps", thing("a"))
     store.delete("configmaps", "default", store.create("configmaps", thing("b"))["metadata"]["name"])
     again = Store(tmp_path / "state.db")
@@ -147,7 +147,7 @@ def test_the_store_keeps_everything_without_being_closed(store: Store, tmp_path:
     again.close()
 
 
-def test_an_old_version_is_a_conflict_and_no_change_is_no_version(store: Store) -> None:
+def test_old_version_is_a_conflict_and_no_change_gives_no_version(store: Store) -> None:
     made = store.create("configmaps", thing("a"))
     changed = store.modify("configmaps", "default", "a", lambda old: {**old, "data": {"x": "y"}})
     assert changed["metadata"]["resourceVersion"] != made["metadata"]["resourceVersion"]
@@ -167,7 +167,7 @@ def follow(store: Store, selector: Selector, **query: str) -> list[tuple[str, st
     return [(event["type"], event["object"].get("metadata", {}).get("name", "")) for event in events]
 
 
-def test_a_watch_sees_objects_enter_and_leave_its_selection(store: Store) -> None:
+def test_watch_reports_objects_that_enter_and_leave_its_selection(store: Store) -> None:
     everything, chosen = Selector(namespace="default"), Selector(namespace="default", labels="app=x")
     start = str(store.version)
     store.create("configmaps", thing("a"))
@@ -187,14 +187,14 @@ def test_a_watch_sees_objects_enter_and_leave_its_selection(store: Store) -> Non
     assert follow(store, chosen, resourceVersion=start) == [("ADDED", "a"), ("DELETED", "a")]
 
 
-def test_a_watch_begins_with_what_is_there_and_says_where_that_ends(store: Store) -> None:
+def test_watch_begins_with_existing_objects_and_marks_their_end(store: Store) -> None:
     store.create("configmaps", thing("a"))
     asked = {"sendInitialEvents": "true", "allowWatchBookmarks": "true"}
     assert follow(store, Selector(namespace=None), **asked) == [("ADDED", "a"), ("BOOKMARK", "")]
     assert follow(store, Selector(namespace="other")) == []
 
 
-def test_a_watch_from_before_a_restart_is_expired(store: Store, tmp_path: Path) -> None:
+def test_watch_from_before_a_restart_is_expired(store: Store, tmp_path: Path) -> None:
     start = str(store.version)
     store.create("configmaps", thing("a"))
     again = Store(tmp_path / "state.db")
@@ -238,7 +238,7 @@ def test_patches() -> None:
         rest.patched("application/apply-patch+yaml", old, {})
 
 
-def test_bad_objects_are_refused_with_a_reason(store: Store) -> None:
+def test_invalid_objects_are_refused_with_a_reason(store: Store) -> None:
     rest.furnish(store, IPv4Network("10.9.0.0/28"), 6443)
     assert store.get("services", "default", "kubernetes")["spec"]["clusterIP"] == "10.9.0.1"
     pods = RESOURCES["pods"]
@@ -300,7 +300,7 @@ def test_phase_and_columns_of_a_pod(
     assert cells == ["p", ready, column, 0]
 
 
-def test_a_container_in_its_pause_waits_and_counts_its_restarts() -> None:
+def test_container_in_back_off_is_waiting_with_its_restart_count() -> None:
     waiting = {"a": {"reason": "CrashLoopBackOff", "message": "m"}}
     containers = {"a": container("exited", attempt=3, code=2)}
     [shown] = podstatus.status(pod("Always", "a"), containers, waiting)["containerStatuses"]
@@ -308,25 +308,25 @@ def test_a_container_in_its_pause_waits_and_counts_its_restarts() -> None:
     assert shown["restartCount"] == 3
 
 
-def test_what_dockerd_cannot_start_has_failed() -> None:
+def test_container_that_dockerd_cannot_start_has_failed() -> None:
     containers = {"a": container("created", code=127, error="no such file")}
     status = podstatus.status(pod("Never", "a"), containers, {})
     assert status["phase"] == "Failed"
     assert status["containerStatuses"][0]["state"]["terminated"]["reason"] == "StartError"
 
 
-def test_frames_of_dockerd_may_come_in_any_pieces() -> None:
+def test_dockerds_frames_can_arrive_in_any_pieces() -> None:
     data = b"\x01\0\0\0\0\0\0\x02hi\x02\0\0\0\0\0\0\x03err"
     whole = [(1, b"hi"), (2, b"err")]
     for cut in range(len(data)):
         assert list(engine.frames(iter([data[:cut], data[cut:]]))) == whole
 
 
-def test_the_handshake_of_rfc_6455() -> None:
+def test_handshake_of_rfc_6455() -> None:
     assert streams.accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
-def test_a_nonzero_exit_code_is_a_failure_that_kubectl_understands() -> None:
+def test_nonzero_exit_code_is_a_status_for_kubectl() -> None:
     assert streams.final_status(0)["status"] == "Success"
     failure = streams.final_status(4)
     assert (failure["reason"], failure["details"]["causes"][0]["message"]) == ("NonZeroExitCode", "4")
@@ -337,10 +337,10 @@ def node(name: str, *, ready: str = "True", **labels: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "labels": labels}, "spec": {}, "status": {"conditions": conditions}}
 
 
-def test_pods_go_to_ready_nodes_with_their_labels(store: Store) -> None:
+def test_pods_are_scheduled_to_ready_nodes_with_their_labels(store: Store) -> None:
     for one in (node("own"), node("far", disk="fast"), node("down", ready="False", disk="fast")):
         store.create("nodes", one)
-    store.create("nodes", {"metadata": {"name": "new"}, "spec": {}})  # an agent that has reported nothing yet
+    store.create("nodes", {"metadata": {"name": "new"}, "spec": {}})  # an agent that has not reported yet
     for name, selector in (("a", {}), ("b", {}), ("c", {"disk": "fast"}), ("d", {"disk": "slow"})):
         spec = {"nodeSelector": selector}
         store.create("pods", {"metadata": {"name": name, "namespace": "default"}, "spec": spec, "status": {}})
@@ -349,7 +349,7 @@ def test_pods_go_to_ready_nodes_with_their_labels(store: Store) -> None:
     assert placed == {"a": "own", "b": "own", "c": "far", "d": None}
 
 
-def test_an_agent_needs_the_token_and_keeps_its_password(store: Store, tmp_path: Path) -> None:
+def test_agent_needs_the_token_and_the_password_of_its_node(store: Store, tmp_path: Path) -> None:
     store.create("namespaces", {"metadata": {"name": "kube-system"}})
     certificates = certs.ensure(tmp_path / "tls", ["DNS:localhost"])
     joined: list[tuple[str, str]] = []
@@ -377,7 +377,7 @@ def test_an_agent_needs_the_token_and_keeps_its_password(store: Store, tmp_path:
     assert ask("client-kubelet.crt", "secret", "another")
 
 
-def test_pods_get_the_resolver_that_k3s_is_given(tmp_path: Path) -> None:
+def test_pods_get_the_resolver_of_resolv_conf(tmp_path: Path) -> None:
     named = tmp_path / "named"
     named.write_text("nameserver 127.0.0.11\nsearch a b\noptions ndots:0\n")
     assert containers.resolver(named) == {"Dns": ["127.0.0.11"], "DnsSearch": ["a", "b"], "DnsOptions": ["ndots:0"]}

@@ -1,4 +1,4 @@
-"""What a rehearsal does with a real k3s and its system images: the arguments, and what the boot tier is given."""
+"""A real k3s and its system images in a rehearsal: the arguments, and the options of the boot tier."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def engine(platform: Platform, *, virtual: bool = False) -> Engine:
 
 
 @pytest.mark.parametrize("text", ["k3s", "linux/mips={}/k3s", "linux/amd64={}/absent", "linux/amd64="])
-def test_what_is_no_platform_and_file_is_refused(folder: Path, text: str) -> None:
+def test_invalid_platform_or_path_is_refused(folder: Path, text: str) -> None:
     with pytest.raises(IntentError, match=r"--k3s .* cannot be used"):
         Real.of([text.format(folder)], [])
 
@@ -48,18 +48,18 @@ def test_images_without_their_k3s_are_refused(folder: Path) -> None:
         Real.of([f"linux/amd64={folder}/k3s"], [f"linux/arm64={folder}/images-arm64.tar.zst"])
 
 
-def test_the_system_images_are_loaded_where_the_image_does_not_have_them(real: Real, folder: Path) -> None:
+def test_system_images_are_loaded_unless_the_image_contains_them(real: Real, folder: Path) -> None:
     (file,) = real.options(engine(AMD64), Variant.IMAGE, folder, Log(quiet=True)).extra_files
     assert file == (folder / "images-amd64.tar.zst", "/app/images/images-amd64.tar.zst")
     assert real.options(engine(AMD64), Variant.AIRGAP, folder, Log(quiet=True)).extra_files == ()
 
 
 @pytest.mark.parametrize("variant", Variant)
-def test_with_its_system_images_nothing_of_k3s_is_disabled(real: Real, folder: Path, variant: Variant) -> None:
+def test_no_add_on_is_disabled_with_system_images(real: Real, folder: Path, variant: Variant) -> None:
     assert real.options(engine(AMD64), variant, folder, Log(quiet=True)).extra_environment == {}
 
 
-def test_on_a_virtual_engine_or_without_images_it_gets_a_pause_image_alone(real: Real, folder: Path) -> None:
+def test_virtual_engine_or_no_system_images_means_only_a_pause_image(real: Real, folder: Path) -> None:
     alone = Real(k3s=real.k3s, images={})
     for given, chosen in ((real, engine(ARM64, virtual=True)), (alone, engine(ARM64))):
         options = given.options(chosen, Variant.IMAGE, folder, Log(quiet=True))
@@ -67,6 +67,6 @@ def test_on_a_virtual_engine_or_without_images_it_gets_a_pause_image_alone(real:
         assert options.extra_environment == {"K3S_ARGS": pause.K3S_ARGS}
 
 
-def test_the_stub_of_another_platform_needs_nothing(real: Real, folder: Path) -> None:
+def test_stub_of_another_platform_needs_no_files(real: Real, folder: Path) -> None:
     amd64 = Real(k3s={AMD64: real.k3s[AMD64]}, images={})
     assert amd64.options(engine(ARM64, virtual=True), Variant.IMAGE, folder, Log(quiet=True)).extra_files == ()

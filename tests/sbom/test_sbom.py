@@ -1,4 +1,4 @@
-"""SBOMs of an image with real layers, read by the libraries that others read them with."""
+"""SBOMs of an image with real layers, read by the formats' own libraries."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ License: Expat
 
 
 def layer(files: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> bytes:
-    """A layer of these files and symlinks."""
+    """Return a layer with files and symlinks."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, data in files.items():
@@ -101,7 +101,7 @@ def layer(files: Mapping[str, bytes], links: Mapping[str, str] | None = None) ->
 
 
 def programs(platform: Platform) -> dict[str, bytes]:
-    """What a build puts below /usr/local, with what each program states of itself."""
+    """Return the programs of a build below /usr/local, with versions in them."""
     modules = {"golang.org/x/net": "v0.30.0", "example.org/old": "v1.0.0 => example.org/new v1.1.0"}
     plugins = "usr/local/libexec/docker/cli-plugins"
     return {
@@ -112,7 +112,7 @@ def programs(platform: Platform) -> dict[str, bytes]:
         "usr/local/bin/ctr": go_binary("v2.2.1", platform=platform),
         "usr/local/bin/runc": go_binary("v1.4.0", platform=platform),
         "usr/local/bin/docker-init": binary("tini version 0.19.0\n", platform),
-        "usr/local/bin/docker-proxy": binary("says nothing", platform),
+        "usr/local/bin/docker-proxy": binary("no version", platform),
         f"{plugins}/docker-buildx": go_binary("v0.36.1", platform=platform),
         f"{plugins}/docker-compose": go_binary("v5.4.0", platform=platform),
         "usr/local/bin/k3s": k3s(platform),
@@ -121,7 +121,7 @@ def programs(platform: Platform) -> dict[str, bytes]:
 
 
 def lock() -> Lock:
-    """The lock that names those programs."""
+    """Return a lock of those programs."""
     paths = {"buildx": "docker-buildx", "compose": "docker-compose", "k3s": "k3s", "kubectl": "kubectl"}
     made = []
     for file in LOCK.artifacts:
@@ -134,7 +134,7 @@ def lock() -> Lock:
 
 
 def roots(platform: Platform, changed: Mapping[str, bytes] | None = None) -> list[bytes]:
-    """The layers of one platform: the base, packages, programs; the second hides a file of the first."""
+    """Return the layers of one platform: base, packages, programs; the second hides a file of the first."""
     base = {
         "var/lib/dpkg/status": STATUS.format(arch=platform.architecture).encode(),
         "usr/lib/os-release": b'ID=debian\nVERSION_ID="13"\n',
@@ -152,15 +152,15 @@ def roots(platform: Platform, changed: Mapping[str, bytes] | None = None) -> lis
 
 
 class Made:
-    """An image, its SBOMs, and what the libraries make of them."""
+    """An image and its SBOMs."""
 
     def __init__(self, dist: Path, changed: Mapping[str, bytes] | None = None) -> None:
         self.dist, self.lock = dist, lock()
-        said = {"org.opencontainers.image.created": "2026-11-22T00:00:00Z"}
-        said |= {"org.opencontainers.image.source": "https://example.org/dind-k3s"}
-        said |= {"org.opencontainers.image.licenses": "Apache-2.0", "org.opencontainers.image.title": "dind-k3s"}
+        stated = {"org.opencontainers.image.created": "2026-11-22T00:00:00Z"}
+        stated |= {"org.opencontainers.image.source": "https://example.org/dind-k3s"}
+        stated |= {"org.opencontainers.image.licenses": "Apache-2.0", "org.opencontainers.image.title": "dind-k3s"}
         made = make(dist, "sbom", lock=self.lock, roots={platform: roots(platform, changed) for platform in Platform})
-        self.image: Image = replace(made, annotations={**made.annotations, **said})
+        self.image: Image = replace(made, annotations={**made.annotations, **stated})
 
     def run(self) -> None:
         sbom.run([self.image], self.lock, self.dist, LOG)
@@ -169,7 +169,7 @@ class Made:
         return sboms.path(self.dist, platform, form).read_text(encoding="utf-8")
 
     def spdx(self, platform: Platform = Platform.AMD64) -> dict[str, dict[str, Any]]:
-        """The packages by name; of two runc's, docker's."""
+        """Return the packages by name; of the two runc, docker's."""
         document = json.loads(self.text(Form.SPDX, platform))
         return {package["name"]: package for package in reversed(document["packages"])}
 
@@ -182,7 +182,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.mark.parametrize("platform", Platform)
-def test_the_libraries_find_nothing_wrong(made: Made, platform: Platform) -> None:
+def test_documents_are_valid_for_the_libraries(made: Made, platform: Platform) -> None:
     document = parse_file(str(sboms.path(made.dist, platform, Form.SPDX)))
     assert [one.validation_message for one in validate_full_spdx_document(document)] == []
     text = made.text(Form.CYCLONEDX, platform)
@@ -192,7 +192,7 @@ def test_the_libraries_find_nothing_wrong(made: Made, platform: Platform) -> Non
     assert len(bom.components) + 1 == len(document.packages)
 
 
-def test_both_formats_name_the_same_things(made: Made) -> None:
+def test_both_formats_have_the_same_packages(made: Made) -> None:
     spdx = {(one["name"], one.get("versionInfo")) for one in json.loads(made.text(Form.SPDX))["packages"]}
     document = json.loads(made.text(Form.CYCLONEDX))
     components = [*document["components"], document["metadata"]["component"]]
@@ -230,7 +230,7 @@ def test_both_formats_name_the_same_things(made: Made) -> None:
         ),
     ],
 )
-def test_what_is_in_it(made: Made, name: str, version: str, purl: str, licence: str) -> None:
+def test_package(made: Made, name: str, version: str, purl: str, licence: str) -> None:
     package = made.spdx()[name]
     assert package["versionInfo"] == version
     (reference,) = package["externalRefs"]
@@ -239,7 +239,7 @@ def test_what_is_in_it(made: Made, name: str, version: str, purl: str, licence: 
     assert package["licenseDeclared"] == licence
 
 
-def test_what_k3s_unpacks_and_was_built_with(made: Made) -> None:
+def test_programs_inside_k3s_and_its_modules(made: Made) -> None:
     document = json.loads(made.text(Form.CYCLONEDX))
     components = {one["bom-ref"]: one for one in document["components"]}
     assert components["component/k3s/runc"]["version"] == "1.4.2"
@@ -251,11 +251,11 @@ def test_what_k3s_unpacks_and_was_built_with(made: Made) -> None:
     assert "component/k3s/runc" in needs["component/k3s"]
 
 
-def test_what_was_replaced_or_removed_is_not_named(made: Made) -> None:
+def test_replaced_modules_and_removed_packages_are_left_out(made: Made) -> None:
     assert {"example.org/old", "gone"} & made.spdx().keys() == set()
 
 
-def test_a_file_of_the_lock_has_its_url_and_digest(made: Made) -> None:
+def test_locked_file_has_its_url_and_digest(made: Made) -> None:
     locked = {file.component: file for file in made.lock.files(Platform.AMD64)}
     for name in ("docker", "buildx", "compose", "k3s", "kubectl", "iptables"):
         package = made.spdx()[name]
@@ -263,25 +263,25 @@ def test_a_file_of_the_lock_has_its_url_and_digest(made: Made) -> None:
         assert package["checksums"] == [{"algorithm": "SHA256", "checksumValue": locked[name].digest.hex}]
 
 
-def test_a_program_has_its_own_digest(made: Made) -> None:
+def test_program_has_its_own_digest(made: Made) -> None:
     data = programs(Platform.AMD64)["usr/local/bin/runc"]
     package = made.spdx()["runc"]
     assert package["checksums"][0]["checksumValue"] == Digest.of(data).hex
     assert package["packageFileName"] == "/usr/local/bin/runc"
 
 
-def test_the_licence_of_a_machine_readable_file_through_a_linked_folder(made: Made) -> None:
-    said = made.spdx()["libgcc-s1"]["licenseDeclared"]
-    assert said == "((GPL-2.0-or-later OR Artistic-1.0-Perl) AND MIT) AND LicenseRef-libgcc-s1-BSD-like-Own"
+def test_machine_readable_licence_in_a_linked_folder(made: Made) -> None:
+    declared = made.spdx()["libgcc-s1"]["licenseDeclared"]
+    assert declared == "((GPL-2.0-or-later OR Artistic-1.0-Perl) AND MIT) AND LicenseRef-libgcc-s1-BSD-like-Own"
     (extracted,) = json.loads(made.text(Form.SPDX))["hasExtractedLicensingInfos"]
     assert extracted["licenseId"] == "LicenseRef-libgcc-s1-BSD-like-Own"
     assert "Do what you like." in extracted["extractedText"]
 
 
-def test_what_holds_what(made: Made) -> None:
+def test_relationships(made: Made) -> None:
     document = parse_file(str(sboms.path(made.dist, Platform.AMD64, Form.SPDX)))
     names = {package.spdx_id: package.name for package in document.packages}
-    found = {
+    relations = {
         (names.get(one.spdx_element_id, "document"), one.relationship_type, names[str(one.related_spdx_element_id)])
         for one in document.relationships
     }
@@ -293,11 +293,11 @@ def test_what_holds_what(made: Made) -> None:
         ("docker", RelationshipType.CONTAINS, "runc"),
         ("dockerd", RelationshipType.DEPENDS_ON, "golang.org/x/net"),
         ("kubectl", RelationshipType.DEPENDS_ON, "stdlib"),
-    } <= found
-    assert ("dind-k3s", RelationshipType.CONTAINS, "libc6") not in found
+    } <= relations
+    assert ("dind-k3s", RelationshipType.CONTAINS, "libc6") not in relations
 
 
-def test_the_same_image_gives_the_same_bytes(made: Made, tmp_path: Path) -> None:
+def test_documents_are_reproducible(made: Made, tmp_path: Path) -> None:
     again = Made(tmp_path)
     again.run()
     for platform in Platform:
@@ -307,25 +307,25 @@ def test_the_same_image_gives_the_same_bytes(made: Made, tmp_path: Path) -> None
     assert made.text(Form.SPDX) != made.text(Form.SPDX, Platform.ARM64)
 
 
-def test_another_images_sbom_has_another_name(made: Made) -> None:
+def test_namespace_is_unique_for_each_image(made: Made) -> None:
     first, second = (json.loads(made.text(Form.SPDX, platform))["documentNamespace"] for platform in Platform)
     assert first != second
     assert made.image.platforms[Platform.AMD64].digest.hex in first
 
 
-def test_a_program_that_is_not_the_locked_file(tmp_path: Path) -> None:
+def test_program_that_differs_from_the_locked_file_is_an_error(tmp_path: Path) -> None:
     other = Made(tmp_path, {"usr/local/bin/kubectl": binary("another")})
     with pytest.raises(DigestMismatch, match="kubectl in the image is not the file that the lock names") as failure:
         other.run()
     assert Digest.of(binary("another")).text in str(failure.value)
 
 
-def test_an_image_of_another_lock(made: Made) -> None:
+def test_image_of_another_lock_is_an_error(made: Made) -> None:
     with pytest.raises(LockStale, match="another lock"):
         sbom.run([made.image], replace(made.lock, date="2026-11-23"), made.dist, LOG)
 
 
-def test_a_layer_that_was_changed(tmp_path: Path) -> None:
+def test_changed_layer_is_an_error(tmp_path: Path) -> None:
     other = Made(tmp_path)
     manifest = json.loads(
         (tmp_path / "image/blobs/sha256" / other.image.platforms[Platform.AMD64].digest.hex).read_bytes()
@@ -336,7 +336,7 @@ def test_a_layer_that_was_changed(tmp_path: Path) -> None:
         other.run()
 
 
-def test_a_text_that_is_a_hard_link(tmp_path: Path) -> None:
+def test_text_that_is_a_hard_link(tmp_path: Path) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         one = tarfile.TarInfo("usr/share/common/one")
@@ -352,7 +352,7 @@ def test_a_text_that_is_a_hard_link(tmp_path: Path) -> None:
     assert dict(files.contents) == {"usr/share/doc/one/copyright": "text"}
 
 
-def test_a_layer_that_a_variant_shares_is_read_once(tmp_path: Path) -> None:
+def test_layer_shared_by_variants_is_read_once(tmp_path: Path) -> None:
     made = Made(tmp_path)
     built = layout.read(made.dist / "image", made.image.digest)
     known: dict[Digest, Layer[rootfs.FileContent]] = {}
@@ -365,7 +365,7 @@ def test_a_layer_that_a_variant_shares_is_read_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["usr/local/bin/runc", "usr/local/bin/k3s"])
-def test_a_program_that_is_missing(what: str, tmp_path: Path) -> None:
+def test_missing_program_is_an_error(what: str, tmp_path: Path) -> None:
     folder, _, name = what.rpartition("/")
     other = Made(tmp_path)
     kept = {platform: [*roots(platform), layer({f"{folder}/.wh.{name}": b""})] for platform in Platform}
@@ -375,7 +375,7 @@ def test_a_program_that_is_missing(what: str, tmp_path: Path) -> None:
 
 
 def airgap(tmp_path: Path, archive: bytes) -> tuple[Image, Lock]:
-    """The variant with that archive of system images, and the lock that names the right ones."""
+    """Return the variant with that archive of system images, and the lock with the right one."""
     name = "k3s-airgap-images"
     files = []
     for platform in Platform:
@@ -397,29 +397,29 @@ LISTED = [{"Config": "c", "RepoTags": ["rancher/mirrored-pause:3.6", "docker.io/
 ARCHIVE = zstd.compress(tarred({"manifest.json": json.dumps(LISTED).encode()}))
 
 
-def test_the_system_images_of_the_variant_airgap(tmp_path: Path) -> None:
+def test_system_images_of_the_variant_airgap(tmp_path: Path) -> None:
     image, locked = airgap(tmp_path, ARCHIVE)
     sbom.run([image], locked, tmp_path, LOG)
     folder = Variant.AIRGAP.below(tmp_path)
     document = parse_file(str(sboms.path(folder, Platform.ARM64, Form.SPDX)))
     assert validate_full_spdx_document(document) == []
-    found = {package.name: package for package in document.packages}
-    assert found["k3s-airgap-images"].checksums[0].value == Digest.of(ARCHIVE).hex
-    assert found["rancher/mirrored-pause"].version == "3.6"
+    packages = {package.name: package for package in document.packages}
+    assert packages["k3s-airgap-images"].checksums[0].value == Digest.of(ARCHIVE).hex
+    assert packages["rancher/mirrored-pause"].version == "3.6"
     locators = {package.name: [one.locator for one in package.external_references] for package in document.packages}
     assert locators["docker.io/rancher/mirrored-coredns"] == ["pkg:docker/rancher/mirrored-coredns@1.12"]
     text = sboms.path(folder, Platform.ARM64, Form.CYCLONEDX).read_text(encoding="utf-8")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
-def test_system_images_that_are_not_the_locked_ones(tmp_path: Path) -> None:
+def test_system_images_that_differ_from_the_locked_ones_are_an_error(tmp_path: Path) -> None:
     image, locked = airgap(tmp_path, b"others")
     with pytest.raises(DigestMismatch, match="k3s-airgap-images in the image is not the file that the lock names"):
         sbom.run([image], locked, tmp_path, LOG)
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "identifier"),
     [
         ("GPL-2+", "GPL-2.0-or-later"),
         ("GPL-2.0+", "GPL-2.0-or-later"),
@@ -434,10 +434,10 @@ def test_system_images_that_are_not_the_locked_ones(tmp_path: Path) -> None:
         ("GPL-2+ with OpenSSL exception", None),
     ],
 )
-def test_debians_names_of_licences(name: str, found: str | None) -> None:
-    assert licences.spdx_id(name) == found
+def test_spdx_id_of_debians_licence_names(name: str, identifier: str | None) -> None:
+    assert licences.spdx_id(name) == identifier
 
 
 @pytest.mark.parametrize("text", ["", "free for all", "Format: x\n", "Format: x\n\nFiles: *\nLicense:\n", "Format\n\0"])
-def test_a_copyright_file_that_tells_nothing(text: str) -> None:
+def test_copyright_file_without_a_licence(text: str) -> None:
     assert licences.read("x", text) is None

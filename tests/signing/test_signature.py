@@ -1,4 +1,4 @@
-"""Signatures: with an authority of our own, and with a recorded bundle that Sigstore's public authority made."""
+"""Signatures of an authority made here, and a recorded bundle of Sigstore's public one."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def check(pair: Pair, data: bytes = DATA, **changed: Any) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_a_pair_as_kubernetes_publishes_it(wrapped: bool) -> None:
+def test_valid_pair_as_published_by_kubernetes(wrapped: bool) -> None:
     check(signing.sign(DATA, wrapped=wrapped))
 
 
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("make", "message"),
     [
         (lambda: signing.sign(b"another file"), "not for that file"),
         (lambda: signing.sign(DATA, identity="krel-staging@example.org"), "unexpected signer"),
@@ -73,8 +73,8 @@ def test_a_pair_as_kubernetes_publishes_it(wrapped: bool) -> None:
         (lambda: replace(signing.sign(DATA), certificate=b"-----BEGIN CERTIFICATE-----\nAAAA\n"), "cannot be read"),
     ],
 )
-def test_a_pair_that_does_not_hold(make: Callable[[], Pair], sentence: str) -> None:
-    with pytest.raises(VerificationFailed, match=sentence):
+def test_invalid_pair(make: Callable[[], Pair], message: str) -> None:
+    with pytest.raises(VerificationFailed, match=message):
         check(make())
 
 
@@ -88,7 +88,7 @@ def recorded_pair() -> Pair:
     )
 
 
-def test_a_pair_that_sigstores_own_authority_certified() -> None:
+def test_pair_certified_by_sigstores_own_authority() -> None:
     trusted: dict[str, Any] = {
         "authorities": signature.trust().get_fulcio_certs(),
         "issuer": signature.GITHUB_ACTIONS,
@@ -100,7 +100,7 @@ def test_a_pair_that_sigstores_own_authority_certified() -> None:
         check(recorded_pair(), digest=SIGNED, identity=IDENTITY, issuer=signature.GITHUB_ACTIONS)
 
 
-def test_a_recorded_bundle_holds_without_a_network() -> None:
+def test_recorded_bundle_is_valid_without_a_network() -> None:
     signature.check_bundle(BUNDLE, digest=SIGNED, workflow=WORKFLOW, root=signature.trust())
 
 
@@ -112,14 +112,14 @@ def test_a_recorded_bundle_holds_without_a_network() -> None:
         (SIGNED, replace(WORKFLOW, ref="refs/tags/v0.1.3")),
     ],
 )
-def test_a_bundle_of_another_file_repository_or_tag_does_not_hold(digest: Digest, workflow: signature.Workflow) -> None:
+def test_bundle_of_another_file_repository_or_tag_is_invalid(digest: Digest, workflow: signature.Workflow) -> None:
     with pytest.raises(VerificationFailed, match="the bundle is invalid"):
         signature.check_bundle(BUNDLE, digest=digest, workflow=workflow, root=signature.trust())
 
 
 def _entry(bundle: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = bundle["verificationMaterial"]["tlogEntries"][0]
-    return found
+    entry: dict[str, Any] = bundle["verificationMaterial"]["tlogEntries"][0]
+    return entry
 
 
 def _later(bundle: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def _another_signature(bundle: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("tamper", [_later, _another_root, _another_signature])
-def test_a_bundle_that_was_changed_does_not_hold(tamper: Callable[[dict[str, Any]], None]) -> None:
+def test_changed_bundle_is_invalid(tamper: Callable[[dict[str, Any]], None]) -> None:
     bundle = json.loads(BUNDLE)
     tamper(bundle)
     with pytest.raises((VerificationFailed, signature.Unreadable)):
@@ -155,7 +155,7 @@ def _future(bundle: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [_no_entry, _another_kind, _future])
-def test_a_bundle_of_a_kind_that_cannot_be_judged_is_told_apart(change: Callable[[dict[str, Any]], None]) -> None:
+def test_unsupported_bundle_is_unreadable(change: Callable[[dict[str, Any]], None]) -> None:
     bundle = json.loads(BUNDLE)
     change(bundle)
     with pytest.raises(signature.Unreadable):
@@ -163,6 +163,6 @@ def test_a_bundle_of_a_kind_that_cannot_be_judged_is_told_apart(change: Callable
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"<html>", b"\xff\xfe", b"[" * 100_000])
-def test_what_is_no_bundle(raw: bytes) -> None:
+def test_anything_but_a_bundle_is_unreadable(raw: bytes) -> None:
     with pytest.raises(signature.Unreadable):
         signature.check_bundle(raw, digest=SIGNED, workflow=WORKFLOW, root=signature.trust())
