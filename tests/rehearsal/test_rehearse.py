@@ -78,9 +78,7 @@ def until(process: subprocess.Popen[str], mark: str) -> None:
         ("✓ docker build inside", signal.SIGKILL),
     ],
 )
-def test_killed_rehearsal_leaves_no_process_and_no_mount(
-    brought: supplies.Supplies, mark: str, number: signal.Signals
-) -> None:
+def test_killed_rehearsal_leaves_nothing(brought: supplies.Supplies, mark: str, number: signal.Signals) -> None:
     with started("--again") as process:  # so that smoke runs, whatever passed before
         until(process, mark)
         process.send_signal(number)
