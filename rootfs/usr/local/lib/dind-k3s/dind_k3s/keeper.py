@@ -48,7 +48,7 @@ ENDS = 5
 WITHIN = 300.0
 
 PEACE = 1.5  # that dockerd has to take back published ports in order, once no container runs any more
-LAST_RESORT = 4.0  # after the grace: a second before `docker stop` kills everything
+LAST_RESORT = 4.0, 9.0  # after the grace, and after the stop began: a second before `docker stop` kills everything
 HEAD_START = 1.0  # of k3s before dockerd at the stop, so that no pod is started again
 # What is not ready any more when a program ends.
 STAGES = {"dockerd": tuple(board.STAGES), "k3s": tuple(stage for stage in board.STAGES if stage != "docker")}
@@ -300,7 +300,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             self.hurried = True
             processes.forget_published_ports()
         (dockerd,) = self.process_groups["dockerd"].processes.values()
-        if dockerd.pid and not self.dockerd_killed and passed >= self.grace + LAST_RESORT:
+        if dockerd.pid and not self.dockerd_killed and passed >= max(self.grace + LAST_RESORT[0], LAST_RESORT[1]):
             self.dockerd_killed = True
             say("stop", f"dockerd did not end in {passed:.1f} s and is killed")
             dockerd.kill(signal.SIGKILL)

@@ -15,7 +15,7 @@ def at(path: str) -> Path:
 
 def first_process() -> Path:
     """The container's first process in /proc. It is not 1 with `--pid host`, nor with `--init`."""
-    return at(f"/proc/{facts().get('pid', '1')}")
+    return Path(f"/proc/{facts().get('pid', '1')}")
 
 
 def facts() -> dict[str, str]:
