@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -186,10 +187,17 @@ class Booted:
         if self.client.container.exists(self.name):
             if failed:
                 self.examine()
-            if self._options.keep:
+            if self._options.keep and self.engine.host is not None:
                 self.client.start(self.name)
-                self.log.say(f"the container is still running: docker exec -it {self.name} bash")
+                docker = shlex.join(map(str, self.client.client_config.docker_cmd))
+                self.log.say(f"the container is still running: {docker} exec -it {self.name} bash")
+                self.log.say(
+                    f"remove it: {docker} rm --force {self.name}; {docker} volume rm {' '.join(self._volumes)}"
+                )
                 return
+            if self._options.keep:
+                self.log.warn("--keep: the container is removed, because the private engine ends with this command")
+                self.log.warn("--keep --virtual boots in a virtual machine that stays; so does an engine of your own")
             self.remove()
         for volume in self._volumes:
             if self.client.volume.exists(volume):

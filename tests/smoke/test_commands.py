@@ -6,6 +6,7 @@ import itertools
 import json
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -226,6 +227,22 @@ def test_a_boot_that_fails_leaves_nothing_and_keeps_the_log(docker: Fake) -> Non
     removed = [call for call in docker.calls if call[1] in ("rm", "remove")]
     assert [call[-1] for call in removed] == [name, f"{name}-docker", f"{name}-k3s"]
     assert "--- doctor" in logs.read_text()
+
+
+@pytest.mark.parametrize("host", [None, "unix:///its/docker.sock"])
+def test_a_container_is_kept_only_where_its_engine_stays(
+    docker: Fake, capsys: pytest.CaptureFixture[str], host: str | None
+) -> None:
+    engine = replace(docker.engine, host=host)
+    docker.logs("")
+    booted = Booted(engine, IMAGE, BootOptions(keep=True), Log(), docker.folder / "boot.log")
+    booted.clean_up(failed=False)
+    printed = capsys.readouterr().err
+    removed = any(call[1] in ("rm", "remove") for call in docker.calls)
+    assert removed == (host is None)
+    assert ("the private engine ends with this command" in printed) == removed
+    command = f"{docker.folder}/docker exec -it {booted.name} bash"  # this machine may have no other docker
+    assert (command in printed) != removed
 
 
 KEEPER = Path(__file__).resolve().parents[2] / "rootfs/usr/local/lib/dind-k3s/dind_k3s/keeper.py"
