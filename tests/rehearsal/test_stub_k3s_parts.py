@@ -118,7 +118,7 @@ def test_unknown_key_of_a_file_is_skipped_with_a_warning(tmp_path: Path) -> None
         (["--https-listen-port=x"], "invalid value"),
         (["--write-kubeconfig-mode=9"], "invalid value"),
         (["--service-cidr=10.43.0.0/99"], "not a valid netmask"),
-        (["--server=https://other"], "cannot join"),
+        (["--server=https://other", "--token=x"], "cannot join"),
         (["--node-ip=one"], "'one' does not appear to be an IPv4 or IPv6 address"),
         (["--token-file=/nonexistent"], "/nonexistent"),
     ],

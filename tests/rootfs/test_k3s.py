@@ -166,7 +166,8 @@ def test_the_users_files_are_read_in_k3ss_own_order(tmp_path: Path) -> None:
         ({}, {}, False),
         ({"K3S_ARGS": "--cluster-init --debug"}, {}, True),
         ({"K3S_ARGS": "server --server=https://first:6443", "K3S_TOKEN": "x"}, {}, True),
-        ({"K3S_ARGS": "server", "K3S_URL": "https://first:6443"}, {}, True),
+        ({"K3S_ARGS": "server", "K3S_URL": "https://first:6443", "K3S_TOKEN_FILE": "/token"}, {}, True),
+        ({"K3S_ARGS": "server", "K3S_URL": "https://localhost:6443"}, {}, False),  # as Testcontainers has it
         ({"K3S_DATASTORE_ENDPOINT": "mysql://db"}, {}, True),
         ({}, {"app/k3s/config.yaml": "cluster-init: true\n"}, True),
         ({}, {"app/k3s/config.yaml": "cluster-init: false\n"}, False),
@@ -183,6 +184,38 @@ def test_a_server_is_local_node_unless_it_is_one_of_several(
         (tmp_path / name).write_text(text)
     plan = k3s.plan(env, FACTS, NEWEST, "dev")
     assert config(plan)["node-name"] == ('"host-1"' if several else '"local-node"')
+
+
+def as_command(root: Path, *command: str) -> None:
+    """What the entrypoint leaves of the container's command."""
+    (root / "run/dind-k3s").mkdir(parents=True, exist_ok=True)
+    (root / "run/dind-k3s/k3s.command").write_text("".join(f"{word}\0" for word in command))
+
+
+def test_the_containers_command_wins_over_variables(tmp_path: Path) -> None:
+    env = {**AGENT, "K3S_ARGS": "agent --debug --node-label=a=b"}
+    as_command(tmp_path, "server", "--node-label=c d")
+    plan = k3s.plan(env, FACTS, NEWEST, "dev")
+    assert arguments(plan) == ["server", "--debug", "--node-label=a=b", "--node-label=c d"]
+    assert k3s_config.joins(env) == AGENT["K3S_URL"]  # a server that joins, as k3s has it, since there is a token
+    as_command(tmp_path, "agent", "--server", "https://other:6443")
+    assert arguments(k3s.plan({"K3S_TOKEN": "x"}, FACTS, NEWEST, "dev"))[0] == "agent"
+    assert k3s_config.joins(AGENT) == "https://other:6443"
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (["server", "--help"], "--help in the container's command does not start k3s"),
+        (["server", "extra"], "the container's command has the word extra where a flag is expected"),
+        (["server", "-c", "/nowhere.yaml"], "the container's command names the configuration /nowhere.yaml"),
+        (["agent"], "an agent needs K3S_URL"),
+    ],
+)
+def test_the_containers_command_is_checked_as_k3s_args_are(tmp_path: Path, command: list[str], why: str) -> None:
+    as_command(tmp_path, *command)
+    with pytest.raises(Mistake, match=why):
+        k3s.plan({}, FACTS, NEWEST, "dev")
 
 
 def test_folders_that_are_mounted_noexec(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,9 @@ def merge(settings: Settings, values: Mapping[str, miniyaml.Value], where: str, 
 
 def require(settings: Settings, command: str) -> None:
     """Raise Failure for settings with which k3s, or the stub, cannot start."""
-    if command == "server" and _last(settings, "server"):
+    # Without a token k3s makes a cluster all the same (pkg/cluster/managed.go).
+    joins = _last(settings, "server") and any(_last(settings, name) for name in ("token", "token-file"))
+    if command == "server" and joins:
         raise Failure("the stub's server is the only one and cannot join another (--server, K3S_URL)")
     if command == "agent" and not _last(settings, "server"):
         raise Failure("--server is required")

@@ -51,6 +51,11 @@ def write_kubeconfig(config: Config, certificates: Certificates) -> None:
         },
     )
     write(config.kubeconfig, content, mode=config.kubeconfig_mode)
+    link = config.etc_dir / "k3s/k3s.yaml"
+    if link != config.kubeconfig:  # as in pkg/server/server.go
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(config.kubeconfig)
 
 
 def write_kubelet_kubeconfig(config: Config, certificate: Path, *, ca: Path, server: str) -> None:

@@ -60,3 +60,4 @@ def _start_node(config: Config, server: Server) -> None:
     server.nodes.start_own(config, engine, config.node_ip or nodes.own_address())
     in_background("kubelet's port", Tunnel(config.bind_address, certificates, config.docker_socket).serve_forever)
     server.ready = True
+    log.say("Node controller sync successful")  # flannel's line, for which Testcontainers waits

@@ -83,7 +83,8 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     mistakes = variables.mistakes(env)
     settings: dict[str, object] = {}
     try:
-        chosen, told = ranges.choose(env, with_k3s=not asked(env, "K3S_DISABLE") and not env.get("K3S_URL"))
+        has_ranges = not asked(env, "K3S_DISABLE") and k3s_config.role_and_flags(env)[0] == "server"
+        chosen, told = ranges.choose(env, with_k3s=has_ranges)
         plans.append(Plan(told=told))
         found |= chosen
         plans.append(authorities.plan())
@@ -101,6 +102,8 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
             plans.append(k3s.plan(env, found, version_of("k3s"), profile, version_of("docker")))
         except Mistake as mistake:
             mistakes += mistake.sentences
+    elif command := k3s_config.command():
+        mistakes.append(f"K3S_DISABLE is set, so the container's command cannot be {command[0]}; leave one of them out")
     if mistakes:
         raise Mistake(*dict.fromkeys(mistakes))
     files = {name: text for plan in plans for name, text in plan.files.items()}

@@ -13,16 +13,13 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from dind_k3s import k3s_config, limits, mounts
-from dind_k3s.k3s_config import SHORT
+from dind_k3s.k3s_config import SHORT, Role
 from dind_k3s.k3s_versions import Version, knows, refusal, runs_dockershim, too_old_to_talk
-from dind_k3s.plan import Mistake, Plan, asked, shown, words
+from dind_k3s.plan import Mistake, Plan, asked, shown
 from dind_k3s.root import RUN, at
 from dind_k3s.volume import TRAEFIK_CONFIG, has_cluster
-
-Role = Literal["server", "agent"]
 
 DATA = "/app/k3s"
 # Between k3s's own (00-k3s-defaults.conf) and the copies of what the user hands to kubelet (10-cli-config.conf).
@@ -77,13 +74,17 @@ def plan(
 ) -> Plan:
     """k3s's arguments, our fragment of its configuration, and the kubelet's."""
     made = Plan()
-    args = words("K3S_ARGS", env)
-    role = take_role(args, env)
-    config_file = take_config_file(args)
+    role, args = k3s_config.role_and_flags(env)
+    check_flags(args, env)
+    if role == "agent":
+        check_agent(env)
+    config_file = take_config_file(args, env)
     check_pair(version, docker, env, made)
     given = k3s_config.given(env, "data-dir", *MORE_SERVERS)
     refuse_noexec(given.pop("data-dir", DATA))
-    given |= {"server": env.get("K3S_URL", ""), "datastore-endpoint": env.get("K3S_DATASTORE_ENDPOINT", ""), **given}
+    given = {"datastore-endpoint": env.get("K3S_DATASTORE_ENDPOINT", ""), **given, "server": k3s_config.joins(env)}
+    if env.get("K3S_URL") and not given["server"]:
+        made.told.append("K3S_URL is not used: this is a server, and it has no K3S_TOKEN to join another one")
     several = role == "agent" or any(value not in ("", "false") for value in given.values())
     settings: dict[str, object] = {"docker": True, "data-dir": DATA, "node-name": node_name(several, env, made)}
     # Always said: k3s by itself takes none but global addresses, and asks a public server where there is no such one.
@@ -94,7 +95,9 @@ def plan(
         settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
     traefik(role, "traefik" not in words_of(settings.get("disable")) and not leaves_traefik_out(env), made)
     kubelet(settings, facts, version, profile, made)
-    tell_flags(args, settings, version, made)
+    tell_flags(args, settings, k3s_config.sources(env), made)
+    if runs_dockershim(version):
+        made.told.append("k3s before 1.24 runs pods by kubelet's own dockershim")
     text = "".join(f"{key}:{yaml(value)}\n" for key, value in settings.items())
     made.files[f"{RUN}/k3s/config.yaml"] = (
         "# Generated at each start; yours is /app/k3s/config.yaml, and it wins.\n" + text
@@ -106,42 +109,38 @@ def plan(
     return made
 
 
-def take_role(args: list[str], env: Mapping[str, str]) -> Role:
-    """Server or agent; takes the word out of K3S_ARGS. Raises Mistake for what an agent lacks."""
-    role: Role = "agent" if env.get("K3S_URL") else "server"
-    if args[:1] in (["server"], ["agent"]):
-        role = "agent" if args.pop(0) == "agent" else "server"
+def check_flags(args: list[str], env: Mapping[str, str]) -> None:
+    """Raise Mistake for words that start no k3s."""
     if ends := {"--help", "-h", "--version", "-v"} & set(args):
-        raise Mistake(f"{', '.join(sorted(ends))} in K3S_ARGS does not start k3s; leave it out")
+        raise Mistake(f"{', '.join(sorted(ends))} in {k3s_config.sources(env)} does not start k3s; leave it out")
     if args and not args[0].startswith("-"):
-        raise Mistake(f"K3S_ARGS has the word {shown(args[0])} where a flag is expected")
-    if role == "server":
-        return role
-    given = k3s_config.given(env, "server", "token", "token-file")
+        raise Mistake(f"{k3s_config.sources(env)} has the word {shown(args[0])} where a flag is expected")
+
+
+def check_agent(env: Mapping[str, str]) -> None:
+    """Raise Mistake for what an agent lacks."""
     url = env.get("K3S_URL", "")
-    if not url and "server" not in given:
+    if not k3s_config.joins(env):
         raise Mistake("an agent needs K3S_URL, the address of the server: https://NAME:6443")
     if url and not re.fullmatch(r"https://[^/\s]+/?", url):
         raise Mistake(f"K3S_URL is {shown(url)}, but the address of a k3s server looks like https://NAME:6443")
-    token_file = env.get("K3S_TOKEN_FILE", "")
-    if not env.get("K3S_TOKEN") and not token_file and not given.keys() & {"token", "token-file"}:
+    if not k3s_config.has_token(env):
         raise Mistake("an agent needs K3S_TOKEN or K3S_TOKEN_FILE; the server has it in /app/k3s/server/node-token")
+    token_file = env.get("K3S_TOKEN_FILE", "")
     if token_file and not at(token_file).is_file():
         raise Mistake(f"K3S_TOKEN_FILE is {shown(token_file)}, but there is no such file in this container")
-    return role
 
 
-def take_config_file(args: list[str]) -> str:
-    """The file of --config, out of K3S_ARGS: k3s would not read it, because K3S_CONFIG_FILE names ours."""
+def take_config_file(args: list[str], env: Mapping[str, str]) -> str:
+    """The file of --config, out of the flags: k3s would not read it, because K3S_CONFIG_FILE names ours."""
     for number, arg in enumerate(args):
         name, has_value, value = arg.lstrip("-").partition("=")
         if arg.startswith("-") and SHORT.get(name, name) == "config":
             value = value if has_value else "".join(args[number + 1 : number + 2])
             del args[number : number + (1 if has_value else 2)]
             if not at(value).is_file():
-                raise Mistake(
-                    f"K3S_ARGS names the configuration {shown(value) or 'of no name'}, but there is no such file"
-                )
+                name = shown(value) or "of no name"
+                raise Mistake(f"{k3s_config.sources(env)} names the configuration {name}, but there is no such file")
             return value
     return ""
 
@@ -298,8 +297,8 @@ def kubelet_flags(config: Mapping[str, object]) -> list[str]:
     return found
 
 
-def tell_flags(args: list[str], settings: Mapping[str, object], version: Version, made: Plan) -> None:
-    """What a flag in K3S_ARGS does to a setting of ours."""
+def tell_flags(args: list[str], settings: Mapping[str, object], sources: str, made: Plan) -> None:
+    """What a flag of the user does to a setting of ours."""
     given = flags(args)
     for name, written in given.items():
         if name == "data-dir":
@@ -308,6 +307,4 @@ def tell_flags(args: list[str], settings: Mapping[str, object], version: Version
             made.told.append(f"warning: {written} replaces dockerd; what docker builds here is then not what pods run")
         elif name in settings:
             done = "adds to" if name in MANY else "replaces"
-            made.told.append(f"{written} in K3S_ARGS {done} our {name}")
-    if runs_dockershim(version):
-        made.told.append("k3s before 1.24 runs pods by kubelet's own dockershim")
+            made.told.append(f"{written} in {sources} {done} our {name}")

@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from dind_k3s import plain_yaml
 from dind_k3s.plan import Mistake, words
 from dind_k3s.root import RUN, at
 
+Role = Literal["server", "agent"]
+
 OURS = f"{RUN}/k3s/config.yaml"
+COMMAND = f"{RUN}/k3s.command"  # the container's command where it is `server …` or `agent …`; a NUL ends each word
 FILES = ("/etc/rancher/k3s/config.yaml", "/app/k3s/config.yaml")  # the user's, after ours
 SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config", "t": "token", "s": "server"}
 SWITCHES = ("cluster-init", "disable-agent", "disable-helm-controller")  # flags that need no value
 LISTS = ("disable",)  # settings whose flags k3s adds up, instead of taking the last one
+
+
+def command() -> list[str]:
+    """The container's command, if it is one of rancher/k3s."""
+    try:
+        return [os.fsdecode(word) for word in at(COMMAND).read_bytes().split(b"\0")[:-1]]
+    except OSError:
+        return []
+
+
+def role_and_flags(env: Mapping[str, str]) -> tuple[Role, list[str]]:
+    """What k3s is started as, and its flags: those of K3S_ARGS, then those of the container's command, which wins."""
+    role, args = "agent" if env.get("K3S_URL") else "server", words("K3S_ARGS", env)
+    if args[:1] in (["server"], ["agent"]):
+        role = args.pop(0)
+    if asked := command():
+        role, args = asked[0], [*args, *asked[1:]]
+    return "agent" if role == "agent" else "server", args
+
+
+def sources(env: Mapping[str, str]) -> str:
+    """Where the user wrote k3s's flags, for messages."""
+    given_in = ["K3S_ARGS"] if env.get("K3S_ARGS") else []
+    return " and ".join([*given_in, *(["the container's command"] if command() else [])]) or "K3S_ARGS"
+
+
+def has_token(env: Mapping[str, str]) -> bool:
+    """Whether there is a token to join a cluster with."""
+    return any(env.get(name) for name in ("K3S_TOKEN", "K3S_TOKEN_FILE")) or bool(given(env, "token", "token-file"))
+
+
+def joins(env: Mapping[str, str]) -> str:
+    """The address of the cluster that this node joins; empty for a server that makes one.
+
+    k3s heeds K3S_URL in a server only if there is a token, too (pkg/cluster/managed.go). Testcontainers sets it without
+    one, to the server's own address.
+    """
+    url = given(env, "server").get("server", "")
+    if not url and (role_and_flags(env)[0] == "agent" or has_token(env)):
+        url = env.get("K3S_URL", "")
+    return url
 
 
 def pairs(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
@@ -29,7 +75,7 @@ def files(env: Mapping[str, str]) -> list[str]:
 
     run-k3s links them in the same order. The file of --config comes last.
     """
-    named = [value for _, name, value in pairs(words("K3S_ARGS", env)) if name == "config"]
+    named = [value for _, name, value in pairs(role_and_flags(env)[1]) if name == "config"]
     found: list[str] = []
     for main in (*FILES, *named[-1:]):
         entries = sorted(path.name for path in at(f"{main}.d").glob("*") if not path.is_dir())
@@ -52,7 +98,7 @@ def given(env: Mapping[str, str], *names: str, ours: bool = False) -> dict[str, 
             if isinstance(values, dict) and values.get(name):
                 value = values[name]
                 found[name] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    for _, name, value in pairs(words("K3S_ARGS", env)):
+    for _, name, value in pairs(role_and_flags(env)[1]):
         if name in names:
             found[name] = f"{found[name]},{value}" if name in LISTS and name in found else value
     return found

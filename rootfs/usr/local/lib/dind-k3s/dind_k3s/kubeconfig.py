@@ -11,6 +11,7 @@ import base64
 import ipaddress
 import os
 import re
+import shutil
 import socket
 import sys
 from urllib.parse import urlsplit
@@ -40,6 +41,21 @@ def read() -> str:
     if not SERVER.search(text):
         raise Mistake(f"{shown(file)} names no server; is it a kubeconfig?")
     return text
+
+
+def copy_for_testcontainers() -> None:
+    """Put a file where k3s left a link to its kubeconfig: Testcontainers copies it, and docker follows no link."""
+    link = at("/etc/rancher/k3s/k3s.yaml")
+    try:
+        if not link.is_symlink():
+            return
+        copy = link.with_name("k3s.yaml.new")
+        copy.touch(mode=0o600)
+        shutil.copy2(link, copy)
+        os.chown(copy, -1, link.stat().st_gid)
+        copy.replace(link)
+    except OSError:
+        return  # the link stays, and serves everybody inside
 
 
 def server_url(given: str) -> str:

@@ -31,7 +31,7 @@ def refuse_without_server() -> None:
     """Where this container has no cluster of its own."""
     if asked(os.environ, "K3S_DISABLE"):
         raise Mistake("k3s is switched off here (K3S_DISABLE), so there is no cluster")
-    server = k3s_config.given(os.environ, "server").get("server") or os.environ.get("K3S_URL", "")
+    server = k3s_config.joins(os.environ)
     if at(f"{RUN}/k3s.args").read_text().startswith("agent\0"):
         raise Mistake(f"this is an agent; its cluster is at {server}")
     if server:

@@ -17,7 +17,18 @@ import threading
 import time
 from pathlib import Path
 
-from dind_k3s import board, certificates, clock, cluster_dns, components, containerd, manifests, preload, volume
+from dind_k3s import (
+    board,
+    certificates,
+    clock,
+    cluster_dns,
+    components,
+    containerd,
+    kubeconfig,
+    manifests,
+    preload,
+    volume,
+)
 from dind_k3s import problem as k3s_problem
 from dind_k3s.board import Board
 from dind_k3s.clock import Clock
@@ -139,6 +150,7 @@ class Cluster:
         if not self._kubernetes.up.is_set():
             self._kubernetes.up.set()
             self._check_certificates()
+            kubeconfig.copy_for_testcontainers()
         if not self._started:
             self._started = True
             self._start_watches()
@@ -241,6 +253,7 @@ class Cluster:
             if line not in self._told:
                 self._told.add(line)
                 print(f"manifests: {line}", flush=True)
+        kubeconfig.copy_for_testcontainers()
         self.check_manifests()
         self._check_certificates()
 
