@@ -76,6 +76,7 @@ def test_a_good_host(root: Path) -> None:
         ({"/proc/cpuinfo": "processor: 0\n"}, "machine", "fail", "emulated"),
         ({"/etc/resolv.conf": "nameserver 127.0.0.11\n"}, "dns", "warn", "127.0.0.11"),
         ({"/etc/resolv.conf": "nameserver 192.0.2.1\n"}, "dns", "ok", "192.0.2.1"),
+        ({"/etc/resolv.conf": "search example.org\n"}, "dns", "warn", "no nameserver"),
         ({"/run/dind-k3s/facts": "dns=127.0.0.1\n"}, "dns", "fail", "does not answer"),
         ({"/run/dind-k3s/facts": "storage=vfs\n"}, "storage-driver", "warn", "vfs"),
         ({"/run/dind-k3s/k3s.problem": "k3s ended by itself (no luck)\n"}, "k3s-runs", "fail", "no luck"),

@@ -30,6 +30,7 @@ class Box:
         for below in ("etc/alternatives", "usr/sbin", "sys/fs/cgroup", "sys/class/net/eth0", "proc/self"):
             (self.root / below).mkdir(parents=True, exist_ok=True)
         (self.root / "etc/resolv.conf").write_text("nameserver 192.0.2.1\n")
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\nfe00:: ip6-localnet\n")
 
     def fake(self, name: str, script: str = "exit 0") -> None:
         path = self.bin / name
@@ -253,18 +254,36 @@ def test_a_volume_on_which_another_engine_runs_is_refused_untouched(box: Box, lo
     assert box.run("step lock lock_volumes").returncode == 0
 
 
-@pytest.mark.parametrize(("resolver", "forwarded"), [("127.0.0.11", True), ("192.0.2.1", False)])
-def test_dns_is_forwarded_only_where_the_resolver_is_loopback(box: Box, resolver: str, forwarded: bool) -> None:
+@pytest.mark.parametrize(
+    ("resolvers", "host", "why"),
+    [
+        (["127.0.0.11"], "", "because they cannot ask 127.0.0.11"),
+        (["192.0.2.1", "::1"], "", "because they cannot ask ::1"),
+        (["fd00::53"], "", "because they cannot ask fd00::53, having no IPv6"),
+        (["fd00::53", "192.0.2.1"], "", ""),
+        ([], "", "because resolv.conf names no resolver: no name outside is found; --dns ADDRESS"),
+        (["192.0.2.1"], "192.0.2.9 far.example far # by --add-host", "because /etc/hosts has far.example far"),
+        (["192.0.2.1"], "172.17.0.2 me.example.org me", ""),
+        (["192.0.2.1"], "ff02::1 ip6-allnodes", ""),
+    ],
+)
+def test_dns_is_forwarded_only_where_resolv_conf_does_not_serve_nested_containers(
+    box: Box, resolvers: list[str], host: str, why: str
+) -> None:
     (box.root / "proc/net/route").write_text("Iface\tDestination\tGateway\neth0\t00000000\t010011AC\n")
     (box.root / "sys/class/net/eth0/mtu").write_text("1450\n")
-    (box.root / "etc/resolv.conf").write_text(f"nameserver {resolver}\nsearch example.org\n")
+    lines = [*(f"nameserver {resolver}" for resolver in resolvers), "search example.org"]
+    (box.root / "etc/resolv.conf").write_text("".join(f"{line}\n" for line in lines))
+    with (box.root / "etc/hosts").open("a") as hosts:
+        hosts.write(f"{host}\n")
     box.fake("ip", 'echo "2: eth0    inet 172.17.0.2/16 brd 172.17.255.255 scope global eth0"')
-    done = box.run("step network read_network")
+    done = box.run("HOSTNAME=me; step network read_network")
     assert done.returncode == 0, done.stderr
+    assert (why or "resolv.conf serves nested containers as it is") in done.stderr
     assert box.facts["mtu"] == "1450"
     assert box.facts["address"] == "172.17.0.2"
-    assert (box.facts.get("dns") == "169.254.53.53") == forwarded
-    assert (box.root / "run/dind-k3s/resolv.conf").exists() == forwarded
+    assert (box.facts.get("dns") == "169.254.53.53") == bool(why)
+    assert (box.root / "run/dind-k3s/resolv.conf").exists() == bool(why)
 
 
 @pytest.fixture(autouse=True)

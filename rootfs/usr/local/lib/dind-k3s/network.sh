@@ -10,29 +10,38 @@ NOWHERE_GATEWAY=203.0.113.255
 # A bridge with 1500 inside a network of 1450 makes large answers vanish: TLS hangs. flannel reads the MTU of the
 # interface by itself, dockerd is told.
 read_network() {
-  local interface mtu address way=
+  local interface outer mtu address way=
   interface=$(default_interface)
+  outer=${interface:-$(default_interface_6)}
   if [[ -z $interface ]]; then
     interface=$(first_interface)
-    way='no default route'
+    way="no default route${outer:+ for IPv4}"
     if ! asked K3S_DISABLE; then
       lead_nowhere "$interface"
       interface=${interface:-$NOWHERE}
-      note offline yes
-      way+=': k3s needs one and has one now that leads nowhere; images come from /app/images alone'
+      way+=': k3s needs one and has one now that leads nowhere'
+      if [[ -z $outer ]]; then
+        note offline yes
+        way+='; images come from /app/images alone'
+      fi
     fi
+    if [[ -n $outer ]]; then way+='; containers and pods reach nothing outside, images are pulled over IPv6'; fi
+    interface=${interface:-$outer}
+    outer=${outer:-$interface}
   fi
-  if [[ -z $interface ]]; then
-    TOLD=$way
-    return
+  if [[ -n $interface ]]; then
+    read -r mtu <"$R/sys/class/net/$outer/mtu"
+    address=$(ip -o -4 address show dev "$interface" scope global | sed -n '1s,.* inet \([0-9.]*\)/.*,\1,p')
+    note mtu "$mtu"
+    note outside "$outer"
+    note interface "$interface"
+    note address "$address"
+    note addresses "$(ip -o address show scope global | sed -n 's,.* inet6\? \([^/ ]*\).*,\1,p' | paste -s -d ' ')"
+    TOLD="$interface has ${address:-no IPv4 address}"
+    if [[ $outer != "$interface" ]]; then TOLD+="; $outer has no IPv4 address"; fi
+    TOLD+=" and MTU $mtu${way:+; }"
   fi
-  read -r mtu <"$R/sys/class/net/$interface/mtu"
-  address=$(ip -o -4 address show dev "$interface" scope global | sed -n '1s,.* inet \([0-9.]*\)/.*,\1,p')
-  note mtu "$mtu"
-  note interface "$interface"
-  note address "$address"
-  note addresses "$(ip -o address show scope global | sed -n 's,.* inet6\? \([^/ ]*\).*,\1,p' | paste -s -d ' ')"
-  TOLD="$interface has ${address:-no IPv4 address} and MTU $mtu${way:+; $way}"
+  TOLD+=$way
   if ! shares_network; then plan_dns; fi
 }
 
@@ -45,6 +54,11 @@ default_interface() {
       return
     fi
   done <"$R/proc/net/route"
+}
+
+# The same for IPv6, where there is no other.
+default_interface_6() {
+  ip -6 route show default 2>/dev/null | sed -n 's,^default .*dev \([^ ]*\).*,\1,p' | sed -n 1p || true
 }
 
 # The first one with an address, as in a network that is `internal`.
@@ -66,17 +80,17 @@ lead_nowhere() { # INTERFACE
   fi
 }
 
-# In a user-defined network the resolver is 127.0.0.11, which means something else in every nested network namespace
-# (moby/moby#20037). Then, and only then, a forwarder asks that resolver. It answers on a link-local address of our own
-# on lo: nested containers reach it through their gateway, it stays when the outer network is attached anew with another
-# address, and neighbours in the outer network do not get to it. Not the address of another forwarder further out, which
-# docker notes in a comment of resolv.conf.
+# Nested containers cannot ask every resolver that this one asks: 127.0.0.11 of a user-defined network means something
+# else in every nested network namespace (moby/moby#20037), and their networks have no IPv6. Where none is left, dockerd
+# and k3s each take 8.8.8.8 by themselves (moby/moby#28573). Nor do they see the names in /etc/hosts that are not this
+# container's own (`--add-host`). Then, and only then, a forwarder asks that resolver. It answers on a link-local address
+# of our own on lo: nested containers reach it through their gateway, it stays when the outer network is attached anew
+# with another address, and neighbours in the outer network do not get to it. Not the address of another forwarder
+# further out, which docker notes in a comment of resolv.conf.
 plan_dns() {
-  local key value _ loopback=no number address
-  while read -r key value _; do
-    if [[ $key == nameserver && ($value == 127.* || $value == ::1 || $value == fe80:*) ]]; then loopback=yes; fi
-  done <"$R/etc/resolv.conf"
-  if [[ $loopback == no ]]; then
+  local why number address
+  why=$(why_forward)
+  if [[ -z $why ]]; then
     TOLD+='; resolv.conf serves nested containers as it is'
     return
   fi
@@ -90,5 +104,36 @@ plan_dns() {
     echo "nameserver $address"
     grep -E '^(search|options)' "$R/etc/resolv.conf" || true
   } >"$RUN/resolv.conf"
-  TOLD+="; DNS for nested containers is forwarded from $address"
+  TOLD+="; DNS for nested containers is forwarded from $address, because $why"
+}
+
+# Why resolv.conf does not serve nested containers; nothing where it does.
+why_forward() {
+  local key value _ why='resolv.conf names no resolver: no name outside is found; --dns ADDRESS'
+  while read -r key value _; do
+    if [[ $key != nameserver ]]; then continue; fi
+    if [[ $value == 127.* || $value == ::1 || $value == fe80:* ]]; then
+      echo "they cannot ask $value"
+      return
+    elif [[ $value != *:* ]]; then
+      why=
+    elif [[ -n $why ]]; then
+      why="they cannot ask $value, having no IPv6"
+    fi
+  done <"$R/etc/resolv.conf"
+  echo "${why:-$(other_hosts)}"
+}
+
+# Names in /etc/hosts but those that docker writes by itself.
+other_hosts() {
+  local address names others=
+  if [[ ! -e $R/etc/hosts ]]; then return; fi
+  while read -r address names; do
+    names=${names%%#*}
+    case "$address " in
+      '#'* | ' ' | 127.* | '::1 ' | fe00:* | ff0?:*) ;;
+      *) if [[ " $names " != *" ${HOSTNAME%%.*} "* && " $names " != *" $HOSTNAME "* ]]; then others+=" $names"; fi ;;
+    esac
+  done <"$R/etc/hosts"
+  if [[ -n $others ]]; then echo "/etc/hosts has$others"; fi
 }

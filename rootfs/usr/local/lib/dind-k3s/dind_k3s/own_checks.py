@@ -98,9 +98,10 @@ def network() -> Iterator[Finding]:
     routes = _listed("route")
     way = next((str(route.get("dev", "")) for route in routes if route.get("dst") == "default"), "")
     yield finding("default-route", bool(way), way or "none", "k3s needs one: not --network none")
-    outer, inner = number(f"/sys/class/net/{way}/mtu"), number("/sys/class/net/docker0/mtu")
-    if way and outer:
-        evidence = f"{way} has {outer}" + (f", docker0 {inner}" if inner else "")
+    outside = facts().get("outside") or way
+    outer, inner = number(f"/sys/class/net/{outside}/mtu"), number("/sys/class/net/docker0/mtu")
+    if outside and outer:
+        evidence = f"{outside} has {outer}" + (f", docker0 {inner}" if inner else "")
         remedy = f"large packets get lost: set mtu to {outer} in /etc/docker/daemon.json"
         yield finding("mtu", not inner or inner <= outer, evidence, remedy, "warn")
     taken = {route["dst"]: route["dev"] for route in routes if _is_outer(route)}
@@ -141,6 +142,9 @@ def dns() -> Iterator[Finding]:
     if forwarder:
         good = answers(forwarder)
         evidence = f"{told}, forwarded from {forwarder}, which {'answers' if good else 'does not answer'}"
+        if good and not servers:
+            yield finding("dns", False, evidence, "no name outside is found: --dns ADDRESS", "warn")
+            return
         yield finding("dns", good, evidence, "see /app/logs/dns.log")
     else:
         remedy = (
