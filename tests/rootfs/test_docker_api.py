@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -161,6 +162,25 @@ def test_no_certificates_unless_asked(root: Path) -> None:
     assert "its unix socket alone" in make(root).stderr
     assert "tcp://0.0.0.0:2375" in make(root, DOCKER_TLS_CERTDIR="").stderr
     assert not (root / "certs").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "warned"),
+    [
+        ("http://127.0.0.1:1", True),
+        ("http://me:secret@localhost:1/", True),
+        ("[::1]:1", True),
+        ("http://127.0.0.1.example:1", False),
+        ("http://192.0.2.1:1", False),
+        ("http://127.0.0.1:99999", True),
+    ],
+)
+def test_a_proxy_on_a_loopback_address_is_this_container_itself(value: str, warned: bool) -> None:
+    lines = proxy.dead({"HTTPS_PROXY": value, "https_proxy": value})
+    assert [line.startswith("warning: HTTPS_PROXY is") for line in lines] == [True] * warned
+    assert "secret" not in "".join(lines)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # one that shares this container's network
+        assert proxy.dead({"HTTP_PROXY": f"http://127.0.0.1:{server.getsockname()[1]}"}) == []
 
 
 def test_a_proxy_in_either_spelling_reaches_both_daemons_with_what_is_inside() -> None:

@@ -42,6 +42,14 @@ def certificate(file: Path) -> None:
     subprocess.run([*made, "-keyout", "/dev/null", "-out", str(file)], check=True, capture_output=True)
 
 
+def test_certificates_of_another_ending_are_named(root: Path) -> None:
+    for name in ("one.crt", "two.pem", "THREE.CRT", "notes.txt"):
+        certificate(root / "certs.d" / name)
+    warning, taken = authorities.plan().told
+    assert warning.startswith("warning: THREE.CRT, two.pem in /certs.d is not trusted: expected are files named *.crt")
+    assert taken == "1 certificates of /certs.d are trusted: one.crt"
+
+
 def test_what_dockerd_has_a_word_for(root: Path) -> None:
     certificate(root / "certs.d/one.crt")
     written(

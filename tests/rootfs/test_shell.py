@@ -80,6 +80,21 @@ def test_a_missing_cap_sys_resource_is_told_and_no_obstacle(box: Box) -> None:
     assert "CAP_SYS_RESOURCE" in done.stderr
 
 
+def test_a_limit_of_open_files_is_raised_or_refused(box: Box) -> None:
+    capabilities(box, "000001ffffffffff")
+    (box.root / "dev").mkdir()
+    (box.root / "dev/kmsg").touch()
+    done = box.run("ulimit -n 512; step privileges require_privileges; ulimit -Hn")
+    if done.returncode == 0:  # root that has CAP_SYS_RESOURCE
+        assert ("it was limited to 512 open files, which are 65536 now" in done.stderr, done.stdout) == (
+            True,
+            "65536\n",
+        )
+    else:
+        assert "this container may hold 512 files open" in done.stderr
+        assert "--ulimit nofile=65536:65536" in done.stderr
+
+
 def iptables(box: Box, *, nft: bool, legacy: bool) -> None:
     for backend, works in {"nft": nft, "legacy": legacy}.items():
         for name in (f"iptables-{backend}-restore", f"iptables-{backend}"):

@@ -14,6 +14,28 @@ has_capability() { # NUMBER
   return 1
 }
 
+# Before anything is written: what follows would fail with a bare «Permission denied».
+require_root() {
+  if ((EUID != 0)); then
+    die user "this container runs as user $EUID, and dockerd needs root: leave --user out; single commands run as\
+ another user by docker exec --user"
+  elif [[ ! -w $R/etc || ! -w $R/run ]]; then
+    die user "the root file system cannot be written, and dockerd and k3s write outside of their volumes, too: leave\
+ --read-only out"
+  fi
+}
+
+# Supervisor wants 1024 for itself; dockerd, containerd and k3s hold some hundred each, and more with each container.
+require_open_files() {
+  local least=4096 most
+  most=$(ulimit -Hn)
+  if [[ $most == unlimited ]] || ((most >= least)); then return; fi
+  if ! ulimit -n 65536 2>/dev/null; then
+    die privileges "this container may hold $most files open, and dockerd and k3s need more: --ulimit nofile=65536:65536"
+  fi
+  TOLD+="; it was limited to $most open files, which are 65536 now"
+}
+
 require_privileges() {
   if ! has_capability "$CAP_SYS_ADMIN" || ! has_capability "$CAP_NET_ADMIN"; then
     die privileges 'this container is not privileged: dockerd cannot mount nor set up networks; add --privileged'
@@ -22,6 +44,7 @@ require_privileges() {
   if ! has_capability "$CAP_SYS_RESOURCE"; then
     TOLD+=', but without CAP_SYS_RESOURCE: containers that ask for a negative oom_score_adj will not start'
   fi
+  require_open_files
   if [[ ! -e $R/dev/kmsg ]]; then
     # kubelet reads it. Real in a privileged container, unless the outer runtime withholds the host's devices.
     mknod "$R/dev/kmsg" c 1 11 2>/dev/null || ln -s /dev/null "$R/dev/kmsg"

@@ -13,6 +13,7 @@ from dind_k3s.root import at
 FOLDER = "/certs.d"
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 MARK = "# From here on: certificates of /certs.d, written at each start.\n"
+OTHER_ENDINGS = (".pem", ".cer", ".cert", ".der", ".crt")  # the last one in upper case
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -33,10 +34,21 @@ def certificates(file: str) -> list[str]:
     return found
 
 
+def is_stray(name: str) -> bool:
+    """Whether a file's name is a certificate's, and not as we read them."""
+    return name.lower().endswith(OTHER_ENDINGS) and not name.endswith(".crt")
+
+
 def plan() -> Plan:
     """The bundle, when it has to change."""
     made = Plan()
     files = sorted(file.name for file in at(FOLDER).glob("*.crt"))
+    strays = [file.name for file in sorted(at(FOLDER).glob("*")) if is_stray(file.name)]
+    if strays:
+        made.told.append(
+            f"warning: {', '.join(strays)} in {FOLDER} is not trusted: expected are files named *.crt, with"
+            " certificates in PEM; rename it"
+        )
     added = [certificate for name in files for certificate in certificates(f"{FOLDER}/{name}")]
     bundle = at(BUNDLE)
     old = bundle.read_text() if bundle.exists() else ""

@@ -112,7 +112,8 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     proxies = proxy.environment(env, found)
     files[f"{RUN}/environment"] = "".join(f"{name}={value}\0" for name, value in proxies.items())
     if proxies:
-        plans.append(Plan(told=[f"proxies for both daemons; NO_PROXY is {proxies['NO_PROXY']}"]))
+        told = [f"proxies for both daemons; NO_PROXY is {proxies['NO_PROXY']}", *proxy.dead(proxies)]
+        plans.append(Plan(told=told))
     write(files)
     link({name: target for plan in plans for name, target in plan.links.items()})
     user_config = at("/app/k3s/config.yaml")

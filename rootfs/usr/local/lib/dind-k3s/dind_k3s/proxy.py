@@ -6,10 +6,39 @@ NO_PROXY, the API server would look for webhooks and kubelets through the proxy.
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Mapping
+
+from dind_k3s.plan import shown
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 ALWAYS = ("localhost", "127.0.0.0/8", "::1", ".svc", ".cluster.local", "docker", "kubernetes")
+
+
+def dead(proxies: Mapping[str, str]) -> list[str]:
+    """A warning for each proxy on a loopback address where nothing listens: the host's is not this container's."""
+    lines = []
+    for name in (name.upper() for name in PROXIES):
+        value = proxies.get(name, "")
+        found = re.match(
+            r"(?:[a-z0-9+.-]+://)?(?:[^@/]*@)?(localhost|127\.[0-9.]+|\[::1\])(?::(\d+))?(?:/|$)", value, re.I
+        )
+        if found and not listens(found[1].strip("[]"), int(found[2] or 80)):
+            where = f"http://host.docker.internal:{found[2] or 80}"
+            lines.append(
+                f"warning: {name} is {shown(value)}, which is this container itself, and nothing listens there: no"
+                f" image can be pulled. One on the host: {where} with --add-host host.docker.internal:host-gateway"
+            )
+    return lines
+
+
+def listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=0.5).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def environment(env: Mapping[str, str], facts: Mapping[str, str]) -> dict[str, str]:
