@@ -168,6 +168,15 @@ def boxes(image: Image) -> Iterator[Callable[..., Box]]:
         yield lambda **settings: stack.enter_context(box(image, **settings))
 
 
+@pytest.fixture
+def network(image: Image) -> Iterator[str]:
+    """A network of the outer engine, where boxes know each other by name."""
+    name = f"net-{uuid.uuid4().hex[:8]}"
+    image.engine.network.create(name)
+    yield name
+    image.engine.network.remove(name)
+
+
 @pytest.fixture(scope="module")
 def running(image: Image) -> Iterator[Box]:
     """One box with defaults, ready, for tests of a module that leave it as they found it."""

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.authorities import issue
-from tests.image.box import Box, Image
+from tests.image.box import Box
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture
-def network(image: Image) -> Iterator[str]:
-    """A network of the outer engine, where boxes know each other by name."""
-    name = f"net-{uuid.uuid4().hex[:8]}"
-    image.engine.network.create(name)
-    yield name
-    image.engine.network.remove(name)
 
 
 def test_a_cluster_of_two_and_its_restarts(network: str, boxes: Callable[..., Box]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,15 +13,6 @@ from tests.image.box import Box, Image
 pytestmark = pytest.mark.engine
 
 KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
-
-
-@pytest.fixture
-def network(image: Image) -> Iterator[str]:
-    """A network of the outer engine, where boxes know each other by name."""
-    name = f"net-{uuid.uuid4().hex[:8]}"
-    image.engine.network.create(name)
-    yield name
-    image.engine.network.remove(name)
 
 
 @pytest.fixture

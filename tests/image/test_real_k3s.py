@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -284,14 +283,6 @@ def test_stop_is_quick_and_the_next_container_has_all_of_it(cluster: Box) -> Non
     cluster.ready("all", LIMIT)
     cluster.until("the service", lambda: "web-" in in_client(cluster, "wget -qO- -T 2 http://web"), 120)
     cluster.kubectl("delete", "deployment", "stubborn", "--now")
-
-
-@pytest.fixture
-def network(image: Image) -> Iterator[str]:
-    name = f"net-{uuid.uuid4().hex[:8]}"
-    image.engine.network.create(name)
-    yield name
-    image.engine.network.remove(name)
 
 
 def test_pods_of_two_machines_reach_each_other(network: str, boxes: Callable[..., Box]) -> None:
