@@ -82,13 +82,12 @@ def plan(job: Job) -> tuple[str, Annotations]:
     return text, annotations
 
 
-def run(job: Job, engine: Callable[[], Engine], log: Log, *, cold: bool = False) -> Mapping[Variant, Image]:
+def run(job: Job, start: Callable[[], Engine], log: Log, *, cold: bool = False) -> Mapping[Variant, Image]:
     """Build all platforms and variants in one call of buildx, unless dist/ has the result of these inputs.
 
-    A variant that the lock has no files for is left out with a warning (`push` refuses). `engine` is called only when
-    there is something to build, since an engine may have to be started. `cold`: ignore the builder's cache. Raises
-    BuildFailed with the failing step and its last lines; UpstreamError, DigestMismatch, IntentError for an incomplete
-    cache.
+    A variant that the lock has no files for is left out with a warning (`push` refuses). `start` is called only when
+    there is something to build. `cold`: ignore the builder's cache. Raises BuildFailed with the failing step and its
+    last lines; UpstreamError, DigestMismatch, IntentError for an incomplete cache.
     """
     for variant in sorted({*job.intent.variants} - {*job.lock.variants}):
         log.warn(f"without {variant}: the lock lacks its files for {', '.join(job.intent.platforms)}; {RENEW}")
@@ -100,12 +99,12 @@ def run(job: Job, engine: Callable[[], Engine], log: Log, *, cold: bool = False)
         names = " and ".join(f"{image.digest}{name.suffix and f' ({name})'}" for name, image in images.items())
         log.say(f"nothing to build: {names} was built from exactly these inputs")
         return images
-    builder = engine()
+    engine = start()
     context.prepare(job.intent, job.lock, job.cache, job.context, log)
     write_text(job.dist / BAKE_FILE, text)
     for variant in annotations:
         shutil.rmtree(job.partial(variant), ignore_errors=True)
-    solve = _bake(job, list(annotations), builder, log, cold=cold)
+    solve = _bake(job, list(annotations), engine, log, cold=cold)
     images = {variant: _image(job, variant, inputs, annotations[variant]) for variant in annotations}
     for image in images.values():
         image.require_layers_of(images[Variant.IMAGE])

@@ -1,4 +1,4 @@
-"""Parts of a guest, without starting one: its initramfs, its command line, the list of guests, reports."""
+"""Parts of a guest, without starting one: its initramfs, its command line, its folder, the list of guests."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import EngineError, IntentError
-from pipeline.core.log import Log
 from pipeline.core.platforms import Platform
-from pipeline.core.records import Check, State, Tier, TierReport
-from pipeline.engine.engine import Engine
 from pipeline.engine.virtual import initramfs, qemu
 from pipeline.engine.virtual.disks import System
 from pipeline.engine.virtual.guests import GUESTS
 from pipeline.engine.virtual.qemu import Accelerator, Folder
-from pipeline.smoke import boot
-from pipeline.smoke.booted import BootOptions
-from pipeline.smoke.record import Recorder
 
 TCG = Accelerator(name="tcg", argument="tcg,thread=multi,tb-size=512", cpu="cortex-a72", cores=2)
 
@@ -129,53 +123,3 @@ def test_a_path_that_is_too_long_for_a_socket_is_an_error(tmp_path: Path) -> Non
     with pytest.raises(EngineError, match="too long for the kernel"):
         Folder.make(deep)
     assert list(deep.iterdir()) == []
-
-
-def check(step: str, state: State) -> Check:
-    return Check(name="a check", state=state, seconds=1.0, detail="", step=step)
-
-
-def test_a_step_is_as_bad_as_its_worst_check_and_runs_if_any_did() -> None:
-    checks = (
-        check("", State.PASSED),
-        check("docker", State.PASSED),
-        check("docker", State.FAILED),
-        check("control plane", State.PASSED),
-        check("node and pods", State.NOT_RUN),
-        check("node and pods", State.NOT_RUN),
-    )
-    report = TierReport(tier=Tier.BOOT, state=State.FAILED, reason="", where="", checks=checks)
-    assert report.steps == {
-        "docker": State.FAILED,
-        "control plane": State.PASSED,
-        "node and pods": State.NOT_RUN,
-    }
-
-
-def slow(patience: float) -> Engine:
-    from python_on_whales import DockerClient
-
-    return Engine(docker=DockerClient(), builder=None, description="", platform=None, virtual=True, patience=patience)
-
-
-def test_k3s_gets_longer_limits_on_a_slow_engine_only() -> None:
-    options = BootOptions(extra_environment={"K3S_ARGS": "--pause-image=x", "DOCKER_ARGS": "--mtu 1400"})
-    assert boot.for_speed(options, slow(4.0)) == options
-    given = boot.for_speed(options, slow(28.0)).extra_environment
-    assert given["DOCKER_ARGS"] == "--mtu 1400"
-    assert given["K3S_ARGS"].startswith("--pause-image=x ")
-    assert "--kube-controller-manager-arg=node-monitor-grace-period=900s" in given["K3S_ARGS"].split()
-    assert boot.for_speed(BootOptions(), slow(28.0)).extra_environment.keys() == {"K3S_ARGS"}
-
-
-def test_a_skipped_check_does_not_fail_its_tier() -> None:
-    recorder = Recorder(Tier.BOOT, "virtual", Log(quiet=True))
-    recorder.step = "docker"
-    with recorder.check("dockerd"):
-        pass
-    recorder.step = "node and pods"
-    recorder.skip("node", "too slow")
-    report = recorder.report()
-    assert report.state == State.PASSED
-    assert report.steps == {"docker": State.PASSED, "node and pods": State.NOT_RUN}
-    assert recorder.report("the guest is gone").reason == "the guest is gone"
