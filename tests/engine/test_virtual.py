@@ -40,6 +40,7 @@ from pipeline.engine.virtual.guests import GUESTS, Guest
 from pipeline.inputs import lock
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout as layouts
+from pipeline.oci.index import descriptor, layout_files
 from pipeline.rehearsal import clamp, supplies
 from pipeline.smoke import boot, load
 from pipeline.smoke.booted import Booted, BootOptions
@@ -63,13 +64,9 @@ class Rehearsed:
     cache: Path
 
 
-@pytest.fixture(scope="session")
-def rehearsed(brought: supplies.Supplies) -> Rehearsed:
-    """Rehearse if this checkout has no rehearsed image."""
+def read_rehearsed() -> Rehearsed:
+    """Read the results from dist/rehearsal/."""
     dist = ROOT / "dist" / "rehearsal"
-    if not (dist / "image.json").exists():
-        command = [sys.executable, "-m", "pipeline", "rehearse"]
-        subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
     image = Image.read(dist)
     return Rehearsed(
         dist=dist,
@@ -78,6 +75,15 @@ def rehearsed(brought: supplies.Supplies) -> Rehearsed:
         layout=layouts.read(dist / "image", image.digest),
         cache=cache.folder(),
     )
+
+
+@pytest.fixture(scope="session")
+def rehearsed(brought: supplies.Supplies) -> Rehearsed:
+    """Rehearse if this checkout has no rehearsed image."""
+    if not (ROOT / "dist/rehearsal/image.json").exists():
+        command = [sys.executable, "-m", "pipeline", "rehearse"]
+        subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
+    return read_rehearsed()
 
 
 def guest(
@@ -298,17 +304,8 @@ _STARTER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.engine.test_virtual import HOST, Rehearsed, guest
-from pipeline.core import cache
-from pipeline.inputs import lock
-from pipeline.oci import layout
-from pipeline.core.records import Image
-dist = Path({root!r}) / "dist" / "rehearsal"
-image = Image.read(dist)
-locked = lock.parse((dist / "versions.lock.yaml").read_text(), "")
-loaded = layout.read(dist / "image", image.digest)
-made = Rehearsed(dist=dist, lock=locked, image=image, layout=loaded, cache=cache.folder())
-with guest(made, Path({console!r})) as engine:
+from tests.engine.test_virtual import guest, read_rehearsed
+with guest(read_rehearsed(), Path({console!r})) as engine:
     print(engine.host.rpartition(":")[2], flush=True)
     time.sleep(600)
 """
@@ -386,11 +383,10 @@ class Variant:
         config.get("history", []).append({"created_by": "a test"})
         described = self._put(json.dumps(config).encode(), manifest["config"]["mediaType"])
         manifest |= {"config": described, "layers": [*manifest["layers"], layer]}
-        entry = self._put(json.dumps(manifest).encode(), MANIFEST)
-        entry |= {"platform": {"os": "linux", "architecture": OTHER.architecture}}
-        top = self._put(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).encode(), INDEX)
-        digest = Digest(str(top["digest"]))
-        changed = replace(built, digest=Digest(str(entry["digest"])), config=Digest(str(described["digest"])))
+        at = {"os": "linux", "architecture": OTHER.architecture}
+        entry = self._put(json.dumps(manifest).encode(), MANIFEST, platform=at)
+        digest = Digest(self._put(layout_files(entry)["index.json"], INDEX)["digest"])
+        changed = replace(built, digest=Digest(entry["digest"]), config=Digest(described["digest"]))
         self.image = replace(rehearsed.image, digest=digest, platforms={OTHER: changed})
         self.image.write(dist)
         self.layout = layouts.read(dist / "image", digest)
@@ -399,11 +395,12 @@ class Variant:
         content: dict[str, Any] = json.loads((self._blobs / digest.hex).read_bytes())
         return content
 
-    def _put(self, data: bytes, media_type: str) -> dict[str, object]:
-        path = self._blobs / Digest.of(data).hex
+    def _put(self, data: bytes, media_type: str, **more: object) -> dict[str, Any]:
+        digest = Digest.of(data)
+        path = self._blobs / digest.hex
         path.unlink(missing_ok=True)
         path.write_bytes(data)
-        return {"mediaType": media_type, "digest": Digest.of(data).text, "size": len(data)}
+        return descriptor(media_type, digest, len(data), **more)
 
     def _archive(self, files: Mapping[str, bytes | None]) -> bytes:
         raw = io.BytesIO()
