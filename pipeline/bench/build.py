@@ -53,7 +53,7 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
     if host is None or host not in platforms:
         raise EngineError("the image has no platform that this machine runs natively", found=str(host))
     machine.ensure([emulation.program(platform) for platform in platforms if platform != host], run.log)
-    with lab.place("a benchmark of the build", run.log) as folder:
+    with lab.workspace("a benchmark of the build", run.log) as folder:
         both = job(subject, platforms, folder / "both", run)
         one = job(subject, [host], folder / "one", run)
         bake_file = prepare_usual(replace(both, dist=folder / "usual"), run.log)

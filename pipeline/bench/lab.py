@@ -133,7 +133,7 @@ class Lab:
 
 
 @contextmanager
-def place(purpose: str, log: Log) -> Iterator[Path]:
+def workspace(purpose: str, log: Log) -> Iterator[Path]:
     """Yield a folder for engines. Raises EngineError, which `purpose` begins, unless this process is root on Linux."""
     machine.require_linux_root(purpose)
     machine.ensure([*sandbox.TOOLS, "dpkg-deb"], log)

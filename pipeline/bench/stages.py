@@ -1,4 +1,4 @@
-"""How `bench start` watches a box: when each stage of a start was reached, how long pods take, which ones were lost."""
+"""How `bench start` watches a box: when each stage of a start was reached, and which pods a stop lost."""
 
 from __future__ import annotations
 

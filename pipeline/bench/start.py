@@ -81,7 +81,7 @@ def prepared(run: Run, subject: lab.Subject, *, rootfs: bool) -> Iterator[boxes.
     image, host = subject.image, Platform.host()
     if host is None or host not in image.platforms:
         raise IntentError(f"the image has no platform that this machine runs: {', '.join(image.platforms)}")
-    with lab.place("a benchmark of the image", run.log) as folder:
+    with lab.workspace("a benchmark of the image", run.log) as folder:
         pod = pause.archive(busybox(cached.require(run.cache, subject.lock.busybox(host).digest)), host)
         with lab.started(subject.lock, run.cache, folder, run.log) as engine:
             with run.log.step("the image into a private engine"):
