@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.signing import signature
-from pipeline.signing.statement import PAYLOAD
+from pipeline.signing.statement import PAYLOAD, signed_bytes
 
 if TYPE_CHECKING:
     from sigstore.models import TrustedRoot
@@ -70,7 +70,7 @@ def statement(raw: bytes, trust: Trust) -> dict[str, Any]:
     if len(signatures) != 1:
         raise VerificationFailed("a bundle must have exactly one signature", found=str(len(signatures)))
     if trust.key is not None:
-        _by_key(trust.key, kind, payload, signatures[0])
+        _by_key(trust.key, payload, signatures[0])
     elif not isinstance(material, Mapping) or "publicKey" in material:
         raise VerificationFailed("unexpected signer", expected=str(trust), found="the holder of a key")
     else:
@@ -84,10 +84,9 @@ def statement(raw: bytes, trust: Trust) -> dict[str, Any]:
     return signed
 
 
-def _by_key(key: ec.EllipticCurvePublicKey, kind: str, payload: bytes, signed: bytes) -> None:
-    covered = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
+def _by_key(key: ec.EllipticCurvePublicKey, payload: bytes, signed: bytes) -> None:
     try:
-        key.verify(signed, covered, ec.ECDSA(hashes.SHA256()))
+        key.verify(signed, signed_bytes(payload), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         raise VerificationFailed(
             "unexpected signer, or the signed bytes have changed", expected="a signature of the given key"

@@ -1,8 +1,7 @@
 """Signers: a workflow on GitHub without a stored key (Sigstore), or a key in a file, for rehearsals and forks.
 
 Both return a Sigstore bundle with a DSSE envelope, the format of cosign 3.
-Sources: https://github.com/sigstore/protobuf-specs (sigstore_bundle.proto),
-https://github.com/secure-systems-lab/dsse/blob/master/protocol.md, sigstore-python's sigstore.sign.
+Sources: https://github.com/sigstore/protobuf-specs (sigstore_bundle.proto), sigstore-python's sigstore.sign.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pipeline.core.errors import IntentError, UpstreamError
 from pipeline.core.names import Digest
 from pipeline.signing.bundle import TYPE
-from pipeline.signing.statement import PAYLOAD
+from pipeline.signing.statement import PAYLOAD, signed_bytes
 
 if TYPE_CHECKING:
     from sigstore.models import ClientTrustConfig
@@ -64,8 +63,7 @@ class KeySigner:
     def sign(self, statement: bytes) -> bytes:
         """Return a bundle that names the key by its digest, as cosign does; without a log entry."""
         encoded = self.public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        head = f"DSSEv1 {len(PAYLOAD)} {PAYLOAD} {len(statement)} ".encode()
-        signed = self._key.sign(head + statement, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+        signed = self._key.sign(signed_bytes(statement), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
         bundle = {
             "mediaType": TYPE,
             "verificationMaterial": {
