@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -102,22 +101,19 @@ class Cluster:
             )
         self.until("get", "--raw", "/readyz")
 
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        program = shutil.which("kubectl")
-        assert program
-        return subprocess.run(
-            [program, f"--kubeconfig={self.kubeconfig}", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=90,
-        )
+    def kubectl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
 
     def output(self, *arguments: str) -> str:
         done = self.kubectl(*arguments)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout
+
+    def run_pod(self, image: str, *command: str) -> None:
+        """Start the pod `one` and wait until it is Ready."""
+        self.output("run", "one", f"--image={image}", "--image-pull-policy=Never", "--command", "--", *command)
+        self.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
 
     def until(self, *arguments: str) -> str:
         deadline = time.monotonic() + 20
@@ -138,7 +134,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(program: Path, engine: DockerClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(program: Path, engine: DockerClient, tmp_path: Path) -> Iterator[Cluster]:
     running = Cluster(program, tmp_path, engine)
     running.start()
     yield running
@@ -154,11 +150,7 @@ def test_kubectl_runs_a_pod_in_a_real_engine(cluster: Cluster, engine: DockerCli
     cluster.output("wait", "--for=condition=Ready", "node/node", "--timeout=20s")
     runtime = cluster.output("get", "node", "node", "-o", "jsonpath={.status.nodeInfo.containerRuntimeVersion}")
     assert runtime == f"docker://{engine.system.info().server_version}"
-    script = "cat /proc/1/comm; exec sleep 1000"
-    cluster.output(
-        *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sh", "-c", script)
-    )
-    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    cluster.run_pod(busybox, "/bin/sh", "-c", "cat /proc/1/comm; exec sleep 1000")
     assert cluster.output("logs", "one") == "sh\n"
     row = cluster.output("get", "pods").splitlines()[1].split()
     assert row[:4] == ["one", "1/1", "Running", "0"]
@@ -170,10 +162,7 @@ def test_kubectl_runs_a_pod_in_a_real_engine(cluster: Cluster, engine: DockerCli
 
 @pytest.mark.engine
 def test_exec_returns_output_and_exit_code(cluster: Cluster, busybox: str) -> None:
-    cluster.output(
-        *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sleep", "1000")
-    )
-    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    cluster.run_pod(busybox, "/bin/sleep", "1000")
     # More than all buffers between kubectl and the process.
     script = "i=0; while [ $i -lt 300 ]; do printf %010000d 0; i=$((i + 1)); done"
     assert cluster.kubectl("exec", "one", "--", "/bin/sh", "-c", script).stdout == "0" * 3_000_000
@@ -194,10 +183,7 @@ def test_state_and_pods_survive_sigkill(cluster: Cluster, engine: DockerClient, 
     document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept"}, "data": {"a": "b"}}
     (cluster.folder / "kept.json").write_text(json.dumps(document))
     cluster.output("apply", "-f", str(cluster.folder / "kept.json"))
-    cluster.output(
-        *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sleep", "1000")
-    )
-    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    cluster.run_pod(busybox, "/bin/sleep", "1000")
     before = [container.id for container in engine.container.list()]
     assert cluster.stop(signal.SIGKILL) == -signal.SIGKILL
     cluster.start()
@@ -208,10 +194,7 @@ def test_state_and_pods_survive_sigkill(cluster: Cluster, engine: DockerClient, 
 
 @pytest.mark.engine
 def test_sigterm_ends_it_and_leaves_pods_running(cluster: Cluster, engine: DockerClient, busybox: str) -> None:
-    cluster.output(
-        *("run", "one", f"--image={busybox}", "--image-pull-policy=Never", "--command", "--", "/bin/sleep", "1000")
-    )
-    cluster.output("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
+    cluster.run_pod(busybox, "/bin/sleep", "1000")
     assert cluster.stop() == 0
     assert len(engine.container.list()) == 1
 
