@@ -80,3 +80,31 @@ def test_images_and_manifests_are_there_when_it_is_ready(boxes: Callable[..., Bo
     assert state(box)["images"]["packed.tar.zst"]["state"] == "known"
     assert "app-later.yaml is not in /app/manifests any more; its objects stay" in box.log()
     assert box.kubectl("get", "configmap", "later", "-o", "jsonpath={.data.key}") == "x"
+
+
+def image_states(box: Box) -> dict[str, str]:
+    return {name: image["state"] for name, image in state(box)["images"].items()}
+
+
+def test_what_dockerd_lacks_is_loaded_again_whatever_was_written_down(boxes: Callable[..., Box]) -> None:
+    folder = box_folder(box := boxes(environment={"K3S_DISABLE": "1"}))
+    (folder / "images/more").mkdir()
+    box.up("docker")
+    for number, pack in enumerate(("xz -0 >/app/images/more/a.tar.xz", "cat >/app/images/B.TAR")):
+        box.build(f"packed:{number}", word=f"{number}")
+        box.shell(f"docker save packed:{number} | {pack}")
+    box.shell("docker save $(docker images --quiet packed:0) >/app/images/by-id.tar; echo words >/app/images/notes.md")
+    names = {"more/a.tar.xz", "B.TAR", "by-id.tar"}
+    known = f"{box.do('printenv', 'HOME')}/known"  # survives a restart
+    for marks in ("cat", "cut -f1"):  # an older release wrote no names of images
+        box.shell(f"docker system prune -af; cd /var/lib/docker/.dind-k3s; touch loaded; {marks} loaded >{known}")
+        box.shell(f"cat {known} >/var/lib/docker/.dind-k3s/loaded")
+        box.docker.restart(box.name)
+        box.ready("all")
+        assert image_states(box) == dict.fromkeys(names, "loaded")
+        assert box.do("docker", "run", "--rm", "packed:0") == "0"
+        assert box.do("docker", "run", "--rm", "packed:1") == "1"
+    assert ".tar.zst are: notes.md" in box.log()
+    box.docker.restart(box.name)
+    box.ready("all")
+    assert image_states(box) == dict.fromkeys(names, "known")

@@ -118,8 +118,22 @@ def test_a_file_is_known_while_all_of_its_images_are_there(tmp_path: Path, monke
     written = preload.Loaded()
     assert not written.has("mark", {"a:1"})
     written.add("mark", ["a:1", "b:1"])
-    written.add("of an older release", [])  # it wrote no names
+    written.add("of an older release", [])  # it wrote no names, so nobody knows whether they are there
     read = preload.Loaded()
     assert read.has("mark", {"a:1", "b:1", "c:1"})
     assert not read.has("mark", {"a:1"})  # docker system prune
-    assert read.has("of an older release", set())
+    assert not read.has("of an older release", {"a:1"})
+
+
+def test_every_archive_below_the_folder_is_loaded_and_all_else_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIND_K3S_TEST_ROOT", str(tmp_path))
+    archives = ["b.TAR", "a.tar.xz", "more/c.Tar.Zst", "more/d.tgz", "more/pause.txz", "more/e.tar.bz2"]
+    strangers = ["README.md", "f.zip", "more/g.gz", "more/tar", ".hidden.tar", ".git/h.tar"]
+    for name in (*archives, *strangers):
+        (tmp_path / "app/images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "app/images" / name).touch()
+    order = ["more/pause.txz", "a.tar.xz", "b.TAR", "more/c.Tar.Zst", "more/d.tgz", "more/e.tar.bz2"]
+    assert [preload.name_of(file) for file in preload.files()] == order
+    assert preload.others() == ["README.md", "f.zip", "more/g.gz", "more/tar"]

@@ -1,8 +1,8 @@
-"""Loads k3s's system images, where the image has them (its variant airgap), then /app/images/*.tar, .tar.gz, .tar.zst.
+"""Load k3s's system images, where the image has them (its variant airgap), then the archives in /app/images.
 
 Of the latter what every pod waits for comes first, then it goes by name. Each file is loaded once for each volume, and
-again when it changed or when an image of it is gone (docker system prune). A file that cannot be loaded is logged and
-does not stop the others. `supervisorctl start preload` looks again.
+again when it changed or when dockerd lacks an image of it (docker system prune). A file that cannot be loaded is logged
+and does not stop the others. `supervisorctl start preload` looks again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,35 @@ SOURCE = "/app/images"
 STATE = f"{RUN}/images.json"
 BUILTIN = "/usr/share/dind-k3s/images"
 FIRST_LOADED = f"{RUN}/images.first"  # run-k3s waits for it where there are system images
-SUFFIXES = (".tar", ".tar.gz", ".tar.zst", ".tgz")
+ARCHIVE = re.compile(r".+\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz|tzst)", re.IGNORECASE)  # what `docker load` unpacks
 
 
 def files() -> list[Path]:
-    """In the order in which they are loaded."""
-    folder = at(SOURCE)
-    found = [file for file in folder.iterdir() if file.name.endswith(SUFFIXES)] if folder.is_dir() else []
-    return [*builtin(), *sorted(found, key=lambda file: (system_images.rank(file.name), file.name))]
+    """Return all archives in the order in which they are loaded."""
+    return [*builtin(), *sorted(filter(is_archive, given()), key=lambda file: (system_images.rank(file.name), file))]
+
+
+def given() -> list[Path]:
+    """Return what is in /app/images and the folders below it, except for hidden files."""
+    found = []
+    for folder, folders, names in os.walk(at(SOURCE)):
+        folders[:] = [one for one in folders if not one.startswith(".")]
+        found += [Path(folder, one) for one in names if not one.startswith(".")]
+    return found
+
+
+def others() -> list[str]:
+    """Return the names of what is no archive."""
+    return sorted(name_of(file) for file in given() if not is_archive(file))
+
+
+def is_archive(file: Path) -> bool:
+    return ARCHIVE.fullmatch(file.name) is not None
+
+
+def name_of(file: Path) -> str:
+    """Return the name by which logs and state.json know it."""
+    return file.name if file.parent == at(BUILTIN) else str(file.relative_to(at(SOURCE)))
 
 
 def builtin() -> list[Path]:
@@ -58,8 +79,12 @@ class Loaded:
         self._names = {own: names for own, *names in (line.split("\t") for line in lines)}
 
     def has(self, own: str, there: set[str]) -> bool:
-        """Whether a file with this mark was loaded and all of its images are still `there`."""
-        return own in self._names and there.issuperset(self._names[own])
+        """Return whether a file with this mark was loaded and all of its images are still `there`.
+
+        Earlier releases wrote no names of images; such a file is loaded again.
+        """
+        names = self._names.get(own, [])
+        return bool(names) and there.issuperset(names)
 
     def add(self, own: str, names: list[str]) -> None:
         """Write down that it was loaded."""
@@ -101,7 +126,8 @@ def load(file: Path) -> tuple[list[str], str]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         print(done.stdout, end="", flush=True)
     if done.returncode == 0:
-        return re.findall(r"^Loaded image(?: ID)?: (\S+)", done.stdout, re.MULTILINE), ""
+        names = re.findall(r"^Loaded image(?: ID)?: (\S+)", done.stdout, re.MULTILINE)
+        return names, "" if names else "there is no image in it"
     return [], " ".join(done.stderr.split())[-300:] or f"docker image load ended with {done.returncode}"
 
 
@@ -118,31 +144,34 @@ def main() -> int:
 
 def load_all() -> int:
     progress = Progress()
+    if strangers := others():
+        only = ".tar, .tar.gz, .tar.bz2, .tar.xz and .tar.zst"
+        print(f"not loaded, since only {only} are: {', '.join(strangers)}", flush=True)
     marks = {file: mark(file) for file in files()}
     if not marks:
         return 0
     for file in marks:
-        progress.set(file.name, "waiting")
+        progress.set(name_of(file), "waiting")
     progress.write()
     while not at(f"{RUN}/ready/docker").exists():
         time.sleep(0.1)
     loaded, there = Loaded(), images_there()
     missing = {file: own for file, own in marks.items() if not loaded.has(own, there)}
     for file in marks.keys() - missing.keys():
-        progress.set(file.name, "known")
+        progress.set(name_of(file), "known")
     progress.write()
     for file, own in missing.items():
-        progress.set(file.name, "loading")
+        progress.set(name_of(file), "loading")
         progress.write()
         began = time.monotonic()
         names, problem = load(file)
         seconds = round(time.monotonic() - began, 1)
         if problem:
-            print(f"{file.name} could not be loaded: {problem}", flush=True)
-            progress.set(file.name, "failed", text=problem)
+            print(f"{name_of(file)} could not be loaded: {problem}", flush=True)
+            progress.set(name_of(file), "failed", text=problem)
         else:
             loaded.add(own, names)
-            progress.set(file.name, "loaded", seconds=seconds)
+            progress.set(name_of(file), "loaded", seconds=seconds)
         progress.write()
     return 0
 
