@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -238,3 +238,40 @@ def test_every_command_is_told_and_knows_when_it_is_called_wrongly(known: Box) -
         assert f"  {command} " in told
         assert known.do("dind-k3s", command, "--help").startswith("usage: ")
         assert known.shell(f"dind-k3s {command} --nonsense 2>&1 || echo $?").endswith("2")
+
+
+# What a CI system hands to every container of a job; none of it is meant for this one.
+JOB = {
+    "DOCKER_HOST": "tcp://docker:2375",
+    "DOCKER_CONTEXT": "nowhere",
+    "DOCKER_TLS_VERIFY": "1",
+    "DOCKER_CERT_PATH": "/certs/client",
+    "DOCKER_API_VERSION": "1.99",
+    "DOCKER_CONFIG": "/builds/.docker",
+    "BUILDX_BUILDER": "nobodys",
+    "KUBECONFIG": "/builds/project.tmp/KUBECONFIG",
+    "K3S_KUBECONFIG_OUTPUT": "/root/kubeconfig.yaml",
+    "K3S_CONFIG_FILE": "/builds/k3s.yaml",
+}
+
+
+def test_a_jobs_variables_lead_nobody_in_here_elsewhere(boxes: Callable[..., Box]) -> None:
+    made = boxes(environment=JOB).up("all")
+    log = made.log()
+    assert "not used in here: DOCKER_HOST, DOCKER_CONTEXT" in log
+    assert "warning: not used: K3S_CONFIG_FILE" in log
+    assert made.kubectl("get", "nodes", "-o", "name") == "node/local-node"
+    made.build("mine:1")  # also with the builder of docker itself
+    assert made.do("docker", "run", "--rm", "mine:1") == "hello"
+    findings = {one["id"]: one["state"] for one in json.loads(made.shell("doctor --json || true"))}
+    assert findings["docker"] == "ok"
+    # k3s writes the user's file, which somebody may edit for use from outside.
+    made.shell("sed -i s/127.0.0.1/host.example/ /root/kubeconfig.yaml")
+    assert "server: https://127.0.0.1:6443" in made.do("kubeconfig")
+    made.do("supervisorctl", "restart", "k3s")
+    made.ready("all")
+    assert "sbin/docker" not in made.shell("dind-k3s verify 2>&1 || true")
+    made.do("reset", "cluster", "--yes")
+    made.ready("all")
+    assert made.kubectl("get", "nodes", "-o", "name") == "node/local-node"
+    assert "127.0.0.1:1" in made.fails("env", "DOCKER_HOST=tcp://127.0.0.1:1", "DOCKER_TLS_VERIFY=", "docker", "ps")

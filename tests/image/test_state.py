@@ -56,6 +56,32 @@ def test_a_new_container_on_the_volumes_in_another_network_is_the_same_machine(b
             box.docker.network.remove(name)
 
 
+def test_a_node_with_another_name_leaves_no_dead_one_behind(boxes: Callable[..., Box]) -> None:
+    """Kubernetes calls the pods of the old one Running for minutes."""
+    box = boxes(environment={"K3S_NODE_NAME": "first", "PROFILE": "ci"}).up()
+    box.build("mine:1")
+    create(box, pod("on-first", *LIVE))
+    wait_for_pods(box)
+    box.environment = {"K3S_NODE_NAME": "second", "PROFILE": "ci"}
+    box.recreate()
+    box.ready("all")
+    assert box.kubectl("get", "nodes", "-o", "name") == "node/second"
+    assert "on-first" not in box.kubectl("get", "pods", "-o", "name")
+    assert "node first, this machine's former name, and its" in box.log()
+    create(box, pod("on-second", *LIVE))
+    wait_for_pods(box)
+    box.recreate()
+    box.ready("all")
+    assert "former name" not in box.log()
+    # One that another machine has by now stays.
+    box.shell("echo first >>/app/k3s/.dind-k3s/names")
+    another = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "first"}}
+    create(box, another)
+    box.recreate()
+    box.ready("all")
+    assert box.kubectl("get", "nodes", "-o", "name").split() == ["node/first", "node/second"]
+
+
 def test_twenty_kills_lose_nothing_that_was_acknowledged(boxes: Callable[..., Box]) -> None:
     box = boxes(environment={"PROFILE": "ci"}).up()
     box.build("base:1")

@@ -137,10 +137,9 @@ INTERNAL = {
     "DIND_K3S_TEST_ROOT",  # the tests' own
     *("DIND_K3S_START_DNS", "DIND_K3S_START_K3S"),  # keeper.py sets them for supervisord.conf
     *("DOCKER_OURS", "K3S_OURS"),  # names of the shell functions
-    *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),  # taken away: they are for clients
 }
 # On the page, and read by others than rootfs/: by k3s itself, by clients elsewhere.
-OF_OTHERS = {"K3S_DATASTORE_ENDPOINT", "DOCKER_API_VERSION", "DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"}
+OF_OTHERS = {"K3S_DATASTORE_ENDPOINT", "DOCKER_TMPDIR"}
 VARIABLE = r"\b(?:DIND_K3S|K3S|DOCKER)_[A-Z0-9_]+"
 
 

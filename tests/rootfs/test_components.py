@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from dind_k3s import components
+from dind_k3s import components, renamed
 from dind_k3s.components import METRICS, STORAGE, TRAEFIK
 from dind_k3s.kube_api import EVENTS, Kubernetes
 
@@ -105,6 +105,40 @@ def test_a_server_that_joins_waits_for_its_own_node(root: Path, monkeypatch: pyt
     monkeypatch.setenv("K3S_ARGS", "--disable-agent")
     assert components.node_problem(others) == ""
     assert components.node_problem({}) == "no node is Ready"
+
+
+def test_a_former_name_of_this_machine_is_a_problem_while_its_node_is_there(root: Path) -> None:
+    (root / "app/k3s/agent").mkdir(parents=True)
+    (root / "app/k3s/.dind-k3s").mkdir()
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/machine-id").write_text("4711\n")
+
+    def certify(name: str) -> None:
+        (root / "app/k3s/agent/client-kubelet.crt").write_bytes(certificate_of(f"system:node:{name}"))
+        (root / "app/k3s/agent/kubelet.kubeconfig").write_text(
+            "    client-certificate: /app/k3s/agent/client-kubelet.crt\n"
+        )
+
+    def node(machine: str) -> dict[str, Any]:
+        return {"status": {"nodeInfo": {"machineID": machine}}}
+
+    assert renamed.noted() == ""  # a new volume
+    certify("first")
+    (root / "app/k3s/.dind-k3s/names").write_text(renamed.noted())
+    certify("second")
+    assert renamed.noted() == "first\nsecond\n"
+    api = Kubernetes(root / "none")
+    nodes = {"first": node("4711"), "second": node("4711")}
+    with pytest.raises(OSError, match="none"):  # nobody there to delete it
+        renamed.Former().problem(api, nodes)
+    (root / "app/k3s/server/db/etcd/member").mkdir(parents=True)
+    told = renamed.Former().problem(api, nodes)
+    assert told.startswith("node first is this machine under its former name")
+    assert told.endswith("set K3S_NODE_NAME=first again")
+    assert renamed.Former().problem(api, {"first": node("4711")}) == ""  # the new one is not registered yet
+    assert renamed.known() == ["first"]
+    assert renamed.Former().problem(api, {"first": node("of another"), "second": node("4711")}) == ""
+    assert renamed.known() == ["second"]
 
 
 def test_pods_get_no_network_before_flannel_has_its_subnet(root: Path) -> None:

@@ -41,7 +41,7 @@ def ensure_node_password(config: Config) -> str:
 
 
 def write_kubeconfig(config: Config, certificates: Certificates) -> None:
-    """Write the administrator's kubeconfig, which contains its certificates."""
+    """Write the administrator's kubeconfig, which contains its certificates, and k3s's own, which names files."""
     host = config.bind_address if config.bind_address not in ("0.0.0.0", "::") else "127.0.0.1"
     content = _kubeconfig(
         {"certificate-authority-data": _embedded(certificates.server_ca), "server": url(host, config.port)},
@@ -51,6 +51,11 @@ def write_kubeconfig(config: Config, certificates: Certificates) -> None:
         },
     )
     write(config.kubeconfig, content, mode=config.kubeconfig_mode)
+    named = _kubeconfig(
+        {"certificate-authority": str(certificates.server_ca), "server": url(host, config.port)},
+        {"client-certificate": str(certificates.client), "client-key": str(key_of(certificates.client))},
+    )
+    write(config.data_dir / "server/cred/admin.kubeconfig", named)
     link = config.etc_dir / "k3s/k3s.yaml"
     if link != config.kubeconfig:  # as in pkg/server/server.go
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 import time
+from pathlib import Path
 from functools import partial
 
 from . import containers, log, tunnel
@@ -112,6 +113,7 @@ class Node:
             "capacity": size,
             "allocatable": allocatable(size, self._config.kubelet.get("systemReserved", {}) if self._config else {}),
             "nodeInfo": {
+                "machineID": Path("/etc/machine-id").read_text(encoding="ascii").strip(),
                 "architecture": PLATFORM.partition("/")[2],
                 "operatingSystem": "linux",
                 "kubeletVersion": VERSION,

@@ -7,7 +7,10 @@ halves the time of a start. /usr/local/bin/dind-k3s is the way in for people, an
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+
+from dind_k3s import clients
 
 # Called by the image's own scripts, and by its build.
 INTERNAL = (
@@ -34,6 +37,8 @@ def main() -> int:
         print("\n".join(told), file=sys.stderr if wrong else sys.stdout)
         return 2 if wrong else 0
     sys.argv = [name, *rest]
+    if name not in ("guard", "configure"):  # which check the user's variables
+        clients.settle(os.environ)
     module = importlib.import_module(f"dind_k3s.{name.replace('-', '_')}")
     status: int = module.main()
     return status

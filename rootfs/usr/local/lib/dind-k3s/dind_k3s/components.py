@@ -7,15 +7,14 @@ manifest of each component that is not disabled into server/manifests (docs.k3s.
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dind_k3s import k3s_config
-from dind_k3s.certificates import node_of
 from dind_k3s.kube_api import Kubernetes, Object, is_ready, warnings
+from dind_k3s.renamed import own_name
 from dind_k3s.root import at, facts
 from dind_k3s.volume import KUBELET, TRAEFIK_CONFIG
 
@@ -83,12 +82,8 @@ def runs_kubelet() -> bool:
 
 
 def node_problem(nodes: Mapping[str, Object]) -> str:
-    """Why this node takes no pods yet; of a server that is no node itself, why none does.
-
-    Its name is read from kubelet's certificate: k3s makes it from --node-name and --with-node-id.
-    """
-    path = re.search(r"client-certificate: *(\S+)", at(KUBELET).read_text()) if at(KUBELET).exists() else None
-    name = node_of(at(path[1]).read_bytes()) if path else ""
+    """Why this node takes no pods yet; of a server that is no node itself, why none does."""
+    name = own_name()
     if name in nodes and is_ready(nodes[name]):
         return ""
     if not runs_kubelet():  # asked last: it reads all of the user's files, and this is asked ten times a second

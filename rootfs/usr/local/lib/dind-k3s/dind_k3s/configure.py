@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from dind_k3s import (
     authorities,
+    clients,
     dockerd,
     forwarder,
     k3s,
@@ -28,6 +29,7 @@ from dind_k3s.plan import Mistake, Plan, asked, refuse, shown
 from dind_k3s.root import RUN, at, facts
 from dind_k3s.versions import Version, installed
 
+MODES = {authorities.BUNDLE: 0o644, clients.SCRIPT: 0o755}
 USER_CONFIG = """\
 # Settings of k3s (https://docs.k3s.io/installation/configuration). Written once and yours from then on: what is said
 # here wins over the image's own settings. Then: supervisorctl restart k3s
@@ -42,7 +44,7 @@ def version_of(component: str) -> tuple[int, ...]:
 
 
 def write(files: Mapping[str, str]) -> None:
-    """Write what changed, with owner-only rights; an empty text stands for no file. Raises OSError."""
+    """Write what changed, with MODES, else for root alone; an empty text stands for no file. Raises OSError."""
     for name, text in files.items():
         path = at(name)
         # A variable need not be UTF-8, and its bytes are handed on as they are.
@@ -51,7 +53,7 @@ def write(files: Mapping[str, str]) -> None:
             path.unlink(missing_ok=True)
         elif not path.is_file() or path.read_bytes() != data:  # a full disk takes nothing, not even the same again
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o644 if name == authorities.BUNDLE else 0o600)
+            path.touch(mode=MODES.get(name, 0o600))
             path.write_bytes(data)
 
 
@@ -79,7 +81,7 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     """Plan, then write; nothing is written when there is a mistake. Raises Mistake with all of them, OSError."""
     found = facts()
     profile = env.get("PROFILE") or "dev"
-    plans = [Plan(told=variables.unused(env))]
+    plans = [Plan(told=variables.unused(env)), clients.plan(env)]
     mistakes = variables.mistakes(env)
     settings: dict[str, object] = {}
     try:

@@ -14,12 +14,12 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from dind_k3s import k3s_config, limits, mounts
+from dind_k3s import k3s_config, limits, mounts, renamed
 from dind_k3s.k3s_config import SHORT, Role
 from dind_k3s.k3s_versions import Version, knows, refusal, runs_dockershim, too_old_to_talk
 from dind_k3s.plan import Mistake, Plan, asked, shown
-from dind_k3s.root import RUN, at
-from dind_k3s.volume import TRAEFIK_CONFIG, has_cluster
+from dind_k3s.root import KUBECONFIG, RUN, at
+from dind_k3s.volume import ADMIN, TRAEFIK_CONFIG, has_cluster
 
 DATA = "/app/k3s"
 # Between k3s's own (00-k3s-defaults.conf) and the copies of what the user hands to kubelet (10-cli-config.conf).
@@ -93,6 +93,8 @@ def plan(
     if role == "server":
         settings |= server_settings(env, version, profile)
         settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
+        kubeconfig(env, made)
+        made.files[renamed.NAMES] = renamed.noted()
     traefik(role, "traefik" not in words_of(settings.get("disable")) and not leaves_traefik_out(env), made)
     kubelet(settings, facts, version, profile, made)
     tell_flags(args, settings, k3s_config.sources(env), made)
@@ -225,6 +227,15 @@ def server_settings(env: Mapping[str, str], version: Version, profile: str) -> d
     if without:
         settings["disable"] = without
     return settings
+
+
+def kubeconfig(env: Mapping[str, str], made: Plan) -> None:
+    """Keep the kubeconfig of our programs and of kubectl inside out of the user's hands (root.py)."""
+    elsewhere = k3s_config.kubeconfig(env) != KUBECONFIG
+    if elsewhere or at(KUBECONFIG).is_symlink():
+        made.files[KUBECONFIG] = ""
+    if elsewhere:
+        made.links[KUBECONFIG] = ADMIN
 
 
 def traefik(role: Role, wanted: bool, made: Plan) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dind_k3s import plain_yaml
 from dind_k3s.plan import Mistake, words
-from dind_k3s.root import RUN, at
+from dind_k3s.root import KUBECONFIG, RUN, at
 
 Role = Literal["server", "agent"]
 
@@ -102,3 +102,9 @@ def given(env: Mapping[str, str], *names: str, ours: bool = False) -> dict[str, 
         if name in names:
             found[name] = f"{found[name]},{value}" if name in LISTS and name in found else value
     return found
+
+
+def kubeconfig(env: Mapping[str, str]) -> str:
+    """Return where k3s writes the administrator's kubeconfig."""
+    name = "write-kubeconfig"
+    return given(env, name).get(name) or env.get("K3S_KUBECONFIG_OUTPUT") or KUBECONFIG

@@ -95,6 +95,15 @@ class Kubernetes:
         if answer.status != 200:
             raise OSError(f"{path}: {answer.status} {body.decode(errors='replace')}")
 
+    def delete(self, path: str) -> None:
+        """Delete an object at once, if it is there. Raises OSError when the server refuses it."""
+        with self.connect("Content-Type: application/json\r\n") as connection:
+            now = {"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}
+            answer = connection.ask("DELETE", path, json.dumps(now).encode())
+            body = answer.read()
+        if answer.status not in (200, 202, 404):
+            raise OSError(f"{path}: {answer.status} {body.decode(errors='replace')}")
+
     def forget(self) -> None:
         """Ask the next question on a new connection."""
         if self._probe:

@@ -16,6 +16,7 @@ import socket
 import sys
 from urllib.parse import urlsplit
 
+from dind_k3s import k3s_config
 from dind_k3s.plan import Mistake, asked, shown
 from dind_k3s.root import at
 from dind_k3s.trust import trusting
@@ -31,7 +32,7 @@ def read() -> str:
     """What k3s wrote. Raises Mistake."""
     if asked(os.environ, "K3S_DISABLE"):
         raise Mistake("K3S_DISABLE is set, so there is no cluster and no kubeconfig")
-    file = os.environ.get("K3S_KUBECONFIG_OUTPUT") or os.environ.get("KUBECONFIG") or "/app/k3s/k3s.yaml"
+    file = k3s_config.kubeconfig(os.environ)
     try:
         text = at(file).read_text()
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from dind_k3s import k3s_config
 from dind_k3s.kube_api import Kubernetes
 from dind_k3s.plan import Mistake, asked
-from dind_k3s.root import RUN, at
+from dind_k3s.root import KUBECONFIG, RUN, at
 from dind_k3s.volume import K3S
 
 CONTROL = "/run/supervisor.sock"
@@ -95,7 +95,7 @@ def _pid(name: str) -> int:
 def cluster_ready(limit: float) -> str:
     """Wait until the cluster takes pods; empty, or what it still lacks when the time is over."""
     # The API itself first: what the watcher says may still be about the k3s before.
-    cluster = Kubernetes(Path(os.environ.get("K3S_KUBECONFIG_OUTPUT") or f"{K3S}/k3s.yaml"))
+    cluster = Kubernetes(Path(KUBECONFIG))
     end = time.monotonic() + limit
     pid = _pid("k3s")
     again = False

@@ -91,7 +91,7 @@ def remove_cluster(*, inside: bool) -> list[str]:
     swap.do()
     swap.keep()
     problems = [*empty(here / "server", "manifests"), *empty(here / "agent", "etc"), *empty(ours / "kubelet")]
-    problems += [*empty(here / "storage"), *remove(here / "k3s.yaml")]
+    problems += [*empty(here / "storage"), *([] if (here / "k3s.yaml").is_symlink() else remove(here / "k3s.yaml"))]
     if inside:
         problems += [*remove(*map(at, pod_network.FILES)), *pod_network.forget()]
     return problems

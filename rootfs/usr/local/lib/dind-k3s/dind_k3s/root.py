@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 RUN = "/run/dind-k3s"
+# The administrator's, for our programs and for kubectl inside. Where k3s is to write its own elsewhere, it is a link to
+# the one that k3s always writes for itself.
+KUBECONFIG = "/app/k3s/k3s.yaml"
 
 
 def at(path: str) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dind_k3s import clients
 from dind_k3s.manifest import MANIFEST, components, digest
 from dind_k3s.root import at
 
@@ -38,10 +39,15 @@ def strangers(files: dict[str, str]) -> Iterator[str]:
     """A line for each file beside the known ones."""
     for folder in sorted({str(Path(name).parent) for name in files if name.startswith("/usr/local/")}):
         try:
-            beside = sorted(path.name for path in at(folder).iterdir() if not path.is_dir())
+            beside = sorted(path.name for path in at(folder).iterdir() if not path.is_dir() and not is_client(path))
         except OSError:
             continue  # what was in it is told as missing
         yield from (f"stranger  {folder}/{name}" for name in beside if f"{folder}/{name}" not in files)
+
+
+def is_client(path: Path) -> bool:
+    """Return whether it is one of the links that clients.py made."""
+    return path.is_symlink() and path.readlink() == at(clients.SCRIPT)
 
 
 def described(entry: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ K3S = "/app/k3s"
 # Ours; not there where the user has one (k3s.py). k3s applies manifests in the order of their names. Flannel, so every
 # pod's network, waits for rolebindings.yaml, and a manifest whose CRD is not there yet takes a second to fail.
 TRAEFIK_CONFIG = f"{K3S}/server/manifests/traefik-dind-k3s.yaml"
+ADMIN = f"{K3S}/server/cred/admin.kubeconfig"
 KUBELET = f"{K3S}/agent/kubelet.kubeconfig"  # k3s writes it where it runs a kubelet, so servers have one, too
 OURS = f"{K3S}/.dind-k3s"
 SNAPSHOTS = f"{K3S}/snapshots"

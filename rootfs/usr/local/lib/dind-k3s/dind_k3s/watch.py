@@ -34,7 +34,8 @@ from dind_k3s.board import Board
 from dind_k3s.clock import Clock
 from dind_k3s.docker_api import Docker
 from dind_k3s.kube_api import Kubernetes, Object, Watch, warnings
-from dind_k3s.root import RUN, at, facts
+from dind_k3s.renamed import Former
+from dind_k3s.root import KUBECONFIG, RUN, at, facts
 
 QUICK = 0.05  # between two looks for what is not there yet
 PROBE = 0.1  # the API server costs more to ask
@@ -120,9 +121,9 @@ class Cluster:
         self._board = found
         self._wake = wake
         self._server = role == "server"
-        ours = os.environ.get("K3S_KUBECONFIG_OUTPUT") or os.environ.get("KUBECONFIG") or "/app/k3s/k3s.yaml"
-        self._kubernetes = Kubernetes(Path(ours if self._server else volume.KUBELET))
+        self._kubernetes = Kubernetes(Path(KUBECONFIG if self._server else volume.KUBELET))
         self._kubernetes.on_loss = wake.up
+        self._former = Former()
         self._nodes: dict[str, Object] = {}
         self._endpoints: dict[str, Object] | None = None
         self._addons: dict[str, Object] = {}
@@ -140,7 +141,7 @@ class Cluster:
         if not problem:  # before the API server is called ready again, so that no stage is ready for a moment
             self._board.report("kubelet", components.kubelet_problem())
             self._board.report("network", components.network_problem())
-            self._board.report("node", components.node_problem(self._nodes))
+            self._board.report("node", components.node_problem(self._nodes) or self._former_problem())
         untimely = certificates.problem(self._kubernetes.certificate) if problem else ""
         theirs = k3s_problem.read("k3s") if problem else ""  # k3s's own words say more than the API's silence
         self._board.report("api", untimely or theirs or problem)
@@ -159,6 +160,13 @@ class Cluster:
         if not self._server or any(self._board.problem(source) for source in board.KUBERNETES):
             return STEADY  # what ends such a problem wakes us
         return min(self._check_dns(), self._check_components())
+
+    def _former_problem(self) -> str:
+        """Of a node that was renamed, what is left of the one before."""
+        try:
+            return self._former.problem(self._kubernetes, self._nodes) if self._server else ""
+        except (OSError, KeyError, ValueError) as error:
+            return f"the Node of this machine's former name cannot be deleted: {error}"
 
     def _start_watches(self) -> None:
         watches = [Watch(self._kubernetes, self._node_path(), self._tell_node)]
