@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from dind_k3s import board, certificates, clock, containerd, docker_api, watch
+from dind_k3s import board, certificates, clock, containerd, docker_api, trial, watch
 from dind_k3s.board import Board
 
 HOUR, DAY = 3600.0, 86400.0
@@ -73,6 +73,7 @@ def test_the_watcher_tells_it_once(
     monkeypatch.setattr(containerd, "SOCKET", str(tmp_path / "none"))
     for thread in ("follow_docker", "follow_containerd"):  # they would outlive the test
         monkeypatch.setattr(watch, thread, lambda *_: None)
+    monkeypatch.setattr(trial, "follow", lambda *_: None)
     turns: Iterator[Callable[[], None]] = iter([lambda: None, lambda: clocks.set_by(2 * HOUR), *[lambda: None] * 3])
 
     def wait(_wake: watch.Wake, _seconds: float) -> bool:

@@ -42,7 +42,7 @@ def state(root: Path) -> dict[str, object]:
 def test_a_stage_is_ready_when_all_of_its_sources_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = Board(board.STAGES, "server")
     ready = tmp_path / "run/dind-k3s/ready"
-    for source in ("docker", "containerd", "api", "node", "account", "kubelet"):
+    for source in ("docker", "containerd", "container", "api", "node", "account", "kubelet"):
         found.report(source, "")
     found.report("network", "flannel has not written its subnet")
     assert {file.name for file in ready.iterdir()} == {"docker"}
@@ -104,6 +104,7 @@ def test_waiting_in_vain_ends_at_once_with_the_reason(tmp_path: Path) -> None:
     found = Board(board.ALONE, "none")
     found.report("docker", "")
     found.report("containerd", "")
+    found.report("container", "")
     found.report("images", "images that cannot be loaded: a.tar (no space)", failed=True)
     done = run(tmp_path, "wait-ready", "--for", "addons", "--timeout", "30")
     assert (done.returncode, "a.tar (no space)" in done.stderr) == (1, True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from dind_k3s.root import RUN, at, first_process
 
 # What each stage takes: sources in the order in which their problems are told.
-DOCKER = ("docker", "containerd")
+DOCKER = ("docker", "containerd", "container")
 KUBERNETES = (*DOCKER, "api", "node", "account", "kubelet", "network")
 DNS = (*KUBERNETES, "dns")
 COMPONENTS = ("local-storage", "metrics-server", "traefik")  # k3s's own (components.py)

@@ -29,6 +29,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     own_checks.iptables,
     own_checks.network,
     own_checks.dns,
+    own_checks.containers,
     own_checks.docker,
     own_checks.ends,
     own_checks.readiness,

@@ -42,6 +42,23 @@ def memory_limit() -> float:
     return min((int(text) for text in texts if text.isdecimal()), default=math.inf)
 
 
+def processes() -> tuple[int, float]:
+    """Return how many processes and threads there are, and how many are allowed: infinite without a limit."""
+    found = [(0, math.inf)]
+    for folder in (*_folders(""), *_folders("pids")):
+        used, most = _text(folder / "pids.current"), _text(folder / "pids.max")
+        if used.isdecimal() and most.isdecimal():
+            found.append((int(used), int(most)))
+    return min(found, key=lambda pair: pair[1] - pair[0])
+
+
+def refused_processes() -> int:
+    """Return how often the kernel refused one. Older kernels count in the group that asked, newer in the limit's."""
+    root = at(CGROUPS)
+    events = root.rglob("pids.events") if processes()[1] < math.inf else iter(())
+    return sum(int(_text(file).partition("max ")[2] or 0) for file in events)
+
+
 def cpu_limit() -> float:
     """In processors; infinite without a limit."""
     found = [math.inf]

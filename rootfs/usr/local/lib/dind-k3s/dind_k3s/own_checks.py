@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import os
 import re
 import socket
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
-from dind_k3s import problem
+from dind_k3s import limits, problem, room, trial
 from dind_k3s.finding import Finding, finding, number, said, size, text, tried
 from dind_k3s.host_checks import lacks
 from dind_k3s.manifest import components
@@ -19,6 +21,7 @@ from dind_k3s.plan import asked
 from dind_k3s.root import RUN, at, facts
 
 MOUNT_NEEDS_MORE = "not tried: a container without --privileged cannot mount"
+FAST = ("overlay2", "overlayfs", "btrfs", "zfs", "")  # storage drivers; none is chosen yet
 OURS = re.compile(r"docker0|br-|cni0|flannel|veth|kube-|cali|docker_gwbridge")  # interfaces made in here
 
 # The newest API of a Docker client library, by its major version; the one in k3s's cri-dockerd is of 25 or newer since
@@ -54,7 +57,7 @@ def storage() -> Iterator[Finding]:
         yield finding("overlay", works, "mounted, with whiteouts" if works else why, remedy, "warn")
     driver = facts().get("storage", "")
     remedy = "a named volume carries overlay2, which is faster: -v docker:/var/lib/docker"
-    yield finding("storage-driver", driver in ("overlay2", ""), driver or "not chosen yet", remedy, "warn")
+    yield finding("storage-driver", driver in FAST, driver or "not chosen yet", remedy, "warn")
 
 
 def volumes() -> Iterator[Finding]:
@@ -63,7 +66,7 @@ def volumes() -> Iterator[Finding]:
         free = space.f_bavail * space.f_frsize
         full = free < 2 * 2**30 or (space.f_files and space.f_favail < 10_000)
         evidence = f"{size(free)} free" + (f", {space.f_favail} inodes" if space.f_files else "")
-        yield finding(f"space-{folder}", not full, evidence, "make room", "warn")
+        yield finding(f"space-{folder}", not full, evidence, "make room", "fail" if room.full(folder) else "warn")
         mounted = at(folder).is_mount()
         remedy = f"what is in it goes with the container: -v NAME:{folder}"
         yield finding(f"volume-{folder}", mounted, "a volume" if mounted else "not a volume", remedy, "warn")
@@ -163,6 +166,31 @@ def answers(address: str) -> bool:
             return len(asking.recv(512)) >= 12
         except OSError:
             return False
+
+
+def containers() -> Iterator[Finding]:
+    used, most = limits.processes()
+    refused = limits.refused_processes()
+    evidence = f"{used} in use" + (f", {most:.0f} allowed, {refused} refused" if most < math.inf else ", no limit")
+    remedy = "dockerd, k3s and every container need more: docker run --pids-limit=-1"
+    yield finding("pids", most - used >= trial.NEEDED and not refused, evidence, remedy)
+    yield finding("inotify", *_inotify())
+    if lacks("CAP_SYS_ADMIN"):
+        yield finding("container", False, MOUNT_NEEDS_MORE, "run with --privileged", "warn")
+        return
+    why = trial.shortage() or trial.start_one()
+    remedy = "what it names is this container's or its host's; nothing in here can be started until it is mended"
+    yield finding("container", not why, why or "started one with runc", remedy)
+
+
+def _inotify() -> tuple[bool, str, str]:
+    """Whether another instance can be made, as kubelet, containerd and `kubectl logs --follow` need them."""
+    instance = ctypes.CDLL(None, use_errno=True).inotify_init1(os.O_CLOEXEC)
+    if instance >= 0:
+        os.close(instance)
+        return True, "another instance can be made", ""
+    remedy = "all instances of the host's user are in use: sysctl fs.inotify.max_user_instances=8192 on the host"
+    return False, f"no instance is left ({os.strerror(ctypes.get_errno())})", remedy
 
 
 def docker() -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from dind_k3s import (
     kubeconfig,
     manifests,
     preload,
+    trial,
     volume,
 )
 from dind_k3s import problem as k3s_problem
@@ -355,7 +356,7 @@ def main() -> int:
             found.report(source, "", disabled=True)
     wake = Wake()
     docker = Docker()
-    for follow in (follow_docker, follow_containerd):
+    for follow in (follow_docker, follow_containerd, trial.follow):
         threading.Thread(target=follow, args=(docker, found), daemon=True).start()
     cluster = Cluster(what, found, wake) if what else None
     of_the_day = Clock()

@@ -1,0 +1,87 @@
+"""Whether a container can be started here at all: room for it, processes that are allowed, and one that runc starts.
+
+dockerd answers without any of that. runc is asked directly, with a program of this image: that costs a tenth of a second
+beside dockerd's own start, and doctor can ask while dockerd is dead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+
+from dind_k3s import limits, room
+from dind_k3s.board import Board
+from dind_k3s.docker_api import Docker
+from dind_k3s.finding import said
+from dind_k3s.root import RUN, at
+
+AGAIN = 10.0  # seconds between two looks
+NEEDED = 40  # processes and threads: a shim, runc twice, the container's first process
+FOLDER = f"{RUN}/trial"
+# As dockerd has it (runc's config.json): below the same cgroup, with namespaces and without devices.
+SPEC = {
+    "ociVersion": "1.0.2",
+    "process": {"user": {"uid": 0, "gid": 0}, "args": ["/usr/bin/true"], "env": ["PATH=/usr/bin"], "cwd": "/"},
+    "root": {"path": "rootfs"},
+    "mounts": [
+        {"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]},
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+    ],
+    "linux": {
+        "cgroupsPath": "/docker/dind-k3s-trial",
+        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+        "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")],
+    },
+}
+
+
+def start_one() -> str:
+    """Start a container with runc and wait for its end; runc's reason when that fails."""
+    folder = at(f"{FOLDER}-{os.getpid()}")
+    try:
+        (folder / "rootfs").mkdir(parents=True, exist_ok=True)
+        for name in ("bin", "lib", "lib64"):
+            if not (folder / "rootfs" / name).is_symlink():
+                (folder / "rootfs" / name).symlink_to(f"usr/{name}")
+        (folder / "config.json").write_text(json.dumps(SPEC))
+        status, words = said("runc", "--root", f"{folder}/state", "run", "--bundle", f"{folder}", folder.name)
+        if status == 0:
+            return ""
+        said("runc", "--root", f"{folder}/state", "delete", "--force", folder.name)
+    except OSError as error:
+        status, words = 1, f"{error.filename}: {error.strerror}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return f"no container can be started: {words.splitlines()[-1] if words else f'runc ends with {status}'}"[:400]
+
+
+def shortage() -> str:
+    """Return what a container would lack; empty when there is enough. It costs a few reads of files."""
+    if full := room.problem():
+        return f"no container can be started: {full}; make room, with docker system prune for instance"
+    used, most = limits.processes()
+    if most - used < NEEDED:
+        return f"no container can be started: {used} processes are in use, this container's pids limit is {most:.0f}"
+    return ""
+
+
+def follow(docker: Docker, found: Board) -> None:
+    """Try whether a container can be started, at once, and what it needs from then on. For ever.
+
+    What fails is reported once dockerd answers, for run-k3s takes a permanent failure as its sign to start.
+    """
+    pause = threading.Event()
+    refused = limits.refused_processes()
+    failed = start_one()
+    while True:
+        while failed and docker.problem():
+            pause.wait(0.05)
+        lacking = shortage()
+        before, refused = refused, limits.refused_processes()
+        if refused > before and not lacking:
+            lacking = f"the pids limit of this container refused {refused - before} processes: --pids-limit=-1 lifts it"
+        found.report("container", failed or lacking, failed=bool(failed))
+        pause.wait(AGAIN)
+        failed = failed and start_one()
