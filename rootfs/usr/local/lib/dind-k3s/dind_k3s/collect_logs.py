@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
-from dind_k3s import k3s_config
+from dind_k3s import k3s_command
 from dind_k3s.finding import said
 from dind_k3s.redactor import Redactor
 from dind_k3s.root import RUN, at, first_process
@@ -155,7 +155,7 @@ def taught(environment: dict[str, str]) -> Redactor:
     """A redactor that knows this container's secrets."""
     redactor = Redactor()
     redactor.learn_environment(environment)
-    arguments = [*environment.get("K3S_ARGS", "").split(), *k3s_config.command()]
+    arguments = [*environment.get("K3S_ARGS", "").split(), *k3s_command.command()]
     redactor.learn(*(value for flag, value in pairwise(arguments) if flag == "-t"))
     for path in _paths(SECRET_FILES):
         redactor.learn_file(path)

@@ -18,6 +18,7 @@ from dind_k3s import (
     dockerd,
     forwarder,
     k3s,
+    k3s_command,
     k3s_config,
     proxy,
     ranges,
@@ -85,7 +86,7 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     mistakes = variables.mistakes(env)
     settings: dict[str, object] = {}
     try:
-        has_ranges = not asked(env, "K3S_DISABLE") and k3s_config.role_and_flags(env)[0] == "server"
+        has_ranges = not asked(env, "K3S_DISABLE") and k3s_command.role_and_flags(env)[0] == "server"
         chosen, told = ranges.choose(env, with_k3s=has_ranges)
         plans.append(Plan(told=told))
         found |= chosen
@@ -104,7 +105,7 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
             plans.append(k3s.plan(env, found, version_of("k3s"), profile, version_of("docker")))
         except Mistake as mistake:
             mistakes += mistake.sentences
-    elif command := k3s_config.command():
+    elif command := k3s_command.command():
         mistakes.append(f"K3S_DISABLE is set, so the container's command cannot be {command[0]}; leave one of them out")
     if mistakes:
         raise Mistake(*dict.fromkeys(mistakes))

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dind_k3s import k3s_config, variables, versions, volume
+from dind_k3s import k3s_command, variables, versions, volume
 from dind_k3s.plan import Mistake, asked, refuse
 from dind_k3s.root import RUN, at, facts
 
@@ -29,7 +29,7 @@ def folder(component: str) -> Path:
 
 def components(env: Mapping[str, str]) -> list[str]:
     """Those that are going to run. An agent has no datastore, and its server decides on versions."""
-    without_k3s = asked(env, "K3S_DISABLE") or k3s_config.role_and_flags(env)[0] == "agent"
+    without_k3s = asked(env, "K3S_DISABLE") or k3s_command.role_and_flags(env)[0] == "agent"
     return ["docker"] if without_k3s else ["docker", "k3s"]
 
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dind_k3s import k3s_config, limits, mounts, renamed
-from dind_k3s.k3s_config import SHORT, Role
+from dind_k3s.k3s_command import Role, role_and_flags, sources
+from dind_k3s.k3s_config import SHORT
 from dind_k3s.k3s_versions import Version, knows, refusal, runs_dockershim, too_old_to_talk
 from dind_k3s.plan import Mistake, Plan, asked, shown
 from dind_k3s.root import KUBECONFIG, RUN, at
@@ -74,7 +75,7 @@ def plan(
 ) -> Plan:
     """k3s's arguments, our fragment of its configuration, and the kubelet's."""
     made = Plan()
-    role, args = k3s_config.role_and_flags(env)
+    role, args = role_and_flags(env)
     check_flags(args, env)
     if role == "agent":
         check_agent(env)
@@ -97,7 +98,7 @@ def plan(
         made.files[renamed.NAMES] = renamed.noted()
     traefik(role, "traefik" not in words_of(settings.get("disable")) and not leaves_traefik_out(env), made)
     kubelet(settings, facts, version, profile, made)
-    tell_flags(args, settings, k3s_config.sources(env), made)
+    tell_flags(args, settings, sources(env), made)
     if runs_dockershim(version):
         made.told.append("k3s before 1.24 runs pods by kubelet's own dockershim")
     text = "".join(f"{key}:{yaml(value)}\n" for key, value in settings.items())
@@ -114,9 +115,9 @@ def plan(
 def check_flags(args: list[str], env: Mapping[str, str]) -> None:
     """Raise Mistake for words that start no k3s."""
     if ends := {"--help", "-h", "--version", "-v"} & set(args):
-        raise Mistake(f"{', '.join(sorted(ends))} in {k3s_config.sources(env)} does not start k3s; leave it out")
+        raise Mistake(f"{', '.join(sorted(ends))} in {sources(env)} does not start k3s; leave it out")
     if args and not args[0].startswith("-"):
-        raise Mistake(f"{k3s_config.sources(env)} has the word {shown(args[0])} where a flag is expected")
+        raise Mistake(f"{sources(env)} has the word {shown(args[0])} where a flag is expected")
 
 
 def check_agent(env: Mapping[str, str]) -> None:
@@ -142,7 +143,7 @@ def take_config_file(args: list[str], env: Mapping[str, str]) -> str:
             del args[number : number + (1 if has_value else 2)]
             if not at(value).is_file():
                 name = shown(value) or "of no name"
-                raise Mistake(f"{k3s_config.sources(env)} names the configuration {name}, but there is no such file")
+                raise Mistake(f"{sources(env)} names the configuration {name}, but there is no such file")
             return value
     return ""
 
@@ -308,7 +309,7 @@ def kubelet_flags(config: Mapping[str, object]) -> list[str]:
     return found
 
 
-def tell_flags(args: list[str], settings: Mapping[str, object], sources: str, made: Plan) -> None:
+def tell_flags(args: list[str], settings: Mapping[str, object], source: str, made: Plan) -> None:
     """What a flag of the user does to a setting of ours."""
     given = flags(args)
     for name, written in given.items():
@@ -318,4 +319,4 @@ def tell_flags(args: list[str], settings: Mapping[str, object], sources: str, ma
             made.told.append(f"warning: {written} replaces dockerd; what docker builds here is then not what pods run")
         elif name in settings:
             done = "adds to" if name in MANY else "replaces"
-            made.told.append(f"{written} in {sources} {done} our {name}")
+            made.told.append(f"{written} in {source} {done} our {name}")

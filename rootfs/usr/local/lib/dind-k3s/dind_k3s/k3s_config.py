@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 from dind_k3s import plain_yaml
-from dind_k3s.plan import Mistake, words
+from dind_k3s.k3s_command import role_and_flags
+from dind_k3s.plan import Mistake
 from dind_k3s.root import KUBECONFIG, RUN, at
 
-Role = Literal["server", "agent"]
-
 OURS = f"{RUN}/k3s/config.yaml"
-COMMAND = f"{RUN}/k3s.command"  # the container's command where it is `server …` or `agent …`; a NUL ends each word
 FILES = ("/etc/rancher/k3s/config.yaml", "/app/k3s/config.yaml")  # the user's, after ours
 SHORT = {"d": "data-dir", "o": "write-kubeconfig", "c": "config", "t": "token", "s": "server"}
 SWITCHES = ("cluster-init", "disable-agent", "disable-helm-controller")  # flags that need no value
 LISTS = ("disable",)  # settings whose flags k3s adds up, instead of taking the last one
-
-
-def command() -> list[str]:
-    """The container's command, if it is one of rancher/k3s."""
-    try:
-        return [os.fsdecode(word) for word in at(COMMAND).read_bytes().split(b"\0")[:-1]]
-    except OSError:
-        return []
-
-
-def role_and_flags(env: Mapping[str, str]) -> tuple[Role, list[str]]:
-    """What k3s is started as, and its flags: those of K3S_ARGS, then those of the container's command, which wins."""
-    role, args = "agent" if env.get("K3S_URL") else "server", words("K3S_ARGS", env)
-    if args[:1] in (["server"], ["agent"]):
-        role = args.pop(0)
-    if asked := command():
-        role, args = asked[0], [*args, *asked[1:]]
-    return "agent" if role == "agent" else "server", args
-
-
-def sources(env: Mapping[str, str]) -> str:
-    """Where the user wrote k3s's flags, for messages."""
-    given_in = ["K3S_ARGS"] if env.get("K3S_ARGS") else []
-    return " and ".join([*given_in, *(["the container's command"] if command() else [])]) or "K3S_ARGS"
 
 
 def has_token(env: Mapping[str, str]) -> bool:

@@ -33,7 +33,7 @@ import dind_k3s.entry_points  # noqa: F401 (it has to come before supervisor)
 from supervisor import events, loggers, supervisord
 from supervisor.states import SupervisorStates
 
-from dind_k3s import board, k3s_config, problem, processes, room
+from dind_k3s import board, k3s_command, problem, processes, room
 from dind_k3s.plan import asked, shown
 from dind_k3s.root import facts
 
@@ -341,7 +341,7 @@ def suspects(name: str) -> str:
     """What the user has set for this program, and nobody but the program itself can check."""
     sources = {"dockerd": ("DOCKER_ARGS", "DOCKER_DRIVER"), "k3s": ("K3S_ARGS",)}.get(name, ())
     given = [source for source in sources if os.environ.get(source)]
-    if name == "k3s" and k3s_config.command():
+    if name == "k3s" and k3s_command.command():
         given.append("the container's command")
     return f"; is it {' or '.join(given)}?" if given else ""
 
