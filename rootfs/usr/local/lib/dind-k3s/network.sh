@@ -10,7 +10,7 @@ NOWHERE_GATEWAY=203.0.113.255
 # A bridge with 1500 inside a network of 1450 makes large answers vanish: TLS hangs. flannel reads the MTU of the
 # interface by itself, dockerd is told.
 read_network() {
-  local interface outer mtu address way=
+  local interface outer mtu address addresses way=
   interface=$(default_interface)
   outer=${interface:-$(default_interface_6)}
   if [[ -z $interface ]]; then
@@ -29,6 +29,7 @@ read_network() {
     interface=${interface:-$outer}
     outer=${outer:-$interface}
   fi
+  addresses=$(ip -o address show scope global | sed -n 's,.* inet6\? \([^/ ]*\).*,\1,p' | paste -s -d ' ')
   if [[ -n $interface ]]; then
     read -r mtu <"$R/sys/class/net/$outer/mtu"
     address=$(ip -o -4 address show dev "$interface" scope global | sed -n '1s,.* inet \([0-9.]*\)/.*,\1,p')
@@ -36,13 +37,13 @@ read_network() {
     note outside "$outer"
     note interface "$interface"
     note address "$address"
-    note addresses "$(ip -o address show scope global | sed -n 's,.* inet6\? \([^/ ]*\).*,\1,p' | paste -s -d ' ')"
+    note addresses "$addresses"
     TOLD="$interface has ${address:-no IPv4 address}"
     if [[ $outer != "$interface" ]]; then TOLD+="; $outer has no IPv4 address"; fi
     TOLD+=" and MTU $mtu${way:+; }"
   fi
   TOLD+=$way
-  if ! shares_network; then plan_dns; fi
+  if ! shares_network; then plan_dns "$addresses"; fi
 }
 
 # The interface of the default route, if there is one.
@@ -87,9 +88,9 @@ lead_nowhere() { # INTERFACE
 # of our own on lo: nested containers reach it through their gateway, it stays when the outer network is attached anew
 # with another address, and neighbours in the outer network do not get to it. Not the address of another forwarder
 # further out, which docker notes in a comment of resolv.conf.
-plan_dns() {
+plan_dns() { # OWN-ADDRESSES
   local why number address
-  why=$(why_forward)
+  why=$(why_forward "$1")
   if [[ -z $why ]]; then
     TOLD+='; resolv.conf serves nested containers as it is'
     return
@@ -108,7 +109,7 @@ plan_dns() {
 }
 
 # Why resolv.conf does not serve nested containers; nothing where it does.
-why_forward() {
+why_forward() { # OWN-ADDRESSES
   local key value _ why='resolv.conf names no resolver: no name outside is found; --dns ADDRESS'
   while read -r key value _; do
     if [[ $key != nameserver ]]; then continue; fi
@@ -121,18 +122,17 @@ why_forward() {
       why="they cannot ask $value, having no IPv6"
     fi
   done <"$R/etc/resolv.conf"
-  echo "${why:-$(other_hosts)}"
+  echo "${why:-$(other_hosts "$1")}"
 }
 
 # Names in /etc/hosts but those that docker writes by itself.
-other_hosts() {
+other_hosts() { # OWN-ADDRESSES
   local address names others=
   if [[ ! -e $R/etc/hosts ]]; then return; fi
   while read -r address names; do
-    names=${names%%#*}
     case "$address " in
       '#'* | ' ' | 127.* | '::1 ' | fe00:* | ff0?:*) ;;
-      *) if [[ " $names " != *" ${HOSTNAME%%.*} "* && " $names " != *" $HOSTNAME "* ]]; then others+=" $names"; fi ;;
+      *) if [[ " $1 " != *" $address "* ]]; then others+=" ${names%%#*}"; fi ;;
     esac
   done <"$R/etc/hosts"
   if [[ -n $others ]]; then echo "/etc/hosts has$others"; fi
