@@ -9,8 +9,8 @@ import contextlib
 import socket
 import threading
 import time
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 
 from . import containers, log, tunnel
 from .about import PLATFORM, VERSION

@@ -1,7 +1,7 @@
 """Whether a container can be started here at all: room for it, processes that are allowed, and one that runc starts.
 
-dockerd answers without any of that. runc is asked directly, with a program of this image: that costs a tenth of a second
-beside dockerd's own start, and doctor can ask while dockerd is dead.
+dockerd answers without any of that. runc is called directly, with a program of this image: that costs a tenth of a
+second during dockerd's own start, and doctor can do it while dockerd is dead.
 """
 
 from __future__ import annotations
