@@ -233,11 +233,8 @@ ENGINE = "0000: 00000002 00000000 00010000 0001 01 5 /run/containerd/containerd.
         ("0000: 00000003 00000000 00000000 0001 03 5 /run/containerd/containerd.sock\n", False, {}, 0, "own"),
         (ENGINE, False, {}, 2, "shared: another container engine works in it (/run/containerd/containerd.sock)"),
         ("", True, {}, 2, "shared: it is the host's"),
-        ("", True, {"DIND_K3S_HOST_NETWORK": "own"}, 0, "taken for this container's own"),
-        (ENGINE, True, {"DIND_K3S_HOST_NETWORK": "own"}, 2, "shared: another container engine works in it"),
-        (ENGINE, True, {"DIND_K3S_HOST_NETWORK": "share"}, 2, "add K3S_DISABLE=1"),
-        (ENGINE, True, {"DIND_K3S_HOST_NETWORK": "share", "K3S_DISABLE": "1"}, 0, "no rules"),
-        ("", False, {"DIND_K3S_HOST_NETWORK": "yes"}, 2, "expected: share or own"),
+        ("", True, {"DIND_K3S_HOST_NETWORK": "1"}, 0, "taken for this container's own"),
+        (ENGINE, True, {"DIND_K3S_HOST_NETWORK": "1"}, 2, "shared: another container engine works in it"),
     ],
 )
 def test_a_shared_network_is_known_and_refused(

@@ -6,10 +6,6 @@
 # take rules like those that dockerd and kube-proxy will make.
 choose_iptables() {
   local backends='nft legacy' backend why=
-  if shares_network; then
-    TOLD='no rules in a shared network'
-    return
-  fi
   if asked DOCKER_IPTABLES_LEGACY; then
     backends=legacy
     why=' as DOCKER_IPTABLES_LEGACY asks'

@@ -43,7 +43,7 @@ read_network() {
     TOLD+=" and MTU $mtu${way:+; }"
   fi
   TOLD+=$way
-  if ! shares_network; then plan_dns "$addresses"; fi
+  plan_dns "$addresses"
 }
 
 # The interface of the default route, if there is one.

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What no later step can do without. Sourced. From outside: DIND_K3S_HOST_NETWORK, K3S_DISABLE.
+# What no later step can do without. Sourced. From outside: DIND_K3S_HOST_NETWORK.
 
 readonly CAP_NET_ADMIN=12 CAP_SYS_ADMIN=21 CAP_SYS_RESOURCE=24
 
@@ -53,37 +53,21 @@ require_privileges() {
 }
 
 # Whose network this is. dockerd and k3s take the rules, bridges, routes and sysctls of a network namespace for theirs,
-# and remove what another engine has made there (docker-library/docker#443).
+# and remove what another engine has made there: dockerd without a bridge even its docker0 (docker-library/docker#443).
 require_own_network() {
-  local found='' out=''
   TOLD="this container's own"
   find_engine
   if [[ -n $ENGINE ]]; then
-    found="another container engine works in it ($ENGINE), as with --network host"
-  elif [[ -e $R/proc/sys/net/core/netdev_budget ]]; then # the kernel has it in the first network namespace alone
-    found="it is the host's"
-    out=$'\nIf nothing else uses this network (a virtual machine of its own): DIND_K3S_HOST_NETWORK=own'
+    die network "this network namespace is shared: another container engine works in it ($ENGINE), as with --network host.
+dockerd and k3s would change its rules, bridges and routes. Leave --network host out and publish ports with -p"
   fi
-  case ${DIND_K3S_HOST_NETWORK-} in
-    '' | own)
-      if [[ -z $found ]]; then return; fi
-      if [[ -n ${DIND_K3S_HOST_NETWORK-} && -z $ENGINE ]]; then
-        TOLD="$found, and taken for this container's own as DIND_K3S_HOST_NETWORK asks"
-        return
-      fi
-      ;;
-    share)
-      asked K3S_DISABLE ||
-        die network 'DIND_K3S_HOST_NETWORK=share is for dockerd alone, because k3s writes rules: add K3S_DISABLE=1'
-      note network shared
-      TOLD='shared as DIND_K3S_HOST_NETWORK asks: dockerd makes no bridge, no rules and no routes'
-      return
-      ;;
-    *) die network "DIND_K3S_HOST_NETWORK is ${DIND_K3S_HOST_NETWORK@Q}; expected: share or own" ;;
-  esac
-  die network "this network namespace is shared: $found. dockerd and k3s would change its rules, bridges and routes.
-Run it without --network host and publish ports with -p. To run dockerd alone in it, without bridges and rules:
-DIND_K3S_HOST_NETWORK=share with K3S_DISABLE=1$out"
+  # The kernel has this setting in its first network namespace alone.
+  if [[ ! -e $R/proc/sys/net/core/netdev_budget ]]; then return; fi
+  asked DIND_K3S_HOST_NETWORK ||
+    die network "this network namespace is shared: it is the host's. dockerd and k3s would change its rules, bridges and routes.
+Leave --network host out and publish ports with -p. If nothing else uses this network, as in a virtual machine of its
+own: DIND_K3S_HOST_NETWORK=1"
+  TOLD="the host's, and taken for this container's own as DIND_K3S_HOST_NETWORK asks"
 }
 
 # ENGINE: the socket of a containerd or CRI-O that listens in this network namespace, in whichever file system it is.
@@ -96,8 +80,4 @@ find_engine() {
       00010000\ *containerd*.sock | 00010000\ */crio.sock) ENGINE=$path && return ;;
     esac
   done <"$R/proc/net/unix"
-}
-
-shares_network() {
-  [[ ${DIND_K3S_HOST_NETWORK-} == share ]]
 }

@@ -7,10 +7,6 @@ INOTIFY='max_user_watches:524288 max_user_instances:512'
 # flannel's traffic with it (k3s-io/k3s#1114). inotify limits are the host's: raised when lower, never lowered, and said.
 set_sysctls() {
   local pair name want have
-  if shares_network; then
-    TOLD='ip_forward is left alone'
-    return
-  fi
   echo 1 >"$R/proc/sys/net/ipv4/ip_forward" || die sysctl 'net.ipv4.ip_forward cannot be switched on; is /proc/sys read-only?'
   TOLD='ip_forward is on'
   for pair in $INOTIFY; do

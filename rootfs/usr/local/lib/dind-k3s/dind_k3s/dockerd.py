@@ -217,9 +217,7 @@ def plan(
     if words_of_pools := facts.get("docker-pools", "").split():
         pools = (word.split(":") for word in words_of_pools)
         ours["default-address-pools"] = [{"base": base, "size": int(size)} for base, size in pools]
-    if facts.get("network") == "shared":
-        ours |= {"bridge": "none", "iptables": False, "ip6tables": False, "ip-forward": False}
-    elif facts.get("ip6tables") == "off":
+    if facts.get("ip6tables") == "off":
         ours["ip6tables"] = False
     if mount := mounts.noexec(facts.get("data", "/var/lib/docker")):
         if ours["storage-driver"] == "vfs":

@@ -11,7 +11,7 @@ from dind_k3s.root import RUN
 PROFILES = ("dev", "ci", "edge")
 DRIVERS = ("overlay2", "fuse-overlayfs", "btrfs", "zfs", "vfs", "overlayfs", "native", "aufs", "devicemapper")
 BACKENDS = ("host-gw", "vxlan", "wireguard-native", "none")
-SWITCHES = ("K3S_DISABLE", "K3S_TRAEFIK", "DOCKER_IPTABLES_LEGACY", "DIND_K3S_HOST_SYSCTL")
+SWITCHES = ("K3S_DISABLE", "K3S_TRAEFIK", "DOCKER_IPTABLES_LEGACY", "DIND_K3S_HOST_NETWORK", "DIND_K3S_HOST_SYSCTL")
 
 _NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"  # RFC 1123
 _ALTERNATIVE = r"(\*\.)?[A-Za-z0-9:._-]+"  # a host name or an address
@@ -31,7 +31,6 @@ _RULES = {
     "K3S_FLANNEL_BACKEND": ("|".join(BACKENDS), f"one of {', '.join(BACKENDS)}"),
     "K3S_RENEW_HOURS": (rf"{_HOUR}-{_HOUR}", "two hours of the day, as in 3-5"),
     "DIND_K3S_STOP_GRACE": (r"\d{1,4}(\.\d+)?", "a number of seconds, at most 9999"),
-    "DIND_K3S_HOST_NETWORK": ("share|own", "share or own"),
     "DIND_K3S_STOP": ("drain", "drain, or nothing"),
     "DIND_K3S_ALLOW_VERSION": (r"[0-9A-Za-z.+-]+([, ]+[0-9A-Za-z.+-]+)*", "versions with commas between them"),
 }
