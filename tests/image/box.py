@@ -65,7 +65,10 @@ class Box:
             envs=environment | clamped(environment),
             **settings,
         )
-        with_runtime = {} if machine.has_capability(machine.CAP_SYS_RESOURCE) else {clamp.INSIDE: clamp.RUNTIME}
+        bare = (
+            machine.has_capability(machine.CAP_SYS_RESOURCE) or "read_only" in settings
+        )  # docker copies nothing there
+        with_runtime = {} if bare else {clamp.INSIDE: clamp.RUNTIME}
         for path, text in {**with_runtime, **self.files}.items():
             file = self.image.folder / f"{uuid.uuid4().hex}"
             file.write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,10 +45,12 @@ def test_a_small_limit_of_open_files_is_raised_or_refused(boxes: Callable[..., B
         assert (code, made.errors()) == (2, [why])
 
 
-def test_a_certificate_of_another_ending_and_a_proxy_that_is_not_here(boxes: Callable[..., Box]) -> None:
-    made = boxes(
-        environment={**ALONE, "HTTPS_PROXY": "http://127.0.0.1:3128"},
-        files={"/certs.d/own.pem": "-----BEGIN CERTIFICATE-----\n"},
-    ).up("docker")
+def test_a_certificate_of_another_ending_and_a_proxy_that_is_not_here(
+    boxes: Callable[..., Box], tmp_path: Path
+) -> None:
+    (tmp_path / "own.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    made = boxes(environment={**ALONE, "HTTPS_PROXY": "http://127.0.0.1:3128"})
+    made.volumes = [*made.own_volumes.items(), (tmp_path, "/certs.d")]
+    made.up("docker")
     assert "own.pem in /certs.d is not trusted: expected are files named *.crt" in made.log()
     assert "HTTPS_PROXY is http://127.0.0.1:3128, which is this container itself, and nothing listens" in made.log()
