@@ -33,7 +33,7 @@ def origin() -> Iterator[Server]:
 
 
 def served(origin: Server, *, wrong: bool = False) -> Lock:
-    """A lock of four files that the origin has, one of them of the guest."""
+    """Return a lock of four files of the origin, one of them for the guest."""
     files = []
     for name in ("docker", "k3s"):
         for platform in Platform:
@@ -44,9 +44,7 @@ def served(origin: Server, *, wrong: bool = False) -> Lock:
     return replace(LOCK, artifacts=tuple(files[:3]), packages=(), guest=tuple(files[3:]))
 
 
-def test_brings_every_file_once_and_nothing_the_second_time(
-    origin: Server, client: httpx.Client, tmp_path: Path
-) -> None:
+def test_every_file_is_downloaded_once(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
     lock = served(origin)
     first = fetch.run(INTENT, lock, tmp_path, client, LOG)
     assert (first.downloaded, first.kept) == (4, 0)
@@ -57,7 +55,7 @@ def test_brings_every_file_once_and_nothing_the_second_time(
         assert Digest.of_file(path_of(tmp_path, file.digest)) == file.digest
 
 
-def test_a_flipped_byte_in_the_cache_is_set_aside_and_brought_again(
+def test_a_changed_file_in_the_cache_is_quarantined_and_downloaded_again(
     origin: Server, client: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock = served(origin)
@@ -73,14 +71,14 @@ def test_a_flipped_byte_in_the_cache_is_set_aside_and_brought_again(
     assert lock.artifacts[0].digest.text in capsys.readouterr().err
 
 
-def test_offline_names_what_is_missing_and_asks_nobody(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_offline_reports_missing_files_without_requests(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
     lock = served(origin)
     with pytest.raises(UpstreamError, match="4 files of the lock are not in the cache"):
         fetch.run(INTENT, lock, tmp_path, client, LOG, offline=True)
     assert origin.asked == []
 
 
-def test_a_mirror_is_asked_first_and_may_be_wrong(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_mirror_is_tried_first_and_can_be_wrong(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
     lock = served(origin)
     with running() as mirror:
         for file in lock.all_files:
@@ -98,7 +96,7 @@ def test_a_wrong_digest_stops_the_run_and_leaves_no_temporary_file(
     assert list((tmp_path / "sha256").iterdir()) == []
 
 
-def test_what_a_killed_run_left_is_removed(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
     (tmp_path / "sha256").mkdir()
     left = tmp_path / "sha256" / f".{'0' * 64}.999999999.partial"
     left.write_bytes(b"half")
@@ -133,7 +131,7 @@ def test_two_runs_at_once_share_a_cache_and_the_second_one_waits(
     assert len(origin.asked) == 4
 
 
-def test_the_beginning_of_a_file_is_kept_for_two_weeks(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_partial_download_is_kept_for_two_weeks(origin: Server, client: httpx.Client, tmp_path: Path) -> None:
     folder = tmp_path / "sha256"
     folder.mkdir()
     for name, days in (("young", 13), ("old", 15)):
@@ -163,6 +161,6 @@ def test_many_files_have_a_total(
         two.total(2_000_000)
         two.advance(1_500_000)
         one.advance(-500_000)
-    said = capsys.readouterr().err
-    assert "all 2 files" in said
-    assert ("2.0/5.0 MB" if terminal else "2.0 MB of 5.0 MB") in said
+    lines = capsys.readouterr().err
+    assert "all 2 files" in lines
+    assert ("2.0/5.0 MB" if terminal else "2.0 MB of 5.0 MB") in lines

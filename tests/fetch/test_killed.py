@@ -1,4 +1,4 @@
-"""kill -9 at fifty random moments of a fetch: the next run completes, and asks for no byte that was safe already."""
+"""kill -9 at fifty random moments of a fetch: the next run completes it without requesting safe bytes again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEADLINE = 60.0  # seconds
 
 def test_fifty_kills(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
-    print(f"random.Random({seed})")  # shown when it fails
+    print(f"random.Random({seed})")  # shown after a failure
     chance = random.Random(seed)
     folder = tmp_path / "origin"
     folder.mkdir()
@@ -60,12 +60,12 @@ def test_fifty_kills(tmp_path: Path) -> None:
             for path in (cache / "sha256").iterdir():
                 assert Digest.of_file(path).hex == path.name
     print(f"{KILLS} kills; {resumed} files were continued in their middle, {finished} were complete already")
-    assert resumed >= KILLS  # the kills did meet running downloads with something to continue
+    assert resumed >= KILLS  # the kills interrupted downloads that can be resumed
     assert finished
 
 
 def _kill_after(count: int, served: origins.Recorded, listed: Path, cache: Path) -> None:
-    """Fetch in a process of its own, and kill that when `count` bytes have left the origin, or when it ends."""
+    """Fetch in a separate process; kill it after `count` bytes left the origin, or when it ends."""
     served.asked.clear()
     command = [sys.executable, "-m", "pipeline.bench.driver", str(listed), str(cache), "0.01"]
     with subprocess.Popen(command, cwd=ROOT) as running:
@@ -79,12 +79,12 @@ def _kill_after(count: int, served: origins.Recorded, listed: Path, cache: Path)
 
 
 def _safe(cache: Path, by_hex: dict[str, str]) -> dict[str, int]:
-    """The origin's path of a file → how many of its bytes the cache has for certain."""
+    """Return the origin's path of a file → its safe bytes in the cache."""
     safe = {}
     for path in (cache / "sha256").iterdir():
         if re.fullmatch("[0-9a-f]{64}", path.name):
             safe[by_hex[path.name]] = path.stat().st_size
         elif path.suffix == ".json":
-            told = json.loads(path.read_text(encoding="utf-8"))
-            safe.setdefault("/" + told["url"].rpartition("/")[2], told["safe"])
+            record = json.loads(path.read_text(encoding="utf-8"))
+            safe.setdefault("/" + record["url"].rpartition("/")[2], record["safe"])
     return safe

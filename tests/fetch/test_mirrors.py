@@ -31,7 +31,7 @@ DATA = bytes(300_000)
 
 
 class Debian:
-    """A base image of two platforms as a server of the tests gives it: a registry's paths, and an OCI layout's."""
+    """A base image of two platforms, for a registry and as an OCI layout."""
 
     def __init__(self) -> None:
         self.blobs: dict[Digest, bytes] = {}
@@ -55,19 +55,19 @@ class Debian:
         return {"digest": Digest.of(data).text, "size": len(data)}
 
     def registry(self, server: Server) -> None:
-        """Make the server a registry that has it as library/debian."""
+        """Serve it as the repository library/debian."""
         server.gives("/v2/", b"{}", status=401)
         for kind, files in (("manifests", self.manifests), ("blobs", self.blobs)):
             for digest, data in files.items():
                 server.gives(f"/v2/library/debian/{kind}/{digest}", data, headers={"Content-Type": MANIFEST})
 
     def layout(self, server: Server) -> None:
-        """Make the server a file server that has it as an OCI layout."""
+        """Serve it as an OCI layout."""
         for digest, data in (self.manifests | self.blobs).items():
             server.answers[f"/base/blobs/sha256/{digest.hex}"] = hostile.honest(data)
 
     def lock(self, server: Server, *names: str) -> Lock:
-        """A lock with this base image from that registry, and files of these components."""
+        """Return a lock with this base image and files of these components."""
         image = f"{server.url.removeprefix('http://')}/library/debian:trixie-slim"
         return replace(lock_at(server, *names), base=replace(LOCK.base, image=image, digest=self.index))
 
@@ -75,7 +75,7 @@ class Debian:
 def run(
     intent: Intent, lock: Lock, client: httpx.Client, log: Log | None = None, *, seconds: float = 5.0
 ) -> list[Measured]:
-    """The stage, with registries whose tries are not repeated."""
+    """Run the stage without pauses."""
 
     def registry_for(name: ImageName) -> Registry:
         return Registry(client, name, sleep=lambda seconds: None)
@@ -114,21 +114,21 @@ def test_latency_speed_and_freshness_of_each(client: httpx.Client, capsys: pytes
             INTENT, mirrors={"docker": (stale.url, gone_url)}, witnesses={"docker": (f"{witness.url}/docker-ce",)}
         )
         gone.answers["/docker/amd64"] = gone.answers["/k3s/amd64"] = hostile.reset(DATA, 0)
-        base, *found = run(intent, lock, client, Log())
+        base, *results = run(intent, lock, client, Log())
     assert (base.base, base.kind, base.has, base.of) == (f"{upstream.url}/v2/library/debian", "registry", 4, 4)
-    assert [(m.base, m.kind, m.has, m.of) for m in found] == [
+    assert [(m.base, m.kind, m.has, m.of) for m in results] == [
         (stale.url, "mirror", 1, 2),
         (gone_url, "mirror", 0, 2),
         (upstream.url, "upstream", 2, 2),
         (f"{witness.url}/docker-ce", "witness", 0, 2),
     ]
-    assert "299999 bytes instead of 300000" in found[0].problem
-    assert found[1].problem
-    assert found[1].latency is None
-    assert found[2].latency is not None
-    assert 0 < found[2].latency < 0.5
-    assert found[2].speed is not None
-    assert found[2].speed > 100_000
+    assert "299999 bytes instead of 300000" in results[0].problem
+    assert results[1].problem
+    assert results[1].latency is None
+    assert results[2].latency is not None
+    assert 0 < results[2].latency < 0.5
+    assert results[2].speed is not None
+    assert results[2].speed > 100_000
     table = capsys.readouterr().err
     for text in (stale.url, gone_url, upstream.url, "mirror", "upstream", "registry", "2 of 2", "B/s"):
         assert text in table
@@ -148,15 +148,15 @@ def test_the_speed_of_an_endless_or_slow_file_is_measured_in_bounded_time(client
         upstream.answers["/k3s/amd64"] = slow(DATA)
         for digest, data in debian.blobs.items():
             upstream.answers[f"/v2/library/debian/blobs/{digest}"] = slow(data)
-        found = run(INTENT, debian.lock(upstream, "k3s"), client, seconds=0.2)
+        results = run(INTENT, debian.lock(upstream, "k3s"), client, seconds=0.2)
         over.set()
-    assert [m.kind for m in found] == ["registry", "upstream"]
-    for measured in found:
+    assert [m.kind for m in results] == ["registry", "upstream"]
+    for measured in results:
         assert measured.speed is not None
         assert measured.speed < 10_000
 
 
-def test_an_origin_whose_files_nobody_has_is_exit_code_3(client: httpx.Client) -> None:
+def test_an_origin_without_a_complete_server_is_exit_code_3(client: httpx.Client) -> None:
     debian = Debian()
     with running() as upstream:
         debian.registry(upstream)
@@ -167,7 +167,7 @@ def test_an_origin_whose_files_nobody_has_is_exit_code_3(client: httpx.Client) -
     assert "status 404" in refused.value.found
 
 
-def test_a_witness_alone_is_nowhere_to_fetch_from(client: httpx.Client) -> None:
+def test_a_witness_does_not_count_as_a_server(client: httpx.Client) -> None:
     debian = Debian()
     with running() as upstream, running() as witness:
         debian.registry(upstream)
@@ -178,7 +178,7 @@ def test_a_witness_alone_is_nowhere_to_fetch_from(client: httpx.Client) -> None:
 
 
 def test_the_base_image_from_mirrors_alone(client: httpx.Client) -> None:
-    """One has everything, one lacks a layer, one has other bytes as the index; the registry does not answer."""
+    """One is complete, one lacks a layer, one has another index; the registry is down."""
     debian = Debian()
     layer = max(debian.blobs, key=lambda digest: len(debian.blobs[digest]))
     with running() as upstream, running() as good, running() as old, running() as wrong:
@@ -191,18 +191,18 @@ def test_the_base_image_from_mirrors_alone(client: httpx.Client) -> None:
         intent = replace(INTENT, mirrors={"base": tuple(f"{server.url}/base" for server in (old, wrong, good))})
         nowhere = replace(debian.lock(upstream, "docker", "k3s").base, image="127.0.0.1:9/library/debian:trixie-slim")
         lock = replace(debian.lock(upstream, "docker", "k3s"), base=nowhere)
-        found = [m for m in run(intent, lock, client) if m.origin == "base"]
-    assert [(m.kind, m.has, m.of) for m in found] == [
+        results = [m for m in run(intent, lock, client) if m.origin == "base"]
+    assert [(m.kind, m.has, m.of) for m in results] == [
         ("mirror", 3, 4),
         ("mirror", 0, 1),
         ("mirror", 4, 4),
         ("registry", 0, 1),
     ]
-    assert found[0].problem == f"blob {layer.short}…: status 404"
-    assert "other bytes as the manifest" in found[1].problem
-    assert found[2].problem == ""
-    assert found[2].speed is not None
-    assert "127.0.0.1:9 is not available" in found[3].problem
+    assert results[0].problem == f"blob {layer.short}…: status 404"
+    assert "other bytes as the manifest" in results[1].problem
+    assert results[2].problem == ""
+    assert results[2].speed is not None
+    assert "127.0.0.1:9 is not available" in results[3].problem
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_the_base_image_from_mirrors_alone(client: httpx.Client) -> None:
         (b'{"manifests": [{"platform": {"os": "linux", "architecture": "amd64"}, "digest": "x"}]}', "is not an index"),
     ],
 )
-def test_what_is_no_index_of_our_platforms(client: httpx.Client, index: bytes, problem: str) -> None:
+def test_an_invalid_index(client: httpx.Client, index: bytes, problem: str) -> None:
     debian = Debian()
     debian.manifests = {Digest.of(index): index}
     debian.index = Digest.of(index)
@@ -228,7 +228,7 @@ def test_what_is_no_index_of_our_platforms(client: httpx.Client, index: bytes, p
 
 
 def test_a_real_registry_with_tokens(tmp_path: Path, client: httpx.Client) -> None:
-    """Debian's docker-registry behind a token server: anonymous, as Docker Hub is read."""
+    """Debian's docker-registry with a token server, read anonymously like Docker Hub."""
     with images.running(tmp_path) as place, running() as upstream:
         upstream.answers["/k3s/amd64"] = hostile.honest(DATA)
         image = images.make(tmp_path / "dist", "mirrors")

@@ -1,4 +1,4 @@
-"""Without any network: namespaces that have no interface but a loopback of their own, as root on Linux."""
+"""Without a network: in a namespace that only has loopback, as root on Linux."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or find("unshare") is None, reason="needs Linux, root and unshare"
 )
 
-# What `build` does up to the call of buildx, said as JSON.
+# `build` up to the call of buildx; prints JSON.
 _PREPARE = """
 import json, socket, sys
 from pathlib import Path
@@ -63,7 +63,7 @@ print(json.dumps(sorted(str(path.relative_to(made)) for path in made.rglob("*") 
 
 
 def alone(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command where there is no network."""
+    """Run a command without a network."""
     return subprocess.run(
         sandbox.wrap(command), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -73,7 +73,7 @@ def prepared(site: Site) -> subprocess.CompletedProcess[str]:
     return alone([sys.executable, "-c", _PREPARE, *site.arguments, str(site.folder / "dist"), str(site.cache)])
 
 
-def test_there_is_no_way_out_of_it() -> None:
+def test_the_namespace_has_no_network() -> None:
     done = alone([sys.executable, "-c", "import socket; socket.create_connection(('192.0.2.1', 80), 5)"])
     assert done.returncode != 0
     assert "Network is unreachable" in done.stderr
@@ -99,7 +99,7 @@ def test_fetch_offline_and_the_build_context_need_no_network(site: Site) -> None
 
 
 @pytest.mark.parametrize("lost", [b"k3s for linux/arm64", b"layer for linux/amd64"])
-def test_what_is_missing_is_named_with_the_command_that_brings_it(site: Site, lost: bytes) -> None:
+def test_a_missing_file_is_reported_with_the_command_that_downloads_it(site: Site, lost: bytes) -> None:
     (site.cache / "sha256" / Digest.of(lost).hex).unlink()
     done = prepared(site)
     assert done.returncode == 3
@@ -110,8 +110,8 @@ def test_what_is_missing_is_named_with_the_command_that_brings_it(site: Site, lo
 
 @pytest.fixture
 def filled(brought: supplies.Supplies) -> Iterator[Run]:
-    """A run of its own whose cache was filled from the rehearsal's origin and a registry, which are gone again."""
-    folder = Path(tempfile.mkdtemp(prefix="dk-"))  # short: the engine's socket lies below it
+    """A run whose cache was filled from the rehearsal's origin and a registry, which are stopped."""
+    folder = Path(tempfile.mkdtemp(prefix="dk-"))  # short, for the engine's socket
     committed = versions.read(ROOT / "versions.yaml")
     client = transport.make_client()
     run = Run(
@@ -159,11 +159,11 @@ def filled(brought: supplies.Supplies) -> Iterator[Run]:
 @pytest.mark.engine
 @pytest.mark.timeout(900)
 def test_the_whole_build_needs_no_network(filled: Run) -> None:
-    """`fetch`, then both platforms built by a private engine, where nothing can be reached."""
-    told = filled.lock.embedded
-    assert {"containerd", "docker-cli", "docker-init", "go", "runc"} <= told["docker"].keys()
-    assert told["kubectl"].keys() == {"go"}
-    assert "k3s" not in told  # a stand-in is no Go program
+    """Fetch, and build both platforms with a private engine, without a network."""
+    inside = filled.lock.embedded
+    assert {"containerd", "docker-cli", "docker-init", "go", "runc"} <= inside["docker"].keys()
+    assert inside["kubectl"].keys() == {"go"}
+    assert "k3s" not in inside  # a stub is not a Go program
     machine.ensure([*sandbox.TOOLS, "slirp4netns"], filled.log)
     done = alone(
         [

@@ -1,4 +1,4 @@
-"""A vendored folder: what is in it, and that a checkout whose upstreams are all gone is fed by it."""
+"""A vendored folder: its content, and a checkout that uses it instead of all upstreams."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def vendored(site: Site, folder: Path, url: str | None = None) -> Vendored:
 
 @contextmanager
 def http_server(folder: Path) -> Iterator[str]:
-    """Python's own static file server, as the folder's README proposes it."""
+    """Python's static file server, as in the folder's README."""
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -57,7 +57,7 @@ def http_server(folder: Path) -> Iterator[str]:
             process.kill()
 
 
-def test_every_file_lies_below_its_vendors_path_and_shares_its_bytes_with_the_cache(site: Site, folder: Path) -> None:
+def test_every_file_is_at_its_vendors_path_and_linked_into_the_cache(site: Site, folder: Path) -> None:
     done = vendored(site, folder)
     assert (done.added, done.kept) == (len(site.lock.all_files) + BASE_FILES, 0)
     k3s = folder / "github/k3s-io/k3s/releases/download/v1.37.1+k3s1/k3s-arm64"
@@ -108,8 +108,8 @@ def test_files_are_copied_where_they_cannot_be_linked(
 
 
 @pytest.mark.parametrize("way", ["http", "file"])
-def test_a_checkout_whose_upstreams_are_gone_is_fed_by_it(site: Site, folder: Path, tmp_path: Path, way: str) -> None:
-    """New cache, upstreams and registry that nobody listens at: all comes from the folder, the base image too."""
+def test_a_checkout_without_upstreams_uses_the_folder(site: Site, folder: Path, tmp_path: Path, way: str) -> None:
+    """With an empty cache and without upstreams and registry, all files are from the folder."""
     expected = site.everything
     vendored(site, folder)
     with http_server(folder) as url:
@@ -129,7 +129,7 @@ def test_a_checkout_whose_upstreams_are_gone_is_fed_by_it(site: Site, folder: Pa
     assert (tmp_path / "context/artifacts/arm64/k3s").read_bytes() == b"k3s for linux/arm64"
 
 
-def test_a_mirror_of_the_base_image_that_has_other_bytes_is_passed_over(
+def test_a_mirror_of_the_base_image_with_other_bytes_is_skipped(
     site: Site, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vendored(site, folder)
@@ -139,13 +139,13 @@ def test_a_mirror_of_the_base_image_that_has_other_bytes_is_passed_over(
     origins = ("docker", "github", "kubernetes", "debian", "base")
     site.write_intent({origin: (f"file://localhost{folder}/{origin}",) for origin in origins})
     run = site.run(tmp_path / "cache")
-    with pytest.raises(RegistryError, match=r"127\.0\.0\.1"):  # asked next, and not there
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1"):  # the registry is next, which is down
         run.fetch(offline=False)
     assert f"no mirror has {site.base.short}" in capsys.readouterr().err
     assert not path_of(run.cache, site.base).exists()
 
 
-def test_the_fragment_is_what_versions_yaml_takes(site: Site, folder: Path) -> None:
+def test_the_fragment_is_valid_in_versions_yaml(site: Site, folder: Path) -> None:
     vendored(site, folder, "https://mirror.example/dind-k3s/")
     read = yaml.safe_load((folder / vendor.FRAGMENT).read_text(encoding="utf-8"))["mirrors"]
     assert read["docker"] == ["https://mirror.example/dind-k3s/docker"]
@@ -156,7 +156,7 @@ def test_the_fragment_is_what_versions_yaml_takes(site: Site, folder: Path) -> N
     assert mirrored.checksum == intent.checksum
 
 
-def test_a_path_that_leads_out_of_the_folder_is_refused(site: Site, folder: Path) -> None:
+def test_a_path_outside_of_the_folder_is_refused(site: Site, folder: Path) -> None:
     bad = replace(site.lock, packages=(replace(site.lock.packages[0], path="pool/%2e%2e/%2e%2e/%2e%2e/etc/passwd"),))
     with pytest.raises(LockStale, match="outside of its origin"):
         vendor.run(versions.read(site.intent_path), bad, folder, site.cache, LOG, url=None)
@@ -171,7 +171,7 @@ def test_the_command_fetches_and_vendors(site: Site, folder: Path, capsys: pytes
     assert "is a file" in capsys.readouterr().err
 
 
-def test_a_base_image_that_is_not_complete_is_said_offline(site: Site) -> None:
+def test_an_incomplete_base_image_is_reported_offline(site: Site) -> None:
     run = site.run()
     run.fetch(offline=True)
     layer = path_of(site.cache, Digest.of(b"layer for linux/arm64"))

@@ -1,4 +1,4 @@
-"""HTTP against a real server that misbehaves: the right bytes or a clear refusal, and nothing half-written."""
+"""HTTP against a real server that misbehaves: the right bytes or a clear error, and no leftovers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIGEST = Digest.of(DATA)
 
 
 class Bar:
-    """Counts what a progress bar would show."""
+    """Counts the bytes of a progress bar."""
 
     done = 0
     whole = 0
@@ -45,7 +45,7 @@ def server() -> Iterator[Server]:
 
 
 def download(client: httpx.Client, folder: Path, *urls: str, size: int | None = len(DATA)) -> list[float]:
-    """Download with pauses that are only counted."""
+    """Download without sleeping; return the pauses."""
     pauses: list[float] = []
     file = File(name="a file", urls=urls, digest=DIGEST, size=size)
     Downloader(client=client, rules=Rules(sleep=pauses.append)).download(file, folder, Bar())
@@ -56,14 +56,14 @@ def only(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_right_bytes_come_into_place(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_download_is_verified_and_moved_into_place(server: Server, client: httpx.Client, tmp_path: Path) -> None:
     server.gives("/file", DATA)
     assert download(client, tmp_path, f"{server.url}/file", size=None) == []
     assert (tmp_path / DIGEST.hex).read_bytes() == DATA
     assert only(tmp_path) == [DIGEST.hex]
 
 
-def test_wrong_bytes_of_the_right_length_are_refused_and_set_aside(
+def test_wrong_bytes_of_the_right_length_are_refused_and_quarantined(
     server: Server, client: httpx.Client, tmp_path: Path
 ) -> None:
     server.gives("/file", DATA[:-1] + b"?")
@@ -79,7 +79,7 @@ def test_wrong_bytes_of_the_right_length_are_refused_and_set_aside(
     assert (tmp_path / bad).read_bytes() == DATA[:-1] + b"?"
 
 
-def test_the_next_mirror_is_asked_after_wrong_bytes_and_after_a_404(
+def test_the_next_mirror_is_tried_after_wrong_bytes_and_after_a_404(
     server: Server, client: httpx.Client, tmp_path: Path
 ) -> None:
     server.gives("/wrong", b"other")
@@ -121,7 +121,7 @@ def test_a_broken_body_is_resumed_where_it_broke(server: Server, client: httpx.C
     assert server.asked[1][2]["If-Range"] == '"one"'
 
 
-def test_a_server_that_ignores_the_range_begins_again(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_server_without_ranges_restarts_the_download(server: Server, client: httpx.Client, tmp_path: Path) -> None:
     server.gives("/file", DATA, headers={"ETag": '"one"'}, cut=1000)
     broken = server.answers["/file"]
     server.gives("/file", DATA)
@@ -130,7 +130,7 @@ def test_a_server_that_ignores_the_range_begins_again(server: Server, client: ht
     assert (tmp_path / DIGEST.hex).read_bytes() == DATA
 
 
-def test_a_weak_etag_is_not_resumed_on(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_a_weak_etag_is_not_used_to_resume(server: Server, client: httpx.Client, tmp_path: Path) -> None:
     server.gives("/file", DATA, headers={"ETag": 'W/"one"'}, cut=1000)
     broken = server.answers["/file"]
     server.gives("/file", DATA)
@@ -139,7 +139,7 @@ def test_a_weak_etag_is_not_resumed_on(server: Server, client: httpx.Client, tmp
     assert "Range" not in server.asked[1][2]
 
 
-def test_retry_after_is_waited_for(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+def test_retry_after_is_respected(server: Server, client: httpx.Client, tmp_path: Path) -> None:
     server.gives("/file", b"", status=429, headers={"Retry-After": "7"})
     busy = server.answers["/file"]
     server.gives("/file", DATA)
@@ -147,7 +147,7 @@ def test_retry_after_is_waited_for(server: Server, client: httpx.Client, tmp_pat
     assert download(client, tmp_path, f"{server.url}/file") == [7.0]
 
 
-def test_500_is_tried_again_with_growing_pauses_and_404_is_not(
+def test_503_is_retried_with_growing_pauses_and_404_is_not(
     server: Server, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.gives("/broken", b"", status=503)
@@ -163,7 +163,7 @@ def test_500_is_tried_again_with_growing_pauses_and_404_is_not(
     assert pauses == []
 
 
-def test_an_unreachable_host_is_named_with_both_ways_out(client: httpx.Client) -> None:
+def test_the_error_for_an_unreachable_host_has_next_steps(client: httpx.Client) -> None:
     with running() as gone:
         url = gone.url
     with pytest.raises(UpstreamError) as refused:
@@ -173,7 +173,7 @@ def test_an_unreachable_host_is_named_with_both_ways_out(client: httpx.Client) -
     assert "nox -s rehearse" in str(refused.value)
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_nothing(
     server: Server, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.gives("/file", DATA)
@@ -191,7 +191,7 @@ def test_credentials_and_signed_queries_are_never_shown() -> None:
     assert transport.shown("https://user:secret@host:8443/path?X-Amz-Signature=abc") == "https://host:8443/path"
 
 
-def test_connections_are_used_again_and_a_response_that_is_closed_early_hurts_no_other(
+def test_connections_are_reused_and_closing_a_response_early_is_harmless(
     server: Server, client: httpx.Client, tmp_path: Path
 ) -> None:
     bodies = {f"/{number}": bytes([number]) * 300_000 for number in range(6)}
@@ -202,12 +202,12 @@ def test_connections_are_used_again_and_a_response_that_is_closed_early_hurts_no
             next(response.iter_raw())
     with ThreadPoolExecutor(max_workers=3) as pool:
 
-        def bring(path: str) -> None:
+        def get(path: str) -> None:
             digest, size = Digest.of(bodies[path]), len(bodies[path])
             file = File(name=path, urls=(server.url + path,), digest=digest, size=size)
             Downloader(client=client).download(file, tmp_path, Bar())
 
-        list(pool.map(bring, bodies))
+        list(pool.map(get, bodies))
     assert only(tmp_path) == sorted(Digest.of(body).hex for body in bodies.values())
     assert server.connections <= 3 + 3
 
@@ -224,7 +224,7 @@ def test_the_proxy_of_the_environment_is_used_but_not_for_this_machine(
 
 
 @pytest.mark.parametrize("location", ["file://localhost{path}", "file://{path}", "FILE://localhost{path}"])
-def test_no_server_sends_on_to_a_file_of_this_machine(tmp_path: Path, location: str) -> None:
+def test_a_redirect_to_a_local_file_is_refused(tmp_path: Path, location: str) -> None:
     secret = tmp_path / "token.json"
     secret.write_text('{"token": "secret"}')
     answer = httpx.Response(302, headers={"Location": location.format(path=secret)})
@@ -236,7 +236,7 @@ def test_no_server_sends_on_to_a_file_of_this_machine(tmp_path: Path, location: 
 
 
 @pytest.mark.parametrize("location", ["foo://h:99999/x", "http://127.0.0.1:99999/x", "file://[x", "http://[::bad"])
-def test_a_redirect_to_nonsense_is_a_sentence(
+def test_an_invalid_redirect_is_an_error_message(
     server: Server, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
 ) -> None:
     monkeypatch.setattr(retries, "PAUSES", ())

@@ -1,4 +1,4 @@
-"""The Markdown of a pull request, and the command that renews the lock, against an origin of the vendors' layout."""
+"""The Markdown of a pull request, and `update` against an origin of the vendors' layout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OLD = replace(
 
 
 def renewed() -> Lock:
-    """A lock after an eventful week."""
+    """Return a lock with many changes."""
     files = []
     for file in OLD.artifacts:
         version = NEW_VERSIONS[file.component]
@@ -82,7 +82,7 @@ def golden(request: pytest.FixtureRequest, name: str, text: str) -> None:
 
 
 def test_is_the_golden_file(request: pytest.FixtureRequest) -> None:
-    """`pytest --update-golden` writes it anew; the diff is what is judged."""
+    """`pytest --update-golden` writes it; review the diff."""
     new = renewed()
     golden(request, "update.md", changes.markdown(OLD, new, changes.findings(new)[0]))
 
@@ -95,15 +95,15 @@ def test_only_a_guest_package_changed(request: pytest.FixtureRequest) -> None:
     golden(request, "update-guest.md", changes.markdown(OLD, replace(OLD, guest=renewed().guest), []))
 
 
-def test_nothing_changed_is_said() -> None:
+def test_nothing_changed_is_reported() -> None:
     assert changes.markdown(OLD, lock.parse(lock.render(OLD), "x"), []) == changes.NOTHING
 
 
-def test_what_the_policy_does_not_believe_is_told() -> None:
+def test_grades_below_the_policy_are_reported() -> None:
     weak = renewed().weak({"docker": Grade.CORROBORATED})
     text = changes.markdown(OLD, renewed(), [], weak)
-    told = text.partition("### Push will refuse this lock\n")[2].split("\n### ")[0]
-    assert told.count("is first use, and the policy asks for corroborated or better") == len(Platform)
+    section = text.partition("### Push will refuse this lock\n")[2].split("\n### ")[0]
+    assert section.count("is first use, and the policy asks for corroborated or better") == len(Platform)
     assert "Push will refuse" not in changes.markdown(OLD, renewed(), [])
 
 
@@ -132,7 +132,7 @@ def test_docker_changed_how_it_names_its_tags(version: str, link: str) -> None:
     assert link in changes.markdown(OLD, new, [])
 
 
-def test_a_version_of_a_distribution_has_no_link_that_leads_nowhere() -> None:
+def test_a_distributions_version_has_no_link() -> None:
     new = replace(OLD, embedded={"docker": {"runc": "1.1.5+ds1"}})
     row = next(line for line in changes.markdown(OLD, new, []).splitlines() if "1.1.5+ds1" in line)
     assert "http" not in row
@@ -162,7 +162,7 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
         wide = cells
 
 
-def test_complete_fills_in_what_the_bytes_tell_and_dates_a_change_of_the_image() -> None:
+def test_complete_adds_sizes_and_versions_and_the_date_of_a_change() -> None:
     unknown = replace(OLD, artifacts=(replace(OLD.artifacts[0], size=None), *OLD.artifacts[1:]), embedded={})
     sizes = {file.digest: file.size or 0 for file in OLD.all_files}
     assert changes.complete(OLD, sizes, TOLD, date(2030, 1, 1)) == OLD
@@ -192,7 +192,7 @@ def test_the_same_lock_twice_says_that_nothing_changed(tmp_path: Path, capsys: p
 
 
 def test_a_lock_of_broken_versions_is_shown_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # k3s's embedded docker client of TOLD would be new enough: without it the rule goes by what is known of releases.
+    # The embedded docker client of TOLD is new enough: without it the rule uses known releases.
     broken = replace(
         OLD, embedded={}, versions={**VERSIONS, "docker": "29.1.0", "k3s": "v1.30.2+k3s1", "kubectl": "v1.30.2"}
     )
@@ -203,13 +203,13 @@ def test_a_lock_of_broken_versions_is_shown_and_refused(tmp_path: Path, capsys: 
     assert "exit code: 6" in shown.err
 
 
-def test_a_missing_lock_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_lock_is_an_error_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["update", "--diff", str(tmp_path / "no.yaml"), str(tmp_path / "no.yaml")]) == 2
     assert "cannot be read" in capsys.readouterr().err
 
 
 class Vendors(Upstream):
-    """Vendors whose files tell what is in them, a checkout that names them, and the base image in its cache."""
+    """Vendors whose files have versions inside, and a checkout with the base image in its cache."""
 
     def __init__(self, folder: Path, url: str, client: httpx.Client, site: Site) -> None:
         super().__init__(folder, url, client)
@@ -225,7 +225,7 @@ class Vendors(Upstream):
 
 @pytest.fixture
 def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
-    """apt and the base image are handed in; their files are in the cache."""
+    """Without apt and a registry: their files are in the cache."""
     with closing(Site(tmp_path / "site")) as site:
         monkeypatch.setattr(resolve.System, "base", lambda _: site.lock.base)
         monkeypatch.setattr(resolve.System, "packages", lambda *_: (site.lock.packages, site.lock.guest))
@@ -268,7 +268,7 @@ def test_resolve_keeps_what_is_known_of_unchanged_files(vendors: Vendors) -> Non
     assert "docker" not in vendors.run.lock.embedded
 
 
-def test_an_update_that_fails_leaves_the_lock_as_it_was(vendors: Vendors) -> None:
+def test_a_failed_update_does_not_change_the_lock(vendors: Vendors) -> None:
     vendors.run.update()
     before = vendors.run.lock_path.read_bytes()
     archives = {
@@ -281,7 +281,7 @@ def test_an_update_that_fails_leaves_the_lock_as_it_was(vendors: Vendors) -> Non
     assert vendors.run.lock_path.read_bytes() == before
 
 
-def test_what_the_binaries_tell_can_refuse_a_lock(vendors: Vendors) -> None:
+def test_versions_in_the_binaries_can_refuse_a_lock(vendors: Vendors) -> None:
     vendors.docker("29.1.0")
     vendors.run.update()
     old = {p: go_binary("v0.29.2", modules={"github.com/docker/docker": "v24.0.7"}) for p in Platform}

@@ -19,14 +19,14 @@ def names(findings: tuple[Finding, ...], state: State) -> set[str]:
     return {finding.rule.name for finding in findings if finding.state is state}
 
 
-def test_the_committed_versions_go_together() -> None:
-    found = compat.check(GOOD, KNOWN)
-    assert names(found, State.UNCHECKED) == set()
-    assert names(found, State.BROKEN) == {"cgroup-v1"}
-    assert "failCgroupV1" in str(found[0])
+def test_the_committed_versions_are_compatible() -> None:
+    findings = compat.check(GOOD, KNOWN)
+    assert names(findings, State.UNCHECKED) == set()
+    assert names(findings, State.BROKEN) == {"cgroup-v1"}
+    assert "failCgroupV1" in str(findings[0])
 
 
-def test_nothing_is_told_of_versions_with_nothing_to_tell() -> None:
+def test_compatible_versions_have_no_findings() -> None:
     assert compat.check(GOOD | BEFORE_1_35, KNOWN) == ()
 
 
@@ -79,20 +79,20 @@ def test_every_broken_rule_is_listed() -> None:
         {"k3s": "v1.37.1+standin", "docker": "28.5.2"},
     ],
 )
-def test_a_combination_beside_a_broken_one_is_not(changed: dict[str, str]) -> None:
+def test_a_combination_close_to_a_broken_one_is_accepted(changed: dict[str, str]) -> None:
     compat.check(GOOD | changed)
 
 
 @pytest.mark.parametrize("kubectl", ["v1.36.4", "v1.38.0"])
 def test_another_minor_of_kubectl_is_a_warning(kubectl: str) -> None:
-    found = compat.check({**GOOD, "kubectl": kubectl}, KNOWN)
-    assert "kubectl-same-minor" in names(found, State.BROKEN)
+    findings = compat.check({**GOOD, "kubectl": kubectl}, KNOWN)
+    assert "kubectl-same-minor" in names(findings, State.BROKEN)
 
 
 @pytest.mark.parametrize(
     ("changed", "embedded", "broken"),
     [
-        # What the binary says counts more than what is known of releases.
+        # Versions in the binary have priority over known releases.
         ({"k3s": "v1.30.12+k3s1", "kubectl": "v1.30.9"}, {"k3s": {"docker-client": "v25.0.8"}}, False),
         ({"k3s": "v1.37.1+k3s1"}, {"k3s": {"docker-client": "v24.0.9"}}, True),
         ({"k3s": "v1.37.1+k3s1"}, {"k3s": {"docker-client": "v25.0.15-0.20260325154711-d2dbc0547253"}}, False),
@@ -102,7 +102,7 @@ def test_another_minor_of_kubectl_is_a_warning(kubectl: str) -> None:
         ({}, {"buildx": {"docker-client": "v28.5.1"}}, False),
     ],
 )
-def test_the_api_floor_of_docker_29_is_held_against_what_is_in_the_binaries(
+def test_the_api_floor_of_docker_29_is_checked_against_the_binaries(
     changed: dict[str, str], embedded: Mapping[str, Mapping[str, str]], broken: bool
 ) -> None:
     versions = {**GOOD, "docker": "29.1.0", **changed}
@@ -117,7 +117,7 @@ def test_the_api_floor_of_docker_29_is_held_against_what_is_in_the_binaries(
     ("docker", "client", "broken"),
     [("24.0.9", "v0.2.1", True), ("25.0.0", "v0.2.1", False), ("20.10.24", "v0.3.0", False)],
 )
-def test_a_plugin_whose_client_wants_a_newer_dockerd(docker: str, client: str, broken: bool) -> None:
+def test_a_plugin_whose_client_needs_a_newer_dockerd(docker: str, client: str, broken: bool) -> None:
     versions = {**GOOD, **BEFORE_1_35, "docker": docker}
     embedded = {**KNOWN, "buildx": {"moby-client": client}}
     if broken:
@@ -127,15 +127,15 @@ def test_a_plugin_whose_client_wants_a_newer_dockerd(docker: str, client: str, b
         assert compat.check(versions, embedded) == ()
 
 
-def test_a_rule_without_what_it_needs_says_so() -> None:
-    found = compat.check(GOOD)
-    assert names(found, State.UNCHECKED) == {"buildx-api", "compose-api"}
-    said = next(str(finding) for finding in found if finding.rule.name == "compose-api")
-    assert "not checked" in said
-    assert "which docker client library compose was built with" in said
+def test_a_rule_without_its_versions_is_reported_as_not_checked() -> None:
+    findings = compat.check(GOOD)
+    assert names(findings, State.UNCHECKED) == {"buildx-api", "compose-api"}
+    message = next(str(finding) for finding in findings if finding.rule.name == "compose-api")
+    assert "not checked" in message
+    assert "which docker client library compose was built with" in message
 
 
-def test_every_rule_has_a_name_of_its_own_and_a_source() -> None:
+def test_every_rule_has_a_unique_name_and_a_source() -> None:
     assert len({rule.name for rule in compat.RULES}) == len(compat.RULES)
     assert all(rule.source.startswith("https://") and rule.reason and rule.next_step for rule in compat.RULES)
 

@@ -52,7 +52,7 @@ def test_two_unrelated_sites_corroborate(sources: list[str], grade: Grade) -> No
     assert evidence.grade([seen(Grade.FIRST_USE, source) for source in sources]) is grade
 
 
-def test_the_best_reason_counts_and_sites_do_not_lift_it_over_a_checksum() -> None:
+def test_the_strongest_reason_counts() -> None:
     both = [seen(Grade.FIRST_USE, "https://a.example.org/x"), seen(Grade.FIRST_USE, "https://b.example.net/x")]
     assert evidence.grade([*both, seen(Grade.PUBLISHED, "checksums")]) is Grade.PUBLISHED
     assert evidence.grade([*both, seen(Grade.SIGNED, "signature")]) is Grade.SIGNED
@@ -73,7 +73,7 @@ def test_a_known_reason_keeps_its_day_and_a_new_one_gets_today() -> None:
     assert [(one.source, one.observed) for one in merged] == [
         ("s", "2026-11-25"),
         ("checksums", "2026-01-01"),
-        ("somebody", None),  # it was not recorded when that was seen, and today nobody said it again
+        ("somebody", None),  # its date is unknown, and it was not observed today
     ]
 
 

@@ -43,7 +43,7 @@ etags = st.none() | st.text("abc\"0'-:", min_size=1)
 
 
 @given(texts, digests, reasons, etags, st.none() | st.integers(0, 1 << 40), st.sampled_from(Platform))
-def test_what_is_rendered_is_read_back(
+def test_rendering_and_parsing_are_inverse(
     text: str, digest: Digest, evidence: tuple[Evidence, ...], etag: str | None, size: int | None, platform: Platform
 ) -> None:
     files = tuple(
@@ -74,13 +74,13 @@ def test_what_is_rendered_is_read_back(
     assert lock.parse(lock.render(made), "x") == made
 
 
-def test_a_url_with_credentials_is_no_part_of_a_lock() -> None:
+def test_a_url_with_credentials_is_refused() -> None:
     text = lock.render(OURS)
     with pytest.raises(LockStale, match="credentials"):
         lock.parse(text.replace("https://docker.example/k3s", "https://me:secret@docker.example/k3s"), "x")
 
 
-def test_another_reason_is_another_lock_and_the_same_image() -> None:
+def test_other_evidence_changes_the_lock_but_not_the_image() -> None:
     better = (Evidence(grade=Grade.SIGNED, source="signed"),)
     changed = replace(
         OURS,
@@ -92,7 +92,7 @@ def test_another_reason_is_another_lock_and_the_same_image() -> None:
     assert lock.render(changed) != lock.render(OURS)
 
 
-def test_what_the_policy_does_not_believe_is_told_with_component_grade_and_what_was_asked() -> None:
+def test_grades_below_the_policy_are_listed_with_component_and_grades() -> None:
     policy = {"default": Grade.PUBLISHED, "docker": Grade.CORROBORATED, "packages": Grade.SIGNED}
     first_use = (Evidence(grade=Grade.FIRST_USE, source="https://download.docker.com/x"),)
     weak = replace(
@@ -123,7 +123,7 @@ def test_a_lock_without_a_guest_is_refused_and_one_with_an_empty_guest_is_read()
         lock.parse(text.removesuffix("guest: {}\n"), "x")
 
 
-def test_the_digest_is_of_what_the_image_is_made_of() -> None:
+def test_the_digest_covers_the_files_of_the_image() -> None:
     assert OURS.digest == replace(OURS, guest=()).digest
     assert OURS.digest != replace(OURS, date="2026-11-23").digest
     assert OURS.digest != replace(OURS, packages=()).digest
@@ -147,7 +147,7 @@ def test_the_newest_kernel_is_the_default_and_cgroup_v1_gets_the_one_that_has_it
         (["7.0.1-1", "6.11.1-1", "6.10.11-1"], "7.0.1-1", "6.10.11-1"),
     ],
 )
-def test_kernels_are_told_apart_by_their_versions(versions: list[str], newest: str, with_cgroup_v1: str) -> None:
+def test_kernels_are_compared_by_their_versions(versions: list[str], newest: str, with_cgroup_v1: str) -> None:
     kernels = tuple(
         replace(OURS.kernel(Platform.AMD64), component=f"linux-image-{version}", version=version)
         for version in versions
@@ -157,7 +157,7 @@ def test_kernels_are_told_apart_by_their_versions(versions: list[str], newest: s
     assert made.kernel(Platform.AMD64, cgroup_v1=True).version == with_cgroup_v1
 
 
-def test_a_guest_that_lacks_something_is_told_with_the_command_that_renews_the_lock() -> None:
+def test_an_incomplete_guest_is_reported_with_the_command_that_renews_the_lock() -> None:
     new = replace(OURS, guest=(OURS.kernel(Platform.AMD64),))
     with pytest.raises(LockStale, match="kernel for linux/arm64"):
         new.kernel(Platform.ARM64)
@@ -185,7 +185,7 @@ def test_a_lock_that_lacks_a_platform_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a: 1", "intent: x", "- a", "intent: [", "intent: sha256:" + "0" * 63])
-def test_what_is_no_lock_is_refused(text: str) -> None:
+def test_an_invalid_lock_is_refused(text: str) -> None:
     with pytest.raises(LockStale):
         lock.parse(text, "x")
 
@@ -202,7 +202,7 @@ def test_what_is_no_lock_is_refused(text: str) -> None:
         ("docker:\n    runc: 1.3.3", "docker: 1.3.3"),
     ],
 )
-def test_an_entry_that_holds_something_else_is_refused(before: str, after: str) -> None:
+def test_an_invalid_entry_is_refused(before: str, after: str) -> None:
     text = lock.render(replace(OURS, embedded={"docker": {"runc": "1.3.3"}}))
     assert before in text
     with pytest.raises(LockStale):
@@ -210,7 +210,7 @@ def test_an_entry_that_holds_something_else_is_refused(before: str, after: str) 
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xfe", b"[" * 100_000])
-def test_a_file_that_is_no_lock_at_all_is_refused(raw: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_yaml_is_refused(raw: bytes, tmp_path: Path) -> None:
     path = tmp_path / "versions.lock.yaml"
     path.write_bytes(raw)
     with pytest.raises(LockStale):
@@ -245,7 +245,7 @@ def _read(made: Lock, folder: Path, intent: Intent = ASKED) -> Lock:
     return lock.read(path, intent)
 
 
-def test_system_images_are_read_back_when_they_are_asked_for(tmp_path: Path) -> None:
+def test_system_images_are_read_if_the_variant_is_requested(tmp_path: Path) -> None:
     read = _read(WITH, tmp_path)
     assert set(read.airgap) == set(WITH.airgap)
     assert read.variants == (Variant.IMAGE, Variant.AIRGAP)
@@ -253,7 +253,7 @@ def test_system_images_are_read_back_when_they_are_asked_for(tmp_path: Path) -> 
     assert not {*read.airgap} & {file for platform in Platform for file in read.files(platform)}
 
 
-def test_nobody_fetches_what_is_not_asked_for_and_no_lock_is_stale_for_it(tmp_path: Path) -> None:
+def test_system_images_are_ignored_if_the_variant_is_not_requested(tmp_path: Path) -> None:
     read = _read(WITH, tmp_path, INTENT)
     assert read.airgap == ()
     assert read.digest == OURS.digest
@@ -268,11 +268,11 @@ def test_nobody_fetches_what_is_not_asked_for_and_no_lock_is_stale_for_it(tmp_pa
         pytest.param(replace(WITH, airgap=tuple(replace(a, version="v1.36.0+k3s1") for a in WITH.airgap)), id="older"),
     ],
 )
-def test_a_lock_without_all_of_them_is_read_and_has_no_such_variant(made: Lock, tmp_path: Path) -> None:
+def test_a_lock_with_incomplete_system_images_has_no_variant(made: Lock, tmp_path: Path) -> None:
     assert _read(made, tmp_path).variants == (Variant.IMAGE,)
 
 
-def test_system_images_are_believed_as_k3s_is() -> None:
+def test_system_images_have_the_policy_of_k3s() -> None:
     weak = replace(WITH, airgap=tuple(replace(a, evidence=()) for a in WITH.airgap))
     assert WITH.weak({"default": Grade.PUBLISHED}) == []
     (first, *_) = weak.weak({"k3s": Grade.PUBLISHED})

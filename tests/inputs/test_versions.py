@@ -67,7 +67,7 @@ def test_the_schema_is_made_of_the_records(request: pytest.FixtureRequest) -> No
     assert set(SCHEMA["properties"]["witnesses"]["properties"]) == {"docker"}
 
 
-def test_a_rendered_intent_is_read_back_to_the_same() -> None:
+def test_rendering_and_parsing_an_intent_are_inverse() -> None:
     intent = replace(
         INTENT,
         upstream={**versions.UPSTREAM, "docker": "http://127.0.0.1:8080/docker"},
@@ -88,7 +88,7 @@ def test_a_cooldown_for_all_and_for_one() -> None:
     assert versions.parse(TEXT.replace("cooldown: 3\n", ""), "v").days("docker") == 0
 
 
-def test_a_variant_is_made_when_it_is_asked_for_and_asks_for_no_new_lock() -> None:
+def test_a_variant_needs_no_new_lock() -> None:
     asked = versions.parse(TEXT, "v")
     assert asked.variants == (Variant.AIRGAP,)
     without = versions.parse(TEXT.replace("variants: [airgap]\n", ""), "v")
@@ -98,7 +98,7 @@ def test_a_variant_is_made_when_it_is_asked_for_and_asks_for_no_new_lock() -> No
         versions.parse(TEXT.replace("[airgap]", "[image]"), "v")
 
 
-def test_what_is_nested_too_deep_is_a_sentence() -> None:
+def test_too_many_levels_are_an_error_message() -> None:
     with pytest.raises(IntentError, match="too many levels"):
         versions.parse("[" * 20_000, "v")
 
@@ -135,7 +135,7 @@ def test_what_is_nested_too_deep_is_a_sentence() -> None:
         ("cooldown: 3", "mirrors: {docker: ['https://h:99999']}", "99999", "an http or https URL"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(before: str, after: str, line: str, sentence: str) -> None:
+def test_an_error_is_reported_with_its_line(before: str, after: str, line: str, sentence: str) -> None:
     text = TEXT.replace(before, after)
     number = next(index for index, one in enumerate(text.splitlines(), 1) if line in one)
     with pytest.raises(IntentError) as refused:
@@ -144,7 +144,7 @@ def test_a_mistake_is_told_with_its_line(before: str, after: str, line: str, sen
     assert sentence in str(refused.value)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     text = TEXT.replace("docker: 29.7.2", "dokcer: 29.7.2").replace("schema: 1", "schema: 3")
     with pytest.raises(IntentError) as refused:
         versions.parse(text, "v")
@@ -165,7 +165,7 @@ def test_a_version_is_never_read_as_a_number() -> None:
         ("schema: 1\n", "v:1: versions.yaml: 'base' is missing"),
     ],
 )
-def test_what_is_no_intent_is_refused_with_a_sentence(text: str, sentence: str) -> None:
+def test_an_invalid_intent_is_refused_with_an_error_message(text: str, sentence: str) -> None:
     with pytest.raises(IntentError) as refused:
         versions.parse(text, "v")
     assert sentence in str(refused.value)
@@ -181,7 +181,7 @@ def test_the_checksum_covers_what_decides_a_lock_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("witnesses: {k3s: [https://m]}", "unknown key 'k3s'"),
         ("witnesses: {docker: ['file:///srv']}", "an http or https URL"),
@@ -189,20 +189,20 @@ def test_the_checksum_covers_what_decides_a_lock_and_nothing_else() -> None:
         ("witnesses: {docker: []}", "at least one entry"),
     ],
 )
-def test_a_witness_is_a_site_and_one_of_dockers(text: str, told: str) -> None:
+def test_a_witness_is_a_site_of_docker(text: str, message: str) -> None:
     start, _, rest = TEXT.partition("witnesses:\n")
-    with pytest.raises(IntentError, match=told):
+    with pytest.raises(IntentError, match=message):
         versions.parse(f"{start}{text}\n{rest.partition(chr(10))[2]}", "x")
 
 
-def test_a_mirror_may_be_a_folder_and_an_upstream_may_not() -> None:
+def test_a_mirror_can_be_a_folder_and_an_upstream_cannot() -> None:
     with_mirror = TEXT + "mirrors:\n  docker: [file:///srv/a%20b/docker]\n  base: [https://m.example/base]\n"
     jsonschema.validate(yaml.load(with_mirror, Loader=yaml.BaseLoader), SCHEMA)
     intent = versions.parse(with_mirror, "x")
     assert intent.mirrors == {"docker": ("file://localhost/srv/a%20b/docker",), "base": ("https://m.example/base",)}
     assert versions.parse(versions.render(intent), "x").mirrors == intent.mirrors
-    for wrong, told in (("ftp://m", "an http or https URL"), ("file://host/srv", "file:///… with an absolute path")):
-        with pytest.raises(IntentError, match=f"expected {told}"):
+    for wrong, message in (("ftp://m", "an http or https URL"), ("file://host/srv", "file:///… with an absolute path")):
+        with pytest.raises(IntentError, match=f"expected {message}"):
             versions.parse(f"{TEXT}mirrors:\n  docker: [{wrong}]\n", "x")
     with pytest.raises(IntentError, match="expected an http or https URL"):
         versions.parse(TEXT + "upstream:\n  docker: file:///srv\n", "x")

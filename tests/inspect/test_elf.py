@@ -1,4 +1,4 @@
-"""What a binary tells: its machine, its length, how Go built it, its version."""
+"""Reading binaries: machine, size, Go build information, version."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.helpers.binaries import binary, go_binary
 
 
 def test_go_build_information() -> None:
-    found = elf.go_build(go_binary("v1.2.3", "-X main.version=9"))
-    assert found is not None
-    assert (found.go, found.path, found.version) == ("go1.25.1", "example.org/cmd", "v1.2.3")
-    assert found.settings["-ldflags"] == "-X main.version=9"
-    assert found.dependencies == {"example.org/dep": "v2.0.0"}
+    build = elf.go_build(go_binary("v1.2.3", "-X main.version=9"))
+    assert build is not None
+    assert (build.go, build.path, build.version) == ("go1.25.1", "example.org/cmd", "v1.2.3")
+    assert build.settings["-ldflags"] == "-X main.version=9"
+    assert build.dependencies == {"example.org/dep": "v2.0.0"}
 
 
-def test_the_official_kubectl_tells_its_version() -> None:
+def test_the_official_kubectl_has_its_version() -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kubectl = shutil.which("kubectl", path=path)
     assert kubectl, "kubectl is one of the tests' requirements"
@@ -39,7 +39,7 @@ def test_the_official_kubectl_tells_its_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "version", "found"),
+    ("text", "version", "expected"),
     [
         ("version 28.5.2+dfsg4 ", "28.5.2", True),
         ("version 128.5.2", "28.5.2", False),
@@ -49,18 +49,18 @@ def test_the_official_kubectl_tells_its_version() -> None:
         ("", "1.0.0", False),
     ],
 )
-def test_a_version_is_not_found_inside_a_longer_one(text: str, version: str, found: bool) -> None:
-    assert bool(elf.version_evidence(binary(text), version)) == found
+def test_a_version_is_not_found_inside_a_longer_one(text: str, version: str, expected: bool) -> None:
+    assert bool(elf.version_evidence(binary(text), version)) == expected
 
 
 @pytest.mark.parametrize("end", range(0, 400, 7))
-def test_a_program_that_is_cut_off_anywhere_is_no_crash(end: int) -> None:
+def test_a_truncated_program_does_not_crash(end: int) -> None:
     whole = go_binary("v1.2.3")
     assert elf.go_build(whole[:end]) in (None, elf.go_build(whole))
     assert (elf.header(whole[:end]) is not None) == (end >= 64)
 
 
-def test_the_evidence_tells_where_the_version_was_found() -> None:
+def test_the_evidence_is_where_the_version_is() -> None:
     assert elf.version_evidence(go_binary("v1.2.3"), "1.2.3") == "Go module version v1.2.3"
     ldflags = elf.version_evidence(go_binary("(devel)", "-X main.version=v1.2.3"), "1.2.3")
     assert ldflags == "Go build information (-ldflags)"
@@ -70,9 +70,9 @@ def test_the_evidence_tells_where_the_version_was_found() -> None:
 
 def test_big_endian_and_32_bit_headers_are_read() -> None:
     s390 = b"\x7fELF\x02\x02\x01" + b"\0" * 9 + b"\x00\x02\x00\x16" + b"\0" * 60
-    found = elf.header(s390)
-    assert found is not None
-    assert elf.machine_name(found) == "ELF machine 22, 64 bit"
+    header = elf.header(s390)
+    assert header is not None
+    assert elf.machine_name(header) == "ELF machine 22, 64 bit"
     assert elf.header(b"#!/bin/sh\n" + b" " * 80) is None
 
 
@@ -93,7 +93,7 @@ def test_big_endian_and_32_bit_headers_are_read() -> None:
         (binary("\x001.2.3\x00"), None),
     ],
 )
-def test_the_version_that_a_program_states_of_itself(data: bytes, version: str | None) -> None:
+def test_the_version_that_a_program_states(data: bytes, version: str | None) -> None:
     assert elf.stated_version(data) == version
 
 
@@ -102,16 +102,16 @@ _PIECES = ["\0", "\0v1", "1.2.3", ".3.4", "1", "2", ".", "v", "-rc.1", "+k3s1", 
 
 @example("\0v12345678901234567890123.3.4\0")
 @given(st.lists(st.sampled_from(_PIECES), max_size=20).map("".join))
-def test_what_a_linker_set_is_found_as_a_plain_expression_would(text: str) -> None:
+def test_versions_set_by_the_linker_are_those_of_a_plain_expression(text: str) -> None:
     plain = re.findall(r"(?<=\0)v?\d+\.\d+\.\d+(?:[-+~][0-9A-Za-z.+~-]{1,40})?(?=\0)", text)
     assert list(elf.set_by_linker(text.encode())) == plain
 
 
-def test_a_module_that_another_one_replaces() -> None:
-    found = elf.go_build(go_binary("(devel)", modules={"example.org/a": "v1.0.0 => example.org/fork v0.3.19-k3s5"}))
-    assert found is not None
-    assert found.dependencies == {"example.org/dep": "v2.0.0", "example.org/a": "v0.3.19-k3s5"}
-    assert found.replaced == {"example.org/a": "example.org/fork"}
+def test_a_replaced_module() -> None:
+    build = elf.go_build(go_binary("(devel)", modules={"example.org/a": "v1.0.0 => example.org/fork v0.3.19-k3s5"}))
+    assert build is not None
+    assert build.dependencies == {"example.org/dep": "v2.0.0", "example.org/a": "v0.3.19-k3s5"}
+    assert build.replaced == {"example.org/a": "example.org/fork"}
 
 
 def test_the_official_kubectl_states_its_version() -> None:

@@ -1,4 +1,4 @@
-"""What the locked files tell of their inside: crafted bytes of every form, and the real ones of the rehearsal."""
+"""Versions inside the locked files: crafted files of every format, and the real ones of the rehearsal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CRI = {
 
 
 def docker(platform: Platform, *, runc: str = "1.3.3") -> bytes:
-    """Docker's archive."""
+    """Return docker's archive."""
     return gzip.compress(
         tarred(
             {
@@ -51,7 +51,7 @@ def docker(platform: Platform, *, runc: str = "1.3.3") -> bytes:
 
 
 def k3s(platform: Platform) -> bytes:
-    """A k3s file: a program that itself tells nothing of use and holds zstd's magic number, and the archive in it."""
+    """Return a k3s file: a program without a version, which contains zstd's magic number, and its archive."""
     inside = {
         "./bin/cni": b"\0" * 5000,
         "./bin/k3s": go_binary("(devel)", modules=CRI, platform=platform),
@@ -98,7 +98,7 @@ TOLD = {
 
 
 def cached(cache: Path, **other: bytes) -> Lock:
-    """A lock of crafted files that are in the cache; `other`: arm64's file of a component."""
+    """Return a lock of crafted files in the cache; `other`: arm64's file of a component."""
     (cache / "sha256").mkdir(parents=True, exist_ok=True)
     files = []
     for component, make in FILES.items():
@@ -111,31 +111,31 @@ def cached(cache: Path, **other: bytes) -> Lock:
     return replace(LOCK, artifacts=tuple(files))
 
 
-def test_every_component_tells_what_is_in_it_for_both_platforms(tmp_path: Path) -> None:
+def test_every_component_has_its_versions_for_both_platforms(tmp_path: Path) -> None:
     assert embedded.of_lock(cached(tmp_path), tmp_path, LOG) == TOLD
 
 
-def test_platforms_that_disagree_are_a_sentence(tmp_path: Path) -> None:
+def test_platforms_that_disagree_are_an_error_message(tmp_path: Path) -> None:
     with pytest.raises(Incompatible, match=r"docker 29\.7\.2 does not have the same runc") as refused:
         embedded.of_lock(cached(tmp_path, docker=docker(Platform.ARM64, runc="1.3.4")), tmp_path, LOG)
     assert "1.3.3 for linux/amd64, 1.3.4 for linux/arm64" in str(refused.value)
 
 
-def test_what_only_one_platform_tells_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = embedded.of_lock(cached(tmp_path, kubectl=b"#!/bin/sh\n"), tmp_path, LOG)
-    assert "kubectl" not in found
+def test_a_version_of_one_platform_is_left_out_and_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = embedded.of_lock(cached(tmp_path, kubectl=b"#!/bin/sh\n"), tmp_path, LOG)
+    assert "kubectl" not in result
     assert "kubectl v1.37.1: no version of go for linux/arm64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"#!/usr/bin/env python3\nPK\x03\x04", b"\x28\xb5\x2f\xfd", b"x\x28\xb5\x2f\xfdy"]
 )
-def test_a_stand_in_for_k3s_tells_nothing(data: bytes) -> None:
+def test_a_stub_k3s_has_no_versions(data: bytes) -> None:
     assert list(embedded.bundled(data)) == []
 
 
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9])
-def test_an_archive_that_is_cut_off_is_no_crash(tmp_path: Path, part: float) -> None:
+def test_a_truncated_archive_does_not_crash(tmp_path: Path, part: float) -> None:
     whole = docker(Platform.AMD64)
     path = tmp_path / "docker.tgz"
     path.write_bytes(whole[: int(len(whole) * part)])
@@ -143,37 +143,37 @@ def test_an_archive_that_is_cut_off_is_no_crash(tmp_path: Path, part: float) -> 
 
 
 @pytest.mark.parametrize("count", range(20))
-def test_an_archive_that_ends_within_its_header_is_no_crash(tmp_path: Path, count: int) -> None:
+def test_an_archive_truncated_in_its_header_does_not_crash(tmp_path: Path, count: int) -> None:
     path = tmp_path / "docker.tgz"
     path.write_bytes(docker(Platform.AMD64)[:count])
     assert embedded.read("docker", path) == {}
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
-def test_a_k3s_file_that_is_cut_off_is_no_crash(tmp_path: Path, part: float) -> None:
+def test_a_truncated_k3s_file_does_not_crash(tmp_path: Path, part: float) -> None:
     whole = k3s(Platform.AMD64)
     path = tmp_path / "k3s"
     path.write_bytes(whole[: int(len(whole) * part)])
     assert embedded.read("k3s", path).items() <= TOLD["k3s"].items()
 
 
-def test_a_file_that_is_not_in_the_cache_names_the_command(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_the_command(tmp_path: Path) -> None:
     locked = cached(tmp_path)
     path_of(tmp_path, locked.artifacts[3].digest).unlink()
     with pytest.raises(UpstreamError, match="nox -s fetch"):
         embedded.of_lock(locked, tmp_path, LOG)
 
 
-def test_the_lock_carries_it_and_the_image_does_not_depend_on_it() -> None:
-    told = replace(LOCK, embedded=TOLD)
-    text = lock.render(told)
+def test_embedded_versions_are_in_the_lock_and_do_not_change_the_image() -> None:
+    made = replace(LOCK, embedded=TOLD)
+    text = lock.render(made)
     assert lock.parse(text, "x").embedded == TOLD
     assert lock.render(lock.parse(text, "x")) == text
-    assert told.digest == LOCK.digest
+    assert made.digest == LOCK.digest
     assert "embedded" not in lock.render(LOCK)
 
 
-def test_what_is_known_stays_for_the_same_bytes_only() -> None:
+def test_embedded_versions_are_kept_for_the_same_bytes_only() -> None:
     previous = replace(LOCK, embedded=TOLD)
     assert embedded.kept(previous, LOCK) == TOLD
     assert embedded.kept(None, LOCK) == {}
@@ -185,12 +185,12 @@ def test_what_is_known_stays_for_the_same_bytes_only() -> None:
 
 @pytest.mark.engine
 def test_the_real_binaries_of_both_platforms(brought: supplies.Supplies) -> None:
-    """Debian's dockerd, containerd and runc, and the vendor's kubectl, as the rehearsal's origin serves them."""
+    """Debian's dockerd, containerd and runc, and the vendor's kubectl, from the rehearsal's origin."""
     version = brought.versions["docker"]
-    told = [embedded.read("docker", origin.path_of(brought.root, "docker", version, one)) for one in Platform]
-    assert told[0] == told[1]
-    assert told[0]["docker-cli"].startswith(version)
-    assert {"containerd", "runc", "docker-init", "go"} <= told[0].keys()
+    inside = [embedded.read("docker", origin.path_of(brought.root, "docker", version, one)) for one in Platform]
+    assert inside[0] == inside[1]
+    assert inside[0]["docker-cli"].startswith(version)
+    assert {"containerd", "runc", "docker-init", "go"} <= inside[0].keys()
     version = brought.versions["kubectl"]
     kubectl = [embedded.read("kubectl", origin.path_of(brought.root, "kubectl", version, one)) for one in Platform]
     assert kubectl[0] == kubectl[1]

@@ -1,4 +1,4 @@
-"""What `docker login` left behind, and what a registry asks for."""
+"""Credentials of `docker login`, and challenges of registries."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def _auth(username: str = "me", password: str = SECRET) -> dict[str, str]:
     ("registry", "key"), [("ghcr.io", "ghcr.io"), ("docker.io", "https://index.docker.io/v1/")], ids=["ghcr", "hub"]
 )
 def test_a_login_is_found(registry: str, key: str, tmp_path: Path) -> None:
-    found = Credentials.from_docker_config(registry, _config(tmp_path, {"auths": {key: _auth()}}))
-    assert found == Credentials(username="me", password=SECRET)
+    credentials = Credentials.from_docker_config(registry, _config(tmp_path, {"auths": {key: _auth()}}))
+    assert credentials == Credentials(username="me", password=SECRET)
 
 
 @pytest.mark.parametrize("content", [{}, {"auths": {"quay.io": _auth()}}, {"auths": {"ghcr.io": {}}}])
-def test_nobody_logged_in(content: object, tmp_path: Path) -> None:
+def test_without_a_login(content: object, tmp_path: Path) -> None:
     assert Credentials.from_docker_config("ghcr.io", _config(tmp_path, content)) is None
 
 
-def test_there_is_no_config(tmp_path: Path) -> None:
+def test_without_a_config(tmp_path: Path) -> None:
     assert Credentials.from_docker_config("ghcr.io", tmp_path) is None
 
 
@@ -45,14 +45,14 @@ def test_a_secret_is_not_printed() -> None:
 
 
 @pytest.mark.parametrize("text", ["{" + SECRET, json.dumps({"auths": {"ghcr.io": {"auth": SECRET}}})])
-def test_a_broken_config_is_told_without_its_content(text: str, tmp_path: Path) -> None:
+def test_a_broken_config_is_reported_without_its_content(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(RegistryError, match=r"docker login ghcr\.io") as failure:
         Credentials.from_docker_config("ghcr.io", tmp_path)
     assert SECRET not in str(failure.value)
 
 
-def test_an_identity_token_is_told(tmp_path: Path) -> None:
+def test_an_identity_token_is_reported(tmp_path: Path) -> None:
     entry = _auth("00000000-0000-0000-0000-000000000000", "") | {"identitytoken": SECRET}
     with pytest.raises(RegistryError, match=r"--password-stdin ghcr\.io") as failure:
         Credentials.from_docker_config("ghcr.io", _config(tmp_path, {"auths": {"ghcr.io": entry}}))
@@ -61,7 +61,7 @@ def test_an_identity_token_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """docker-credential-test: says what it was asked, or what the file `answer` holds."""
+    """docker-credential-test: its password is the requested server; or it prints the file `answer`."""
     program = tmp_path / "bin" / "docker-credential-test"
     program.parent.mkdir()
     program.write_text(
@@ -83,25 +83,25 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"credHelpers": {"https://index.docker.io/v1/": "test"}}, "docker.io", "https://index.docker.io/v1/"),
     ],
 )
-def test_a_helper_is_asked(config: object, registry: str, asked: str, helper: Path) -> None:
-    found = Credentials.from_docker_config(registry, _config(helper, config))
-    assert found == Credentials(username="helped", password=asked)
+def test_a_helper_is_used(config: object, registry: str, asked: str, helper: Path) -> None:
+    credentials = Credentials.from_docker_config(registry, _config(helper, config))
+    assert credentials == Credentials(username="helped", password=asked)
 
 
-def test_a_helper_that_knows_nothing(helper: Path) -> None:
+def test_a_helper_without_credentials(helper: Path) -> None:
     (helper / "answer").write_text("credentials not found in native keychain\n")
     assert Credentials.from_docker_config("ghcr.io", _config(helper, {"credsStore": "test"})) is None
 
 
 @pytest.mark.parametrize("answer", [SECRET, '{"Username": "x"}', '{"Username": "<token>", "Secret": "' + SECRET + '"}'])
-def test_a_helper_that_is_broken(answer: str, helper: Path) -> None:
+def test_a_broken_helper(answer: str, helper: Path) -> None:
     (helper / "answer").write_text(answer)
     with pytest.raises(RegistryError, match="docker login") as failure:
         Credentials.from_docker_config("ghcr.io", _config(helper, {"credsStore": "test"}))
     assert SECRET not in str(failure.value)
 
 
-def test_a_helper_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_helper(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="docker-credential-absent"):
         Credentials.from_docker_config("ghcr.io", _config(tmp_path, {"credsStore": "absent"}))
 
@@ -118,12 +118,12 @@ def test_a_helper_that_is_not_there(tmp_path: Path) -> None:
         (['Basic realm="x"', 'Bearer realm="https://a/t"'], ("bearer", "https://a/t", "")),
     ],
 )
-def test_a_challenge_is_understood(headers: list[str], expected: tuple[str, str, str]) -> None:
-    found = Challenge.of(headers)
-    assert found is not None
-    assert (found.scheme, found.realm, found.service) == expected
+def test_a_challenge_is_parsed(headers: list[str], expected: tuple[str, str, str]) -> None:
+    challenge = Challenge.of(headers)
+    assert challenge is not None
+    assert (challenge.scheme, challenge.realm, challenge.service) == expected
 
 
 @pytest.mark.parametrize("headers", [[], ["Negotiate"], [""]])
-def test_a_challenge_that_we_cannot_answer(headers: list[str]) -> None:
+def test_an_unsupported_challenge(headers: list[str]) -> None:
     assert Challenge.of(headers) is None

@@ -1,4 +1,4 @@
-"""The registry's client, against a scripted registry for what a real one does rarely, and against a real one."""
+"""The registry's client, against a real registry, and a scripted one for rare responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 class Scripted:
-    """A Registry whose network is `handler`; pauses are written down, not slept."""
+    """A Registry whose network is `handler`; records pauses instead of sleeping."""
 
     def __init__(self, handler: Handler, credentials: Credentials | None = None, name: ImageName = NAME) -> None:
         self.requests: list[httpx.Request] = []
@@ -50,7 +50,7 @@ class Scripted:
 
 
 class _Body(httpx.SyncByteStream):
-    """A body that comes in small chunks, and may end in a broken connection."""
+    """A body of small chunks, which can end in a broken connection."""
 
     def __init__(self, data: bytes, *, breaks: bool = False) -> None:
         self._data, self._breaks = data, breaks
@@ -63,7 +63,7 @@ class _Body(httpx.SyncByteStream):
 
 
 def _answers(*answers: httpx.Response | Exception) -> Handler:
-    """One answer after the other; the last one for ever."""
+    """Return one response after the other; the last one repeatedly."""
     left = list(answers)
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -79,36 +79,36 @@ def jittered(pause: float) -> object:
     return pytest.approx(pause, rel=0.25)
 
 
-def _index(raw: bytes = b"{}", said: str | None = None) -> httpx.Response:
-    headers = {"Content-Type": f"{INDEX}; charset=utf-8", **({"Docker-Content-Digest": said} if said else {})}
+def _index(raw: bytes = b"{}", stated: str | None = None) -> httpx.Response:
+    headers = {"Content-Type": f"{INDEX}; charset=utf-8", **({"Docker-Content-Digest": stated} if stated else {})}
     return httpx.Response(200, content=raw, headers=headers)
 
 
 # Reading
 
 
-def test_a_manifest_comes_as_its_raw_bytes() -> None:
+def test_a_manifest_has_its_raw_bytes() -> None:
     scripted = Scripted(_answers(_index(b'{ "odd":  1 }\n')))
-    found = scripted.registry.manifest("latest")
-    assert found is not None
-    assert (found.raw, found.media_type) == (b'{ "odd":  1 }\n', INDEX)
-    assert found.digest == Digest.of(b'{ "odd":  1 }\n')
+    manifest = scripted.registry.manifest("latest")
+    assert manifest is not None
+    assert (manifest.raw, manifest.media_type) == (b'{ "odd":  1 }\n', INDEX)
+    assert manifest.digest == Digest.of(b'{ "odd":  1 }\n')
     assert str(scripted.requests[0].url) == "https://registry.example/v2/group/dind-k3s/manifests/latest"
     assert INDEX in scripted.requests[0].headers["Accept"]
 
 
-def test_no_manifest_is_an_answer() -> None:
+def test_a_missing_manifest_is_none() -> None:
     assert Scripted(_answers(httpx.Response(404))).registry.manifest("latest") is None
 
 
 @pytest.mark.parametrize("registry", ["127.0.0.1:5000", "localhost:5000"])
-def test_loopback_is_spoken_to_in_plain_http(registry: str) -> None:
+def test_loopback_uses_plain_http(registry: str) -> None:
     scripted = Scripted(_answers(_index()), name=ImageName(registry=registry, repository="a"))
     scripted.registry.manifest("latest")
     assert str(scripted.requests[0].url) == f"http://{registry}/v2/a/manifests/latest"
 
 
-def test_docker_hub_is_found_at_its_own_host() -> None:
+def test_docker_hub_has_another_host() -> None:
     scripted = Scripted(_answers(_index()), name=ImageName(registry="docker.io", repository="library/debian"))
     scripted.registry.manifest("trixie")
     assert scripted.requests[0].url.host == "registry-1.docker.io"
@@ -117,12 +117,12 @@ def test_docker_hub_is_found_at_its_own_host() -> None:
 def test_a_registry_that_contradicts_itself_is_refused() -> None:
     other = Digest.of(b"other").text
     with pytest.raises(RegistryError, match=other):
-        Scripted(_answers(_index(said=other))).registry.manifest("latest")
+        Scripted(_answers(_index(stated=other))).registry.manifest("latest")
     with pytest.raises(RegistryError, match=other):
         Scripted(_answers(_index())).registry.manifest(other)
 
 
-def test_a_blob_is_hashed_on_its_way() -> None:
+def test_a_blob_is_hashed_while_it_streams() -> None:
     data = b"layer" * 1000
     with Scripted(_answers(httpx.Response(200, stream=_Body(data)))).registry.blob(Digest.of(data)) as chunks:
         assert b"".join(chunks) == data
@@ -132,7 +132,7 @@ def test_a_blob_is_hashed_on_its_way() -> None:
 
 
 @pytest.mark.parametrize("knows_range", [True, False])
-def test_a_broken_download_goes_on_where_it_broke(knows_range: bool) -> None:
+def test_a_broken_download_is_resumed(knows_range: bool) -> None:
     data = bytes(range(256)) * 10
     rest = httpx.Response(206, stream=_Body(data[1000:])) if knows_range else httpx.Response(200, stream=_Body(data))
     scripted = Scripted(_answers(httpx.Response(200, stream=_Body(data[:1000], breaks=True)), rest))
@@ -142,7 +142,7 @@ def test_a_broken_download_goes_on_where_it_broke(knows_range: bool) -> None:
     assert scripted.pauses == [jittered(PAUSES[0])]
 
 
-def test_a_download_that_always_breaks_ends() -> None:
+def test_a_download_that_always_breaks_fails() -> None:
     scripted = Scripted(lambda request: httpx.Response(200, stream=_Body(b"", breaks=True)))
     with pytest.raises(RegistryError, match="connection reset"), scripted.registry.blob(Digest.of(b"x")) as chunks:
         list(chunks)
@@ -173,17 +173,17 @@ def test_referrers_are_read_page_by_page() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 406])
-def test_a_registry_without_a_list_of_referrers(status: int) -> None:
+def test_a_registry_without_a_referrers_api(status: int) -> None:
     assert Scripted(_answers(httpx.Response(status))).registry.referrers(Digest.of(b"x")) is None
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"manifests": 1}', b'{"manifests": [{}]}'])
-def test_a_list_of_referrers_that_is_none(body: bytes) -> None:
+def test_an_invalid_list_of_referrers(body: bytes) -> None:
     with pytest.raises(RegistryError, match="cannot be read"):
         Scripted(_answers(httpx.Response(200, content=body))).registry.referrers(Digest.of(b"x"))
 
 
-# Trying again
+# Retries
 
 
 @pytest.mark.parametrize(
@@ -191,13 +191,13 @@ def test_a_list_of_referrers_that_is_none(body: bytes) -> None:
     [httpx.Response(503), httpx.Response(429), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut")],
     ids=str,
 )
-def test_what_may_pass_is_tried_again(failure: httpx.Response | Exception) -> None:
+def test_a_temporary_failure_of_a_registry_is_retried(failure: httpx.Response | Exception) -> None:
     scripted = Scripted(_answers(failure, failure, _index()))
     assert scripted.registry.manifest("latest") is not None
     assert scripted.pauses == [jittered(pause) for pause in PAUSES[:2]]
 
 
-def test_tries_are_bounded() -> None:
+def test_retries_are_limited() -> None:
     scripted = Scripted(_answers(httpx.Response(500)))
     with pytest.raises(RegistryError, match=r"registry\.example is not available") as failure:
         scripted.registry.manifest("latest")
@@ -207,18 +207,18 @@ def test_tries_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(("asked", "pause"), [("7", 7.0), ("86400", 60.0), ("soon", jittered(PAUSES[0]))])
-def test_a_registry_may_ask_for_a_pause(asked: str, pause: object) -> None:
+def test_a_registry_can_request_a_pause(asked: str, pause: object) -> None:
     scripted = Scripted(_answers(httpx.Response(429, headers={"Retry-After": asked}), _index()))
     scripted.registry.manifest("latest")
     assert scripted.pauses == [pause]
 
 
-def test_a_limit_for_strangers_says_so() -> None:
+def test_a_rate_limit_for_anonymous_clients_is_reported() -> None:
     with pytest.raises(RegistryError, match=r"docker login registry\.example"):
         Scripted(_answers(httpx.Response(429))).registry.manifest("latest")
 
 
-def test_a_host_that_is_not_there_is_told_at_once() -> None:
+def test_a_missing_host_is_not_retried() -> None:
     scripted = Scripted(_answers(httpx.ConnectError("Connection refused")))
     with pytest.raises(RegistryError, match=r"registry\.example") as failure:
         scripted.registry.manifest("latest")
@@ -226,19 +226,19 @@ def test_a_host_that_is_not_there_is_told_at_once() -> None:
     assert scripted.pauses == []
 
 
-def test_an_unexpected_answer_is_final_and_told() -> None:
-    said = {"errors": [{"code": "TAG_INVALID", "message": "manifest tag did not match"}]}
-    scripted = Scripted(_answers(httpx.Response(400, json=said)))
+def test_an_unexpected_response_is_not_retried() -> None:
+    errors = {"errors": [{"code": "TAG_INVALID", "message": "manifest tag did not match"}]}
+    scripted = Scripted(_answers(httpx.Response(400, json=errors)))
     with pytest.raises(RegistryError, match="TAG_INVALID manifest tag did not match"):
         scripted.registry.tag("x", b"{}", INDEX)
     assert scripted.pauses == []
 
 
-# Who we are
+# Authorization
 
 
 class Guarded:
-    """A registry that wants tokens, and its token server; a token serves `uses` requests."""
+    """A registry that requires tokens, and its token server; a token is valid for `uses` requests."""
 
     def __init__(self, *, uses: int = 1000, realm: str = "https://auth.example/token?tenant=1") -> None:
         self._uses, self._realm = uses, realm
@@ -258,7 +258,7 @@ class Guarded:
         return _index()
 
 
-def test_a_token_is_asked_for_once_and_kept() -> None:
+def test_a_token_is_requested_once_and_kept() -> None:
     guarded = Guarded()
     registry = Scripted(guarded, ME).registry
     registry.manifest("a")
@@ -273,7 +273,7 @@ def test_a_token_is_asked_for_once_and_kept() -> None:
     assert request.headers["Authorization"] == ME.basic
 
 
-def test_a_stranger_asks_without_credentials() -> None:
+def test_an_anonymous_client_requests_a_token_without_credentials() -> None:
     guarded = Guarded()
     Scripted(guarded).registry.manifest("a")
     assert "Authorization" not in guarded.asked[0].headers
@@ -288,7 +288,7 @@ def test_an_expired_token_is_renewed() -> None:
     assert scripted.pauses == []
 
 
-def test_a_registry_that_never_accepts_its_own_tokens_ends() -> None:
+def test_a_registry_that_never_accepts_its_tokens_fails() -> None:
     scripted = Scripted(Guarded(uses=0), ME)
     with pytest.raises(RegistryError, match=r"docker login registry\.example") as failure:
         scripted.registry.manifest("a")
@@ -297,7 +297,7 @@ def test_a_registry_that_never_accepts_its_own_tokens_ends() -> None:
     assert "token-1" not in str(failure.value)
 
 
-def test_a_password_goes_to_no_plain_token_server() -> None:
+def test_no_password_is_sent_over_plain_http() -> None:
     scripted = Scripted(Guarded(realm="http://auth.example/token"), ME)
     with pytest.raises(RegistryError, match="over plain HTTP"):
         scripted.registry.manifest("a")
@@ -318,7 +318,7 @@ def test_plain_basic_authentication() -> None:
 
 
 @pytest.mark.parametrize("answer", [httpx.Response(200, text="no"), httpx.Response(200, json={}), httpx.Response(403)])
-def test_a_token_server_that_gives_none(answer: httpx.Response) -> None:
+def test_a_token_server_without_a_token(answer: httpx.Response) -> None:
     guarded = Guarded()
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -329,7 +329,7 @@ def test_a_token_server_that_gives_none(answer: httpx.Response) -> None:
     assert SECRET not in str(failure.value)
 
 
-def test_storage_elsewhere_does_not_see_the_token(tmp_path: Path) -> None:
+def test_another_host_for_storage_gets_no_token(tmp_path: Path) -> None:
     image = make(tmp_path, "elsewhere")
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -364,7 +364,7 @@ def test_a_registry_that_stores_something_else_is_refused() -> None:
         )
 
 
-def test_a_failed_upload_is_begun_anew(tmp_path: Path) -> None:
+def test_a_failed_upload_is_started_again(tmp_path: Path) -> None:
     image = make(tmp_path, "failed upload")
     failed: list[httpx.URL] = []
 
@@ -404,7 +404,7 @@ def test_the_first_failure_stops_a_push_and_nothing_is_tagged(tmp_path: Path) ->
 
 def test_at_most_three_blobs_at_once(tmp_path: Path) -> None:
     image = make(tmp_path, "three")
-    # Uploads wait for a fourth one at the same time, which must not come.
+    # Uploads wait for a fourth simultaneous one, which must not exist.
     lock, fourth = threading.Lock(), threading.Barrier(4, timeout=0.3)
     at_once, most, uploads = 0, 0, 0
 
@@ -439,7 +439,7 @@ def test_a_push_is_read_back_byte_for_byte(place: Place, tmp_path: Path, request
     assert (pushed.sent, pushed.skipped) == (len(files), 0)
     assert pushed.bytes_sent == sum(path.stat().st_size for path in files)
     assert registry.tags() == ()
-    # Three threads are refused at once, and the first one's token serves all.
+    # Three threads are refused at once; one token is requested for all.
     assert [sent.url.params["scope"] for sent in line.requests if sent.url.path == "/token"].count(
         f"repository:{registry.name.repository}:pull,push"
     ) == 1
@@ -447,19 +447,19 @@ def test_a_push_is_read_back_byte_for_byte(place: Place, tmp_path: Path, request
     manifests = [sent.url.path.rpartition("/")[2] for sent in line.written if "/manifests/" in sent.url.path]
     assert manifests[-1] == image.digest.text
     assert len(manifests) == 5
-    stranger = place.anonymous(registry.name)
-    found = stranger.manifest(image.digest.text)
-    assert found is not None
-    assert found.raw == (tmp_path / "image/blobs/sha256" / image.digest.hex).read_bytes()
-    assert found.media_type == INDEX
+    anonymous = place.anonymous(registry.name)
+    manifest = anonymous.manifest(image.digest.text)
+    assert manifest is not None
+    assert manifest.raw == (tmp_path / "image/blobs/sha256" / image.digest.hex).read_bytes()
+    assert manifest.media_type == INDEX
     for built in image.platforms.values():
-        with stranger.blob(built.config) as chunks:
+        with anonymous.blob(built.config) as chunks:
             assert b"".join(chunks) == (tmp_path / "image/blobs/sha256" / built.config.hex).read_bytes()
-    registry.tag("latest", found.raw, INDEX)
-    assert stranger.tags() == ("latest",)
+    registry.tag("latest", manifest.raw, INDEX)
+    assert anonymous.tags() == ("latest",)
 
 
-def test_what_is_there_is_not_sent_again(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_existing_blobs_are_not_sent_again(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     image, line = _image(tmp_path, request), Line()
     name = place.name("again")
     place.registry(name, Line()).push_layout(tmp_path / "image", image.digest, LOG)
@@ -478,8 +478,8 @@ def test_an_interrupted_push_is_completed(
         place.registry(name, Line(dies_after)).push_layout(tmp_path / "image", image.digest, LOG)
     assert place.anonymous(name).manifest(image.digest.text) is None
     place.registry(name, line).push_layout(tmp_path / "image", image.digest, LOG)
-    found = place.anonymous(name).manifest(image.digest.text)
-    assert found is not None
+    manifest = place.anonymous(name).manifest(image.digest.text)
+    assert manifest is not None
     if dies_after == 25:
         assert len(line.written) < 20
 

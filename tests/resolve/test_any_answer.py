@@ -1,4 +1,4 @@
-"""Whatever versions.yaml holds and whatever the vendors answer: a sentence or a lock, and a lock can be read.
+"""For any versions.yaml and any responses: an error message or a lock, and a lock can be parsed.
 
 Four hundred of them in every run of the tests (some ten seconds), ten thousand with
 `nox -s tests -- --hypothesis-profile=thorough tests/resolve/test_any_answer.py` (some minutes).
@@ -62,13 +62,13 @@ ANYTHING = st.one_of(NUMBERS, ODD, BAD_URLS, st.text(max_size=12), st.just([]), 
 
 
 def maybe(value: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
-    """Mostly right, sometimes anything."""
+    """Mostly valid, sometimes anything."""
     return st.integers(0, 40).flatmap(lambda roll: ANYTHING if roll == 0 else value)
 
 
 @st.composite
 def intents(draw: st.DrawFn) -> str:
-    """The text of a versions.yaml."""
+    """Generate the text of a versions.yaml."""
     document = copy.deepcopy(DOCUMENT)
     for component in draw(st.lists(st.sampled_from([*COMPONENTS]), max_size=4)):
         document["components"][component] = draw(maybe(st.sampled_from(VERSIONS[component])))
@@ -191,12 +191,12 @@ STATUSES = st.sampled_from([200, 200, 200, 404, 404, 302, 206, 401, 403, 410, 42
 
 @dataclass(frozen=True)
 class Answer:
-    """One URL's answer: which one, by its place among all, and what."""
+    """A changed response: the position of its URL among all, and the change."""
 
     at: int
     error: Callable[[], Exception] | None
     status: int
-    body: bytes | None  # None: as it was
+    body: bytes | None  # None: unchanged
     headers: dict[str, str]
 
 
@@ -214,7 +214,7 @@ ANSWERS = st.lists(
 
 
 class Silent(Log):
-    """Ten thousand runs have nothing to say."""
+    """A log without output, for ten thousand runs."""
 
     def say(self, text: str) -> None:
         redact(text)
@@ -223,7 +223,7 @@ class Silent(Log):
 
 
 class World:
-    """A complete upstream to begin from, and the locks that it gave."""
+    """A complete upstream, and its locks."""
 
     def __init__(self, cache: Path) -> None:
         self.vendors = Vendors(cache=cache)
@@ -271,7 +271,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.mark.timeout(3600)
 @settings(max_examples=max(400, settings().max_examples), deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=intents(), answers=ANSWERS, locked=st.sampled_from(["none", "one", "broken"]), at=st.integers(0, 4000))
-def test_a_sentence_or_a_lock_that_can_be_read(
+def test_any_response_gives_an_error_message_or_a_valid_lock(
     world: World, text: str, answers: list[Answer], locked: str, at: int
 ) -> None:
     previous = None if locked == "none" else world.locked

@@ -1,4 +1,4 @@
-"""apt's private configuration: what it takes of the machine's, and what it leaves."""
+"""apt's configuration: which settings of the machine it has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.core.platforms import Platform
 from pipeline.resolve import apt
 
 # What packages and administrators put into apt.conf.d: index targets and a hook as appstream has them, languages, a
-# proxy, credentials of a client certificate, and what nobody should allow.
+# proxy, credentials of a client certificate, and unsafe settings.
 MACHINE = """
 Acquire::IndexTargets::deb::DEP-11 {
     MetaKey "$(COMPONENT)/dep11/Components-$(NATIVE_ARCHITECTURE).yml";
@@ -31,7 +31,7 @@ Acquire::Retries "7";
 
 @pytest.fixture
 def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Ours, on a machine whose apt.conf.d is MACHINE; the archive is a folder without packages."""
+    """The configuration on a machine whose apt.conf.d is MACHINE; the archive has no packages."""
     parts = tmp_path / "apt.conf.d"
     parts.mkdir()
     (parts / "50appstream").write_text(MACHINE % {"hook": tmp_path / "hook"})
@@ -68,7 +68,7 @@ def test_index_targets_and_hooks_of_the_machine_have_no_effect(configuration: Pa
 
 
 def test_the_machine_s_own_update_would_have_failed(configuration: Path, tmp_path: Path) -> None:
-    """Else the test above shows nothing."""
+    """Otherwise the test above would show nothing."""
     ours = configuration.read_text()
     configuration.write_text(ours.replace(f"{configuration.parent}/none", f"{tmp_path}/apt.conf.d"))
     sources = configuration.with_name("sources.list")
@@ -78,7 +78,7 @@ def test_the_machine_s_own_update_would_have_failed(configuration: Path, tmp_pat
     assert "Components-arm64.yml" in done.stderr
 
 
-def test_proxies_credentials_and_retries_of_the_machine_count(configuration: Path) -> None:
+def test_proxies_credentials_and_retries_of_the_machine_are_used(configuration: Path) -> None:
     known = settings(configuration)
     assert known["Acquire::http::Proxy"] == "http://user:secret@127.0.0.1:3128"
     assert known["Acquire::https::mirror.example.SslCert"] == "/etc/ssl/client.pem"

@@ -1,4 +1,4 @@
-"""What the vendors promise, asked of the vendors: does everything that `resolve` reads still look as it reads it?
+"""Requests to the vendors: `resolve` can parse what they publish today.
 
 Deselected unless asked for, because it needs the internet: `nox -s tests -- -m contract`. The weekly workflow does.
 """
@@ -48,11 +48,11 @@ FILES = (*COMPONENTS, components.AIRGAP)
 @pytest.fixture(scope="module")
 def chosen(origins: Origins) -> dict[str, str]:
     """Component → version; k3s's system images have k3s's."""
-    found = channels.choose(origins, None, datetime.now(UTC))
-    return {**found, components.AIRGAP: found["k3s"]}
+    selected = channels.choose(origins, None, datetime.now(UTC))
+    return {**selected, components.AIRGAP: selected["k3s"]}
 
 
-def test_every_channel_gives_a_release_that_goes_with_the_others(chosen: dict[str, str]) -> None:
+def test_every_channel_has_a_compatible_release(chosen: dict[str, str]) -> None:
     assert set(chosen) == set(FILES)
     for component in COMPONENTS:
         assert components.is_exact(component, chosen[component])
@@ -61,7 +61,7 @@ def test_every_channel_gives_a_release_that_goes_with_the_others(chosen: dict[st
 
 @pytest.mark.parametrize("component", FILES)
 @pytest.mark.parametrize("platform", Platform)
-def test_every_file_tells_its_size_and_date(
+def test_every_file_has_a_size_and_a_date(
     origins: Origins, chosen: dict[str, str], component: str, platform: Platform
 ) -> None:
     where = components.published(component, chosen[component], platform)
@@ -139,16 +139,16 @@ def test_github_records_the_digests(origins: Origins, chosen: dict[str, str], co
 def test_the_base_image_has_an_index_with_every_platform() -> None:
     name, tag, _ = ImageName.parse(INTENT.base)
     with transport.make_client() as client:
-        found = Registry(client, name).manifest(tag or "latest")
-    assert found is not None
-    assert found.digest == Digest.of(found.raw)
+        index = Registry(client, name).manifest(tag or "latest")
+    assert index is not None
+    assert index.digest == Digest.of(index.raw)
     for platform in INTENT.platforms:
-        assert platform.architecture.encode() in found.raw
+        assert platform.architecture.encode() in index.raw
 
 
 @pytest.mark.parametrize("platform", Platform)
-def test_the_committed_lock_is_what_upstream_publishes(origins: Origins, tmp_path: Path, platform: Platform) -> None:
-    """Docker's digests were only recorded by others when the lock was made: here its bytes are hashed."""
+def test_the_committed_lock_matches_upstream(origins: Origins, tmp_path: Path, platform: Platform) -> None:
+    """The digests of docker in the lock were only recorded by others: hash its files."""
     committed = lock.parse((ROOT / "versions.lock.yaml").read_text(encoding="utf-8"), "versions.lock.yaml")
     (tmp_path / "sha256").mkdir()
     with Log().transfers() as transfers:
@@ -161,7 +161,7 @@ def test_the_committed_lock_is_what_upstream_publishes(origins: Origins, tmp_pat
 
 
 @pytest.mark.parametrize("base", INTENT.witnesses["docker"])
-def test_a_witness_of_docker_has_the_same_sizes_itself(origins: Origins, chosen: dict[str, str], base: str) -> None:
+def test_a_witness_of_docker_has_files_of_the_same_sizes(origins: Origins, chosen: dict[str, str], base: str) -> None:
     for platform in Platform:
         where = components.published("docker", chosen["docker"], platform)
         ours = origins.head(origins.url("docker", where.path), "docker")

@@ -1,4 +1,4 @@
-"""Debian packages by the real apt, from a small repository made here, for a foreign architecture."""
+"""Debian packages by the real apt, from a small repository, for another architecture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUITES = {
         "unrelated=2.1-1": "",
         "libtool++=2.1+deb13u1-1": "",
         "busybox-static=1.37-6+b9": "",
-        # The metapackage as Debian has it, and a kernel whose dependencies nobody can meet here.
+        # The metapackage like Debian's, and a kernel whose dependencies are not in the archive.
         "linux-image-cloud-arm64=6.12.99-1": "Depends: linux-image-6.12.99+deb13-cloud-arm64 (= 6.12.99-1)\n",
         "linux-image-6.12.99+deb13-cloud-arm64=6.12.99-1": "Depends: kmod, initramfs-tools (>= 0.1) | dracut\n",
     },
@@ -52,7 +52,7 @@ Description: in the base image
 
 
 class Trusting(debian.Solver):
-    """apt is told to trust an unsigned repository, which the pipeline itself never does."""
+    """apt that trusts an unsigned repository, unlike in the pipeline."""
 
     def configure(self, suites: Mapping[str, tuple[str, ...]], folder: Path) -> Path:
         path = super().configure(suites, folder)
@@ -71,7 +71,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def publish(root: Path, suite: str, packages: Mapping[str, str]) -> None:
-    """Write a suite's indexes; a package's content is its name."""
+    """Write a suite's indexes; the content of a package is its name."""
     stanzas = []
     for package, more in packages.items():
         name, _, version = package.partition("=")
@@ -88,7 +88,7 @@ def publish(root: Path, suite: str, packages: Mapping[str, str]) -> None:
     (root / "dists" / suite / "Release").write_text(
         f"Suite: {suite}\nCodename: {suite}\nArchitectures: arm64\nComponents: main\n"
         f"SHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-arm64/Packages\n"
-        # As in Debian's own; nothing of it is here.
+        # Like Debian's; the files do not exist.
         f" {'0' * 64} 5 main/dep11/Components-arm64.yml\n"
     )
 
@@ -97,11 +97,11 @@ BASE = debian.BaseSystem(status=STATUS.encode(), keyrings={"debian-archive-keyri
 
 
 def solve(repository: Path, tmp_path: Path, *packages: str) -> list[str]:
-    return told(solver(repository, tmp_path, asked(*packages)).packages())
+    return described(solver(repository, tmp_path, asked(*packages)).packages())
 
 
 def guest(repository: Path, tmp_path: Path, *suites: str) -> list[str]:
-    return told(solver(repository, tmp_path, asked(suites=suites)).guest())
+    return described(solver(repository, tmp_path, asked(suites=suites)).guest())
 
 
 def solver(repository: Path, tmp_path: Path, intent: Intent) -> debian.Solver:
@@ -114,7 +114,7 @@ def asked(*packages: str, suites: tuple[str, ...] = ("trixie",)) -> Intent:
     return replace(INTENT, packages=packages, suites={"debian": suites}, upstream=upstream)
 
 
-def told(solved: tuple[Artifact, ...]) -> list[str]:
+def described(solved: tuple[Artifact, ...]) -> list[str]:
     for package in solved:
         assert package.digest == Digest.of(package.component.encode())
         assert package.size == len(package.component)
@@ -123,24 +123,24 @@ def told(solved: tuple[Artifact, ...]) -> list[str]:
     return [f"{package.component}={package.version}" for package in solved]
 
 
-def test_what_a_package_depends_on_is_added_and_what_the_base_has_is_not(repository: Path, tmp_path: Path) -> None:
+def test_dependencies_are_added_except_those_of_the_base(repository: Path, tmp_path: Path) -> None:
     assert solve(repository, tmp_path, "tool") == ["libtool-data=2.1-1", "tool=2.1-1"]
 
 
-def test_names_and_versions_are_as_debian_writes_them(repository: Path, tmp_path: Path) -> None:
+def test_names_and_versions_are_debians(repository: Path, tmp_path: Path) -> None:
     assert solve(repository, tmp_path, "libtool++") == ["libtool++=2.1+deb13u1-1"]
 
 
-def test_the_guest_is_busybox_and_two_kernels_without_what_they_depend_on(repository: Path, tmp_path: Path) -> None:
-    found = guest(repository, tmp_path, "trixie", "trixie-updates")
-    assert found == [
+def test_the_guest_is_busybox_and_two_kernels_without_dependencies(repository: Path, tmp_path: Path) -> None:
+    files = guest(repository, tmp_path, "trixie", "trixie-updates")
+    assert files == [
         "busybox-static=1.37-6+b9",
         "linux-image-6.1.0-50-cloud-arm64=6.1.176-1",
         "linux-image-6.12.118+deb13-cloud-arm64=6.12.118-1",
     ]
-    # The image's packages are chosen in the same folder before and after; neither answer depends on the other.
-    assert solve(repository, tmp_path, "busybox-static") == found[:1]
-    assert guest(repository, tmp_path, "trixie", "trixie-updates") == found
+    # Packages of the image and of the guest, chosen in one folder, do not depend on each other.
+    assert solve(repository, tmp_path, "busybox-static") == files[:1]
+    assert guest(repository, tmp_path, "trixie", "trixie-updates") == files
 
 
 def test_the_guest_of_an_older_image_has_one_kernel(repository: Path, tmp_path: Path) -> None:
@@ -157,32 +157,32 @@ def test_suites_are_those_of_the_intent_and_the_one_for_cgroup_v1() -> None:
 
 
 @pytest.mark.parametrize("lacks", ["linux-image-cloud-arm64", "linux-image-6.1.0-50-cloud-arm64"])
-def test_a_suite_without_the_kernel_is_upstreams_fault(repository: Path, tmp_path: Path, lacks: str) -> None:
+def test_a_suite_without_the_kernel_is_an_upstream_error(repository: Path, tmp_path: Path, lacks: str) -> None:
     rest = {package: more for package, more in SUITES["bookworm"].items() if not package.startswith(f"{lacks}=")}
     publish(repository, "bookworm", rest)
     with pytest.raises(UpstreamError, match=f"the archive has no package {re.escape(lacks)}\n"):
         guest(repository, tmp_path, "trixie")
 
 
-def test_a_metapackage_that_names_no_kernel_is_told(repository: Path, tmp_path: Path) -> None:
+def test_a_metapackage_without_a_kernel_is_reported(repository: Path, tmp_path: Path) -> None:
     publish(repository, "bookworm", {"linux-image-cloud-arm64=6.1-1": "Depends: linux-image-arm64 | kmod\n"})
     with pytest.raises(UpstreamError, match=r"(?s)does not depend on a kernel.*linux-image-arm64 \| kmod"):
         guest(repository, tmp_path, "trixie")
 
 
-def test_an_unknown_package_is_a_mistake_in_the_intent(repository: Path, tmp_path: Path) -> None:
+def test_an_unknown_package_is_an_intent_error(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(IntentError, match="no package iptabels"):
         solve(repository, tmp_path, "tool", "iptabels")
 
 
-def test_an_archive_that_is_not_there(repository: Path, tmp_path: Path) -> None:
+def test_a_missing_archive(repository: Path, tmp_path: Path) -> None:
     (repository / "dists/trixie/main/binary-arm64/Packages").unlink()
     with pytest.raises(UpstreamError, match="apt-get update"):
         solve(repository, tmp_path, "tool")
 
 
 def stored(folder: Path, *layers: bytes) -> list[Path]:
-    """Layers as the cache has them: named by their digests."""
+    """Write layers like the cache: named by their digests."""
     paths = [folder / Digest.of(layer).hex for layer in layers]
     for path, layer in zip(paths, layers, strict=True):
         path.write_bytes(layer)

@@ -1,4 +1,4 @@
-"""What the vendors really answered (tests/data/upstream/recorded/), read as the pipeline reads it."""
+"""Recorded responses of the vendors (tests/data/upstream/recorded/), parsed by the pipeline."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def recorded(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def test_each_recording_is_told_of() -> None:
-    told = (RECORDED / "README.md").read_text(encoding="utf-8").partition("## Trimmed")[0]
+def test_each_recording_is_documented() -> None:
+    documented = (RECORDED / "README.md").read_text(encoding="utf-8").partition("## Trimmed")[0]
     for path in FOLDER.iterdir():
-        assert f"| {path.name} |" in told
+        assert f"| {path.name} |" in documented
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_k3ss_checksums() -> None:
 
 
 def test_kubectls_checksum() -> None:
-    found = upstream.checksum(recorded("kubectl-1.32.2-amd64.sha256"), "")
-    assert found.hex == "4f6a959dcc5b702135f8354cc7109b542a2933c46b808b248a214c1f69f817ea"
+    digest = upstream.checksum(recorded("kubectl-1.32.2-amd64.sha256"), "")
+    assert digest.hex == "4f6a959dcc5b702135f8354cc7109b542a2933c46b808b248a214c1f69f817ea"
 
 
 def test_githubs_record_of_a_release() -> None:
@@ -89,11 +89,11 @@ def test_debians_index_and_manifest_through_a_registry(tmp_path: Path) -> None:
     name = ImageName(registry="docker.io", repository="library/debian")
     with transport.make_client(httpx.MockTransport(answer)) as client:
         registry = Registry(client, name)
-        found = registry.manifest(entry["digest"])
-        assert found is not None
-        assert found.digest.text == "sha256:051787f410904dc6260467a33d225071e50a71f7736721c5fb0ebb0a920c22c0"
-        assert len(found.raw) == entry["size"] == 1021
-        config, (layer,) = json.loads(found.raw)["config"], json.loads(found.raw)["layers"]
+        described = registry.manifest(entry["digest"])
+        assert described is not None
+        assert described.digest.text == "sha256:051787f410904dc6260467a33d225071e50a71f7736721c5fb0ebb0a920c22c0"
+        assert len(described.raw) == entry["size"] == 1021
+        config, (layer,) = json.loads(described.raw)["config"], json.loads(described.raw)["layers"]
         assert Digest.of(base64.b64decode(config["data"])).text == config["digest"]
         assert (layer["size"], layer["digest"][:19]) == (29_867_719, "sha256:3b49fae03f57")
         lock = Base(image=f"{name}:trixie-slim", digest=Digest.of(index), evidence=PUBLISHED)
@@ -131,7 +131,7 @@ def test_a_signed_statement_of_a_reusable_workflow() -> None:
 
 
 @pytest.mark.usefixtures("_own_cache")
-def test_a_statement_that_was_changed_after_it_was_signed() -> None:
+def test_a_statement_that_was_changed_after_signing() -> None:
     bundle: dict[str, Any] = json.loads(recorded("reusable-workflow.sigstore.json"))
     envelope = bundle["dsseEnvelope"]
     statement = json.loads(base64.b64decode(envelope["payload"]))

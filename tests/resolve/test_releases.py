@@ -1,4 +1,4 @@
-"""Which release a channel means, against an upstream that is late, down, or contradicts itself."""
+"""Releases of channels, with an upstream that is late, down, or contradicts itself."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def asks(vendors: Vendors, **components: str) -> None:
         ("kubectl", "v1.37.0", "v1.37.0"),
     ],
 )
-def test_every_way_to_ask(vendors: Vendors, component: str, asked: str, version: str) -> None:
+def test_every_kind_of_channel(vendors: Vendors, component: str, asked: str, version: str) -> None:
     asks(vendors, **{component: asked})
     assert vendors.resolve().versions[component] == version
 
@@ -70,14 +70,14 @@ def test_no_version_depends_on_the_api_with_a_quota(vendors: Vendors) -> None:
 # Docker: the listing and the tags must agree.
 
 
-def test_an_archive_without_a_tag_is_passed_over(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_archive_without_a_tag_is_skipped(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
     vendors.release("docker", "29.8.0")
     vendors.listing("29.8.0", "29.7.2", "28.5.2")
     assert vendors.resolve().versions["docker"] == "29.7.2"
     assert "skipped docker 29.8.0: its archives are listed, but moby/moby has no such tag" in capsys.readouterr().err
 
 
-def test_a_tag_without_an_archive_is_passed_over(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tag_without_an_archive_is_skipped(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
     vendors.refs("docker", "docker-v29.8.0", "docker-v29.7.2")
     vendors.listing("29.8.0", "29.7.2", platforms=[Platform.AMD64])
     assert vendors.resolve().versions["docker"] == "29.7.2"
@@ -98,18 +98,18 @@ def test_docker_releases_are_sorted_as_numbers(vendors: Vendors) -> None:
     ("component", "newer", "expected"),
     [("buildx", ("0.38.0", "0.37.0"), "0.36.1"), ("compose", ("5.6.0", "5.5.0"), "5.4.0")],
 )
-def test_a_release_that_lacks_a_platform_is_passed_over(
+def test_a_release_that_lacks_a_platform_is_skipped(
     vendors: Vendors, component: str, newer: tuple[str, str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vendors.refs(component, *(f"v{one}" for one in (*newer, expected)))
     vendors.release(component, newer[1], platforms=[Platform.AMD64])
     assert vendors.resolve().versions[component] == expected
-    told = capsys.readouterr().err
-    assert f"skipped {component} {newer[0]}: {component} {newer[0]} for linux/amd64 does not exist (yet)" in told
-    assert f"skipped {component} {newer[1]}: {component} {newer[1]} for linux/arm64 does not exist (yet)" in told
+    log = capsys.readouterr().err
+    assert f"skipped {component} {newer[0]}: {component} {newer[0]} for linux/amd64 does not exist (yet)" in log
+    assert f"skipped {component} {newer[1]}: {component} {newer[1]} for linux/arm64 does not exist (yet)" in log
 
 
-def test_an_exact_version_is_nobodys_to_pass_over(vendors: Vendors) -> None:
+def test_an_exact_version_is_never_skipped(vendors: Vendors) -> None:
     asks(vendors, buildx="0.99.0")
     with pytest.raises(UpstreamError, match=r"buildx 0\.99\.0 for linux/amd64 does not exist"):
         vendors.resolve()
@@ -125,17 +125,17 @@ def test_any_other_status_stops_the_run(vendors: Vendors, status: int, component
     assert refused.value.found == f"status {status}"
 
 
-def test_a_channel_without_any_release_says_what_it_passed_over(vendors: Vendors) -> None:
+def test_a_channel_without_a_release(vendors: Vendors) -> None:
     asks(vendors, compose="6")
     with pytest.raises(UpstreamError, match="no suitable compose 6"):
         vendors.resolve()
 
 
-# k3s: the channel server, then the tags, then the lock; never the channel's name as a version.
+# k3s: the channel server, then the tags, then the lock.
 
 
 @pytest.mark.parametrize("broken", ["down", "missing", "the literal word", "a candidate", "html"])
-def test_k3s_without_a_channel_the_tags_stand_in(
+def test_k3s_without_its_channels_uses_the_tags(
     vendors: Vendors, broken: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     match broken:
@@ -157,7 +157,7 @@ def test_k3s_without_a_channel_the_tags_stand_in(
     assert "using its tags, then the lock" in capsys.readouterr().err
 
 
-def test_k3s_without_channels_and_tags_the_lock_stands_in(vendors: Vendors) -> None:
+def test_k3s_without_channels_and_tags_uses_the_lock(vendors: Vendors) -> None:
     locked = vendors.resolve()
     for url in (COLLECTION, TAGS):
         vendors.answers[url] = httpx.ReadTimeout("slow")
@@ -167,7 +167,7 @@ def test_k3s_without_channels_and_tags_the_lock_stands_in(vendors: Vendors) -> N
         vendors.resolve(locked)
 
 
-def test_k3s_with_nothing_at_all_stops_and_never_takes_the_word_for_a_version(vendors: Vendors) -> None:
+def test_k3s_without_anything_stops_and_never_uses_the_channels_name(vendors: Vendors) -> None:
     for url in (COLLECTION, TAGS):
         vendors.gives(url, "stable")
     with pytest.raises(UpstreamError, match="no suitable k3s stable"):
@@ -175,13 +175,13 @@ def test_k3s_with_nothing_at_all_stops_and_never_takes_the_word_for_a_version(ve
     assert not any("/download/stable" in str(request.url) for request in vendors.asked)
 
 
-def test_k3s_channel_ahead_of_its_files_gives_the_release_before(vendors: Vendors) -> None:
+def test_k3s_channel_ahead_of_its_files_gives_the_previous_release(vendors: Vendors) -> None:
     vendors.channels(stable="v1.37.2+k3s1")
     vendors.refs("k3s", "v1.37.2+k3s1", "v1.37.1+k3s1", "v1.38.0+k3s1")
     assert vendors.resolve().versions["k3s"] == "v1.37.1+k3s1"
 
 
-def test_k3s_channel_that_went_back_is_told(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
+def test_k3s_channel_that_went_back_is_logged(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
     locked = vendors.resolve()
     vendors.channels(stable="v1.36.5+k3s1")
     assert vendors.resolve(locked).versions["k3s"] == "v1.36.5+k3s1"
@@ -191,14 +191,14 @@ def test_k3s_channel_that_went_back_is_told(vendors: Vendors, capsys: pytest.Cap
 # Cooldown.
 
 
-def test_a_young_release_is_passed_over_with_a_sentence(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_young_release_is_skipped_and_logged(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
     vendors.refs("buildx", "v0.37.0", "v0.36.1")
     vendors.release("buildx", "0.37.0", days=2.9)
     assert vendors.resolve().versions["buildx"] == "0.37.0", "without a cooldown it is taken"
     vendors.intent = replace(vendors.intent, cooldown={"default": 3})
     assert vendors.resolve().versions["buildx"] == "0.36.1"
-    told = capsys.readouterr().err
-    assert "skipped buildx 0.37.0: its files are from 2026-11-22, and its cooldown is 3 days" in told
+    log = capsys.readouterr().err
+    assert "skipped buildx 0.37.0: its files are from 2026-11-22, and its cooldown is 3 days" in log
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_every_component_cools_down(vendors: Vendors, component: str) -> None:
     assert after[component] == older[component]
 
 
-def test_an_exact_version_a_locked_one_and_a_known_fix_are_taken_at_any_age(
+def test_exact_versions_locked_ones_and_known_fixes_have_no_cooldown(
     vendors: Vendors, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vendors.refs("buildx", "v0.37.0", "v0.36.1")
@@ -262,12 +262,12 @@ def test_the_youngest_platform_decides(vendors: Vendors) -> None:
     assert vendors.resolve().versions["compose"] == "5.3.1"
 
 
-def test_each_file_is_asked_for_once(vendors: Vendors) -> None:
+def test_each_file_is_requested_once(vendors: Vendors) -> None:
     vendors.intent = replace(vendors.intent, cooldown={"default": 3})
     vendors.resolve()
     url = vendors.url("buildx", "0.36.1", Platform.AMD64)
     assert times(vendors, url, "HEAD") == 1
-    assert fake.times(vendors, url) == 0, "its checksum is published, nothing is downloaded"
+    assert fake.times(vendors, url) == 0, "its checksum is published, so it is not downloaded"
 
 
 # The variant airgap
@@ -291,32 +291,30 @@ def test_system_images_are_resolved_with_k3s_and_kept(vendors: Vendors) -> None:
     assert vendors.resolve(made, replace(vendors.intent, variants=())).airgap == ()
 
 
-def test_a_lock_gets_them_when_they_are_asked_for(vendors: Vendors) -> None:
+def test_a_lock_gets_system_images_if_they_are_requested(vendors: Vendors) -> None:
     before = vendors.resolve()
     made = vendors.resolve(before, replace(vendors.intent, variants=(Variant.AIRGAP,)))
     assert before.airgap == ()
     assert changes.lines(before, made) == [
         *(f"system images k3s-airgap-images ({arch}): none → {AIRGAP}" for arch in ("amd64", "arm64")),
     ]
-    told = changes.markdown(before, made, ())
-    assert "| k3s-airgap-images | amd64, arm64 | — | v1.37.1+k3s1 |" in told
-    assert "| linux/arm64 airgap | — |" in told
+    text = changes.markdown(before, made, ())
+    assert "| k3s-airgap-images | amd64, arm64 | — | v1.37.1+k3s1 |" in text
+    assert "| linux/arm64 airgap | — |" in text
 
 
-def test_a_release_whose_system_images_are_missing_is_passed_over(
-    vendors: Vendors, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_release_without_system_images_is_skipped(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
     vendors.intent = replace(vendors.intent, variants=(Variant.AIRGAP,))
     del vendors.answers[vendors.url("k3s-airgap-images", AIRGAP, Platform.ARM64)]
     assert vendors.resolve().versions["k3s"] == "v1.37.0+k3s1"
-    said = " ".join(capsys.readouterr().err.split())
-    assert f": k3s-airgap-images {AIRGAP} for linux/arm64 does not exist (yet)" in said
+    log = " ".join(capsys.readouterr().err.split())
+    assert f": k3s-airgap-images {AIRGAP} for linux/arm64 does not exist (yet)" in log
     asks(vendors, k3s=AIRGAP)
     with pytest.raises(UpstreamError, match=r"k3s-airgap-images .* does not exist"):
         vendors.resolve()
 
 
-def test_a_published_checksum_that_changes_is_not_taken_over(vendors: Vendors) -> None:
+def test_a_changed_checksum_is_refused(vendors: Vendors) -> None:
     vendors.intent = replace(vendors.intent, variants=(Variant.AIRGAP,))
     made = vendors.resolve()
     vendors.release("k3s", AIRGAP, text="replaced")

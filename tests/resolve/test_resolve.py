@@ -1,4 +1,4 @@
-"""Resolve against the rehearsal's own origin layout, served by a real HTTP server; apt and the base are handed in."""
+"""Resolve against the rehearsal's origin layout on a real HTTP server, without apt and a base image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANNELS = {"docker": "latest", "buildx": "latest", "compose": "2", "k3s": "stab
 
 
 class Upstream:
-    """An origin on disk, and an intent that names it."""
+    """An origin on disk, and an intent for it."""
 
     def __init__(self, folder: Path, url: str, client: httpx.Client) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def test_channels_become_versions_and_the_same_answers_give_the_same_bytes(vendors: Upstream) -> None:
+def test_channels_become_versions_and_equal_responses_give_equal_bytes(vendors: Upstream) -> None:
     first = vendors.resolve()
     assert dict(first.versions) == {
         "docker": "28.5.2",
@@ -103,7 +103,7 @@ def test_an_unchanged_lock_keeps_its_date_and_a_changed_one_gets_today(vendors: 
     assert changes.lines(first, changed)[0] == "docker 28.5.2 → 28.10.0"
 
 
-def test_another_guest_leaves_the_date_and_is_told(vendors: Upstream) -> None:
+def test_another_guest_leaves_the_date_and_is_logged(vendors: Upstream) -> None:
     made = vendors.resolve()
     gone = replace(artifact("linux-image-6.12", Platform.ARM64), version="6.12.117-1")
     first = replace(made, date="2020-01-01", guest=(replace(made.guest[0], version="0.9-1"), gone))
@@ -117,7 +117,7 @@ def test_another_guest_leaves_the_date_and_is_told(vendors: Upstream) -> None:
     assert changes.lines(changed, other) == ["busybox-static 1.0-1 (amd64): another digest"]
 
 
-def test_a_version_that_one_platform_lacks_is_not_taken(vendors: Upstream) -> None:
+def test_a_version_that_one_platform_lacks_is_not_chosen(vendors: Upstream) -> None:
     vendors.docker("28.10.0")
     vendors.path("docker", "linux/static/stable/aarch64/docker-28.10.0.tgz").unlink()
     assert vendors.resolve().versions["docker"] == "28.5.2"
@@ -142,7 +142,7 @@ def test_a_digest_that_changed_under_the_same_version_is_refused(vendors: Upstre
         vendors.resolve(first)
 
 
-def test_what_docker_does_not_publish_is_kept_from_the_lock(vendors: Upstream) -> None:
+def test_digests_of_docker_are_kept_from_the_lock(vendors: Upstream) -> None:
     first = vendors.resolve()
     reason = Evidence(grade=Grade.CORROBORATED, source="five projects record it", observed="2026-01-01")
     known = tuple(replace(file, evidence=(reason,)) if file.component == "docker" else file for file in first.artifacts)
@@ -156,7 +156,7 @@ def test_incompatible_versions_are_refused(vendors: Upstream) -> None:
         vendors.resolve(intent=replace(vendors.intent, components=components))
 
 
-def test_an_unreachable_origin_is_named(vendors: Upstream) -> None:
+def test_an_unreachable_origin_is_reported(vendors: Upstream) -> None:
     upstream = {**vendors.intent.upstream, "kubernetes": f"http://127.0.0.1:{_free_port()}"}
     with pytest.raises(UpstreamError, match=r"channel 1\.37: 127\.0\.0\.1 cannot be reached"):
         vendors.resolve(intent=replace(vendors.intent, upstream=upstream))

@@ -10,7 +10,7 @@ from pipeline.core.errors import UpstreamError
 from pipeline.core.platforms import Platform
 from pipeline.resolve import upstream
 
-RECORDED = Path(__file__).parents[1] / "data/upstream"  # README.md there tells where each file is from
+RECORDED = Path(__file__).parents[1] / "data/upstream"  # README.md there has the sources
 
 
 def recorded(name: str) -> str:
@@ -48,7 +48,7 @@ def test_candidates_of_k3s_are_left_out_and_its_revisions_count() -> None:
 
 
 @pytest.mark.parametrize("huge", ["9" * 5000, "٣", "²"])
-def test_what_looks_like_a_number_and_is_none_of_ours(huge: str) -> None:
+def test_numbers_of_insane_length_are_not_versions(huge: str) -> None:
     assert upstream.listed_docker(f'<a href="docker-{huge}.1.1.tgz">') == []
     assert upstream.tagged(f" refs/tags/v{huge}.1.1\n", "compose") == []
     with pytest.raises(UpstreamError):
@@ -63,13 +63,13 @@ def test_the_channels_of_k3s(channel: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("channel", ["testing", "v1.39", "v1.99"])
-def test_a_channel_of_candidates_an_empty_one_and_one_that_is_not_there(channel: str) -> None:
+def test_channels_without_a_release(channel: str) -> None:
     with pytest.raises(UpstreamError, match="points to no release"):
         upstream.k3s_channel(recorded("k3s-channels.json"), channel)
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "v1.36.4", "v1.37", "v1.37.1-rc.0", "stable", "v1.37.1\nv1.37.2"])
-def test_a_channel_of_kubectl_that_holds_something_else(text: str) -> None:
+def test_an_invalid_channel_of_kubectl(text: str) -> None:
     with pytest.raises(UpstreamError, match=r"channel 1\.37 has no release"):
         upstream.kubectl_channel(text, "1.37")
 
@@ -78,12 +78,12 @@ def test_kubectls_patches_downwards() -> None:
     assert list(upstream.patches(upstream.kubectl_channel("v1.37.2\n", "1.37"))) == ["v1.37.2", "v1.37.1", "v1.37.0"]
 
 
-def test_the_digests_of_a_release_as_github_tells_them() -> None:
+def test_the_digests_that_github_records() -> None:
     checksums = recorded("buildx-checksums.txt")
-    found = upstream.assets(recorded("github-release.json"))
+    digests = upstream.assets(recorded("github-release.json"))
     for name in ("buildx-v0.36.1.linux-amd64", "buildx-v0.36.1.linux-arm64"):
-        assert found[name] == upstream.checksum(checksums, name)
-    assert "checksums.txt" not in found, "a file without a digest is one without a witness"
+        assert digests[name] == upstream.checksum(checksums, name)
+    assert "checksums.txt" not in digests, "a file without a digest is one without a witness"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_release_that_github_does_not_describe(document: str) -> None:
         ("29.10.0", ["29.10.0"]),
     ],
 )
-def test_what_a_channel_can_mean(asked: str, fitting: list[str]) -> None:
+def test_versions_of_a_channel(asked: str, fitting: list[str]) -> None:
     assert [version for version in upstream.listed_docker(LISTING) if upstream.fits(version, asked)] == fitting
 
 
@@ -145,7 +145,7 @@ HEX = "ab" * 32
         ),
     ],
 )
-def test_the_vendors_three_ways_to_write_a_checksum(text: str, name: str) -> None:
+def test_the_formats_of_checksum_files(text: str, name: str) -> None:
     assert upstream.checksum(text, name).hex == HEX
 
 

@@ -1,4 +1,4 @@
-"""Who speaks for a digest, and what happens when two of them disagree."""
+"""Evidence for digests, and witnesses that contradict each other."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def of(made: Lock, component: str, platform: Platform = Platform.AMD64) -> Artif
 
 
 def mirrored(vendors: Vendors, text: str | None = None) -> None:
-    """A mirror of docker's archives, with the same bytes or others."""
+    """Serve docker's archives from a mirror, with the same bytes or others."""
     vendors.intent = replace(vendors.intent, mirrors={"docker": (MIRROR,)})
     for platform in Platform:
         where = components.published("docker", "29.7.2", platform)
@@ -51,7 +51,7 @@ def mirrored(vendors: Vendors, text: str | None = None) -> None:
         vendors.gives(f"{MIRROR}/{where.path}", there.content if text is None else text)
 
 
-# What is recorded.
+# Records.
 
 
 def test_a_checksum_a_size_an_etag_and_a_day(vendors: Vendors) -> None:
@@ -69,7 +69,7 @@ def test_an_etag_that_is_not_strong_is_not_recorded(vendors: Vendors, etag: str)
     assert of(vendors.resolve(), "compose").etag is None
 
 
-def test_the_same_answers_on_a_later_day_give_the_same_bytes(vendors: Vendors) -> None:
+def test_equal_responses_on_a_later_day_give_equal_bytes(vendors: Vendors) -> None:
     mirrored(vendors)
     first = vendors.resolve()
     later = vendors.resolve(lock.parse(lock.render(first), "x"), now=NOW + timedelta(days=100))
@@ -77,7 +77,7 @@ def test_the_same_answers_on_a_later_day_give_the_same_bytes(vendors: Vendors) -
     assert changes.lines(first, later) == []
 
 
-def test_a_new_reason_is_told_and_leaves_the_date(vendors: Vendors) -> None:
+def test_new_evidence_is_logged_and_leaves_the_date(vendors: Vendors) -> None:
     first = replace(vendors.resolve(), date="2020-01-01")
     mirrored(vendors)
     later = vendors.resolve(first, now=NOW + timedelta(days=1))
@@ -90,7 +90,7 @@ def test_a_new_reason_is_told_and_leaves_the_date(vendors: Vendors) -> None:
     assert {one.observed for one in of(later, "docker").evidence} == {"2026-11-25", "2026-11-26"}
 
 
-def test_what_the_policy_will_refuse_is_told_at_once(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
+def test_grades_below_the_policy_are_a_warning_of_resolve(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
     policy = {"default": Grade.PUBLISHED, "docker": Grade.CORROBORATED}
     vendors.intent = replace(vendors.intent, policy=policy)
     made = vendors.resolve()
@@ -104,7 +104,7 @@ def test_what_the_policy_will_refuse_is_told_at_once(vendors: Vendors, capsys: p
     vendors.resolve(made).require(policy)
 
 
-def test_a_lock_without_days_gets_them_and_says_so(vendors: Vendors) -> None:
+def test_a_lock_without_dates_of_evidence_gets_them(vendors: Vendors) -> None:
     made = vendors.resolve()
     undated = replace(
         made,
@@ -115,11 +115,11 @@ def test_a_lock_without_days_gets_them_and_says_so(vendors: Vendors) -> None:
     )
     again = vendors.resolve(undated)
     assert of(again, "k3s").evidence == of(made, "k3s").evidence
-    assert of(again, "docker").evidence[0].observed is None, "nothing was downloaded, so nothing was seen"
+    assert of(again, "docker").evidence[0].observed is None, "nothing was downloaded"
     assert changes.lines(undated, again) == ["evidence: 6 reasons with a new date"]
 
 
-# Docker: the bytes themselves.
+# Docker: the bytes.
 
 
 def test_docker_from_two_sites_is_corroborated(vendors: Vendors) -> None:
@@ -133,7 +133,7 @@ WITNESSES = versions.read(ROOT / "versions.yaml").witnesses["docker"]
 
 
 def witnessed(vendors: Vendors, *bases: str) -> None:
-    """The intent's own policy and witnesses, of which these have docker's archives; the others do not answer."""
+    """Use the committed policy and witnesses: those in `bases` have docker's archives, the others are down."""
     committed = versions.read(ROOT / "versions.yaml")
     vendors.intent = replace(vendors.intent, policy=committed.policy, witnesses=committed.witnesses)
     for platform in Platform:
@@ -146,9 +146,7 @@ def witnessed(vendors: Vendors, *bases: str) -> None:
 
 
 @pytest.mark.parametrize("answering", [WITNESSES, WITNESSES[1:]])
-def test_a_release_is_met_by_docker_and_one_witness_of_the_committed_intent(
-    vendors: Vendors, answering: tuple[str, ...]
-) -> None:
+def test_one_witness_of_the_committed_intent_satisfies_its_policy(vendors: Vendors, answering: tuple[str, ...]) -> None:
     witnessed(vendors, *answering)
     made = vendors.resolve()
     for platform in Platform:
@@ -159,16 +157,16 @@ def test_a_release_is_met_by_docker_and_one_witness_of_the_committed_intent(
     made.require({"docker": vendors.intent.policy["docker"]})
 
 
-def test_a_release_is_refused_when_no_witness_answers_and_resolve_is_not(
+def test_without_a_witness_resolve_passes_and_a_release_is_refused(
     vendors: Vendors, capsys: pytest.CaptureFixture[str]
 ) -> None:
     witnessed(vendors)
     made = vendors.resolve()
     assert of(made, "docker").grade is Grade.FIRST_USE
-    told = capsys.readouterr().err
+    log = capsys.readouterr().err
     for base in WITNESSES:
-        assert httpx.URL(base).host in told
-    assert "push will refuse this lock: docker 29.7.2 for linux/amd64 is first use" in told
+        assert httpx.URL(base).host in log
+    assert "push will refuse this lock: docker 29.7.2 for linux/amd64 is first use" in log
     with pytest.raises(VerificationFailed, match="docker") as refused:
         made.require({"docker": vendors.intent.policy["docker"]})
     assert refused.value.exit_code == 10
@@ -183,7 +181,7 @@ def test_nothing_is_fetched_from_a_witness(vendors: Vendors, tmp_path: Path) -> 
     assert {request.url.host for request in vendors.asked} == {"download.docker.com"}
 
 
-def test_a_witness_is_not_asked_again_about_what_it_has_confirmed(vendors: Vendors) -> None:
+def test_a_witness_is_not_asked_again(vendors: Vendors) -> None:
     witnessed(vendors, *WITNESSES)
     made = vendors.resolve()
     vendors.asked.clear()
@@ -191,7 +189,7 @@ def test_a_witness_is_not_asked_again_about_what_it_has_confirmed(vendors: Vendo
     assert {request.url.host for request in vendors.asked}.isdisjoint(httpx.URL(base).host for base in WITNESSES)
 
 
-def test_a_witness_that_sends_on_to_docker_corroborates_nothing(
+def test_a_witness_that_redirects_to_docker_corroborates_nothing(
     vendors: Vendors, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mirrored(vendors)
@@ -205,7 +203,7 @@ def test_a_witness_that_sends_on_to_docker_corroborates_nothing(
 
 
 class _Trickle(httpx.SyncByteStream):
-    """A body that never ends and never pauses long enough for a timeout."""
+    """A body that never ends, without a timeout."""
 
     def __iter__(self) -> Iterator[bytes]:
         while True:
@@ -213,7 +211,7 @@ class _Trickle(httpx.SyncByteStream):
             yield b"x"
 
 
-def test_a_witness_that_trickles_is_given_up(
+def test_a_slow_witness_is_skipped(
     vendors: Vendors, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mirrored(vendors)
@@ -248,7 +246,7 @@ def test_a_mirror_with_other_bytes_stops_the_run(vendors: Vendors) -> None:
 
 
 @pytest.mark.parametrize("answer", [Given(status=404), Given(status=500), httpx.ConnectError("refused")])
-def test_a_silent_mirror_stops_nothing_and_is_told(
+def test_an_unavailable_mirror_is_a_warning(
     vendors: Vendors, answer: Given | Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mirrored(vendors)
@@ -258,7 +256,7 @@ def test_a_silent_mirror_stops_nothing_and_is_told(
     assert "it corroborates nothing" in capsys.readouterr().err
 
 
-def test_what_resolve_downloaded_fetch_does_not_bring_again(vendors: Vendors, tmp_path: Path) -> None:
+def test_fetch_does_not_download_again_what_resolve_did(vendors: Vendors, tmp_path: Path) -> None:
     made = vendors.resolve()
     assert times(vendors, DOCKER) == 1
     docker = tuple(file for file in made.artifacts if file.component == "docker")
@@ -268,7 +266,7 @@ def test_what_resolve_downloaded_fetch_does_not_bring_again(vendors: Vendors, tm
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_docker_is_not_downloaded_again_while_nothing_speaks_against_the_lock(vendors: Vendors) -> None:
+def test_docker_is_not_downloaded_again_if_size_and_etag_are_unchanged(vendors: Vendors) -> None:
     made = vendors.resolve()
     vendors.resolve(made)
     assert times(vendors, DOCKER) == 1
@@ -286,7 +284,7 @@ def test_docker_is_hashed_again_when_size_or_etag_changed(vendors: Vendors, lock
         vendors.resolve(made)
 
 
-def test_a_transfer_that_breaks_is_tried_again_and_leaves_nothing(
+def test_a_broken_download_is_retried_and_leaves_nothing(
     vendors: Vendors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retries, "PAUSES", (0.0, 0.0))
@@ -319,7 +317,7 @@ def publish_pair(vendors: Vendors, pair: Pair) -> None:
 
 
 class Root:
-    """A trust root that knows one authority."""
+    """A trust root with one authority."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
@@ -336,7 +334,7 @@ def test_a_signed_kubectl_is_signed(vendors: Vendors, monkeypatch: pytest.Monkey
     assert of(made, "kubectl").grade is Grade.SIGNED
     assert signature.KUBERNETES in of(made, "kubectl").evidence[0].source
     assert of(made, "kubectl", Platform.ARM64).grade is Grade.PUBLISHED
-    assert times(vendors, KUBECTL) == 0, "a signature is of the digest: nothing is downloaded"
+    assert times(vendors, KUBECTL) == 0, "a signature is for the digest, so nothing is downloaded"
 
 
 @pytest.mark.parametrize(
@@ -347,7 +345,7 @@ def test_a_signed_kubectl_is_signed(vendors: Vendors, monkeypatch: pytest.Monkey
         lambda: Pair(certificate=b"<html>", signature=b"<html>", authority=signing.sign(b"").authority),
     ],
 )
-def test_a_signature_that_does_not_hold_stops_the_run(vendors: Vendors, make: Callable[[], Pair]) -> None:
+def test_an_invalid_signature_stops_the_run(vendors: Vendors, make: Callable[[], Pair]) -> None:
     publish_pair(vendors, make())
     with pytest.raises(VerificationFailed, match=r"kubectl v1\.37\.1 for linux/amd64: ") as refused:
         vendors.resolve()
@@ -364,15 +362,13 @@ def test_a_bundle_of_another_workflow_stops_the_run(vendors: Vendors) -> None:
         vendors.resolve()
 
 
-def test_a_bundle_that_cannot_be_judged_is_told_and_the_checksum_stands(
-    vendors: Vendors, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unreadable_bundle_is_a_warning(vendors: Vendors, capsys: pytest.CaptureFixture[str]) -> None:
     vendors.gives(vendors.url("buildx", "0.36.1", Platform.AMD64) + ".sigstore.json", "{}")
     assert of(vendors.resolve(), "buildx").grade is Grade.PUBLISHED
     assert "cannot read the signature" in capsys.readouterr().err
 
 
-def test_a_bundle_that_holds_makes_it_signed(vendors: Vendors, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_bundle_is_the_grade_signed(vendors: Vendors, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Digest, signature.Workflow]] = []
     monkeypatch.setattr(
         signature, "check_bundle", lambda raw, *, digest, workflow, root: asked.append((digest, workflow))
@@ -402,7 +398,7 @@ def test_github_is_a_second_witness(vendors: Vendors) -> None:
     assert [one.grade for one in of(made, "k3s").evidence] == [Grade.PUBLISHED, Grade.RECORDED]
     assert of(made, "k3s").evidence[1].source.startswith(url)
     assert [one.grade for one in of(made, "k3s", Platform.ARM64).evidence] == [Grade.PUBLISHED]
-    assert times(vendors, url) == 1, "one question for all platforms"
+    assert times(vendors, url) == 1, "one request for all platforms"
 
 
 def test_github_contradicts_the_checksum_file(vendors: Vendors) -> None:
@@ -434,7 +430,7 @@ def test_github_contradicts_the_checksum_file(vendors: Vendors) -> None:
         (200, {}, None, "does not describe the release"),
     ],
 )
-def test_what_github_refuses_stops_nothing_and_is_told_apart(
+def test_refusals_of_github_are_warnings(
     vendors: Vendors,
     status: int,
     headers: dict[str, str],
@@ -448,9 +444,9 @@ def test_what_github_refuses_stops_nothing_and_is_told_apart(
         )
     made = vendors.resolve(token=token)
     assert of(made, "buildx").grade is Grade.PUBLISHED
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert "t0ken-of-mine" not in told + lock.render(made)
+    log = capsys.readouterr().err
+    assert sentence in log
+    assert "t0ken-of-mine" not in log + lock.render(made)
 
 
 def test_the_token_goes_to_githubs_api_and_nowhere_else(vendors: Vendors) -> None:
@@ -460,7 +456,7 @@ def test_the_token_goes_to_githubs_api_and_nowhere_else(vendors: Vendors) -> Non
         assert request.headers.get("Authorization") == expected, request.url
 
 
-def test_without_a_token_and_in_the_clear_nothing_is_sent(vendors: Vendors) -> None:
+def test_no_token_is_sent_over_plain_http(vendors: Vendors) -> None:
     vendors.resolve()
     clear = {**UPSTREAM, "github-api": "http://ghe.example/api/v3"}
     vendors.resolve(intent=replace(vendors.intent, upstream=clear), token="t0ken-of-mine")
@@ -468,7 +464,7 @@ def test_without_a_token_and_in_the_clear_nothing_is_sent(vendors: Vendors) -> N
     assert not any("Authorization" in request.headers for request in vendors.asked)
 
 
-def test_where_another_server_stands_in_githubs_place_its_api_is_not_asked(vendors: Vendors) -> None:
+def test_githubs_api_is_not_used_with_another_upstream(vendors: Vendors) -> None:
     assert vendors.intent.github_api == "https://api.github.com"
     elsewhere = replace(vendors.intent, upstream={**UPSTREAM, "github": "https://ghe.example"})
     assert elsewhere.github_api is None
@@ -479,7 +475,7 @@ def test_where_another_server_stands_in_githubs_place_its_api_is_not_asked(vendo
 # The command.
 
 
-def test_resolve_check_tells_and_writes_nothing(
+def test_resolve_check_logs_and_writes_nothing(
     vendors: Vendors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(
@@ -506,7 +502,7 @@ def test_resolve_check_tells_and_writes_nothing(
     assert run.lock_path.read_bytes() == before
 
 
-def test_a_run_that_stops_leaves_the_lock(vendors: Vendors, tmp_path: Path) -> None:
+def test_a_failed_run_does_not_change_the_lock(vendors: Vendors, tmp_path: Path) -> None:
     path = tmp_path / "versions.lock.yaml"
     lock.write(path, vendors.resolve())
     before = path.read_bytes()
@@ -527,7 +523,7 @@ def test_a_run_that_stops_leaves_the_lock(vendors: Vendors, tmp_path: Path) -> N
     assert path.read_bytes() == before
 
 
-# The lock's own word.
+# The lock.
 
 
 def test_a_published_digest_that_changed_is_refused_with_both_digests(vendors: Vendors) -> None:
@@ -539,7 +535,7 @@ def test_a_published_digest_that_changed_is_refused_with_both_digests(vendors: V
     assert refused.value.exit_code == 4
 
 
-def test_another_upstream_is_held_against_the_lock_too(vendors: Vendors) -> None:
+def test_another_upstream_is_checked_against_the_lock(vendors: Vendors) -> None:
     made = vendors.resolve()
     elsewhere = {**UPSTREAM, "docker": "https://docker.example.org"}
     for platform in Platform:
@@ -551,7 +547,7 @@ def test_another_upstream_is_held_against_the_lock_too(vendors: Vendors) -> None
     intent = replace(vendors.intent, upstream=elsewhere, components=exact)
     file = of(vendors.resolve(made, intent), "docker")
     assert file.url.startswith("https://docker.example.org/")
-    assert file.grade is Grade.CORROBORATED, "the lock remembers what docker itself gave"
+    assert file.grade is Grade.CORROBORATED, "the lock keeps the evidence of docker"
     vendors.gives(file.url, "other bytes")
     with pytest.raises(DigestMismatch, match="another digest than the lock"):
         vendors.resolve(made, intent)
