@@ -47,7 +47,7 @@ GAVE_UP = 3
 ENDS = 5
 WITHIN = 300.0
 
-PEACE = 1.5  # that dockerd has to take back published ports in order, once no container runs any more
+PEACE = 1.0  # that dockerd has to take back published ports in order, once no container runs any more
 LAST_RESORT = 4.0, 9.0  # after the grace, and after the stop began: a second before `docker stop` kills everything
 HEAD_START = 1.0  # of k3s before dockerd at the stop, so that no pod is started again
 # What is not ready any more when a program ends.
@@ -298,7 +298,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             self.killed = processes.kill(processes.first_of_containers())
         if not self.hurried and (self.killed is not None or (passed >= PEACE and not processes.first_of_containers())):
             self.hurried = True
-            processes.forget_published_ports()
+            processes.write_rules(really=False)
         (dockerd,) = self.process_groups["dockerd"].processes.values()
         if dockerd.pid and not self.dockerd_killed and passed >= max(self.grace + LAST_RESORT[0], LAST_RESORT[1]):
             self.dockerd_killed = True

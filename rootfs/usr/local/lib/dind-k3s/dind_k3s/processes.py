@@ -18,23 +18,18 @@ TOOLS = at(f"{RUN}/dockerd")  # first on dockerd's PATH
 
 def first_of_containers() -> list[int]:
     """The first process of each container, whose end is the container's: the children of containerd's shims."""
-    return _children_or_self("containerd-shim")
-
-
-def _children_or_self(name: str, *, itself: bool = False) -> list[int]:
-    """Processes of ours with that name, or their children."""
     ours = Path("/proc/self/ns/mnt").stat()
     parents: dict[int, int] = {}
-    named: set[int] = set()
+    shims: set[int] = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            comm, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
-            if comm.startswith(name) and os.path.samestat((folder / "ns/mnt").stat(), ours):
-                named.add(int(folder.name))
+            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith("containerd-shim") and os.path.samestat((folder / "ns/mnt").stat(), ours):
+                shims.add(int(folder.name))
         except OSError:
             continue  # gone by now
         parents[int(folder.name)] = int(rest.split()[1])
-    return [*named] if itself else [pid for pid, parent in parents.items() if parent in named and pid not in named]
+    return [pid for pid, parent in parents.items() if parent in shims and pid not in shims]
 
 
 def kill(pids: Iterable[int]) -> int:
@@ -58,9 +53,3 @@ def write_rules(*, really: bool) -> None:
         fresh = TOOLS / "new"
         fresh.symlink_to(f"/usr/sbin/{tool}" if really else "/bin/true")
         fresh.rename(TOOLS / tool)
-
-
-def forget_published_ports() -> None:
-    """Spare dockerd the work of taking them back one by one."""
-    write_rules(really=False)
-    kill(_children_or_self("docker-proxy", itself=True))
