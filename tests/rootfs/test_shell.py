@@ -162,6 +162,76 @@ def test_a_volume_filled_with_another_driver_is_refused_with_a_way_out(box: Box)
     assert "DOCKER_DRIVER" in done.stderr
 
 
+def images_of(box: Box, *stores: str) -> None:
+    """Image stores of these drivers with something in them, as dockerd has them."""
+    containerd = "containerd/daemon/io.containerd"
+    for store in stores:
+        for folder in (
+            (f"{containerd}.content.v1.content/blobs/sha256", f"{containerd}.snapshotter.v1.{store}/snapshots")
+            if store == "overlayfs"
+            else (f"image/{store}/imagedb/content/sha256",)
+        ):
+            (box.root / "var/lib/docker" / folder / "1").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("stores", "asked", "works", "driver", "told"),
+    [
+        (["vfs"], "", "overlay2", "vfs", "as before"),
+        (["vfs"], "overlay2", "overlay2", "vfs", "DOCKER_DRIVER=overlay2 is not used"),
+        (["vfs", "overlay2"], "overlay2", "overlay2", "overlay2", "DOCKER_DRIVER=vfs shows them"),
+        (["overlayfs"], "", "overlay2", "overlayfs", "containerd's image store"),
+        (["overlayfs"], "overlay2", "overlay2", "overlayfs", "DOCKER_DRIVER=overlay2 is not used"),
+        (["overlay2"], "vfs", "none", "vfs", "images of overlay2, which vfs does not show: DOCKER_DRIVER=overlay2"),
+        (["overlay2"], "overlay2", "none", "overlay2", "untried"),
+        ([], "vfs", "overlay2", "vfs", "as DOCKER_DRIVER asks"),
+    ],
+)
+def test_a_driver_that_would_hide_images_is_not_used_or_named(
+    box: Box, stores: list[str], asked: str, works: str, driver: str, told: str
+) -> None:
+    images_of(box, *stores)
+    done = box.run(STORAGE, DOCKER_DRIVER=asked, WORKS=works)
+    assert done.returncode == 0, done.stderr
+    assert box.facts["storage"] == driver
+    assert sorted(box.facts["stores"].split()) == sorted(stores)
+    assert told in done.stderr
+
+
+def test_a_containerd_store_that_does_not_work_here_is_refused_by_name(box: Box) -> None:
+    images_of(box, "overlayfs")
+    done = box.run(STORAGE, WORKS="fuse")
+    assert done.returncode == 2
+    assert "this volume was filled with overlayfs, which does not work on this host" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "file", "hidden"),
+    [
+        ("-s vfs", "{}", "vfs"),
+        ("--storage-driver=overlay2", "{}", ""),
+        ("", '{"storage-driver": "vfs"}', "vfs"),
+        ("", '{"features": {"containerd-snapshotter": true}}', "overlayfs"),
+        ("--feature=containerd-snapshotter=true", "{}", "overlayfs"),
+    ],
+)
+def test_a_setting_that_hides_images_is_named(tmp_path: Path, args: str, file: str, hidden: str) -> None:
+    (tmp_path / "etc/docker").mkdir(parents=True)
+    (tmp_path / "etc/docker/daemon.json").write_text(file)
+    told = dockerd.plan({"DOCKER_ARGS": args}, [], {**FACTS, "stores": "overlay2"}, (29, 7), "dev").told
+    assert [line for line in told if "which" in line and "does not show" in line] == (
+        [f"warning: this volume has images of overlay2, which {hidden} does not show: leave {hidden} out"]
+        if hidden
+        else []
+    )
+
+
+def test_the_containerd_store_of_the_volume_is_switched_on() -> None:
+    config = daemon_json(dockerd.plan({}, [], {**FACTS, "storage": "overlayfs"}, (29, 7), "dev"))
+    assert config["features"] == {"containerd-snapshotter": True}
+    assert config["storage-driver"] == "overlayfs"
+
+
 def test_two_containers_on_one_volume(box: Box) -> None:
     first = subprocess.Popen(
         ["flock", str(box.root / "var/lib/docker/.dind-k3s/lock"), "sleep", "60"], stdin=subprocess.DEVNULL

@@ -1,36 +1,93 @@
 # shellcheck shell=bash
 # dockerd's storage driver, chosen by trying it in the volume and remembered there. Sourced.
-# From outside: DOCKER_DRIVER (as in docker:dind): that driver, without a trial.
+# From outside: DOCKER_DRIVER (as in docker:dind): that driver, without a trial, unless the volume has images of another.
 
 choose_storage() {
-  local remembered=none way
+  local way want=${DOCKER_DRIVER-}
   WHY='' REASON='' CHOICE=$DOCKER_OURS/storage
   TYPE=$(stat -f -c %T "$DATA")
-  if [[ -n ${DOCKER_DRIVER-} ]]; then
-    note storage "$DOCKER_DRIVER"
-    TOLD="$DOCKER_DRIVER as DOCKER_DRIVER asks, untried, on $TYPE"
-    return
+  find_stores
+  way=$(way_of_volume) || die storage "$CHOICE says $(<"$CHOICE"), which is no driver of ours; set DOCKER_DRIVER, or give an empty volume"
+  if [[ -n $want && $(driver_of "$way") != "$want" && (${#STORES[@]} -eq 0 || " ${STORES[*]} " == *" $want "*) ]]; then
+    note storage "$want"
+    TOLD="$want as DOCKER_DRIVER asks, untried, on $TYPE"
+  elif [[ $way != none ]]; then
+    use_again "$way" "$want"
+  else
+    use_first
   fi
+  tell_hidden
+}
+
+# STORES: the drivers whose images are in the volume. Each has a store of its own, and dockerd shows one of them.
+find_stores() {
+  local folder containerd=$DATA/containerd/daemon
+  STORES=()
+  for folder in "$DATA"/image/*/; do
+    if compgen -G "${folder}imagedb/content/sha256/*" >/dev/null; then STORES+=("$(basename "$folder")"); fi
+  done
+  # docker 29's default: containerd's store, in which a driver is called a snapshotter.
+  if ! compgen -G "$containerd/io.containerd.content.v1.content/blobs/sha256/*" >/dev/null; then return; fi
+  for folder in "$containerd"/io.containerd.snapshotter.v1.*/; do
+    if compgen -G "${folder}snapshots/*" >/dev/null; then STORES+=("$(basename "${folder##*.v1.}")"); fi
+  done
+}
+
+# What the volume was filled with: `none` when it is new.
+way_of_volume() {
+  local remembered
   if [[ -s $CHOICE ]]; then
     remembered=$(<"$CHOICE")
-  elif [[ -d $DATA/overlay2 ]]; then
-    remembered=overlay2 # a volume that another image filled
-  fi
-  case $remembered in
-    none | overlay2 | fuse_overlayfs | loop | vfs) ;;
-    *) die storage "$CHOICE says $remembered, which is no driver of ours; set DOCKER_DRIVER, or give an empty volume" ;;
-  esac
-  if [[ $remembered != none ]]; then
-    if "try_$remembered"; then
-      use_storage "$remembered" 'as before'
-    elif ! has_room; then
-      use_storage "$remembered" 'as before, untried because the volume is full: make room in it'
-    else
-      die storage "this volume was filled with $remembered, which does not work on this host ($TYPE): ${WHY:-no reason given}.
-Another driver would hide its images. Give an empty volume, or set DOCKER_DRIVER to choose one yourself"
+    case $remembered in
+      overlay2 | fuse_overlayfs | loop | vfs) ;;
+      *) return 1 ;;
+    esac
+    if [[ $remembered == loop || ${#STORES[@]} -eq 0 || " ${STORES[*]} " == *" ${remembered//_/-} "* ]]; then
+      echo "$remembered"
+      return
     fi
-    return
   fi
+  if ((${#STORES[@]} > 0)); then
+    echo "${STORES[0]//-/_}" # a volume that another image filled, or DOCKER_DRIVER
+  elif [[ -d $DATA/overlay2 ]]; then
+    echo overlay2
+  else
+    echo none
+  fi
+}
+
+driver_of() { # WAY
+  if [[ $1 == loop ]]; then echo overlay2; else echo "${1//_/-}"; fi
+}
+
+# Another driver than before would show none of the volume's images, so it is taken only where this one cannot be.
+use_again() { # WAY DRIVER-ASKED-FOR
+  if works "$1"; then
+    use_storage "$1" 'as before'
+  elif ! has_room; then
+    use_storage "$1" 'as before, untried because the volume is full: make room in it'
+  elif [[ -n $2 ]]; then
+    note storage "$2"
+    TOLD="$2 as DOCKER_DRIVER asks, untried, on $TYPE, where $(driver_of "$1") does not work: ${WHY:-no reason given}"
+    return
+  else
+    die storage "this volume was filled with $1, which does not work on this host ($TYPE): ${WHY:-no reason given}.
+Another driver would hide its images. Give an empty volume, or set DOCKER_DRIVER to choose one yourself"
+  fi
+  if [[ -n $2 && $2 != "$(driver_of "$1")" ]]; then
+    TOLD+="; warning: DOCKER_DRIVER=$2 is not used, since it would hide the images in this volume: for $2 give an empty one"
+  fi
+}
+
+works() { # WAY
+  case $1 in
+    overlayfs) try_overlay2 ;; # containerd's name for it
+    overlay2 | fuse_overlayfs | loop | vfs) "try_$1" ;;
+  esac # dockerd itself tries all others
+}
+
+use_first() {
+  local way
   has_room || die storage "the volume at ${DATA#"$R"} is full, so no storage driver can be tried in it; make room in it"
   for way in overlay2 fuse_overlayfs loop vfs; do
     if "try_$way"; then
@@ -41,17 +98,33 @@ Another driver would hide its images. Give an empty volume, or set DOCKER_DRIVER
   done
 }
 
+# Images of other drivers, which dockerd does not show; `stores` for configure, where a flag may choose yet another.
+tell_hidden() {
+  local used store
+  used=$(sed -n 's/^storage=//p' "$RUN/facts" | tail -n 1)
+  find_stores # again: a file system of our own may be mounted by now
+  note stores "${STORES[*]}"
+  for store in "${STORES[@]}"; do
+    if [[ $store != "$used" ]]; then
+      TOLD+="; warning: this volume also has images of $store, which $used does not show: DOCKER_DRIVER=$store shows them"
+    fi
+  done
+}
+
 use_storage() { # WAY WORDS
-  local driver=${1//_/-} volume="-v docker:${DATA#"$R"}"
-  if [[ $1 == loop ]]; then driver=overlay2; fi
+  local driver slow volume="-v docker:${DATA#"$R"}"
+  driver=$(driver_of "$1")
   note storage "$driver"
-  if [[ ! -s $CHOICE ]]; then remember "$1" || true; fi
+  if [[ $2 == proved ]]; then remember "$1" || true; fi
+  slow="$TYPE does not carry overlay2 (${REASON:-as before}), a named volume does: $volume"
+  if [[ ! -s $CHOICE ]]; then slow="another image or DOCKER_DRIVER chose it; an empty volume may carry overlay2"; fi
   TOLD="$driver on $TYPE, $2"
   case $1 in
-    overlay2) ;;
+    overlay2 | btrfs | zfs) ;;
+    overlayfs | native) TOLD="containerd's image store with $TOLD: docker 29 fills volumes so, and pods have no statistics with it" ;;
     loop) TOLD="overlay2 in an ext4 file, because $TYPE does not carry it (${REASON:-as before}), $2; a named volume is faster: $volume" ;;
-    vfs) TOLD+="; slow, and every layer is a whole copy: $TYPE does not carry overlay2 (${REASON:-as before}), a named volume does: $volume" ;;
-    *) TOLD+="; slow: $TYPE does not carry overlay2 (${REASON:-as before}), a named volume does: $volume" ;;
+    vfs) TOLD+="; slow, and every layer is a whole copy: $slow" ;;
+    *) TOLD+="; slow: $slow" ;;
   esac
 }
 

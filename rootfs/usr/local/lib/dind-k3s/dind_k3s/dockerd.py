@@ -17,6 +17,7 @@ SOCKET = "unix:///var/run/docker.sock"
 DAEMON_JSON = "/etc/docker/daemon.json"
 # dockerd answers these and ends.
 NO_START = {"--help", "-h", "--version", "-v", "--validate"}
+SNAPSHOTTERS = ("overlayfs", "native")  # drivers of the containerd image store
 SPOKEN = (1, 44)  # the API of the client in k3s's cri-dockerd, and the oldest that docker 29 takes by itself
 
 # From 10 MiB on kubelet tries every ten seconds to rotate a log, in vain: cri-dockerd cannot have it opened again
@@ -175,6 +176,17 @@ def api_over_tcp(args: list[str], config: dict[str, Any], given: Mapping[str, st
     return told
 
 
+def hidden_images(args: Sequence[str], config: Mapping[str, Any], stores: Sequence[str]) -> list[str]:
+    """Return a warning if flags or daemon.json choose a driver that does not show the images in `stores`."""
+    feature = [arg.rpartition("=")[2] for arg in args if "containerd-snapshotter" in arg]
+    snapshotter = feature[-1] == "true" if feature else config.get("features", {}).get("containerd-snapshotter") is True
+    driver = last(args, "--storage-driver") or last(args, "-s") or config.get("storage-driver")
+    used = SNAPSHOTTERS[0] if snapshotter and driver not in SNAPSHOTTERS else driver
+    if not stores or not used or used in stores:
+        return []
+    return [f"warning: this volume has images of {', '.join(stores)}, which {used} does not show: leave {used} out"]
+
+
 def plan(
     env: Mapping[str, str],
     extra: Sequence[str],
@@ -202,10 +214,11 @@ def plan(
         )
     # The classic image store: the containerd store breaks nested engines (devcontainers/features#1653), and kubelet
     # reports no statistics of pods with it.
+    chosen = facts.get("storage", "overlay2")
     ours: dict[str, Any] = {
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
-        "features": {"containerd-snapshotter": False},
-        "storage-driver": facts.get("storage", "overlay2"),
+        "features": {"containerd-snapshotter": chosen in SNAPSHOTTERS},
+        "storage-driver": chosen,
         **(registries or {}),
     }
     if version >= (28, 0):
@@ -236,7 +249,7 @@ def plan(
             ours["log-opts"] = {**LOG_LIMITS}
     check_types(ours, theirs, file)
     check_live_restore(args, theirs, file)
-    if theirs.get("features", {}).get("containerd-snapshotter") is True:
+    if theirs.get("features", {}).get("containerd-snapshotter") is True and chosen not in SNAPSHOTTERS:
         del ours["storage-driver"]
         made.told.append("the containerd image store is on: kubelet will report no statistics of pods")
     for key, flag in given.items():
@@ -244,8 +257,9 @@ def plan(
             del ours[key]
             made.told.append(f"{flag} in DOCKER_ARGS replaces our {key}")
     if "features" in given and not any("containerd-snapshotter" in arg for arg in args):
-        args.append("--feature=containerd-snapshotter=false")
+        args.append(f"--feature=containerd-snapshotter={str(chosen in SNAPSHOTTERS).lower()}")
     config = merged(ours, theirs)
+    made.told.extend(hidden_images(args, config, facts.get("stores", "").split()))
     made.told.extend(api_over_tcp(args, config, given, facts.get("tls", "")))
     for key in sorted(ours.keys() & theirs.keys()):
         if ours[key] != theirs[key] and not isinstance(ours[key], dict):
