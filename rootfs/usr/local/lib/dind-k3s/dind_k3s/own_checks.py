@@ -171,7 +171,7 @@ def answers(address: str) -> bool:
 def containers() -> Iterator[Finding]:
     used, most = limits.processes()
     refused = limits.refused_processes()
-    evidence = f"{used} in use" + (f", {most:.0f} allowed, {refused} refused" if most < math.inf else ", no limit")
+    evidence = f"{used} in use, {most:.0f} allowed, {refused} refused" if most < math.inf else "no limit"
     remedy = "dockerd, k3s and every container need more: docker run --pids-limit=-1"
     yield finding("pids", most - used >= trial.NEEDED and not refused, evidence, remedy)
     yield finding("inotify", *_inotify())
