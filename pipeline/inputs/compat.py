@@ -143,14 +143,14 @@ RULES = (
         broken=lambda f: abs(f["kubectl"][1] - f["k3s"][1]) > 1,
         reason="kubectl supports API servers within one minor version of its own",
         source="https://kubernetes.io/releases/version-skew-policy/#kubectl",
-        next_step="ask for kubectl `k3s`: the newest patch of k3s's minor",
+        next_step="use kubectl `k3s`: the newest patch of k3s's minor",
     ),
     Rule(
         name="kubectl-same-minor",
         broken=lambda f: abs(f["kubectl"][1] - f["k3s"][1]) == 1,
         reason="kubectl is of another minor version than k3s: supported, but each lacks what is new in the other",
         source="https://kubernetes.io/releases/version-skew-policy/#kubectl",
-        next_step="ask for kubectl `k3s`: the newest patch of k3s's minor",
+        next_step="use kubectl `k3s`: the newest patch of k3s's minor",
         soft=True,
     ),
     Rule(

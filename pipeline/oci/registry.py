@@ -102,19 +102,16 @@ class Registry:
         response = self._ask("GET", f"manifests/{reference}", expect=(200, 404), headers=headers)
         if response.status_code == 404:
             return None
-        raw = response.content
-        digest = Digest.of(raw)
+        digest = Digest.of(response.content)
         stated = response.headers.get("Docker-Content-Digest", digest.text)
-        expected = reference if reference.startswith("sha256:") else stated
-        if digest.text != stated or digest.text != expected:
-            raise RegistryError(
-                "the registry sent a manifest with another digest",
-                expected=expected,
-                found=digest.text,
-                where=f"{self.name}:{reference}",
-            )
+        for expected in (stated, reference) if reference.startswith("sha256:") else (stated,):
+            self._require("the registry sent a manifest with another digest", expected, digest.text, reference)
         media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-        return Manifest(raw=raw, media_type=media_type, digest=digest)
+        return Manifest(raw=response.content, media_type=media_type, digest=digest)
+
+    def _require(self, summary: str, expected: str, actual: str, reference: str) -> None:
+        if actual != expected:
+            raise RegistryError(summary, expected=expected, found=actual, where=f"{self.name}:{reference}")
 
     def blob(self, digest: Digest) -> closing[Generator[bytes, None, None]]:
         """Stream a blob and hash it; resume after a broken connection.
@@ -145,13 +142,8 @@ class Registry:
                 self._session.sleep(retries.pause_after(None, pause))
             finally:
                 response.close()
-        if state.hexdigest() != digest.hex:
-            raise RegistryError(
-                "the registry sent a blob with another digest",
-                expected=digest.text,
-                found=f"sha256:{state.hexdigest()}, {received} B",
-                where=f"{self.name}@{digest}",
-            )
+        actual = f"sha256:{state.hexdigest()}"
+        self._require("the registry sent a blob with another digest", digest.text, actual, digest.text)
 
     def download(self, digest: Digest, path: Path, advance: Callable[[int], object] = lambda _: None) -> int:
         """Download a blob to a file atomically; return its size. `advance` is called with each chunk's size."""
@@ -199,13 +191,7 @@ class Registry:
             write=True,
         )
         stored = response.headers.get("Docker-Content-Digest", digest.text)
-        if stored != digest.text:
-            raise RegistryError(
-                "the registry stored a manifest with another digest",
-                expected=digest.text,
-                found=stored,
-                where=f"{self.name}:{reference}",
-            )
+        self._require("the registry stored a manifest with another digest", digest.text, stored, reference)
 
     def delete(self, digest: Digest) -> None:
         """Remove a manifest or index with its tags, if it exists.

@@ -110,9 +110,9 @@ def patches(version: str) -> Iterator[str]:
     return (f"v{major}.{minor}.{older}" for older in range(patch, -1, -1))
 
 
-def fits(version: str, asked: str) -> bool:
+def fits(version: str, channel: str) -> bool:
     """Return whether a version can belong to a channel: any to `stable` and `latest`, else one of that line."""
-    return asked in ("stable", "latest", version) or version.startswith(f"{asked}.")
+    return channel in ("stable", "latest", version) or version.startswith(f"{channel}.")
 
 
 def checksum(text: str, name: str) -> Digest:
