@@ -68,7 +68,12 @@ def run(
     Raises UpstreamError if no server has everything of an origin. Witnesses do not count: fetch does not use them.
     """
     name, _, _ = ImageName.parse(lock.base.image)
-    places = [*_base_servers(intent, lock, client, registry_for(name)), *_file_servers(intent, lock, client)]
+    mirrors = [FileServer(base=url, client=client) for url in intent.mirrors.get("base", ())]
+    places = [
+        *(_Place(origin="base", kind="mirror", server=server) for server in mirrors),
+        _Place(origin="base", kind="registry", server=RegistryServer(registry_for(name))),
+        *_file_servers(intent, lock, client),
+    ]
     log.say(f"{len(places)} servers for {len(lock.all_files)} files and the base image")
     # One after the other: simultaneous measurements would share the bandwidth.
     results = [_measure(place, lock, intent, seconds) for place in places]
@@ -88,13 +93,6 @@ def run(
     return results
 
 
-def _base_servers(intent: Intent, lock: Lock, client: httpx.Client, registry: Registry) -> Iterator[_Place]:
-    for url in intent.mirrors.get("base", ()):
-        server = FileServer(base=url, client=client, probe=f"blobs/sha256/{lock.base.digest.hex}")
-        yield _Place(origin="base", kind="mirror", server=server)
-    yield _Place(origin="base", kind="registry", server=RegistryServer(registry))
-
-
 def _file_servers(intent: Intent, lock: Lock, client: httpx.Client) -> Iterator[_Place]:
     for origin in sorted({file.origin for file in lock.all_files}):
         files = [file for file in lock.all_files if file.origin == origin]
@@ -108,8 +106,7 @@ def _file_servers(intent: Intent, lock: Lock, client: httpx.Client) -> Iterator[
             ("witness", intent.witnesses.get(origin, ())),
         ):
             for url in urls:
-                server = FileServer(base=url, client=client, probe=max(parts, key=_size).path)
-                yield _Place(origin=origin, kind=kind, server=server, parts=parts)
+                yield _Place(origin=origin, kind=kind, server=FileServer(base=url, client=client), parts=parts)
 
 
 def _row(measured: Measured) -> Sequence[str]:
@@ -129,11 +126,11 @@ def _measure(place: _Place, lock: Lock, intent: Intent, seconds: float) -> Measu
     expected = 1 if place.parts is None else len(place.parts)
     measured = Measured(origin=place.origin, base=server.base, kind=place.kind, of=expected)
     try:
-        latency = _latency(server.ping)
         parts = blobs(server, lock.base.digest, intent.platforms) if place.parts is None else place.parts
+        largest = max(parts, key=lambda part: part.size or 0)
+        latency = _latency(server, largest)
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             problems = list(pool.map(server.lacks, parts))
-        largest = max(parts, key=_size)
         speed = None if problems[parts.index(largest)] else _speed(server, largest, seconds)
     except (UpstreamError, RegistryError) as error:
         return replace(measured, problem=f"{error.summary}: {error.found}" if error.found else error.summary)
@@ -144,16 +141,12 @@ def _measure(place: _Place, lock: Lock, intent: Intent, seconds: float) -> Measu
     return replace(measured, latency=latency, speed=speed, has=has, of=len(parts), problem=problem)
 
 
-def _size(part: Part) -> int:
-    return part.size or 0
-
-
-def _latency(ping: Callable[[], None]) -> float:
-    """Return the median in seconds, without the first request, which opens the connection."""
+def _latency(server: Server, part: Part) -> float:
+    """Return the median in seconds for HEAD, without the first request, which opens the connection."""
     times = []
     for _ in range(_LATENCIES + 1):
         started = time.monotonic()
-        ping()
+        server.lacks(part)
         times.append(time.monotonic() - started)
     return statistics.median(times[1:])
 

@@ -38,11 +38,6 @@ class FileServer:
 
     base: str
     client: httpx.Client
-    probe: str  # the path of a file that it should have
-
-    def ping(self) -> None:
-        """Send a small request: HEAD of one file."""
-        self.client.head(f"{self.base}/{self.probe}")
 
     def manifest(self, digest: Digest) -> bytes:
         """Return an index or a manifest of the base image. Raises UpstreamError for a missing or a wrong one."""
@@ -53,7 +48,7 @@ class FileServer:
         return data
 
     def lacks(self, part: Part) -> str:
-        """Return why it lacks a file of that size; empty if it has it."""
+        """Request HEAD of a file; return why the server lacks it, empty if it has it."""
         response = self.client.head(f"{self.base}/{part.path}")
         length = headers.length(response)
         if response.status_code != 200:
@@ -81,10 +76,6 @@ class RegistryServer:
         """Its URL with the repository."""
         return self.registry.url
 
-    def ping(self) -> None:
-        """Send a small request: GET /v2/."""
-        self.registry.ping()
-
     def manifest(self, digest: Digest) -> bytes:
         """Return an index or a manifest; the client checks its digest. Raises UpstreamError."""
         if (manifest := self.registry.manifest(digest.text)) is None:
@@ -92,7 +83,7 @@ class RegistryServer:
         return manifest.raw
 
     def lacks(self, part: Part) -> str:
-        """Return why it lacks a blob; empty if it has it."""
+        """Request HEAD of a blob; return why the registry lacks it, empty if it has it."""
         return "" if self.registry.has("blobs", part.digest, write=False) else f"no {part.name}"
 
     def read(self, part: Part) -> Generator[bytes, None, None]:

@@ -92,10 +92,6 @@ class Registry:
         """The repository's address in the registry's API."""
         return str(self._session.base).rstrip("/")
 
-    def ping(self) -> None:
-        """Request the API's root (end-1 of the specification)."""
-        self._ask("GET", self._session.origin.join("/v2/"), expect=(200, 401))
-
     def manifest(self, reference: str) -> Manifest | None:
         """Return the manifest or index of a tag or digest; None if it does not exist."""
         headers = {"Accept": ", ".join(ANY_MANIFEST), **_AS_STORED}
