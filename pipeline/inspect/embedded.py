@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipeline.core import cache as cached
 from pipeline.core import zstd
 from pipeline.core.errors import Incompatible
 from pipeline.core.log import Log
+from pipeline.core.names import Digest
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inspect import elf
 
@@ -85,15 +87,13 @@ def kept(previous: Lock | None, made: Lock) -> Embedded:
     if previous is None:
         return {}
     before, after = _digests(previous), _digests(made)
-    return {
-        name: inside for name, inside in previous.embedded.items() if name in after and before.get(name) == after[name]
-    }
+    return {name: inside for name, inside in previous.embedded.items() if before[name] == after[name] != set()}
 
 
-def _digests(lock: Lock) -> dict[str, set[str]]:
-    digests: dict[str, set[str]] = {}
+def _digests(lock: Lock) -> dict[str, set[Digest]]:
+    digests: dict[str, set[Digest]] = defaultdict(set)
     for file in lock.artifacts:
-        digests.setdefault(file.component, set()).add(file.digest.text)
+        digests[file.component].add(file.digest)
     return digests
 
 

@@ -119,10 +119,9 @@ def _docker(origins: Origins, requested: str) -> Iterator[str]:
             continue
         if version in listed and version in tagged:
             yield version
-        elif version in listed:
-            origins.log.say(f"skipped docker {version}: its archives are listed, but moby/moby has no such tag")
-        elif version in tagged:
-            origins.log.say(f"skipped docker {version}: moby/moby has the tag, but a platform's archive is not listed")
+        else:
+            missing = "a platform's archive is not listed" if version in tagged else "moby/moby has no such tag"
+            origins.log.say(f"skipped docker {version}: {missing}")
 
 
 def _k3s(origins: Origins, requested: str, locked: str) -> Iterator[str]:
