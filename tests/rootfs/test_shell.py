@@ -293,6 +293,27 @@ def test_cgroups_of_the_host_are_known_by_where_they_are_mounted(
     assert bool(reason) == bool(done.stdout.strip())
 
 
+def test_the_hosts_cgroups_are_covered_and_never_unmounted_while_shared_with_it(box: Box) -> None:
+    log = box.root / "log"
+    box.fake("umount", f'echo umount "$@" >>{log}')
+    box.fake("mount", f'echo mount "$@" >>{log}; [[ $1 != --make-rprivate || -e {box.root}/private ]]')
+    (box.root / "proc/self/cgroup").write_text("3:cpu,cpuacct:/\n1:name=systemd:/\n0::/\n")
+    top = box.root / "sys/fs/cgroup"
+    assert box.run("cover_foreign_cgroups 2").returncode == 0
+    assert log.read_text() == f"mount --make-rprivate {top}\nmount -t cgroup2 cgroup2 {top}\n"
+    (box.root / "private").touch()
+    log.unlink()
+    assert box.run("cover_foreign_cgroups 1").returncode == 0
+    assert log.read_text().splitlines() == [
+        f"mount --make-rprivate {top}",
+        f"umount --recursive --lazy {top}",
+        f"mount -t tmpfs -o mode=0755 cgroup {top}",
+        f"mount -t cgroup -o cpu,cpuacct cgroup {top}/cpu,cpuacct",
+        f"mount -t cgroup -o none,name=systemd cgroup {top}/systemd",
+    ]
+    assert (top / "cpu").readlink() == Path("cpu,cpuacct")
+
+
 ENGINE = "0000: 00000002 00000000 00010000 0001 01 5 /run/containerd/containerd.sock\n"
 
 

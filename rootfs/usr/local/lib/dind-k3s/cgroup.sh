@@ -37,10 +37,8 @@ find_foreign_cgroups() {
 # Our own groups in their place: whatever the user mounted there stays as it is. Needs a cgroup namespace of our own.
 cover_foreign_cgroups() {
   local names folder part
-  {
-    mount --make-rprivate "$CGROUPS" # or the host would lose its mounts, if they are shared with it
-    umount --recursive --lazy "$CGROUPS"
-  } 2>/dev/null || true
+  # Private first, or the host would lose its mounts where they are shared with it.
+  { mount --make-rprivate "$CGROUPS" && umount --recursive --lazy "$CGROUPS"; } 2>/dev/null || true
   if [[ $1 == 2 ]]; then
     mount -t cgroup2 cgroup2 "$CGROUPS"
     return
