@@ -58,3 +58,5 @@ def test_what_runs_out_is_named_and_over_when_there_is_more_of_it(boxes: Callabl
     told = box.fails("unshare", "--user", "--map-root-user", "bash", "-euc", none_left)
     assert "no instance is left (Too many open files)" in told
     assert finding(box, "inotify")[0] == "ok"
+    box.do("mount", "-t", "tmpfs", "-o", "noexec", "none", "/app/k3s")
+    assert finding(box, "exec-/app/k3s") == ("fail", "/app/k3s is mounted noexec")

@@ -96,6 +96,8 @@ def plan(
         settings |= {name: facts[name] for name in ("cluster-cidr", "service-cidr") if name in facts}
         kubeconfig(env, made)
         made.files[renamed.NAMES] = renamed.noted()
+    else:
+        made.told.extend(renamed.left_on_server(str(settings["node-name"]), env))
     traefik(role, "traefik" not in words_of(settings.get("disable")) and not leaves_traefik_out(env), made)
     kubelet(settings, facts, version, profile, made)
     tell_flags(args, settings, sources(env), made)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
-from dind_k3s import limits, problem, room, trial
+from dind_k3s import limits, mounts, problem, room, trial
 from dind_k3s.finding import Finding, finding, number, said, size, text, tried
 from dind_k3s.host_checks import lacks
 from dind_k3s.manifest import components
@@ -67,6 +67,10 @@ def volumes() -> Iterator[Finding]:
         full = free < 2 * 2**30 or (space.f_files and space.f_favail < 10_000)
         evidence = f"{size(free)} free" + (f", {space.f_favail} inodes" if space.f_files else "")
         yield finding(f"space-{folder}", not full, evidence, "make room", "fail" if room.full(folder) else "warn")
+        runs = not mounts.noexec(folder)
+        evidence = "programs can be run from it" if runs else f"{mounts.noexec(folder)} is mounted noexec"
+        remedy = f"k3s and programs in volumes are run from there: --tmpfs {folder}:exec, or a mount without noexec"
+        yield finding(f"exec-{folder}", runs, evidence, remedy, "fail" if folder == "/app/k3s" else "warn")
         mounted = at(folder).is_mount()
         remedy = f"what is in it goes with the container: -v NAME:{folder}"
         yield finding(f"volume-{folder}", mounted, "a volume" if mounted else "not a volume", remedy, "warn")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from dind_k3s import volume
+from dind_k3s import k3s_config, volume
 from dind_k3s.certificates import node_of
 from dind_k3s.kube_api import Kubernetes, Object
 from dind_k3s.root import at
@@ -34,6 +34,18 @@ def known() -> list[str]:
 def noted() -> str:
     """Return NAMES with the name of the last start in it, to be asked before k3s makes another certificate."""
     return "".join(f"{name}\n" for name in dict.fromkeys(filter(None, [*known(), own_name()])))
+
+
+def left_on_server(name: str, env: Mapping[str, str]) -> list[str]:
+    """Return a warning for an agent with another name than at its last start: it may not delete a Node itself."""
+    given = k3s_config.given(env, "node-name", "with-node-id")
+    was = own_name()
+    if not was or was == given.get("node-name", name) or "with-node-id" in given:
+        return []
+    return [
+        f"warning: this agent was node {was}; the server keeps that one, and its pods seem to run: kubectl delete node"
+        f" {was} there"
+    ]
 
 
 class Former:
