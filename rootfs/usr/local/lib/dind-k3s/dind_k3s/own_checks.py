@@ -184,7 +184,7 @@ def containers() -> Iterator[Finding]:
         return
     why = trial.shortage() or trial.start_one()
     remedy = "what it names is this container's or its host's; nothing in here can be started until it is mended"
-    yield finding("container", not why, why or "started one with runc", remedy)
+    yield finding("container", not why, why or f"nothing speaks against one by {trial.default_runtime()}", remedy)
 
 
 def _inotify() -> tuple[bool, str, str]:
