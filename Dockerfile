@@ -184,7 +184,7 @@ printf '[DEFAULT]\nbyte-compile = standard\n' >/layer/etc/python3/debian_config
 if [[ -e /layer/usr/share/readline/inputrc ]]; then cp -p /layer/usr/share/readline/inputrc /layer/etc/inputrc; fi
 if [[ -d /layer/usr/share/zoneinfo ]]; then ln -s /usr/share/zoneinfo/Etc/UTC /layer/etc/localtime; fi
 # No ldconfig: ld.so looks into Debian's multiarch folders anyway when its cache does not know a library, and the cache
-# of another platform cannot be written here. A package with library folders of its own would break that promise.
+# of another platform cannot be written here. A package with its own library folders would break that promise.
 if compgen -G '/layer/etc/ld.so.conf.d/*' >/dev/null; then
   echo "a package installs /etc/ld.so.conf.d: its folders need an ld.so.cache" >&2
   exit 1
@@ -258,7 +258,7 @@ find /layer -type f -exec chmod 0644 {} +
 chmod 0755 /layer/usr/local/bin/* /layer/usr/local/sbin/* /layer/usr/local/lib/dind-k3s/run-*
 PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /layer /layer/usr/local/lib/dind-k3s
 mkdir -p /layer/app/{images,k3s,logs,manifests} /layer/etc/rancher /layer/var/lib/{docker,kubelet}
-# k3s writes the node's password there whatever its data-dir is; without it a re-created node is refused as a stranger.
+# k3s writes the node's password there whatever its data-dir is; without it a re-created node is refused.
 ln -s /app/k3s/.dind-k3s/node /layer/etc/rancher/node
 /build/settle /layer
 EOF

@@ -38,7 +38,7 @@ settings.register_profile("thorough", max_examples=10_000, deadline=None, phases
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Our own flags."""
-    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--update-golden", action="store_true", help="write the golden files again")
     parser.addoption("--k3s", type=Path, help="tests/image: a real k3s for this machine, in the stub's place")
     parser.addoption("--images", type=Path, help="tests/image: that k3s's archive of system images (tar.zst)")
     parser.addoption("--earlier", type=Path, help="tests/image: the real k3s of one minor before, to upgrade from")
@@ -72,7 +72,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(autouse=True)
 def _loopback_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that reaches out by accident fails with a word that says so; one with the marker `contract` may."""
+    """A test that reaches out by accident fails with a message that names it; one with the marker `contract` may."""
     if request.node.get_closest_marker("contract"):
         return
     connect = socket.socket.connect
@@ -115,8 +115,8 @@ def vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors
 
 
 @pytest.fixture(scope="session")
-def brought(request: pytest.FixtureRequest) -> supplies.Supplies:
-    """The rehearsal's supplies, which hold a real engine; brought now if no rehearsal ran on this machine yet."""
+def supplied(request: pytest.FixtureRequest) -> supplies.Supplies:
+    """The rehearsal's supplies, which hold a real engine; downloaded now if no rehearsal ran on this machine yet."""
     _need_root()
     capture = request.config.pluginmanager.getplugin("capturemanager")
     log = Log()
@@ -130,7 +130,7 @@ def brought(request: pytest.FixtureRequest) -> supplies.Supplies:
 
 def _need_root() -> None:
     if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("a real engine of our own needs Linux and root")
+        pytest.skip("a private engine needs Linux and root")
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +144,7 @@ def cosigns(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest) -> Iterator[DockerClient]:
-    """A real engine in a sandbox of its own, with nothing in it: of the rehearsal's docker, else of the lock's."""
+    """A real engine in a separate sandbox, with nothing in it: of the rehearsal's docker, else of the lock's."""
     folder = Path(tempfile.mkdtemp(prefix="dind-k3s-tests-"))  # short: a socket's path may have 107 characters
     if request.config.getoption("--release"):
         _need_root()
@@ -152,7 +152,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[DockerClient]:
         committed = lock.read(ROOT / "versions.lock.yaml", versions.read(ROOT / "versions.yaml"))
         binaries = engines.unpack(committed, cache.folder())
     else:
-        binaries = _rehearsed(request.getfixturevalue("brought"), folder)
+        binaries = _rehearsed(request.getfixturevalue("supplied"), folder)
     try:
         with daemon.run(binaries, folder, Log(quiet=True), sandboxed=True, network=False) as client:
             yield client
@@ -160,11 +160,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[DockerClient]:
         shutil.rmtree(folder)
 
 
-def _rehearsed(brought: supplies.Supplies, folder: Path) -> daemon.Binaries:
+def _rehearsed(supplied: supplies.Supplies, folder: Path) -> daemon.Binaries:
     host = Platform.host()
     assert host is not None
     archive, buildx = (
-        origin.path_of(brought.root, name, brought.versions[name], host) for name in ("docker", "buildx")
+        origin.path_of(supplied.root, name, supplied.versions[name], host) for name in ("docker", "buildx")
     )
     return daemon.unpack(docker=archive, digest=Digest.of_file(archive), buildx=buildx, folder=folder)
 

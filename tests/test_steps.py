@@ -170,7 +170,7 @@ def test_a_token_that_expires_is_renewed(scene: Scene) -> None:
 
 
 def test_a_login_that_is_not_accepted_any_more(scene: Scene) -> None:
-    """After the image is pushed: nothing is tagged, and with a new login it goes on."""
+    """After the image is pushed: nothing is tagged, and with a new login it continues."""
 
     def revoked(_number: int, request: httpx.Request) -> httpx.Response | None:
         if request.url.path == "/token" and "push" in str(request.url) and scene.record.pushed:
@@ -224,7 +224,7 @@ def test_a_tag_that_was_moved_after_the_release_comes_back(scene: Scene) -> None
 
 
 def test_one_platform_that_fails_its_smoke_stops_everything(scene: Scene) -> None:
-    """No registry is asked for anything; when it is green, the release goes on."""
+    """No registry is asked for anything; when it is green, the release continues."""
     green = SmokeReport.read(scene.dist, Platform.ARM64)
     failed = tier(Tier.BOOT, State.FAILED, "dockerd could not be kept alive")
     replace(green, tiers=(*green.tiers[:2], failed)).write(scene.dist)
@@ -240,7 +240,7 @@ def test_one_platform_that_fails_its_smoke_stops_everything(scene: Scene) -> Non
             scene.release(smoke=smoke)
     assert again == 2
     assert scene.requests == []
-    # Whoever calls the stages one by one comes no further.
+    # Calling the stages one by one gets no further.
     run = scene.run()
     for stage in (run.push, run.tag):
         with pytest.raises(Exception, match=r"failed tier boot|is not signed"):
@@ -316,7 +316,7 @@ def command(scene: Scene, *arguments: str) -> subprocess.Popen[str]:
     ],
 )
 def test_a_runner_that_is_killed(scene: Scene, mark: str) -> None:
-    """SIGKILL when it says so; the same command once more comes to the end."""
+    """SIGKILL at that line of its output; the same command again comes to the end."""
     with command(scene) as process:
         assert process.stderr is not None
         for line in process.stderr:

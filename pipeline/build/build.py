@@ -47,7 +47,7 @@ class Job:
     root: Path  # the repository, buildx's build context
     dist: Path
     cache: Path  # filled by `fetch`
-    rehearsed: bool  # made of stand-ins
+    rehearsed: bool  # contains stubs
 
     def partial(self, variant: Variant) -> Path:
         """Return where buildx exports a variant to; it is renamed when it is complete."""

@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, order=True)
 class Digest:
-    """A sha256 digest, written `sha256:<64 hex>`. It cannot be empty: None stands for an unknown one."""
+    """A sha256 digest, written `sha256:<64 hex>`. It cannot be empty: None means an unknown one."""
 
     text: str
 

@@ -141,7 +141,7 @@ RULES = (
     Rule(
         name="kubectl-skew",
         broken=lambda f: abs(f["kubectl"][1] - f["k3s"][1]) > 1,
-        reason="kubectl supports API servers within one minor version of its own",
+        reason="kubectl supports API servers one minor version older or newer",
         source="https://kubernetes.io/releases/version-skew-policy/#kubectl",
         next_step="use kubectl `k3s`: the newest patch of k3s's minor",
     ),

@@ -32,7 +32,7 @@ from pipeline.core.records import LAYOUT, OLDEST_DATABASE, SCAN, Image, ScanRepo
 from pipeline.oci import layout
 
 ALLOWED = ".github/allowed-vulnerabilities.yaml"
-STAND_IN = "stand-in"  # name of a scanner without a database; only for a rehearsed image
+STUB = "stub scanner"  # name of a scanner without a database; only for a rehearsed image
 _SEVERITIES = ("unknown", "negligible", "low", "medium", "high", "critical")
 _LONGEST = timedelta(days=90)  # that a finding can be allowed before it must be reviewed again
 _PATIENCE = 900.0  # seconds for one platform; the first run downloads the database, some hundred megabytes
@@ -286,7 +286,7 @@ def _scan(scanner: Sequence[str], folder: Path, report: Path) -> None:
 
 
 def _require_about(report: Report, image: Image, platform: Platform, path: Path) -> None:
-    """Raise VerificationFailed for a report about another image, or of a stand-in scanner."""
+    """Raise VerificationFailed for a report about another image, or of the stub scanner."""
     expected = image.platforms[platform].digest
     if report.manifest != expected:
         raise VerificationFailed(
@@ -295,9 +295,9 @@ def _require_about(report: Report, image: Image, platform: Platform, path: Path)
             found=report.manifest.text,
             where=str(path),
         )
-    if report.scanner == STAND_IN and not image.rehearsed:
+    if report.scanner == STUB and not image.rehearsed:
         raise VerificationFailed(
-            "a stand-in scanned the image, which has no database of vulnerabilities",
+            "a stub scanned the image, which has no database of vulnerabilities",
             expected="grype",
             where=str(path),
             next_step="nox -s scan -- --scanner PROGRAM",

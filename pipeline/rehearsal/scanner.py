@@ -13,7 +13,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.publish.scan import STAND_IN
+from pipeline.publish.scan import STUB
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
             "target": {"imageID": manifest["config"]["digest"], "manifestDigest": described["digest"]},
         },
         "descriptor": {
-            "name": STAND_IN,
+            "name": STUB,
             "version": "0",
             "db": {"status": {"built": datetime.now(UTC).isoformat(timespec="seconds"), "valid": True}},
         },

@@ -143,7 +143,7 @@ class _Checks:
                 # Next to a real k3s of another platform the stub has that version with a suffix.
                 comment = f"{MARKER} {marked(version)} {platform}"
                 _need(comment.encode() in program.text, f"/{path} is a stub k3s, but not '{comment}'")
-                evidence.append(f"a stub that says so: {comment}")
+                evidence.append(f"a stub, by its own comment: {comment}")
             else:
                 size_of = self.files.entries[path].size
                 _need(program.header, f"/{path} is not an executable (truncated?): {size_of} bytes")

@@ -78,7 +78,7 @@ SECRET = "s3cr3t-Value.of/mine+1="
         f"https://host.example/file?X-Amz-Signature={SECRET}&X-Amz-Credential={SECRET}",
         f"https://host.example/file?sig={SECRET};se=1",
         f"https://host.example/file?client_secret={SECRET}#x",
-        "ghp_s3cr3tValues3cr3tValues3cr3tValue in a sentence",
+        "ghp_s3cr3tValues3cr3tValues3cr3tValue in a message",
         "github_pat_11s3cr3tValue_s3cr3tValues3cr3tValue",
     ],
 )

@@ -1,4 +1,4 @@
-"""binfmt handlers, in a folder that stands for binfmt_misc."""
+"""binfmt handlers, in a folder in the place of binfmt_misc."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def read_rehearsed() -> Rehearsed:
 
 
 @pytest.fixture(scope="session")
-def rehearsed(brought: supplies.Supplies) -> Rehearsed:
+def rehearsed(supplied: supplies.Supplies) -> Rehearsed:
     """Rehearse if this checkout has no rehearsed image."""
     if not (ROOT / "dist/rehearsal/image.json").exists():
         command = [sys.executable, "-m", "pipeline", "rehearse"]

@@ -109,7 +109,7 @@ def test_a_missing_file_is_reported_with_the_command_that_downloads_it(site: Sit
 
 
 @pytest.fixture
-def filled(brought: supplies.Supplies) -> Iterator[Run]:
+def filled(supplied: supplies.Supplies) -> Iterator[Run]:
     """A run whose cache was filled from the rehearsal's origin and a registry, which are stopped."""
     folder = Path(tempfile.mkdtemp(prefix="dk-"))  # short, for the engine's socket
     committed = versions.read(ROOT / "versions.yaml")
@@ -128,19 +128,19 @@ def filled(brought: supplies.Supplies) -> Iterator[Run]:
     port, registry_port = free_ports(), free_ports()
     try:
         with (
-            origin.serve(brought.root, port),
+            origin.serve(supplied.root, port),
             rehearsed_registry.serve(program(), folder / "registry", registry_port) as served,
         ):
             name = ImageName(registry=served.host, repository="library/debian")
             tag = committed.base.rpartition(":")[2]
             pushing = replace(run, credentials=lambda registry: served.credentials).registry(name)
-            images.push_base(pushing, tag, brought.bases, folder / "base-image", run.log)
+            images.push_base(pushing, tag, supplied.bases, folder / "base-image", run.log)
             versions.write(
                 run.intent_path,
                 replace(
                     committed,
                     names=(ImageName(registry=served.host, repository="dind-k3s"),),
-                    components=brought.versions,
+                    components=supplied.versions,
                     upstream=origin.upstream(port),
                     base=f"{name}:{tag}",
                 ),

@@ -45,7 +45,7 @@ class Cosign:
 
 
 def bring(log: Log) -> dict[int, Path]:
-    """cosign of each major version in the cache, brought now if it is not there; skips where there is no apt."""
+    """cosign of each major version in the cache, downloaded now if it is not there; skips where there is no apt."""
     host = Platform.host()
     if host is None or machine.find("apt-get") is None:
         pytest.skip("cosign comes out of Debian's packages, by apt")

@@ -94,7 +94,7 @@ def serving(folder: Path) -> Iterator[Registries]:
 
 
 class Scene:
-    """A checkout whose image was built and smoked, and that releases to a repository of its own in both registries."""
+    """A checkout whose image was built and smoked, and that releases to a separate repository in both registries."""
 
     def __init__(self, registries: Registries, folder: Path, repository: str, seed: str = "") -> None:
         folder.mkdir(exist_ok=True)
@@ -169,8 +169,8 @@ class Scene:
     def tags(self, name: ImageName) -> dict[str, Digest]:
         """What an anonymous client sees, without the lists of signatures that are kept under tags."""
         with transport.make_client(verify=self.registries.verify) as client:
-            stranger = Registry(client, name)
-            found = {tag: stranger.manifest(tag) for tag in stranger.tags() if not tag.startswith("sha256-")}
+            anonymous = Registry(client, name)
+            found = {tag: anonymous.manifest(tag) for tag in anonymous.tags() if not tag.startswith("sha256-")}
             return {tag: manifest.digest for tag, manifest in found.items() if manifest is not None}
 
     def require_sound(self) -> None:
@@ -191,7 +191,7 @@ class Scene:
         assert len(sent) == len(set(sent))
 
     def require_released(self) -> None:
-        """Both registries have the image under all its tags, and the record says so."""
+        """Both registries have the image under all its tags, and so does the record."""
         self.require_sound()
         for name in self.names:
             assert set(self.tags(name).values()) == {self.image.digest}

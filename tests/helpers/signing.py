@@ -19,7 +19,7 @@ _START = datetime(2024, 3, 19, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Pair:
-    """What lies beside a signed file, and what it must be held against."""
+    """The files next to a signed file, and what they are checked against."""
 
     certificate: bytes
     signature: bytes

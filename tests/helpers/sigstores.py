@@ -1,7 +1,7 @@
 """A Sigstore of the tests: an authority that issues certificates, a log, and a GitHub that gives identities.
 
 It is as Sigstore's public one where clients look: certificates with the identity, the issuer and the word of a
-certificate log, entries with an inclusion proof and a signed checkpoint. Each entry is a log of its own with one leaf.
+certificate log, entries with an inclusion proof and a signed checkpoint. Each entry is a separate log with one leaf.
 Sources: https://github.com/sigstore/fulcio/blob/main/docs/certificate-specification.md, RFC 6962,
 https://github.com/sigstore/rekor/blob/main/openapi.yaml, https://github.com/C2SP/C2SP/blob/main/tlog-checkpoint.md.
 """

@@ -184,14 +184,14 @@ def test_embedded_versions_are_kept_for_the_same_bytes_only() -> None:
 
 
 @pytest.mark.engine
-def test_the_real_binaries_of_both_platforms(brought: supplies.Supplies) -> None:
+def test_the_real_binaries_of_both_platforms(supplied: supplies.Supplies) -> None:
     """Debian's dockerd, containerd and runc, and the vendor's kubectl, from the rehearsal's origin."""
-    version = brought.versions["docker"]
-    inside = [embedded.read("docker", origin.path_of(brought.root, "docker", version, one)) for one in Platform]
+    version = supplied.versions["docker"]
+    inside = [embedded.read("docker", origin.path_of(supplied.root, "docker", version, one)) for one in Platform]
     assert inside[0] == inside[1]
     assert inside[0]["docker-cli"].startswith(version)
     assert {"containerd", "runc", "docker-init", "go"} <= inside[0].keys()
-    version = brought.versions["kubectl"]
-    kubectl = [embedded.read("kubectl", origin.path_of(brought.root, "kubectl", version, one)) for one in Platform]
+    version = supplied.versions["kubectl"]
+    kubectl = [embedded.read("kubectl", origin.path_of(supplied.root, "kubectl", version, one)) for one in Platform]
     assert kubectl[0] == kubectl[1]
     assert kubectl[0]["go"].startswith("1.")

@@ -299,9 +299,9 @@ def signature_gone_on_a_manifest(signed: Signed) -> None:
     _only(signed, signed.image.platforms[ARM64].digest, statement.SIGNATURE, [])
 
 
-def signature_of_a_stranger(signed: Signed) -> None:
-    stranger = new_key(signed.dist.parent / "stranger.key")
-    raw = stranger.sign(statement.make("dind-k3s", signed.image.digest, statement.SIGNATURE, {}))
+def signature_of_somebody_else(signed: Signed) -> None:
+    other = new_key(signed.dist.parent / "other.key")
+    raw = other.sign(statement.make("dind-k3s", signed.image.digest, statement.SIGNATURE, {}))
     entry = _put_bundle(signed, signed.image.digest, raw, statement.SIGNATURE)
     _only(signed, signed.image.digest, statement.SIGNATURE, [entry])
 
@@ -353,11 +353,11 @@ def attestation_gone(signed: Signed) -> None:
     _only(signed, signed.image.platforms[AMD64].digest, Form.SPDX.predicate, [])
 
 
-def attestation_of_a_stranger(signed: Signed) -> None:
-    stranger = new_key(signed.dist.parent / "stranger.key")
+def attestation_of_somebody_else(signed: Signed) -> None:
+    other = new_key(signed.dist.parent / "other.key")
     digest = signed.image.platforms[AMD64].digest
     document = json.loads(sboms.path(signed.dist, AMD64, Form.SPDX).read_text(encoding="utf-8"))
-    raw = stranger.sign(statement.make("dind-k3s", digest, Form.SPDX.predicate, document))
+    raw = other.sign(statement.make("dind-k3s", digest, Form.SPDX.predicate, document))
     entry = _put_bundle(signed, digest, raw, Form.SPDX.predicate)
     _only(signed, digest, Form.SPDX.predicate, [entry])
 
@@ -423,7 +423,7 @@ CASES: dict[Callable[[Signed], None], str] = {
     provenance_bytes: "the blob sha256:[0-9a-f]{64} is not what it should be",
     signature_gone: "^the index is not signed\n",
     signature_gone_on_a_manifest: "^the manifest of linux/arm64 is not signed\n",
-    signature_of_a_stranger: "the index is not signed by a trusted signer: unexpected signer",
+    signature_of_somebody_else: "the index is not signed by a trusted signer: unexpected signer",
     signature_of_another_digest: "by a trusted signer: a signature that refers to the index is for another digest",
     signature_that_is_an_attestation: "a referrer of the index signs something else",
     signature_listed_for_another: "the subject of a referrer of the manifest of linux/amd64 is not what it should",
@@ -431,7 +431,7 @@ CASES: dict[Callable[[Signed], None], str] = {
     bundle_payload: "the index is not signed by a trusted signer: unexpected signer, or the signed bytes have changed",
     bundle_that_is_none: "the index is not signed by a trusted signer: a bundle cannot be read",
     attestation_gone: "^the manifest of linux/amd64 is not attested with a SPDX SBOM\n",
-    attestation_of_a_stranger: "not attested with a SPDX SBOM by a trusted signer: unexpected signer",
+    attestation_of_somebody_else: "not attested with a SPDX SBOM by a trusted signer: unexpected signer",
     sbom_bytes: "not attested with a CycloneDX SBOM by a trusted signer: the blob sha256:",
     sbom_of_the_other_platform: "the manifest that the SPDX SBOM of linux/amd64 is about is not what it should be",
     sbom_of_another_version: "k3s's version in the CycloneDX SBOM of linux/amd64 is not what it should be",
@@ -449,9 +449,9 @@ def test_tampering_is_refused(tamper: Callable[[Signed], None], sentence: str, s
     assert failure.value.next_step
 
 
-def test_a_second_signature_by_a_stranger_does_no_harm(signed: Signed) -> None:
-    stranger = new_key(signed.dist.parent / "stranger.key")
-    raw = stranger.sign(statement.make("dind-k3s", signed.image.digest, statement.SIGNATURE, {}))
+def test_a_second_signature_by_somebody_else_does_no_harm(signed: Signed) -> None:
+    other = new_key(signed.dist.parent / "other.key")
+    raw = other.sign(statement.make("dind-k3s", signed.image.digest, statement.SIGNATURE, {}))
     entry = _put_bundle(signed, signed.image.digest, raw, statement.SIGNATURE)
     signed.list_claims(signed.image.digest, [entry, *signed.claims(signed.image.digest)])
     signed.verify()

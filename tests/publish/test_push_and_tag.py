@@ -291,10 +291,10 @@ def test_a_revision_of_k3s_counts(publisher: Publisher) -> None:
 
 
 def test_a_tag_of_somebody_else_is_taken_over(publisher: Publisher) -> None:
-    foreign = make(publisher.dist, "foreign", change=lambda kind, data: kind == "index" and data.pop("annotations"))
+    unknown = make(publisher.dist, "unknown", change=lambda kind, data: kind == "index" and data.pop("annotations"))
     registry = publisher.place.registry(publisher.names[0], Line())
-    registry.push_layout(publisher.dist / "image", foreign.digest, LOG)
-    found = registry.manifest(foreign.digest.text)
+    registry.push_layout(publisher.dist / "image", unknown.digest, LOG)
+    found = registry.manifest(unknown.digest.text)
     assert found is not None
     registry.tag("latest", found.raw, found.media_type)
     image = publisher.build("ours")

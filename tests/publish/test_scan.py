@@ -233,9 +233,9 @@ def test_a_scanner_that_is_not_there_or_fails(scene: Scene, tmp_path: Path) -> N
     assert [path.name for path in scene.dist.iterdir() if path.name.startswith("scan-")] == []
 
 
-def test_the_stand_in_of_a_rehearsal_counts_for_nothing_else(scene: Scene) -> None:
-    stand_in = (sys.executable, "-m", "pipeline.rehearsal.scanner")
-    with pytest.raises(VerificationFailed, match="a stand-in scanned the image"):
-        scene.scan(*stand_in)
+def test_the_stub_of_a_rehearsal_counts_for_nothing_else(scene: Scene) -> None:
+    stub = (sys.executable, "-m", "pipeline.rehearsal.scanner")
+    with pytest.raises(VerificationFailed, match="a stub scanned the image"):
+        scene.scan(*stub)
     scene.image = replace(scene.image, rehearsed=True)
-    assert [report.by for report in scene.scan(*stand_in)] == ["stand-in 0", "stand-in 0"]
+    assert [report.by for report in scene.scan(*stub)] == ["stub scanner 0", "stub scanner 0"]

@@ -16,10 +16,10 @@ def test_archive_is_reproducible() -> None:
 
 
 @pytest.mark.engine
-def test_engine_loads_the_image_and_it_keeps_running(engine: DockerClient, brought: Supplies) -> None:
+def test_engine_loads_the_image_and_it_keeps_running(engine: DockerClient, supplied: Supplies) -> None:
     host = Platform.host()
     assert host is not None
-    engine.load(Path(brought.root).parent / "pause" / f"{host.architecture}.tar")
+    engine.load(Path(supplied.root).parent / "pause" / f"{host.architecture}.tar")
     with engine.run(pause.NAME, detach=True, networks=["none"]) as container:
         assert container.state.running
         assert container.state.status == "running"

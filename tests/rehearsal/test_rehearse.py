@@ -78,7 +78,7 @@ def until(process: subprocess.Popen[str], mark: str) -> None:
         ("✓ docker build inside", signal.SIGKILL),
     ],
 )
-def test_killed_rehearsal_leaves_nothing(brought: supplies.Supplies, mark: str, number: signal.Signals) -> None:
+def test_killed_rehearsal_leaves_nothing(supplied: supplies.Supplies, mark: str, number: signal.Signals) -> None:
     with started("--again") as process:  # so that smoke runs, whatever passed before
         until(process, mark)
         process.send_signal(number)
@@ -93,7 +93,7 @@ def test_killed_rehearsal_leaves_nothing(brought: supplies.Supplies, mark: str, 
         time.sleep(0.1)
 
 
-def test_next_rehearsal_succeeds_without_downloads(brought: supplies.Supplies) -> None:
+def test_next_rehearsal_succeeds_without_downloads(supplied: supplies.Supplies) -> None:
     first = subprocess.run(
         COMMAND, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -104,7 +104,7 @@ def test_next_rehearsal_succeeds_without_downloads(brought: supplies.Supplies) -
     assert leftovers() == []
 
 
-def test_second_rehearsal_is_refused(brought: supplies.Supplies) -> None:
+def test_second_rehearsal_is_refused(supplied: supplies.Supplies) -> None:
     with started() as process:
         until(process, "origin on")
         second = subprocess.run(

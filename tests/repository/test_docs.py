@@ -267,7 +267,7 @@ def test_a_drawing_is_the_one_of_its_source(source: Path) -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=name)
 def test_a_drawing_can_be_read_by_everybody(source: Path) -> None:
-    """With a background of its own, letters that every system has, and words for those who do not see it."""
+    """With its own background, letters that every system has, and words for those who do not see it."""
     root = drawn(source.with_suffix(".svg"))
     title, alt = pictures.words(source.read_text(encoding="utf-8"), source.name)
     assert (root.findtext(f"{SPACE}title"), root.findtext(f"{SPACE}desc")) == (title, alt)

@@ -1,6 +1,6 @@
 """The release workflow, job after job: the scripts of its steps as they stand there, with the real pipeline behind nox.
 
-Each job has a folder of its own, and gets what the artifacts bring it. What is GitHub's has a stand-in: gh, sudo, the
+Each job has a separate folder, and gets what the artifacts carry. What is GitHub's has a stub: gh, sudo, the
 logins, the identity that signs (a key here); nothing boots, because the image is tiny: the rehearsal boots what was
 pulled. The registries are real, one has TLS, both ask for tokens; cosign has the last word.
 """

@@ -353,14 +353,14 @@ def _jq(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A folder for stand-ins of gh and sudo, which write down how they were called."""
+    """A folder for stubs of gh and sudo, which write down how they were called."""
     folder = tmp_path / "programs"
     folder.mkdir()
     return folder
 
 
 def _program(folder: Path, name: str, body: str) -> Path:
-    """A stand-in; returns the file with its calls, a line each, arguments between bars."""
+    """A stub; returns the file with its calls, a line each, arguments between bars."""
     calls = folder / f"{name}.calls"
     program = folder / name
     program.write_text(f"#!/usr/bin/env bash\n(IFS='|'; echo \"$*\") >>{shlex.quote(str(calls))}\n{body}\n")
@@ -383,7 +383,7 @@ def _output(script: str, cwd: Path, *, runners: str = "") -> str:
     [
         pytest.param(None, id="by default"),
         pytest.param({"linux/amd64": "ubuntu-24.04"}, id="no arm64 runner"),
-        pytest.param({"linux/amd64": "ubuntu-24.04", "linux/arm64": "my-board"}, id="one of our own"),
+        pytest.param({"linux/amd64": "ubuntu-24.04", "linux/arm64": "my-board"}, id="our own"),
         pytest.param({}, id="none"),
     ],
 )
@@ -598,7 +598,7 @@ def artifacts(file: str, job: str, kind: str) -> list[dict[str, Any]]:
 
 
 def test_what_jobs_leave_is_what_later_jobs_need(built: Path, tmp_path: Path) -> None:
-    """From build over smoke and scan to push, tag, verify and the GitHub release, each job in a folder of its own."""
+    """From build over smoke and scan to push, tag, verify and the GitHub release, each job in a separate folder."""
     store, dist = tmp_path / "artifacts", built / "dist"
     made = {variant: Image.read(variant.below(dist)) for variant in Variant}
     for data in artifacts(".image.yml", "build", "upload-artifact"):

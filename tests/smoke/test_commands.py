@@ -24,7 +24,7 @@ from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
 from tests.helpers.examples import LOCK, VERSIONS, digest
 
-# Stands for docker: a container is there once it was run, runs until it is killed, and its programs answer as logged.
+# Replaces docker: a container is there once it was run, runs until it is killed, and its programs answer as it is set.
 DOCKER = """#!{python} -SE
 import json, pathlib, sys, time
 folder = pathlib.Path({folder!r})

@@ -314,7 +314,7 @@ def test_a_config_without_a_health_check_is_named(image: Image) -> None:
     assert "no health check" in image.check().reason
 
 
-def test_a_stand_in_is_only_for_rehearsals(image: Image) -> None:
+def test_a_stub_is_only_for_rehearsals(image: Image) -> None:
     data = stub_k3s("v1.37.1+standin", "linux/amd64")
     image.files[K3S] = data
     image.lock = replace(
@@ -407,7 +407,7 @@ def test_other_system_images_than_the_locked_ones_or_none_are_named(image: Image
     assert f"/{ARCHIVE} is missing" in image.check({**layer, ARCHIVE: "nowhere"}, airgap=locked).reason
 
 
-class Foreign:
+class OtherEngines:
     """Engines of which none is native."""
 
     always_virtual = False
@@ -420,8 +420,8 @@ class Foreign:
 
 
 def test_a_variant_is_booted_natively_or_not_at_all(tmp_path: Path) -> None:
-    made = make(tmp_path, "foreign", Variant.AIRGAP, lock=AIRGAP_LOCK)
-    engines: Any = Foreign()
+    made = make(tmp_path, "other", Variant.AIRGAP, lock=AIRGAP_LOCK)
+    engines: Any = OtherEngines()
     request = smoke.Request(
         image=made,
         lock=AIRGAP_LOCK,

@@ -187,6 +187,58 @@ def hidden_images(args: Sequence[str], config: Mapping[str, Any], stores: Sequen
     return [f"warning: this volume has images of {', '.join(stores)}, which {used} does not show: leave {used} out"]
 
 
+def own_settings(
+    facts: Mapping[str, str], version: tuple[int, ...], registries: Mapping[str, Any] | None, *, with_k3s: bool
+) -> dict[str, Any]:
+    """Return our keys of daemon.json, before flags and the user's file replace some of them."""
+    # The classic image store: the containerd store breaks nested engines (devcontainers/features#1653), and kubelet
+    # reports no statistics of pods with it.
+    chosen = facts.get("storage", "overlay2")
+    ours: dict[str, Any] = {
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "features": {"containerd-snapshotter": chosen in SNAPSHOTTERS},
+        "storage-driver": chosen,
+        **(registries or {}),
+    }
+    if version >= (28, 0):
+        ours["ip-forward-no-drop"] = True  # flannel's traffic passes the FORWARD chain, too
+    if with_k3s and version >= (28, 2):
+        ours["allow-direct-routing"] = True  # a pod reaches a container by its address, which 28 drops otherwise
+    if (mtu := facts.get("mtu", "1500")) != "1500":
+        ours["mtu"] = int(mtu)
+        if version >= (24, 0):
+            ours["default-network-opts"] = {"bridge": {"com.docker.network.driver.mtu": mtu}}
+    if words_of_pools := facts.get("docker-pools", "").split():
+        pools = (word.split(":") for word in words_of_pools)
+        ours["default-address-pools"] = [{"base": base, "size": int(size)} for base, size in pools]
+    if facts.get("ip6tables") == "off":
+        ours["ip6tables"] = False
+    if dns := facts.get("dns"):
+        ours["dns"] = [dns]
+    return ours
+
+
+def check_noexec(facts: Mapping[str, str]) -> list[str]:
+    """Return a warning where no program can be run in a docker volume. Raises Mistake where no container can run."""
+    mount = mounts.noexec(facts.get("data", "/var/lib/docker"))
+    if not mount:
+        return []
+    if facts.get("storage") == "vfs":
+        raise Mistake(f"{mount} is mounted noexec, and vfs runs containers from there: --tmpfs {mount}:exec")
+    return [f"warning: {mount} is mounted noexec: no program in a docker volume can be run"]
+
+
+def without_pods(env: Mapping[str, str], config: Mapping[str, Any], driver: str) -> list[str]:
+    """Return warnings about settings with which k3s has no pods, or no logs of them."""
+    lines = []
+    floor = str(env.get("DOCKER_MIN_API_VERSION") or config.get("min-api-version") or "")
+    if (number := re.fullmatch(r"(\d+)\.(\d+)", floor)) and (int(number[1]), int(number[2])) > SPOKEN:
+        lines.append(f"warning: dockerd is told to refuse clients older than {floor}, and k3s speaks 1.44: no pods")
+    if not asked(env, "K3S_DISABLE") and driver != "json-file":
+        lines.append("warning: kubectl logs works with the log driver json-file only")
+    return lines
+
+
 def plan(
     env: Mapping[str, str],
     extra: Sequence[str],
@@ -212,44 +264,19 @@ def plan(
         raise Mistake(
             f"{', '.join(clashes)} stands both in DOCKER_ARGS and in {file}; dockerd would refuse to start. Keep one"
         )
-    # The classic image store: the containerd store breaks nested engines (devcontainers/features#1653), and kubelet
-    # reports no statistics of pods with it.
-    chosen = facts.get("storage", "overlay2")
-    ours: dict[str, Any] = {
-        "exec-opts": ["native.cgroupdriver=cgroupfs"],
-        "features": {"containerd-snapshotter": chosen in SNAPSHOTTERS},
-        "storage-driver": chosen,
-        **(registries or {}),
-    }
-    if version >= (28, 0):
-        ours["ip-forward-no-drop"] = True  # flannel's traffic passes the FORWARD chain, too
-    if (mtu := facts.get("mtu", "1500")) != "1500":
-        ours["mtu"] = int(mtu)
-        if version >= (24, 0):
-            ours["default-network-opts"] = {"bridge": {"com.docker.network.driver.mtu": mtu}}
-    if words_of_pools := facts.get("docker-pools", "").split():
-        pools = (word.split(":") for word in words_of_pools)
-        ours["default-address-pools"] = [{"base": base, "size": int(size)} for base, size in pools]
-    if facts.get("ip6tables") == "off":
-        ours["ip6tables"] = False
-    if mount := mounts.noexec(facts.get("data", "/var/lib/docker")):
-        if ours["storage-driver"] == "vfs":
-            raise Mistake(f"{mount} is mounted noexec, and vfs runs containers from there: --tmpfs {mount}:exec")
-        made.told.append(f"warning: {mount} is mounted noexec: no program in a docker volume can be run")
-    if dns := facts.get("dns"):
-        ours["dns"] = [dns]
     with_k3s = not asked(env, "K3S_DISABLE")
-    if with_k3s and version >= (28, 2):
-        ours["allow-direct-routing"] = True  # a pod reaches a container by its address, which 28 drops otherwise
+    ours = own_settings(facts, version, registries, with_k3s=with_k3s)
+    made.told.extend(check_noexec(facts))
     driver = last(args, "--log-driver") or theirs.get("log-driver", "json-file")
     if driver == "json-file" and (with_k3s or profile == "edge"):
         if "log-opts" in given:
             args += [f"--log-opt={key}={value}" for key, value in LOG_LIMITS.items() if f"{key}=" not in " ".join(args)]
         else:
             ours["log-opts"] = {**LOG_LIMITS}
+    with_store = ours["features"]["containerd-snapshotter"]  # containerd's image store
     check_types(ours, theirs, file)
     check_live_restore(args, theirs, file)
-    if theirs.get("features", {}).get("containerd-snapshotter") is True and chosen not in SNAPSHOTTERS:
+    if theirs.get("features", {}).get("containerd-snapshotter") is True and not with_store:
         del ours["storage-driver"]
         made.told.append("the containerd image store is on: kubelet will report no statistics of pods")
     for key, flag in given.items():
@@ -257,18 +284,14 @@ def plan(
             del ours[key]
             made.told.append(f"{flag} in DOCKER_ARGS replaces our {key}")
     if "features" in given and not any("containerd-snapshotter" in arg for arg in args):
-        args.append(f"--feature=containerd-snapshotter={str(chosen in SNAPSHOTTERS).lower()}")
+        args.append(f"--feature=containerd-snapshotter={str(with_store).lower()}")
     config = merged(ours, theirs)
     made.told.extend(hidden_images(args, config, facts.get("stores", "").split()))
     made.told.extend(api_over_tcp(args, config, given, facts.get("tls", "")))
     for key in sorted(ours.keys() & theirs.keys()):
         if ours[key] != theirs[key] and not isinstance(ours[key], dict):
             made.told.append(f"{key} of {file} replaces ours")
-    floor = str(env.get("DOCKER_MIN_API_VERSION") or config.get("min-api-version") or "")
-    if (number := re.fullmatch(r"(\d+)\.(\d+)", floor)) and (int(number[1]), int(number[2])) > SPOKEN:
-        made.told.append(f"warning: dockerd is told to refuse clients older than {floor}, and k3s speaks 1.44: no pods")
-    if with_k3s and driver != "json-file":
-        made.told.append("warning: kubectl logs works with the log driver json-file only")
+    made.told.extend(without_pods(env, config, driver))
     made.files[f"{RUN}/daemon.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
     made.files[f"{RUN}/dockerd.args"] = "".join(f"{arg}\0" for arg in args)
     if args:
