@@ -1,4 +1,4 @@
-"""What a hostile or broken origin answers: each a handler for `tests.helpers.servers`, which is a real HTTP server.
+"""Responses of hostile or broken origins: handlers for the real HTTP server of `tests.helpers.servers`.
 
 A handler that must wait does so on `over`, an event that the test's end sets, so that nothing outlives a test.
 """
@@ -35,14 +35,14 @@ def _head(handler: Handler, status: int, **headers: object) -> None:
 
 
 def _start(handler: Handler) -> int:
-    """The first byte that was asked for."""
-    found = re.fullmatch(r"bytes=(\d+)-\d*", handler.headers.get("Range", "bytes=0-"))
-    assert found, handler.headers["Range"]
-    return int(found[1])
+    """Return the first byte of the requested range."""
+    match = re.fullmatch(r"bytes=(\d+)-\d*", handler.headers.get("Range", "bytes=0-"))
+    assert match, handler.headers["Range"]
+    return int(match[1])
 
 
 def honest(body: bytes, etag: str = '"one"') -> Answer:
-    """What a good server does, ranges and If-Range included."""
+    """A correct server, with ranges and If-Range."""
 
     def answer(handler: Handler) -> None:
         start = _start(handler)
@@ -61,7 +61,7 @@ def honest(body: bytes, etag: str = '"one"') -> Answer:
 
 
 def truncated(body: bytes, at: int, etag: str = '"one"') -> Answer:
-    """Promises all and closes after `at` bytes."""
+    """The full Content-Length, and the end of the connection after `at` bytes."""
 
     def answer(handler: Handler) -> None:
         _head(handler, 200, ETag=etag, Content_Length=len(body))
@@ -72,7 +72,7 @@ def truncated(body: bytes, at: int, etag: str = '"one"') -> Answer:
 
 
 def unannounced(body: bytes, at: int) -> Answer:
-    """No length at all, and the connection's end after `at` bytes looks like the body's end."""
+    """No Content-Length, so the end of the connection after `at` bytes looks like the end of the body."""
 
     def answer(handler: Handler) -> None:
         _head(handler, 200, ETag='"one"', Connection="close")
@@ -83,7 +83,7 @@ def unannounced(body: bytes, at: int) -> Answer:
 
 
 def reset(body: bytes, at: int) -> Answer:
-    """The connection is reset (RST) after `at` bytes."""
+    """A reset connection (RST) after `at` bytes."""
 
     def answer(handler: Handler) -> None:
         _head(handler, 200, ETag='"one"', Content_Length=len(body))
@@ -97,7 +97,7 @@ def reset(body: bytes, at: int) -> Answer:
 
 
 def stalled(body: bytes, at: int, over: threading.Event) -> Answer:
-    """Nothing more after `at` bytes, and the connection stays open."""
+    """An open connection without data after `at` bytes."""
 
     def answer(handler: Handler) -> None:
         _head(handler, 200, ETag='"one"', Content_Length=len(body))
@@ -110,7 +110,7 @@ def stalled(body: bytes, at: int, over: threading.Event) -> Answer:
 
 
 def silent(over: threading.Event) -> Answer:
-    """Not even a status."""
+    """No response."""
 
     def answer(handler: Handler) -> None:
         over.wait(60)
@@ -120,7 +120,7 @@ def silent(over: threading.Event) -> Answer:
 
 
 def trickle(body: bytes, over: threading.Event, pace: float = 0.01) -> Answer:
-    """A byte at a time: no read ever times out."""
+    """Single bytes: no read ever times out."""
 
     def answer(handler: Handler) -> None:
         start = _start(handler)
@@ -140,7 +140,7 @@ def trickle(body: bytes, over: threading.Event, pace: float = 0.01) -> Answer:
 
 
 def slow(body: bytes, over: threading.Event, piece: int = 5000, pace: float = 0.02) -> Answer:
-    """A good server on a slow line; ranges included."""
+    """A correct server on a slow line, with ranges."""
 
     def answer(handler: Handler) -> None:
         start = _start(handler)
@@ -156,7 +156,7 @@ def slow(body: bytes, over: threading.Event, piece: int = 5000, pace: float = 0.
 
 
 def whole(body: bytes, etag: str = '"one"') -> Answer:
-    """200 and everything, whatever range was asked for."""
+    """200 and the whole body for any range."""
 
     def answer(handler: Handler) -> None:
         _head(handler, 200, ETag=etag, Content_Length=len(body))
@@ -166,7 +166,7 @@ def whole(body: bytes, etag: str = '"one"') -> Answer:
 
 
 def other_range(body: bytes) -> Answer:
-    """206, but not the part that was asked for."""
+    """206 with another range than requested."""
 
     def answer(handler: Handler) -> None:
         start = _start(handler)
@@ -182,7 +182,7 @@ def other_range(body: bytes) -> Answer:
 
 
 def spliced(body: bytes) -> Answer:
-    """The right range with the right ETag and wrong bytes; a whole answer is right."""
+    """The right range and ETag, but wrong bytes; without a range the right bytes."""
 
     def answer(handler: Handler) -> None:
         start = _start(handler)
@@ -197,19 +197,19 @@ def spliced(body: bytes) -> Answer:
 
 
 def redirect(to: str, status: int = 302) -> Answer:
-    """To there."""
+    """A redirect."""
     return lambda handler: _head(handler, status, Location=to, Content_Length=0)
 
 
 def busy(status: int = 429, **headers: object) -> Answer:
-    """Not now."""
+    """An error status."""
     return lambda handler: _head(handler, status, Content_Length=0, **headers)
 
 
 def bomb(unpacked: int = 512 << 20) -> Answer:
-    """A small gzip body that would unpack to more than memory should hold."""
+    """A small gzip body that decompresses to more than the memory should hold."""
     zeros = bytes(1 << 20)
-    packed = gzip.compress(zeros) * (unpacked >> 20)  # members after one another are one stream
+    packed = gzip.compress(zeros) * (unpacked >> 20)  # consecutive members are one stream
 
     def answer(handler: Handler) -> None:
         _head(handler, 200, Content_Encoding="gzip", Content_Length=len(packed))
@@ -219,7 +219,7 @@ def bomb(unpacked: int = 512 << 20) -> Answer:
 
 
 def endless(over: threading.Event) -> Answer:
-    """Chunks without an end and without a length."""
+    """Chunks without an end."""
 
     def answer(handler: Handler) -> None:
         _head(handler, 200, ETag='"one"', Transfer_Encoding="chunked")
@@ -231,7 +231,7 @@ def endless(over: threading.Event) -> Answer:
 
 
 def in_turn(*answers: Answer) -> Answer:
-    """One after the other; the last one stays."""
+    """These in turn; the last one repeatedly."""
     queue = list(answers)
 
     def answer(handler: Handler) -> None:
@@ -241,7 +241,7 @@ def in_turn(*answers: Answer) -> Answer:
 
 
 def certificate() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of a server on 127.0.0.1 with a certificate that nobody signed, and of a client that trusts it."""
+    """Return contexts of a server on 127.0.0.1 with a self-signed certificate, and of a client that trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""The benchmarks' origin with strong ETags and ranges, which records what each request asked for and how much was sent.
+"""The benchmarks' origin with strong ETags and ranges, which records the requested range and the bytes sent.
 
 So a test of killed downloads can show what was not asked twice.
 """
@@ -17,17 +17,17 @@ from pipeline.bench import origin
 
 @dataclass
 class Asked:
-    """One request and its answer."""
+    """One request and its response."""
 
     path: str
-    start: int  # first byte that was asked for
+    start: int  # first byte of the requested range
     status: int
-    sent: int = 0  # bytes of the body that went into the socket
+    sent: int = 0  # bytes of the body
 
 
 @dataclass
 class Recorded:
-    """A running origin: its address, its line, and its log in the order of the answers."""
+    """A running origin: its address, its rate, and its requests in the order of the responses."""
 
     url: str
     line: origin.Line

@@ -1,4 +1,4 @@
-"""A real HTTP server of the tests, which can be as hostile as the network is."""
+"""A real HTTP server for tests, with a response per path."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 @dataclass
 class Server:
-    """A running server: `answers` by path, and what was asked."""
+    """A running server: `answers` by path, and the requests."""
 
     url: str = ""
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
-    connections: int = 0  # that were made
+    connections: int = 0  # opened so far
 
     def gives(
         self,
@@ -48,7 +48,7 @@ class Server:
         self.answers[path] = answer
 
     def then(self, path: str, *answers: Answer) -> None:
-        """Answer a path with these, one after the other; the last one stays."""
+        """Answer a path with these in turn; the last one repeatedly."""
         queue = list(answers)
 
         def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -59,7 +59,7 @@ class Server:
 
 @contextmanager
 def running(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
-    """A server on a free port of loopback, over TLS if there is a context for it."""
+    """Run a server on a free port of loopback, with TLS if a context is given."""
     server = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -86,12 +86,12 @@ def running(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Clients that end early are expected; what else a handler raises is shown."""
+            """Ignore clients that disconnect; print other errors."""
             if not isinstance(sys.exception(), OSError):
                 super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     listening = Listening(("127.0.0.1", 0), Handler)
-    if tls is not None:  # the handshake belongs into the handler's thread, not into the one that accepts
+    if tls is not None:  # the handshake is for the handler's thread, not for the one that accepts
         listening.socket = tls.wrap_socket(listening.socket, server_side=True, do_handshake_on_connect=False)
     server.url = f"http{'s' if tls else ''}://127.0.0.1:{listening.server_address[1]}"
     with loopback.running(listening):

@@ -18,12 +18,12 @@ from pipeline.inputs.lock import Artifact
 from pipeline.workflow import Run
 from tests.helpers.examples import GUEST, INTENT, LOCK, VERSIONS, artifact
 
-# Nothing listens there: an upstream that cannot be reached.
+# Nothing listens there.
 NOWHERE = "http://127.0.0.1:9"
 
 
 class Site:
-    """Files below `folder`: versions.yaml, versions.lock.yaml, dist/, cache/; `lock` is what is written there."""
+    """versions.yaml, versions.lock.yaml, dist/ and cache/ in `folder`; `lock` is the written lock."""
 
     def __init__(self, folder: Path, url: str = NOWHERE) -> None:
         self.folder = folder
@@ -31,7 +31,7 @@ class Site:
         self.cache = folder / "cache"
         (self.cache / "sha256").mkdir(parents=True)
         self.base = self._base()
-        # Its registry is nobody either: what asks it fails.
+        # Its registry is down, too.
         self.image = "127.0.0.1:9/library/debian:trixie-slim"
         self.intent_path = folder / "versions.yaml"
         self.write_intent({})
@@ -50,7 +50,7 @@ class Site:
         lock.write(folder / "versions.lock.yaml", self.lock)
 
     def write_intent(self, mirrors: Mapping[str, tuple[str, ...]]) -> None:
-        """versions.yaml with these mirrors."""
+        """Write versions.yaml with these mirrors."""
         versions.write(self.intent_path, replace(INTENT, base=self.image, mirrors=mirrors))
 
     def run(self, cache: Path | None = None) -> Run:
@@ -119,7 +119,7 @@ class Site:
 
 
 def committed(dist: Path) -> Run:
-    """A run on this repository's own versions.yaml and lock; results and cache are elsewhere. Close its client."""
+    """Return a run on this repository's versions.yaml and lock, with results and cache elsewhere. Close its client."""
     root = Path(__file__).resolve().parents[2]
     return Run(
         root=root,

@@ -1,4 +1,4 @@
-"""The vendors of a release on no network: an httpx transport that answers as their servers do, made of a few files."""
+"""The vendors of a release without a network: an httpx transport with their responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BASE = Base(image=INTENT.base, digest=digest("base"), evidence=PUBLISHED)
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """One answer; httpx.Response would judge its content already when it is made."""
+    """One response; httpx.Response would decode its content when it is created."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -46,7 +46,7 @@ Answer = Given | Exception
 
 @dataclass
 class Vendors:
-    """What each URL answers, and what was asked. A URL without an answer is 404."""
+    """Responses by URL, and the requests. Any other URL is 404."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: list[httpx.Request] = field(default_factory=list)
@@ -59,11 +59,11 @@ class Vendors:
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
-        found = self.answers.get(str(request.url), Given(status=404))
-        if isinstance(found, Exception):
-            raise found
-        body = b"" if request.method == "HEAD" else found.content
-        return httpx.Response(found.status, headers=dict(found.headers), stream=httpx.ByteStream(body))
+        answer = self.answers.get(str(request.url), Given(status=404))
+        if isinstance(answer, Exception):
+            raise answer
+        body = b"" if request.method == "HEAD" else answer.content
+        return httpx.Response(answer.status, headers=dict(answer.headers), stream=httpx.ByteStream(body))
 
     def gives(
         self, url: str, body: bytes | str, *, status: int = 200, headers: Mapping[str, str] | None = None
@@ -86,7 +86,7 @@ class Vendors:
         text: str = "",
         platforms: Sequence[Platform] = tuple(Platform),
     ) -> None:
-        """A component's files and checksums, `days` old."""
+        """Publish a component's files and checksums, `days` old."""
         listed: dict[str, str] = {}
         for part, platform in product(components.parts(component, airgap=True), platforms):
             where = components.published(part, version, platform)
@@ -104,30 +104,30 @@ class Vendors:
             self.gives(url, lines)
 
     def url(self, component: str, version: str, platform: Platform) -> str:
-        """Where a component's file is."""
+        """Return the URL of a component's file."""
         where = components.published(component, version, platform)
         return f"{UPSTREAM[where.origin]}/{where.path}"
 
     def refs(self, component: str, *tags: str) -> None:
-        """A repository's tags."""
+        """Publish a repository's tags."""
         lines = "".join(f"003f{'1' * 40} refs/tags/{tag}\n" for tag in tags)
         self.gives(
             f"{UPSTREAM['github']}/{upstream.refs_path(component)}", f"001e# service=git-upload-pack\n0000{lines}0000"
         )
 
     def listing(self, *versions: str, platforms: Sequence[Platform] = tuple(Platform)) -> None:
-        """What docker's server lists."""
+        """Publish docker's listing."""
         for platform in platforms:
             lines = "".join(f'<a href="docker-{version}.tgz">docker-{version}.tgz</a>\n' for version in versions)
             self.gives(f"{UPSTREAM['docker']}/{upstream.listing_path(platform)}", lines)
 
     def channels(self, **latest: str) -> None:
-        """What k3s's channels point to."""
+        """Publish k3s's channels."""
         data = [{"id": name.replace("_", "."), "latest": version} for name, version in latest.items()]
         self.gives(f"{UPSTREAM['k3s-channels']}/{upstream.CHANNELS_PATH}", json.dumps({"data": data}))
 
     def complete(self) -> None:
-        """A whole upstream: one release of everything, a month old."""
+        """Publish one release of everything, a month old."""
         self.listing("29.7.2", "28.5.2")
         self.refs("docker", "docker-v29.7.2", "v28.5.2")
         self.refs("buildx", "v0.36.1", "v0.36.0")
@@ -155,7 +155,7 @@ class Vendors:
         token: str | None = None,
         registry_for: Callable[[ImageName], Registry] | None = None,
     ) -> Lock:
-        """Run the stage; what it gives must be readable and canonical. The caller sees to apt and the base image."""
+        """Run the stage, without apt and the base image; the lock must be valid and canonical."""
         intent = intent or self.intent
         registry_for = registry_for or (lambda name: _never(str(name)))
         origins = Origins(intent, self.client, self.log, token=token)
@@ -171,5 +171,5 @@ def _never(name: str) -> Registry:
 
 
 def times(vendors: Vendors, url: str, method: str = "GET") -> int:
-    """How often a URL was asked."""
+    """Return the number of requests to a URL."""
     return sum(request.method == method and str(request.url) == url for request in vendors.asked)
