@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 PAUSES = (0.5, 1.5, 4.0, 8.0)  # seconds before each further attempt, with jitter
 LONGEST_PAUSE = 60.0  # seconds; the limit of Retry-After
-AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses to retry
+AGAIN = frozenset({408, 425, 429, *range(500, 600)})  # statuses to retry; CDNs have their own 5xx
 # Refused, unknown host, TLS, filtered, a redirect to nowhere: a retry within seconds would not help, and a user waits.
 FINAL = (
     httpx.ConnectError,

@@ -188,7 +188,13 @@ def test_an_invalid_list_of_referrers(body: bytes) -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [httpx.Response(503), httpx.Response(429), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut")],
+    [
+        httpx.Response(503),
+        httpx.Response(522),
+        httpx.Response(429),
+        httpx.ReadTimeout("slow"),
+        httpx.RemoteProtocolError("cut"),
+    ],
     ids=str,
 )
 def test_a_temporary_failure_of_a_registry_is_retried(failure: httpx.Response | Exception) -> None:
