@@ -1,8 +1,7 @@
 """A node with another name than at an earlier start: the Node of that name is this machine, too, and no kubelet has it.
 
 k3s makes a Node for the new name and leaves the old one. Kubernetes calls the old one Ready for 40 s, and its pods
-Running for another five minutes, those of a DaemonSet for ever (k3s-io/k3s#6335). A server deletes it. With k3s's own
-etcd it does not: the member belongs to the Node that is deleted (k3s: pkg/etcd), so the old name has to come back.
+Running for another five minutes, those of a DaemonSet for ever (k3s-io/k3s#6335). So a server deletes it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dind_k3s.kube_api import Kubernetes, Object
 from dind_k3s.root import at
 
 NAMES = f"{volume.OURS}/names"  # one a line: those that this volume's kubelet has had, without the deleted ones
+ETCD = "node-role.kubernetes.io/etcd"
 PODS = "/api/v1/pods?fieldSelector=spec.nodeName%3D"
 
 
@@ -73,11 +73,6 @@ class Former:
             self._names = [own]
             at(NAMES).write_text(f"{own}\n")
             return ""
-        if (volume.k3s_folder() / volume.ETCD / "member").is_dir():
-            return (
-                f"node {dead[0]} is this machine under its former name, its pods do not run any more, and etcd's member"
-                f" belongs to it: set K3S_NODE_NAME={dead[0]} again"
-            )
         for name in dead:
             if name not in self._deleted:
                 print(forget(kubernetes, name, own), flush=True)
@@ -89,6 +84,8 @@ def forget(kubernetes: Kubernetes, name: str, own: str) -> str:
     """Delete a Node and its pods, which nobody else would end; return what was done."""
     _, listed = kubernetes.get(f"{PODS}{name}")
     pods = [pod["metadata"] for pod in listed.get("items") or []]
+    # With this label k3s would remove the Node's member of etcd, which is ours (k3s: pkg/etcd, onRemove).
+    kubernetes.patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {ETCD: None}}})
     for pod in pods:
         kubernetes.delete(f"/api/v1/namespaces/{pod['namespace']}/pods/{pod['name']}")
     kubernetes.delete(f"/api/v1/nodes/{name}")
