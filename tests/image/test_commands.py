@@ -267,7 +267,6 @@ def test_a_jobs_variables_lead_nobody_in_here_elsewhere(boxes: Callable[..., Box
     assert findings["docker"] == "ok"
     # k3s writes the user's file, which somebody may edit for use from outside.
     made.shell("sed -i s/127.0.0.1/host.example/ /root/kubeconfig.yaml")
-    assert "server: https://127.0.0.1:6443" in made.do("kubeconfig")
     made.do("supervisorctl", "restart", "k3s")
     made.ready("all")
     assert "sbin/docker" not in made.shell("dind-k3s verify 2>&1 || true")
