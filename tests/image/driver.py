@@ -1,6 +1,6 @@
 """Runs inside a container: the image's own `configure` on many cases, each in a process and a root of its own.
 
-CASES is a JSON list of {env, extra, facts, files}; prints a JSON list of outcomes. What is taken is held against the
+CASES is a JSON list of {env, extra, facts, files}; prints a JSON list of outcomes. What is taken is compared with the
 real `dockerd --validate` and the stub k3s's own reading of its configuration.
 """
 

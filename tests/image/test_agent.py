@@ -37,7 +37,7 @@ def test_a_cluster_of_two_and_its_restarts(network: str, boxes: Callable[..., Bo
     assert server.kubectl("exec", "there", "--", "cat", "/word") == "from the agent"
     assert "there" in agent.do("docker", "ps", "--format", "{{.Names}}")
 
-    # Either one is made anew, under another address and another host name: same cluster, same two nodes.
+    # Either one is made again, under another address and another host name: same cluster, same two nodes.
     agent.docker.remove(agent.name, force=True)
     server.recreate()
     agent.options = {**agent.options, "hostname": "another"}
@@ -48,7 +48,7 @@ def test_a_cluster_of_two_and_its_restarts(network: str, boxes: Callable[..., Bo
     server.kubectl("wait", "--for=condition=Ready", "pod/there", "--timeout=30s")
     assert len(server.kubectl("get", "nodes", "--no-headers").splitlines()) == 2
 
-    # One that asks with another token, or under a name that another machine has, is refused with a sentence.
+    # One that asks with another token, or under a name that another machine has, is refused with a message.
     refusal = agent.fails("env", "K3S_TOKEN=guessed", "python3", "-I", "-S", "/usr/local/lib/dind-k3s", "join")
     where = "it is in /app/k3s/server/node-token there"
     assert refusal == f"dind-k3s: error: the server at {joins['K3S_URL']} refuses the token; {where}"

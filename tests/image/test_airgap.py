@@ -51,7 +51,7 @@ def offline(airgap: Image) -> Iterator[Box]:
 
 
 def loaded(made: Box) -> list[str]:
-    """The names that dockerd told of in the container's log, in their order; begins anew with each container."""
+    """The names that dockerd logged, in their order; each container begins with none."""
     lines = (line.partition("[preload] Loaded image: ")[2] for line in made.log().splitlines())
     return [line.strip() for line in lines if line]
 

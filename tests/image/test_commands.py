@@ -74,9 +74,9 @@ def test_a_kubeconfig_for_a_name_that_the_certificate_is_for(known: Box) -> None
 
 
 def test_a_kubeconfig_for_another_name_says_what_to_set_and_works_all_the_same(known: Box) -> None:
-    told = known.shell("kubeconfig --server alias.example 2>&1 >/tmp/kubeconfig")
-    assert "the API server's certificate is not for alias.example" in told
-    assert "K3S_TLS_SAN=alias.example" in told
+    messages = known.shell("kubeconfig --server alias.example 2>&1 >/tmp/kubeconfig")
+    assert "the API server's certificate is not for alias.example" in messages
+    assert "K3S_TLS_SAN=alias.example" in messages
     written = known.do("cat", "/tmp/kubeconfig")
     assert outside(known.image, ASK, written, networks=["commands"]) == "node/local-node"
 
@@ -133,9 +133,9 @@ def test_collected_logs_tell_everything_but_secrets(known: Box) -> None:
 
 
 def test_logs_are_collected_where_nothing_runs(image: Image) -> None:
-    told = outside(image, "collect-logs - | tar -xzO dind-k3s/contents.txt", read_only=True)
-    assert "commands/docker-info.txt: exit code 1" in told
-    assert "files/etc/hosts: " in told
+    messages = outside(image, "collect-logs - | tar -xzO dind-k3s/contents.txt", read_only=True)
+    assert "commands/docker-info.txt: exit code 1" in messages
+    assert "files/etc/hosts: " in messages
 
 
 def findings(text: str) -> dict[str, dict[str, str]]:
@@ -193,7 +193,7 @@ def test_doctor_at_once(image: Image) -> None:
         assert not [one for one in found.values() if "this check itself failed" in one["evidence"]]
 
 
-def test_verify_tells_what_is_changed_missing_and_a_stranger(image: Image, intent: Intent, own: Lock) -> None:
+def test_verify_reports_what_is_changed_missing_and_extra(image: Image, intent: Intent, own: Lock) -> None:
     host = Platform.host()
     assert host is not None
     made = context.manifest(intent, own, host, Variant.IMAGE, INSIDE)
@@ -201,15 +201,15 @@ def test_verify_tells_what_is_changed_missing_and_a_stranger(image: Image, inten
     with box(image, command=("sleep", "600"), files=files) as here:
         here.start()
         here.shell("/tmp/record")
-        told = here.do("dind-k3s", "verify")
-        assert "(runc 1.2.3): 8 files as built" in told
-        assert told.count("as built") == 6
-        here.shell("echo >>/usr/local/bin/runc; rm /usr/local/bin/kubectl; touch /usr/local/sbin/stranger")
+        messages = here.do("dind-k3s", "verify")
+        assert "(runc 1.2.3): 8 files as built" in messages
+        assert messages.count("as built") == 6
+        here.shell("echo >>/usr/local/bin/runc; rm /usr/local/bin/kubectl; touch /usr/local/sbin/other")
         written = here.fails("dind-k3s", "verify")
         assert "1 of 8 files differ" in written
         assert "changed   /usr/local/bin/runc: its sha256 is " in written
         assert "missing   /usr/local/bin/kubectl" in written
-        assert "stranger  /usr/local/sbin/stranger" in written
+        assert "extra     /usr/local/sbin/other" in written
         assert written.count("/usr/local/") == 3
         here.shell("rm /usr/share/dind-k3s/manifest.json")
         assert "is missing, or names no files" in here.fails("dind-k3s", "verify")
@@ -233,9 +233,9 @@ python3 -I -S /usr/local/lib/dind-k3s record /tmp/manifest.json /tmp/parts >/usr
 
 
 def test_every_command_is_told_and_knows_when_it_is_called_wrongly(known: Box) -> None:
-    told = known.do("dind-k3s")
+    messages = known.do("dind-k3s")
     for command in ("doctor", "kubeconfig", "collect-logs", "verify"):
-        assert f"  {command} " in told
+        assert f"  {command} " in messages
         assert known.do("dind-k3s", command, "--help").startswith("usage: ")
         assert known.shell(f"dind-k3s {command} --nonsense 2>&1 || echo $?").endswith("2")
 

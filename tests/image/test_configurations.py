@@ -205,7 +205,7 @@ def test_two_hundred_configurations_are_taken_or_refused_in_a_sentence(running: 
         shutil.rmtree(folder)
     outcomes = json.loads(running.do("python3", "-I", "-S", "/tmp/driver.py", "/tmp/cases.json"))
     assert len(CASES) == len(outcomes) == COUNT
-    bad = [f"{case}\n{said}" for case, one in zip(CASES, outcomes, strict=True) if (said := wrong(case, one))]
+    bad = [f"{case}\n{output}" for case, one in zip(CASES, outcomes, strict=True) if (output := wrong(case, one))]
     assert not bad, f"{len(bad)} of {COUNT}, the first: {bad[0]}"
     counts = Counter(outcome["code"] for outcome in outcomes)
     assert min(counts[0], counts[2]) > COUNT / 10, counts  # the cases say something about both
@@ -213,8 +213,8 @@ def test_two_hundred_configurations_are_taken_or_refused_in_a_sentence(running: 
 
 def startable(case: Case) -> bool:
     """What docker itself can hand over."""
-    told = len(case["env"]) + len(case["files"]) > 2
-    return told and all(text.isprintable() and len(text) < 1000 for text in case["env"].values())
+    messages = len(case["env"]) + len(case["files"]) > 2
+    return messages and all(text.isprintable() and len(text) < 1000 for text in case["env"].values())
 
 
 @pytest.mark.parametrize("case", random.Random(11).sample([case for case in CASES if startable(case)], REAL))

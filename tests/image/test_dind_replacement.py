@@ -120,7 +120,7 @@ def test_plain_tcp_only_when_asked_and_without_dockerds_delay(image: Image, boxe
     made = boxes(environment={"K3S_DISABLE": "1"}, command=["-H", "tcp://0.0.0.0:2375"]).up("docker")
     assert made.do("docker", "-H", "tcp://127.0.0.1:2375", "version", "-f", "{{.Server.Os}}") == "linux"
     assert "intentionally being slowed down" not in made.log()
-    assert "without TLS: who reaches it is root here" in made.log()
+    assert "without TLS: its clients are root here" in made.log()
     exposed = image.engine.image.inspect(image.name).config.exposed_ports or {}
     assert "2375/tcp" not in exposed
     assert "2376/tcp" not in exposed

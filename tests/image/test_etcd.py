@@ -98,7 +98,7 @@ def test_a_snapshot_of_etcd_is_restored_elsewhere_and_so_is_what_was_there(at: C
 
 
 def test_three_servers(at: Callable[..., Box]) -> None:
-    """One of them gets another address; then all of them do, which they cannot mend, and are told what to do."""
+    """One of them gets another address; then all of them do, which they cannot mend, and report what to do."""
     joins = {**CI, "K3S_TOKEN": "secret", "K3S_ARGS": "server --server https://10.99.5.30:6443"}
     boxes = [at(30, {**ETCD, "K3S_TOKEN": "secret", "K3S_NODE_NAME": "first"})]
     boxes += [at(last, {**joins, "K3S_NODE_NAME": f"other-{last}"}) for last in (31, 32)]

@@ -1,4 +1,4 @@
-"""What dies or hangs comes back by itself, and is told in one line."""
+"""What dies or hangs comes back by itself, and is reported in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def victim(image: Image) -> Iterator[Box]:
     with box(image) as made:
         made.up()
         made.build("mine:1")
-        # It ends when it is told to: a dockerd that starts again gives ten seconds to those that do not.
+        # It ends at SIGTERM: a dockerd that starts again gives ten seconds to those that do not.
         create(made, pod("lives", "/bin/sh", "-c", "trap exit TERM; while :; do sleep 0.2; done"))
         wait_for_pods(made)
         yield made
@@ -53,13 +53,13 @@ KILLS = {
 def test_what_is_killed_comes_back_and_the_pod_with_it(victim: Box, fault: str) -> None:
     victim.shell("rm -f /run/docker.pid && echo 1 >/run/docker.pid")  # of a process that lives
     before = len(ours(victim))
-    commands, told = KILLS[fault]
+    commands, messages = KILLS[fault]
     victim.shell("kill -9 " + " ".join(f"$({command})" for command in commands))
-    victim.until("what it says", lambda: len(ours(victim)) - before == len(told))
+    victim.until("what it says", lambda: len(ours(victim)) - before == len(messages))
     alive(victim)
-    said = ours(victim)[before:]
-    assert {line.split()[1].rstrip(":") for line in said} == told, said
-    assert len(said) == len(told)
+    output = ours(victim)[before:]
+    assert {line.split()[1].rstrip(":") for line in output} == messages, output
+    assert len(output) == len(messages)
 
 
 def test_docker_is_not_ready_while_dockerd_has_no_containerd(victim: Box) -> None:
@@ -76,8 +76,8 @@ def test_docker_is_not_ready_while_dockerd_has_no_containerd(victim: Box) -> Non
     assert victim.do("docker", "run", "--rm", "mine:1") == "hello"
     print(f"containerd killed: noticed after {lost - began:.2f} s, ready again after {ready - began:.1f} s")
     alive(victim)
-    (said,) = ours(victim)[before:]
-    assert "containerd: ended by itself, dockerd starts it again" in said
+    (output,) = ours(victim)[before:]
+    assert "containerd: ended by itself, dockerd starts it again" in output
 
 
 def test_a_watcher_that_hangs_is_unhealthy(victim: Box) -> None:

@@ -54,6 +54,6 @@ def test_a_second_container_on_the_same_volumes_is_refused_with_a_sentence(
     second.start()
     code, _ = second.ends()
     assert code == 2
-    (told,) = second.errors()
-    assert told.startswith("the volume at /var/lib/docker is in use by another container; stop that one")
+    (messages,) = second.errors()
+    assert messages.startswith("the volume at /var/lib/docker is in use by another container; stop that one")
     running.ready()

@@ -128,7 +128,7 @@ def test_an_outer_network_without_ipv4(image: Image, boxes: Callable[..., Box]) 
         assert in_docker(made, "cat", "/sys/class/net/eth0/mtu") == "1400"
         node = made.kubectl("get", "node", "local-node", "-o=jsonpath={.status.addresses[0].address}")
         assert f"dind-k3s0 has {node}; eth0" in made.log()
-        assert "attached anew" not in made.log()
+        assert "attached again" not in made.log()
         made.remove()
     finally:
         image.engine.network.remove("six")

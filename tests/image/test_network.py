@@ -99,7 +99,7 @@ def test_a_new_address_while_everything_runs_is_told_once_and_mended(inside: Box
     inside.docker.network.connect(OUTER, inside.name, ip="10.42.9.9")
     node = ("get", "node", "local-node", "-o=jsonpath={.status.addresses[0].address}")
     inside.until("the node's new address", lambda: inside.kubectl(*node) == "10.42.9.9")
-    assert inside.log().count("the outer network was attached anew: eth0 has 10.42.9.9 now") == 1
+    assert inside.log().count("the outer network was attached again: eth0 has 10.42.9.9 now") == 1
     inside.ready()
     assert in_docker(inside, "getent", "ahostsv4", "neighbour")
     assert inside.kubectl("exec", "sibling", "--", "getent", "ahostsv4", "neighbour")  # the pod was not touched
@@ -127,9 +127,9 @@ def test_legacy_rules_when_asked_and_no_ip6tables(boxes: Callable[..., Box]) -> 
     ).up("docker")
     assert ":DOCKER " in made.do("iptables-legacy-save")
     assert "DOCKER" not in made.do("iptables-nft-save")
-    told = [line for line in made.log().splitlines() if "  iptables " in line]
-    assert "legacy as DOCKER_IPTABLES_LEGACY asks, proved by rules; no rules for IPv6" in told[0]
-    assert "Address family not supported" in told[0]
+    messages = [line for line in made.log().splitlines() if "  iptables " in line]
+    assert "legacy as DOCKER_IPTABLES_LEGACY asks, proved by rules; no rules for IPv6" in messages[0]
+    assert "Address family not supported" in messages[0]
     outside = made.do("sh", "-c", "ip -4 route show dev eth0 scope link | cut -d ' ' -f 1")
     assert outside == "172.17.0.0/16"
     assert (

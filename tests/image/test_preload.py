@@ -51,7 +51,7 @@ def test_images_and_manifests_are_there_when_it_is_ready(boxes: Callable[..., Bo
     (folder / "manifests/off.yaml.skip").touch()
     (folder / "images/broken.tar").write_text("this is no archive\n")
     box.up("k8s")
-    # Nothing can be loaded from the broken one, so waiting ends at once with the reason, and docker is told.
+    # Nothing can be loaded from the broken one, so waiting ends at once with the reason.
     assert "broken.tar" in box.fails("wait-ready", "--for", "addons", "--timeout", "60")
     assert state(box)["health"] == "failing"
     # The pod waits for packed:1, which the archive alone is to bring: so it is built under a name as long.
@@ -67,7 +67,7 @@ def test_images_and_manifests_are_there_when_it_is_ready(boxes: Callable[..., Bo
     assert box.kubectl("logs", "from-file") == "packed"
     assert "AppliedManifest" in box.kubectl("get", "events", "-n", "kube-system")
 
-    # An edit is taken up while it runs; one that cannot be applied is told with k3s's own words, and heals.
+    # An edit is taken up while it runs; one that cannot be applied is reported with k3s's own words, and heals.
     box.shell(f"echo '{CONFIG_MAP % ('later', 'x')}' | sed s/ConfigMap/Nothing/ >/app/manifests/later.yaml; {LOOK}")
     box.until("the failure", lambda: "no matches for kind" in str(state(box)["problems"].get("manifests")), 20)
     box.shell(f"echo '{CONFIG_MAP % ('later', 'x')}' >/app/manifests/later.yaml; {LOOK}")

@@ -1,4 +1,4 @@
-"""Readiness in a real container: what it waits for, how soon it tells, what it costs, and that losses are told once."""
+"""Readiness in a container: what it waits for, how soon it reports, what it costs, that losses are reported once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def state(box: Box) -> dict[str, Any]:
     return dict(json.loads(box.do("cat", "/run/dind-k3s/state.json")))
 
 
-def told(box: Box, pattern: str) -> list[str]:
+def messages(box: Box, pattern: str) -> list[str]:
     return re.findall(rf"^\[watch\] (.*(?:{pattern}).*)$", box.log(), re.MULTILINE)
 
 
@@ -100,8 +100,8 @@ def test_both_edges_are_noticed_without_a_poll_and_told_once(running: Box) -> No
     assert lost < 2
     assert ready < 2
     running.ready("all")
-    assert len(told(running, "not ready any more")) == 1
-    assert len(told(running, "ready again")) == 1
+    assert len(messages(running, "not ready any more")) == 1
+    assert len(messages(running, "ready again")) == 1
 
 
 def test_watching_costs_next_to_nothing(running: Box) -> None:

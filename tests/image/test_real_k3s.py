@@ -187,7 +187,7 @@ def test_the_streams_of_kubectl(cluster: Box) -> None:
     cluster.shell("echo copied >/tmp/a; kubectl cp /tmp/a client:/tmp/a; kubectl cp client:/tmp/a /tmp/b")
     assert cluster.do("cat", "/tmp/b") == "copied"
     attach = f"kubectl run reads --image={busybox(cluster)} --restart=Never -i --rm --quiet"
-    assert "said" in cluster.shell(f"{attach} -- sh -c 'cat; echo end' <<<said")
+    assert "output" in cluster.shell(f"{attach} -- sh -c 'cat; echo end' <<<said")
     cluster.shell(
         "kubectl port-forward service/web 18080:80 >/tmp/forward 2>&1 & trap 'kill %1' EXIT;"
         " until grep -q Forwarding /tmp/forward; do read -r -t 0.1 <> <(:) || true; done;"

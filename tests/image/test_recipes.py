@@ -1,6 +1,6 @@
 """docs/recipes.md and docs/quickstart.md, run as they stand there.
 
-From a container that stands for the host, with docker and kubectl.
+From a container in the place of the host, with docker and kubectl.
 """
 
 from __future__ import annotations

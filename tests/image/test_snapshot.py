@@ -48,8 +48,8 @@ def test_a_snapshot_of_a_running_cluster_is_restored_elsewhere(cluster: Box, box
     other.docker.copy(other.image.folder / "cluster.tar.gz", (other.name, "/tmp/cluster.tar.gz"))
     other.up()
     create(other, config_map("elsewhere"))
-    said = other.do("restore", "/tmp/cluster.tar.gz")
-    assert "is ready" in said
+    output = other.do("restore", "/tmp/cluster.tar.gz")
+    assert "is ready" in output
     assert has(other, "one")
     assert not has(other, "two")
     assert not has(other, "elsewhere")
@@ -58,7 +58,7 @@ def test_a_snapshot_of_a_running_cluster_is_restored_elsewhere(cluster: Box, box
     assert other.shell("ls /app/k3s/.dind-k3s/restore 2>/dev/null || echo none") == "none"
     # The one that was there is not lost either.
     (kept,) = other.shell("ls /app/k3s/snapshots/before-restore-*").splitlines()
-    # A snapshot is a stream, too; what fails at one end of the pipe is told at the other.
+    # A snapshot is a stream, too; what fails at one end of the pipe is reported at the other.
     other.shell(f"cat {kept} | restore -")
     assert has(other, "elsewhere")
     assert "not a snapshot" in other.fails("bash", "-c", "snapshot /nowhere/x | restore -")
@@ -69,13 +69,13 @@ def test_what_is_no_whole_snapshot_is_refused_before_anything_is_touched(cluster
     cluster.shell(
         "snapshot /tmp/whole.tar.gz; cd /tmp; head -c 3000 whole.tar.gz >part; tar -czf other /etc/hostname; >empty"
     )
-    for name, said in (
+    for name, output in (
         ("part", "part of"),
         ("other", "something else"),
         ("empty", "not a snapshot"),
         ("gone", "No such"),
     ):
-        assert said in cluster.fails("restore", f"/tmp/{name}")
+        assert output in cluster.fails("restore", f"/tmp/{name}")
     cluster.shell(
         """python3 - <<'END'
 import gzip
@@ -102,8 +102,8 @@ with open("/tmp/bad.tar.gz", "wb") as file:
     archive.write(Path("/tmp/bad"), file, created="once", reason="test", versions={})
 END"""
     )
-    said = cluster.fails("restore", "/tmp/bad.tar.gz", "--timeout", "3")
-    assert "the cluster before it is put back" in said
+    output = cluster.fails("restore", "/tmp/bad.tar.gz", "--timeout", "3")
+    assert "the cluster before it is put back" in output
     cluster.until("the cluster", lambda: has(cluster, "stays"))
     cluster.ready()
 
@@ -210,8 +210,10 @@ def test_versions_may_go_up_one_minor_with_a_snapshot_and_not_down(boxes: Callab
 
     # The way back that the error names.
     made.docker.remove(made.name, force=True)
-    said = made.docker.run(made.image.name, ["restore", kept], volumes=[(f"{made.name}-k3s", "/app/k3s")], remove=True)
-    assert "is what the next start finds" in str(said)
+    output = made.docker.run(
+        made.image.name, ["restore", kept], volumes=[(f"{made.name}-k3s", "/app/k3s")], remove=True
+    )
+    assert "is what the next start finds" in str(output)
     again({"DIND_K3S_ALLOW_VERSION": was["docker"]}, **was)
     made.ready()
     assert f"warning: docker {was['docker']} is older than 29.0.0" in made.log()

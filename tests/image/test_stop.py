@@ -145,6 +145,6 @@ def test_orphans_are_reaped_and_init_does_no_harm(boxes: Callable[..., Box], ini
     box.shell("for i in $(seq 50); do (sleep 0.2 &) ; done")
     zombies = "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l"
     box.until("no zombies", lambda: box.do("bash", "-c", f"pgrep -c sleep || {zombies}") == "0\n0")
-    box.do("kill", "-USR2", "1")  # logs are opened anew, for logrotate
+    box.do("kill", "-USR2", "1")  # logs are opened again, for logrotate
     box.do("kill", "-INT", "1")  # as good as SIGTERM, from inside, too
     assert box.ends(10)[0] == 0

@@ -1,4 +1,4 @@
-"""dockerd's storage on what users give it: each place ends in a driver that works, or in a sentence."""
+"""dockerd's storage on what users give it: each place ends in a driver that works, or in a message."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def storage_line(box: Box) -> str:
     return [line for line in box.log().splitlines() if line.split()[2:3] == ["storage"]][-1]
 
 
-def works(box: Box, driver: str, said: str) -> None:
+def works(box: Box, driver: str, output: str) -> None:
     """The driver, the line about it, an image built on it, and a pod that runs the image."""
     box.ready()
     line = storage_line(box)
-    assert said in line
+    assert output in line
     assert ("named volume" in line) == (driver not in ("overlay2", "overlayfs") or "ext4 file" in line), line
     assert box.do("docker", "info", "--format", "{{.Driver}}") == driver
     box.build("mine:1", word=driver)
@@ -58,7 +58,7 @@ def works(box: Box, driver: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "driver", "said"),
+    ("settings", "driver", "output"),
     [
         pytest.param({}, "overlay2", "overlay2 on ext2/ext3, proved", id="named-volume"),
         pytest.param(
@@ -82,11 +82,11 @@ def works(box: Box, driver: str, said: str) -> None:
     ],
 )
 def test_each_place_gets_the_best_driver_that_works_there(
-    boxes: Callable[..., Box], settings: dict[str, object], driver: str, said: str
+    boxes: Callable[..., Box], settings: dict[str, object], driver: str, output: str
 ) -> None:
     box = boxes(**settings)
     box.start()
-    works(box, driver, said)
+    works(box, driver, output)
     assert not box.errors()
 
 
@@ -208,5 +208,5 @@ def test_a_read_only_volume_is_refused_with_a_sentence(boxes: Callable[..., Box]
     box.start()
     code, _ = box.ends()
     assert code == 2
-    (told,) = box.errors()
-    assert told.startswith("the volume at /app/k3s cannot be written (Read-only file system); mount it without :ro")
+    (messages,) = box.errors()
+    assert messages.startswith("the volume at /app/k3s cannot be written (Read-only file system); mount it without :ro")

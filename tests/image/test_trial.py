@@ -30,11 +30,11 @@ def test_docker_is_not_ready_while_runc_starts_nothing(boxes: Callable[..., Box]
     runc = f"#!/bin/sh\necho '{REFUSAL}' >&2\nexit 1\n"
     box = boxes(files={"/usr/local/sbin/runc": runc}, environment=ALONE)
     box.start()
-    told = f"no container can be started: {REFUSAL}"
-    box.until("the reason", lambda: told in box.fails("wait-ready", "--for", "docker", "--timeout", "60"))
+    messages = f"no container can be started: {REFUSAL}"
+    box.until("the reason", lambda: messages in box.fails("wait-ready", "--for", "docker", "--timeout", "60"))
     assert "after 60 s" not in box.fails("wait-ready", "--for", "docker", "--timeout", "60")
-    assert finding(box, "container") == ("fail", told)
-    assert told in box.fails("healthcheck")
+    assert finding(box, "container") == ("fail", messages)
+    assert messages in box.fails("healthcheck")
     box.do("rm", "/usr/local/sbin/runc")
     box.until("the next trial", lambda: box.do("wait-ready", "--timeout", "1"), 30)
     assert finding(box, "container")[0] == "ok"
@@ -55,8 +55,8 @@ def test_what_runs_out_is_named_and_over_when_there_is_more_of_it(boxes: Callabl
     box.ready("all", 30)
     # inotify's instances are those of the host's user; in a user namespace they can be used up without harm.
     none_left = "echo 0 >/proc/sys/user/max_inotify_instances; exec doctor"
-    told = box.fails("unshare", "--user", "--map-root-user", "bash", "-euc", none_left)
-    assert "no instance is left (Too many open files)" in told
+    messages = box.fails("unshare", "--user", "--map-root-user", "bash", "-euc", none_left)
+    assert "no instance is left (Too many open files)" in messages
     assert finding(box, "inotify")[0] == "ok"
     box.do("mount", "-t", "tmpfs", "-o", "noexec", "none", "/app/k3s")
     assert finding(box, "exec-/app/k3s") == ("fail", "/app/k3s is mounted noexec")

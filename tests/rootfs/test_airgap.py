@@ -130,8 +130,8 @@ def test_every_archive_below_the_folder_is_loaded_and_all_else_is_named(
 ) -> None:
     monkeypatch.setenv("DIND_K3S_TEST_ROOT", str(tmp_path))
     archives = ["b.TAR", "a.tar.xz", "more/c.Tar.Zst", "more/d.tgz", "more/pause.txz", "more/e.tar.bz2"]
-    strangers = ["README.md", "f.zip", "more/g.gz", "more/tar", ".hidden.tar", ".git/h.tar"]
-    for name in (*archives, *strangers):
+    others = ["README.md", "f.zip", "more/g.gz", "more/tar", ".hidden.tar", ".git/h.tar"]
+    for name in (*archives, *others):
         (tmp_path / "app/images" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "app/images" / name).touch()
     order = ["more/pause.txz", "a.tar.xz", "b.TAR", "more/c.Tar.Zst", "more/d.tgz", "more/e.tar.bz2"]

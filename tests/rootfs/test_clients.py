@@ -42,15 +42,15 @@ def call(folder: Path, name: str, env: dict[str, str]) -> dict[str, str]:
 
 def test_the_containers_variables_are_dropped_and_those_of_docker_exec_are_not(tmp_path: Path) -> None:
     made = clients.plan(JOB)
-    (told,) = made.told
-    assert told.startswith("not used in here: DOCKER_HOST, DOCKER_TLS_VERIFY, KUBECONFIG; docker, kubectl, k3s ask")
+    (messages,) = made.messages
+    assert messages.startswith("not used in here: DOCKER_HOST, DOCKER_TLS_VERIFY, KUBECONFIG; docker, kubectl, k3s ask")
     folder = install(tmp_path, made)
     env = call(folder, "kubectl", JOB)
     assert env.keys() & JOB.keys() == {"KUBECONFIG"}
     assert env["KUBECONFIG"] == "/app/k3s/k3s.yaml"
     env = call(folder, "docker", JOB | {"DOCKER_HOST": "tcp://elsewhere:1", "OTHER": "x"})
     assert (env["DOCKER_HOST"], env["OTHER"]) == ("tcp://elsewhere:1", "x")
-    assert [*verify.strangers({f"{clients.BEFORE}/known": ""})] == []
+    assert [*verify.extra_files({f"{clients.BEFORE}/known": ""})] == []
 
 
 def test_nothing_stands_before_the_clients_without_such_a_variable() -> None:
@@ -63,12 +63,12 @@ def test_a_context_of_the_hosts_own_configuration_is_not_followed(tmp_path: Path
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"auths": {}, "currentContext": "desktop-linux"}))
     made = clients.plan({})
-    assert "the context desktop-linux" in made.told[0]
+    assert "the context desktop-linux" in made.messages[0]
     assert call(install(tmp_path, made), "docker", {})["DOCKER_CONTEXT"] == "default"
 
 
 def test_a_folder_for_dockers_configuration_counts_where_it_is_there(tmp_path: Path) -> None:
-    assert "DOCKER_CONFIG" in clients.plan({"DOCKER_CONFIG": "/builds/.docker"}).told[0]
+    assert "DOCKER_CONFIG" in clients.plan({"DOCKER_CONFIG": "/builds/.docker"}).messages[0]
     (tmp_path / "builds/.docker").mkdir(parents=True)
     assert clients.plan({"DOCKER_CONFIG": "/builds/.docker"}) == Plan()
 

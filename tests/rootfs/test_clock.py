@@ -1,4 +1,4 @@
-"""The clock of the day is set while everything runs: it is told once, and what that takes from a cluster comes back."""
+"""The clock of the day is set while everything runs: that is reported once, and what it costs a cluster comes back."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Clocks:
     """What the kernel's clocks say."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.said = {time.CLOCK_REALTIME: 1.8e9, time.CLOCK_BOOTTIME: 1000.0, time.CLOCK_MONOTONIC: 900.0}
-        monkeypatch.setattr(time, "clock_gettime", self.said.__getitem__)
+        self.output = {time.CLOCK_REALTIME: 1.8e9, time.CLOCK_BOOTTIME: 1000.0, time.CLOCK_MONOTONIC: 900.0}
+        monkeypatch.setattr(time, "clock_gettime", self.output.__getitem__)
 
     def go_on(self, seconds: float, *, asleep: bool = False) -> None:
-        for which in self.said:
+        for which in self.output:
             if not (asleep and which == time.CLOCK_MONOTONIC):
-                self.said[which] += seconds
+                self.output[which] += seconds
 
     def set_by(self, seconds: float) -> None:
-        self.said[time.CLOCK_REALTIME] += seconds
+        self.output[time.CLOCK_REALTIME] += seconds
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_a_jump_is_seen_once_and_a_suspend_or_a_correction_is_none(clocks: Clock
 
 def test_in_words() -> None:
     now = datetime(2026, 3, 1, 12, 0, 5, tzinfo=UTC)
-    assert clock.told(7200.4, now) == "the clock was set forward by 2:00:00, to 2026-03-01 12:00:05 UTC"
-    assert clock.told(-DAY, now) == "the clock was set back by 1 day, 0:00:00, to 2026-03-01 12:00:05 UTC"
+    assert clock.messages(7200.4, now) == "the clock was set forward by 2:00:00, to 2026-03-01 12:00:05 UTC"
+    assert clock.messages(-DAY, now) == "the clock was set back by 1 day, 0:00:00, to 2026-03-01 12:00:05 UTC"
 
 
 def test_the_watcher_tells_it_once(
@@ -84,9 +84,9 @@ def test_the_watcher_tells_it_once(
     monkeypatch.setattr(watch.Wake, "wait", wait)
     with pytest.raises(StopIteration):
         watch.main()
-    told = [line for line in capsys.readouterr().out.splitlines() if "clock" in line]
-    assert len(told) == 1
-    assert told[0].startswith("the clock was set forward by 2:00:00, to ")
+    messages = [line for line in capsys.readouterr().out.splitlines() if "clock" in line]
+    assert len(messages) == 1
+    assert messages[0].startswith("the clock was set forward by 2:00:00, to ")
 
 
 def pem(begin: datetime, end: datetime) -> bytes:

@@ -125,8 +125,8 @@ def test_a_former_name_of_this_machine_is_a_problem_while_its_node_is_there(root
     assert renamed.noted() == ""  # a new volume
     certify("first")
     (root / "app/k3s/.dind-k3s/names").write_text(renamed.noted())
-    (told,) = renamed.left_on_server("second", {})
-    assert told.endswith("kubectl delete node first there")
+    (messages,) = renamed.left_on_server("second", {})
+    assert messages.endswith("kubectl delete node first there")
     assert renamed.left_on_server("first", {}) == []
     assert renamed.left_on_server("second", {"K3S_ARGS": "--node-name first"}) == []
     certify("second")

@@ -89,7 +89,7 @@ def test_logs_of_containers_have_a_limit_below_kubelets(
     assert json.loads(plan.files["/run/dind-k3s/daemon.json"]).get("log-opts") == opts
     assert plan.files["/run/dind-k3s/dockerd.args"].split("\0")[:-1] == [*args, *more]
     other = any(word in str([args, file]) for word in ("journald", "local", "none"))
-    assert any("kubectl logs works with the log driver json-file only" in line for line in plan.told) == other
+    assert any("kubectl logs works with the log driver json-file only" in line for line in plan.messages) == other
 
 
 @pytest.mark.parametrize(

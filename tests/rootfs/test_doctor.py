@@ -35,7 +35,7 @@ def test_nothing_is_there_at_all(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found["privileged"].state == "fail"
     assert found["cgroup"].remedy == "run with --privileged"
     assert found["docker"].evidence == "docker: No such file or directory"
-    # What cannot even be asked for is told, too.
+    # What cannot even be asked for is reported, too.
     assert found["volumes"].evidence.startswith("this check itself failed: FileNotFoundError")
 
 
@@ -104,7 +104,7 @@ ROUTES = [
 
 
 def ip(monkeypatch: pytest.MonkeyPatch, routes: object) -> None:
-    monkeypatch.setattr(own_checks, "said", lambda *_, **__: (0, json.dumps(routes)))
+    monkeypatch.setattr(own_checks, "output", lambda *_, **__: (0, json.dumps(routes)))
 
 
 def test_networks_that_overlap_and_a_bridge_that_is_too_wide(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_no_default_route(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_pair_of_docker_and_k3s(
     root: Path, monkeypatch: pytest.MonkeyPatch, dockerd: str, library: str, state: str
 ) -> None:
-    monkeypatch.setattr(own_checks, "said", lambda *_, **__: (0, dockerd))
+    monkeypatch.setattr(own_checks, "output", lambda *_, **__: (0, dockerd))
     entries = [{"component": "k3s", "embedded": {"docker-client": library}}]
     write(root, {"/usr/share/dind-k3s/manifest.json": json.dumps(entries)})
     found = {one.id: one for one in own_checks.docker()}
@@ -141,7 +141,7 @@ def test_the_pair_of_docker_and_k3s(
 
 
 def test_a_command_that_never_answers_is_left() -> None:
-    assert finding.said("sleep", "60", timeout=0.1) == (127, "sleep said nothing for 0.1 s")
+    assert finding.output("sleep", "60", timeout=0.1) == (127, "sleep said nothing for 0.1 s")
 
 
 def test_arguments(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,11 +55,11 @@ def test_an_edge_device_has_kubelet_clean_up() -> None:
     assert (drop_in(plan), "kubelet-arg" in config(plan)) == ({}, False)
 
 
-@pytest.mark.parametrize(("version", "told"), [((1, 34, 9), False), ((1, 35, 0), True)])
-def test_kubelet_is_told_to_take_cgroup_v1_from_1_35_on(version: tuple[int, ...], told: bool) -> None:
+@pytest.mark.parametrize(("version", "messages"), [((1, 34, 9), False), ((1, 35, 0), True)])
+def test_kubelet_is_told_to_take_cgroup_v1_from_1_35_on(version: tuple[int, ...], messages: bool) -> None:
     plan = k3s.plan({}, {**FACTS, "cgroup": "1"}, version, "dev")
-    assert (drop_in(plan).get("failCgroupV1") is False) == told
-    assert any(line.startswith("warning: kubelet is told to accept cgroup v1") for line in plan.told) == told
+    assert (drop_in(plan).get("failCgroupV1") is False) == messages
+    assert any(line.startswith("warning: kubelet is set to accept cgroup v1") for line in plan.messages) == messages
     assert "failCgroupV1" not in drop_in(k3s.plan({}, FACTS, version, "dev"))
 
 
@@ -92,7 +92,7 @@ def test_pairs_that_run_no_pod_are_refused(version: tuple[int, ...], docker: tup
 
 def test_the_door_for_old_clients_is_a_warning() -> None:
     plan = k3s.plan({"DOCKER_MIN_API_VERSION": "1.24"}, FACTS, (1, 25, 16), "dev", (29, 7, 2))
-    assert any("only by DOCKER_MIN_API_VERSION" in line for line in plan.told)
+    assert any("only by DOCKER_MIN_API_VERSION" in line for line in plan.messages)
     assert not k3s_versions.too_old_to_talk((1, 30, 0), (29, 7, 2))
 
 
@@ -227,17 +227,17 @@ def test_folders_that_are_mounted_noexec(monkeypatch: pytest.MonkeyPatch) -> Non
         k3s.refuse_noexec("/app/k3s")
     with pytest.raises(Mistake, match="vfs runs containers from there"):
         dockerd.plan({}, [], {"storage": "vfs"}, (28, 5), "dev")
-    told = dockerd.plan({}, [], {"storage": "overlay2"}, (28, 5), "dev").told
-    assert told == ["warning: / is mounted noexec: no program in a docker volume can be run"]
+    messages = dockerd.plan({}, [], {"storage": "overlay2"}, (28, 5), "dev").messages
+    assert messages == ["warning: / is mounted noexec: no program in a docker volume can be run"]
     Path(os.environ["DIND_K3S_TEST_ROOT"], "else").mkdir()
     k3s.refuse_noexec("/else")
 
 
 def test_flags_that_meet_a_setting_of_ours_are_told() -> None:
-    told = k3s.plan({"K3S_ARGS": "--tls-san x -d /else --flannel-backend=vxlan"}, FACTS, NEWEST, "dev").told
-    assert "--tls-san in K3S_ARGS adds to our tls-san" in told
-    assert "--flannel-backend in K3S_ARGS replaces our flannel-backend" in told
-    assert any(line.startswith("warning: -d leads out of the volume") for line in told)
+    messages = k3s.plan({"K3S_ARGS": "--tls-san x -d /else --flannel-backend=vxlan"}, FACTS, NEWEST, "dev").messages
+    assert "--tls-san in K3S_ARGS adds to our tls-san" in messages
+    assert "--flannel-backend in K3S_ARGS replaces our flannel-backend" in messages
+    assert any(line.startswith("warning: -d leads out of the volume") for line in messages)
 
 
 def test_names_for_the_certificate_and_a_network_of_more_than_one_segment() -> None:
@@ -295,7 +295,7 @@ def test_a_traefik_configuration_of_the_users_replaces_ours(tmp_path: Path) -> N
     mine.write_text("apiVersion: helm.cattle.io/v1\nkind: HelmChartConfig\nmetadata:\n  name: traefik\n")
     plan = k3s.plan({}, FACTS, NEWEST, "dev")
     assert plan.files[TRAEFIK_CONFIG] == ""
-    assert any("traefik-config.yaml" in line for line in plan.told)
+    assert any("traefik-config.yaml" in line for line in plan.messages)
 
 
 def test_what_the_container_may_not_use_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

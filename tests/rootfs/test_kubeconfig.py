@@ -1,4 +1,4 @@
-"""kubeconfig: where it points to, and which mistakes are told in a sentence."""
+"""kubeconfig: where it points to, and which mistakes are refused."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def test_names_of_certificates(name: str, host: str, good: bool) -> None:
 
 def test_a_host_that_the_certificate_is_not_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubeconfig, "certified", lambda _: ["127.0.0.1", "kubernetes", "localhost"])
-    text, told = kubeconfig.made(TEXT, "https://ci.example:16443")
+    text, messages = kubeconfig.made(TEXT, "https://ci.example:16443")
     assert "    server: https://ci.example:16443\n    tls-server-name: kubernetes\n  name: default\n" in text
-    assert "K3S_TLS_SAN=ci.example" in told
-    text, told = kubeconfig.made(TEXT, "https://localhost:16443")
+    assert "K3S_TLS_SAN=ci.example" in messages
+    text, messages = kubeconfig.made(TEXT, "https://localhost:16443")
     assert "    server: https://localhost:16443\n  name: default\n" in text
-    assert not told
+    assert not messages
 
 
 def test_an_api_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    text, told = kubeconfig.made(TEXT.replace("6443", "1"), "https://ci.example:16443")
+    text, messages = kubeconfig.made(TEXT.replace("6443", "1"), "https://ci.example:16443")
     assert "server: https://ci.example:16443" in text
-    assert "did not show its certificate" in told
+    assert "did not show its certificate" in messages
 
 
 @pytest.mark.parametrize(

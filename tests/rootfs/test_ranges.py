@@ -34,9 +34,9 @@ def routes(root: Path, *outside: str) -> None:
 
 
 def test_k3s_and_docker_keep_their_own_where_nothing_is_in_the_way() -> None:
-    facts, told = ranges.choose({}, with_k3s=True)
+    facts, messages = ranges.choose({}, with_k3s=True)
     assert facts == {"cluster-cidr": "10.42.0.0/16", "service-cidr": "10.43.0.0/16"}
-    assert told == ["pods have 10.42.0.0/16, services 10.43.0.0/16, k3s's own"]
+    assert messages == ["pods have 10.42.0.0/16, services 10.43.0.0/16, k3s's own"]
     assert ranges.choose({}, with_k3s=False) == ({}, [])
 
 
@@ -46,9 +46,9 @@ def test_k3s_and_docker_keep_their_own_where_nothing_is_in_the_way() -> None:
 )
 def test_another_pair_is_chosen_and_the_reason_told(root: Path, outside: str, pods: str) -> None:
     routes(root, outside)
-    facts, told = ranges.choose({}, with_k3s=True)
+    facts, messages = ranges.choose({}, with_k3s=True)
     assert facts["cluster-cidr"] == pods
-    assert told[0].endswith(f"chosen, since the outer network has {outside}")
+    assert messages[0].endswith(f"chosen, since the outer network has {outside}")
 
 
 def test_a_cluster_keeps_what_it_began_with_and_a_later_clash_is_a_warning(root: Path) -> None:
@@ -56,9 +56,9 @@ def test_a_cluster_keeps_what_it_began_with_and_a_later_clash_is_a_warning(root:
     (root / "app/k3s/server").mkdir()
     (root / "app/k3s/server/token").touch()
     routes(root, "10.42.0.0/16")
-    facts, told = ranges.choose({}, with_k3s=True)
+    facts, messages = ranges.choose({}, with_k3s=True)
     assert facts["cluster-cidr"] == "10.42.0.0/16"
-    assert told[0].startswith(
+    assert messages[0].startswith(
         "warning: pods have 10.42.0.0/16, services 10.43.0.0/16, as before; pods will not reach 10.42."
     )
     (root / "app/k3s/.dind-k3s/ranges.json").write_text("{broken")
@@ -69,10 +69,10 @@ def test_a_cluster_that_was_reset_gets_others(root: Path) -> None:
     ranges.choose({}, with_k3s=True)
     (root / "app/k3s/server/manifests").mkdir(parents=True)  # what `reset cluster` leaves
     routes(root, "10.42.0.0/16")
-    facts, told = ranges.choose({}, with_k3s=True)
+    facts, messages = ranges.choose({}, with_k3s=True)
     assert facts["cluster-cidr"] == "10.64.0.0/16"
-    assert "chosen" in told[0]
-    assert "warning" not in told[0]
+    assert "chosen" in messages[0]
+    assert "warning" not in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_resolvers_and_proxies_are_outside_but_those_of_the_host_alone(root: Pat
 
 def test_docker_gets_what_is_free_of_its_pools(root: Path) -> None:
     routes(root, "172.17.0.0/16", "192.168.0.0/17")
-    facts, told = ranges.choose({}, with_k3s=False)
+    facts, messages = ranges.choose({}, with_k3s=False)
     assert facts["docker-pools"].split() == [
         "172.18.0.0/15:16",
         "172.20.0.0/14:16",
         "172.24.0.0/13:16",
         "192.168.128.0/17:20",
     ]
-    assert told == ["docker's networks come from 172.18.0.0/15, 172.20.0.0/14, 172.24.0.0/13, 192.168.128.0/17"]
+    assert messages == ["docker's networks come from 172.18.0.0/15, 172.20.0.0/14, 172.24.0.0/13, 192.168.128.0/17"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 30)), max_size=12))

@@ -64,8 +64,8 @@ def test_a_stage_is_ready_when_all_of_its_sources_are(tmp_path: Path, capsys: py
     assert {file.name for file in ready.iterdir()} == {"docker"}
     assert state(tmp_path)["health"] == "failing"
     found.report("api", "")
-    told = [line.partition(" after")[0] for line in capsys.readouterr().out.splitlines()]
-    assert told == [
+    messages = [line.partition(" after")[0] for line in capsys.readouterr().out.splitlines()]
+    assert messages == [
         "docker is ready",
         "k8s is ready",
         "dns is ready",
@@ -147,10 +147,10 @@ def test_manifests_are_copied_under_names_that_kubernetes_takes(tmp_path: Path) 
     source.mkdir(parents=True)
     for name in ("My_App.v2.yaml", "my-app-v2.yml", "b.json", "off.yaml", "off.yaml.skip", "read.me"):
         (source / name).write_text(f"# {name}\n")
-    told = " | ".join(manifests.sync())
+    messages = " | ".join(manifests.sync())
     assert {file.name for file in target.iterdir()} == {"app-my-app-v2.yaml", "app-b.json"}
-    assert "my-app-v2.yml is left out: its name comes to app-my-app-v2" in told
-    assert "off.yaml is left out" in told
+    assert "my-app-v2.yml is left out: its name comes to app-my-app-v2" in messages
+    assert "off.yaml is left out" in messages
     assert list(manifests.expected()) == ["app-b", "app-my-app-v2"]
     before = manifests.expected()
     (source / "b.json").write_text("{}")

@@ -45,7 +45,7 @@ def certificate(file: Path) -> None:
 def test_certificates_of_another_ending_are_named(root: Path) -> None:
     for name in ("one.crt", "two.pem", "THREE.CRT", "notes.txt"):
         certificate(root / "certs.d" / name)
-    warning, taken = authorities.plan().told
+    warning, taken = authorities.plan().messages
     assert warning.startswith("warning: THREE.CRT, two.pem in /certs.d is not trusted: expected are files named *.crt")
     assert taken == "1 certificates of /certs.d are trusted: one.crt"
 
@@ -83,7 +83,7 @@ configs:
     assert json.loads(plan.files["/root/.docker/config.json"]) == {
         "auths": {"https://index.docker.io/v1/": {"auth": "bWU6Z2VoZWlt"}}
     }
-    assert not [line for line in plan.told if "warning" in line or "geheim" in line or "bWU6" in line]
+    assert not [line for line in plan.messages if "warning" in line or "geheim" in line or "bWU6" in line]
 
 
 def test_what_it_has_none_for_is_a_line_each(root: Path) -> None:
@@ -108,7 +108,7 @@ configs:
     plan, settings = registries.plan()
     assert settings == {}
     start = "warning: /etc/rancher/k3s/registries.yaml: "
-    assert sorted(line.removeprefix(start) for line in plan.told) == [
+    assert sorted(line.removeprefix(start) for line in plan.messages) == [
         "rewrite of ghcr.io is left out: dockerd has nothing for it",
         "the mirror harbor.example of docker.io is left out: dockerd has no mirrors with the path /v2/hub",
         "the mirror mirror.example of ghcr.io is left out: dockerd has mirrors of docker.io only",

@@ -136,7 +136,7 @@ step storage choose_storage
 
 
 @pytest.mark.parametrize(
-    ("works", "driver", "said"),
+    ("works", "driver", "output"),
     [
         ("overlay2 fuse loop", "overlay2", "proved"),
         ("fuse loop", "fuse-overlayfs", "a named volume does"),
@@ -144,12 +144,12 @@ step storage choose_storage
     ],
 )
 def test_the_storage_driver_is_the_first_that_works_and_is_remembered(
-    box: Box, works: str, driver: str, said: str
+    box: Box, works: str, driver: str, output: str
 ) -> None:
     done = box.run(STORAGE, WORKS=works)
     assert done.returncode == 0, done.stderr
     assert box.facts["storage"] == driver
-    assert said in done.stderr
+    assert output in done.stderr
     again = box.run(STORAGE, WORKS=works)
     assert "as before" in again.stderr or driver != "overlay2"
 
@@ -175,7 +175,7 @@ def images_of(box: Box, *stores: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stores", "asked", "works", "driver", "told"),
+    ("stores", "asked", "works", "driver", "messages"),
     [
         (["vfs"], "", "overlay2", "vfs", "as before"),
         (["vfs"], "overlay2", "overlay2", "vfs", "DOCKER_DRIVER=overlay2 is not used"),
@@ -188,14 +188,14 @@ def images_of(box: Box, *stores: str) -> None:
     ],
 )
 def test_a_driver_that_would_hide_images_is_not_used_or_named(
-    box: Box, stores: list[str], asked: str, works: str, driver: str, told: str
+    box: Box, stores: list[str], asked: str, works: str, driver: str, messages: str
 ) -> None:
     images_of(box, *stores)
     done = box.run(STORAGE, DOCKER_DRIVER=asked, WORKS=works)
     assert done.returncode == 0, done.stderr
     assert box.facts["storage"] == driver
     assert sorted(box.facts["stores"].split()) == sorted(stores)
-    assert told in done.stderr
+    assert messages in done.stderr
 
 
 def test_a_containerd_store_that_does_not_work_here_is_refused_by_name(box: Box) -> None:
@@ -218,8 +218,8 @@ def test_a_containerd_store_that_does_not_work_here_is_refused_by_name(box: Box)
 def test_a_setting_that_hides_images_is_named(tmp_path: Path, args: str, file: str, hidden: str) -> None:
     (tmp_path / "etc/docker").mkdir(parents=True)
     (tmp_path / "etc/docker/daemon.json").write_text(file)
-    told = dockerd.plan({"DOCKER_ARGS": args}, [], {**FACTS, "stores": "overlay2"}, (29, 7), "dev").told
-    assert [line for line in told if "which" in line and "does not show" in line] == (
+    messages = dockerd.plan({"DOCKER_ARGS": args}, [], {**FACTS, "stores": "overlay2"}, (29, 7), "dev").messages
+    assert [line for line in messages if "which" in line and "does not show" in line] == (
         [f"warning: this volume has images of overlay2, which {hidden} does not show: leave {hidden} out"]
         if hidden
         else []
@@ -287,7 +287,7 @@ def test_cgroups_of_the_host_are_known_by_where_they_are_mounted(
     root, point, options, rest = mounts.split(" ", 3)
     (box.root / "proc/self/mountinfo").write_text(f"1 2 0:3 {root} {point} {options} shared:1 {rest} cgroup rw\n")
     (box.root / "proc/self/cgroup").write_text(f"{cgroup}\n")
-    done = box.run("find_foreign_cgroups; echo $FOREIGN")
+    done = box.run("find_hosts_cgroups; echo $HOSTS_CGROUPS")
     assert done.returncode == 0, done.stderr
     assert reason in done.stdout
     assert bool(reason) == bool(done.stdout.strip())
@@ -299,11 +299,11 @@ def test_the_hosts_cgroups_are_covered_and_never_unmounted_while_shared_with_it(
     box.fake("mount", f'echo mount "$@" >>{log}; [[ $1 != --make-rprivate || -e {box.root}/private ]]')
     (box.root / "proc/self/cgroup").write_text("3:cpu,cpuacct:/\n1:name=systemd:/\n0::/\n")
     top = box.root / "sys/fs/cgroup"
-    assert box.run("cover_foreign_cgroups 2").returncode == 0
+    assert box.run("cover_hosts_cgroups 2").returncode == 0
     assert log.read_text() == f"mount --make-rprivate {top}\nmount -t cgroup2 cgroup2 {top}\n"
     (box.root / "private").touch()
     log.unlink()
-    assert box.run("cover_foreign_cgroups 1").returncode == 0
+    assert box.run("cover_hosts_cgroups 1").returncode == 0
     assert log.read_text().splitlines() == [
         f"mount --make-rprivate {top}",
         f"umount --recursive --lazy {top}",
@@ -419,7 +419,7 @@ def test_docker_args_with_an_open_quote_is_a_sentence() -> None:
 def test_a_flag_takes_our_key_out_of_daemon_json(flag: str) -> None:
     plan = dockerd.plan({"DOCKER_ARGS": flag}, [], FACTS, (29, 7), "dev")
     assert "storage-driver" not in daemon_json(plan)
-    assert any("replaces our storage-driver" in line for line in plan.told)
+    assert any("replaces our storage-driver" in line for line in plan.messages)
 
 
 def test_a_flag_that_the_users_own_file_has_too_is_told_before_dockerd_dies(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_versions_are_ordered_as_their_makers_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("component", "was", "now", "said"),
+    ("component", "was", "now", "output"),
     [
         ("k3s", "v1.37.1+k3s1", "v1.37.1+k3s1", ""),
         ("k3s", "v1.37.1+k3s1", "v1.38.0+k3s1", ""),
@@ -102,10 +102,10 @@ def test_versions_are_ordered_as_their_makers_do() -> None:
         ("docker", "garbage", "29.7.2", ""),
     ],
 )
-def test_which_moves_are_refused(component: str, was: str, now: str, said: str) -> None:
+def test_which_moves_are_refused(component: str, was: str, now: str, output: str) -> None:
     found = refusal(component, was, now)
-    assert said in found
-    assert bool(found) == bool(said)
+    assert output in found
+    assert bool(found) == bool(output)
 
 
 def test_the_guard_stamps_refuses_and_is_overruled_by_name(root: Path) -> None:
@@ -133,7 +133,7 @@ def test_three_snapshots_before_upgrades_are_kept(root: Path, monkeypatch: pytes
 def test_an_upgrade_without_room_for_a_snapshot_is_refused_or_allowed(root: Path) -> None:
     versions.write_stamp(volume.ours(), {"k3s": "v1.36.1+k3s1"})
     (root / "app/k3s/server/db/state.db").write_bytes(b"no database at all, but more than a few bytes" * 200)
-    with pytest.raises(Mistake, match=r"no snapshot can be made .* DIND_K3S_ALLOW_VERSION=v1\.37\.1\+k3s1 goes on"):
+    with pytest.raises(Mistake, match=r"no snapshot can be made .* DIND_K3S_ALLOW_VERSION=v1\.37\.1\+k3s1 continues"):
         guard.commit({})
     assert guard.commit({"DIND_K3S_ALLOW_VERSION": "v1.37.1+k3s1"})[0].startswith("warning: no snapshot")
 
@@ -141,9 +141,9 @@ def test_an_upgrade_without_room_for_a_snapshot_is_refused_or_allowed(root: Path
 def test_a_snapshot_comes_back_as_it_was(root: Path) -> None:
     data = packed()
     fill(root, "second")
-    told = restore.run(io.BytesIO(data), "cluster.tar.gz", 1)
+    messages = restore.run(io.BytesIO(data), "cluster.tar.gz", 1)
     assert words(root) == {"first"}
-    assert "v1.37.1+k3s1" in told[-1]
+    assert "v1.37.1+k3s1" in messages[-1]
     assert (root / "app/k3s/server/token").stat().st_mode & 0o777 == 0o600
     (kept,) = (root / "app/k3s/snapshots").glob("before-restore-*")
     restore.run(io.BytesIO(kept.read_bytes()), kept.name, 1)
@@ -331,14 +331,14 @@ def test_reset_removes_the_cluster_and_keeps_what_is_the_users(root: Path) -> No
 
 
 def test_reset_wants_to_be_sure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, status, said in (
+    for arguments, status, output in (
         (["cluster"], 2, "say --yes"),
         ([], 2, "/usr/bin/reset"),
         (["images", "--yes"], 2, "needs a running container"),
     ):
         monkeypatch.setattr("sys.argv", ["reset", *arguments])
         assert reset.main() == status
-        assert said in capsys.readouterr().err
+        assert output in capsys.readouterr().err
     assert volume.has_cluster()
 
 

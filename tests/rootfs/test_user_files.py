@@ -51,8 +51,8 @@ def test_what_is_not_json_is_a_sentence_with_the_place(file: Path, content: byte
     file.write_bytes(content)
     with pytest.raises(Mistake, match=words) as refused:
         user_files.read_object(FILE)
-    assert len(refused.value.sentences) == 1
-    assert refused.value.sentences[0].startswith(FILE)
+    assert len(refused.value.messages) == 1
+    assert refused.value.messages[0].startswith(FILE)
 
 
 def test_a_key_that_is_there_twice_is_told(file: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_mistake_is_refused_before_a_volume_is_touched(tmp_path: Path, monkeyp
     unfinished.mkdir(parents=True)
     with pytest.raises(Mistake, match="K3S_DISABLE is perhaps") as refused:
         guard.check({"K3S_DISABLE": "perhaps", "K3S_RENEW_HOURS": "late"})
-    assert len(refused.value.sentences) == 2
+    assert len(refused.value.messages) == 2
     assert unfinished.exists()
 
 
@@ -55,8 +55,8 @@ def test_a_mistake_is_refused_before_a_volume_is_touched(tmp_path: Path, monkeyp
     ],
 )
 def test_a_variable_that_is_not_used_is_named(env: dict[str, str], line: str) -> None:
-    (told,) = variables.unused(env)
-    assert told.startswith(f"warning: not used: {line}")
+    (messages,) = variables.unused(env)
+    assert messages.startswith(f"warning: not used: {line}")
 
 
 def test_nothing_is_reported_of_what_the_image_kubernetes_and_k3s_set_or_read() -> None:

@@ -17,7 +17,7 @@ INTERNAL = (
     *("address", "configure", "data-root", "drain", "etcd", "guard", "join", "keeper", "manifests"),
     *("old-data", "preload", "record", "reload", "room", "watch"),
 )
-COMMANDS = {  # of people → what `dind-k3s` alone tells about them
+COMMANDS = {  # of people → what `dind-k3s` alone prints about them
     "doctor": "what this container found in its host, and what to do about it",
     "kubeconfig": "a kubeconfig for use from outside",
     "snapshot": "the cluster's state in one file, while k3s runs",
@@ -33,8 +33,8 @@ def main() -> int:
     if name not in COMMANDS and name not in INTERNAL:
         wrong = name not in ("--help", "-h", "help")
         lines = [f"  {command:14} {what}" for command, what in COMMANDS.items()]
-        told = [*([f"dind-k3s: there is no {name}"] if wrong else []), "usage: dind-k3s COMMAND [--help]", *lines]
-        print("\n".join(told), file=sys.stderr if wrong else sys.stdout)
+        messages = [*([f"dind-k3s: there is no {name}"] if wrong else []), "usage: dind-k3s COMMAND [--help]", *lines]
+        print("\n".join(messages), file=sys.stderr if wrong else sys.stdout)
         return 2 if wrong else 0
     sys.argv = [name, *rest]
     if name not in ("guard", "configure"):  # which check the user's variables

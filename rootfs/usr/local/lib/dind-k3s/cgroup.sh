@@ -3,15 +3,15 @@
 
 CGROUPS=$R/sys/fs/cgroup
 EVACUATE_TRIES=50
-FOREIGN=
+HOSTS_CGROUPS=
 
 # Which cgroups are seen at /sys/fs/cgroup: our own, or (`--cgroupns host` with v2, `-v /sys/fs/cgroup:/sys/fs/cgroup`)
 # the host's, with those of its other containers. A mount is ours when its root is the group that this process is in.
-# Leaves the reason in FOREIGN; it is empty where all is as it should be.
-find_foreign_cgroups() {
+# Leaves the reason in HOSTS_CGROUPS; it is empty where all is as it should be.
+find_hosts_cgroups() {
   local names path name root point options rest
   local -A own=()
-  FOREIGN=
+  HOSTS_CGROUPS=
   while IFS=: read -r _ names path; do
     name=${names#name=}
     name=@${name%%,*} # v2 has no name
@@ -27,15 +27,15 @@ find_foreign_cgroups() {
       *) continue ;;
     esac
     if [[ $root != "${own[$name]-$root}" ]]; then
-      FOREIGN="the host's /sys/fs/cgroup is mounted here"
+      HOSTS_CGROUPS="the host's /sys/fs/cgroup is mounted here"
     elif [[ ,$options, == *,ro,* ]]; then
-      FOREIGN=${FOREIGN:-/sys/fs/cgroup is mounted read-only}
+      HOSTS_CGROUPS=${HOSTS_CGROUPS:-/sys/fs/cgroup is mounted read-only}
     fi
   done <"$R/proc/self/mountinfo"
 }
 
 # Our own groups in their place: whatever the user mounted there stays as it is. Needs a cgroup namespace of our own.
-cover_foreign_cgroups() {
+cover_hosts_cgroups() {
   local names folder part
   # Private first, or the host would lose its mounts where they are shared with it.
   { mount --make-rprivate "$CGROUPS" && umount --recursive --lazy "$CGROUPS"; } 2>/dev/null || true
@@ -62,18 +62,18 @@ nest_cgroups() {
   local path words version=1
   if [[ -f $CGROUPS/cgroup.controllers ]]; then version=2; fi
   note cgroup $version
-  TOLD="v$version"
-  if [[ -n $FOREIGN ]]; then
-    words=$(cover_foreign_cgroups $version 2>&1) ||
-      die cgroup "$FOREIGN, and this container's own cgroups cannot be mounted in its place: ${words:-no reason given}.
+  RESULT="v$version"
+  if [[ -n $HOSTS_CGROUPS ]]; then
+    words=$(cover_hosts_cgroups $version 2>&1) ||
+      die cgroup "$HOSTS_CGROUPS, and this container's own cgroups cannot be mounted in its place: ${words:-no reason given}.
 Leave out -v /sys/fs/cgroup:…; on v2 run with --cgroupns=private"
     note cgroups covered
-    TOLD+="; $FOREIGN; it is left alone, this container's own cgroups are mounted over it"
+    RESULT+="; $HOSTS_CGROUPS; it is left alone, this container's own cgroups are mounted over it"
   fi
   if ((version == 1)); then
-    TOLD+='; nothing to nest'
+    RESULT+='; nothing to nest'
     if in_host_cgroups; then
-      TOLD+="; in the host's cgroup namespace, where CPU limits of pods are not enforced: --cgroupns=private mends that"
+      RESULT+="; in the host's cgroup namespace, where CPU limits of pods are not enforced: --cgroupns=private mends that"
     fi
     return
   fi
@@ -86,7 +86,7 @@ Leave out -v /sys/fs/cgroup:…; on v2 run with --cgroupns=private"
       echo "$pid" 2>/dev/null >"$CGROUPS/init/cgroup.procs" || true
     done <"$CGROUPS/cgroup.procs"
     if echo "+${controllers// / +}" 2>/dev/null >"$CGROUPS/cgroup.subtree_control"; then
-      TOLD+="; nested below /init after $try of $EVACUATE_TRIES tries ($controllers)"
+      RESULT+="; nested below /init after $try of $EVACUATE_TRIES tries ($controllers)"
       return
     fi
     sleep 0.02
@@ -114,5 +114,5 @@ share_mounts() {
     # dockerd looks there for AppArmor. Not every kernel has it.
     mount -t securityfs none "$R/sys/kernel/security" 2>/dev/null || true
   fi
-  TOLD='the root is shared recursively'
+  RESULT='the root is shared recursively'
 }

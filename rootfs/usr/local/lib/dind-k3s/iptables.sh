@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
+# shellcheck shell=bash disable=SC2034 # RESULT is what `step` in say.sh prints
 # One iptables backend for dockerd, k3s and kube-proxy: rules in two backends cancel each other. Sourced.
 # From outside: DOCKER_IPTABLES_LEGACY (as in docker:dind): legacy only.
 
@@ -19,10 +19,10 @@ choose_iptables() {
       use_backend "$backend"
       note iptables "$backend"
       export IPTABLES_MODE=$backend # for the tools bundled with k3s
-      TOLD="$backend$why, proved by rules"
+      RESULT="$backend$why, proved by rules"
       if ! takes_ipv6_rules "$backend"; then
         note ip6tables off
-        TOLD+="; no rules for IPv6, dockerd is told to do without: ${REFUSED%%$'\n'*}"
+        RESULT+="; no rules for IPv6, dockerd does without: ${REFUSED%%$'\n'*}"
       fi
       return
     fi

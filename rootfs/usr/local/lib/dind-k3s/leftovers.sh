@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
+# shellcheck shell=bash disable=SC2034 # RESULT is what `step` in say.sh prints
 # State in the container's own layer that a kill or a power cut left behind. Sourced.
 
 # /run is no tmpfs here. A pid file of the last life names a process that exists again, as another one, and dockerd
@@ -16,5 +16,5 @@ remove_leftovers() {
     rm -f "$R/run/docker.sock" 2>/dev/null ||
       die leftovers "another engine's /var/run/docker.sock is mounted here; this image has its own, leave that mount out"
   fi
-  TOLD='of an earlier life are gone'
+  RESULT='of an earlier life are gone'
 }

@@ -1,14 +1,14 @@
-# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
+# shellcheck shell=bash disable=SC2034 # RESULT is what `step` in say.sh prints
 # What the outer network is like: its interface, addresses, MTU and resolver. Sourced.
 # From outside: K3S_DISABLE.
 
-# The bridge that takes the place of a way out, and its address from a range that nobody has (RFC 5737).
+# The bridge that takes the place of a way out, and its address from a range that is not in use (RFC 5737).
 NOWHERE=dind-k3s0
 NOWHERE_ADDRESS=203.0.113.254/31
 NOWHERE_GATEWAY=203.0.113.255
 
 # A bridge with 1500 inside a network of 1450 makes large answers vanish: TLS hangs. flannel reads the MTU of the
-# interface by itself, dockerd is told.
+# interface by itself; dockerd's is set.
 read_network() {
   local interface outer mtu address addresses way=
   interface=$(default_interface)
@@ -38,11 +38,11 @@ read_network() {
     note interface "$interface"
     note address "$address"
     note addresses "$addresses"
-    TOLD="$interface has ${address:-no IPv4 address}"
-    if [[ $outer != "$interface" ]]; then TOLD+="; $outer has no IPv4 address"; fi
-    TOLD+=" and MTU $mtu${way:+; }"
+    RESULT="$interface has ${address:-no IPv4 address}"
+    if [[ $outer != "$interface" ]]; then RESULT+="; $outer has no IPv4 address"; fi
+    RESULT+=" and MTU $mtu${way:+; }"
   fi
-  TOLD+=$way
+  RESULT+=$way
   plan_dns "$addresses"
 }
 
@@ -85,14 +85,14 @@ lead_nowhere() { # INTERFACE
 # else in every nested network namespace (moby/moby#20037), and their networks have no IPv6. Where none is left, dockerd
 # and k3s each take 8.8.8.8 by themselves (moby/moby#28573). Nor do they see the names in /etc/hosts that are not this
 # container's own (`--add-host`). Then, and only then, a forwarder asks that resolver. It answers on a link-local address
-# of our own on lo: nested containers reach it through their gateway, it stays when the outer network is attached anew
+# of our own on lo: nested containers reach it through their gateway, it stays when the outer network is attached again
 # with another address, and neighbours in the outer network do not get to it. Not the address of another forwarder
 # further out, which docker notes in a comment of resolv.conf.
 plan_dns() { # OWN-ADDRESSES
   local why number address
   why=$(why_forward "$1")
   if [[ -z $why ]]; then
-    TOLD+='; resolv.conf serves nested containers as it is'
+    RESULT+='; resolv.conf serves nested containers as it is'
     return
   fi
   for number in {53..99}; do
@@ -105,7 +105,7 @@ plan_dns() { # OWN-ADDRESSES
     echo "nameserver $address"
     grep -E '^(search|options)' "$R/etc/resolv.conf" || true
   } >"$RUN/resolv.conf"
-  TOLD+="; DNS for nested containers is forwarded from $address, because $why"
+  RESULT+="; DNS for nested containers is forwarded from $address, because $why"
 }
 
 # Why resolv.conf does not serve nested containers; nothing where it does.

@@ -33,29 +33,29 @@ require_open_files() {
   if ! ulimit -n 65536 2>/dev/null; then
     die privileges "this container may hold $most files open, and dockerd and k3s need more: --ulimit nofile=65536:65536"
   fi
-  TOLD+="; it was limited to $most open files, which are 65536 now"
+  RESULT+="; it was limited to $most open files, which are 65536 now"
 }
 
 require_privileges() {
   if ! has_capability "$CAP_SYS_ADMIN" || ! has_capability "$CAP_NET_ADMIN"; then
     die privileges 'this container is not privileged: dockerd cannot mount nor set up networks; add --privileged'
   fi
-  TOLD=privileged
+  RESULT=privileged
   if ! has_capability "$CAP_SYS_RESOURCE"; then
-    TOLD+=', but without CAP_SYS_RESOURCE: containers that ask for a negative oom_score_adj will not start'
+    RESULT+=', but without CAP_SYS_RESOURCE: containers that ask for a negative oom_score_adj will not start'
   fi
   require_open_files
   if [[ ! -e $R/dev/kmsg ]]; then
     # kubelet reads it. Real in a privileged container, unless the outer runtime withholds the host's devices.
     mknod "$R/dev/kmsg" c 1 11 2>/dev/null || ln -s /dev/null "$R/dev/kmsg"
-    TOLD+='; /dev/kmsg was missing and is made up'
+    RESULT+='; /dev/kmsg was missing and is made up'
   fi
 }
 
 # Whose network this is. dockerd and k3s take the rules, bridges, routes and sysctls of a network namespace for theirs,
 # and remove what another engine has made there: dockerd without a bridge even its docker0 (docker-library/docker#443).
 require_own_network() {
-  TOLD="this container's own"
+  RESULT="this container's own"
   find_engine
   if [[ -n $ENGINE ]]; then
     die network "this network namespace is shared: another container engine works in it ($ENGINE), as with --network host.
@@ -67,7 +67,7 @@ dockerd and k3s would change its rules, bridges and routes. Leave --network host
     die network "this network namespace is shared: it is the host's. dockerd and k3s would change its rules, bridges and routes.
 Leave --network host out and publish ports with -p. If nothing else uses this network, as in a virtual machine of its
 own: DIND_K3S_HOST_NETWORK=1"
-  TOLD="the host's, and taken for this container's own as DIND_K3S_HOST_NETWORK asks"
+  RESULT="the host's, and taken for this container's own as DIND_K3S_HOST_NETWORK asks"
 }
 
 # ENGINE: the socket of a containerd or CRI-O that listens in this network namespace, in whichever file system it is.

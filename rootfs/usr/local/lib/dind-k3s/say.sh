@@ -30,13 +30,13 @@ asked() { # NAME [DEFAULT]
   esac
 }
 
-# Tell what a step did: it leaves its words in TOLD.
+# Print what a step did: it leaves its words in RESULT.
 step() { # NAME FUNCTION [ARGUMENT...]
   local name=$1
   shift
-  TOLD=
+  RESULT=
   "$@"
-  say "$name" "$TOLD"
+  say "$name" "$RESULT"
 }
 
 # A fact for the programs that run later (configure.py, doctor): KEY=VALUE lines.

@@ -10,7 +10,7 @@ choose_storage() {
   way=$(way_of_volume) || die storage "$CHOICE says $(<"$CHOICE"), which is no driver of ours; set DOCKER_DRIVER, or give an empty volume"
   if [[ -n $want && $(driver_of "$way") != "$want" && (${#STORES[@]} -eq 0 || " ${STORES[*]} " == *" $want "*) ]]; then
     note storage "$want"
-    TOLD="$want as DOCKER_DRIVER asks, untried, on $TYPE"
+    RESULT="$want as DOCKER_DRIVER asks, untried, on $TYPE"
   elif [[ $way != none ]]; then
     use_again "$way" "$want"
   else
@@ -68,14 +68,14 @@ use_again() { # WAY DRIVER-ASKED-FOR
     use_storage "$1" 'as before, untried because the volume is full: make room in it'
   elif [[ -n $2 ]]; then
     note storage "$2"
-    TOLD="$2 as DOCKER_DRIVER asks, untried, on $TYPE, where $(driver_of "$1") does not work: ${WHY:-no reason given}"
+    RESULT="$2 as DOCKER_DRIVER asks, untried, on $TYPE, where $(driver_of "$1") does not work: ${WHY:-no reason given}"
     return
   else
     die storage "this volume was filled with $1, which does not work on this host ($TYPE): ${WHY:-no reason given}.
 Another driver would hide its images. Give an empty volume, or set DOCKER_DRIVER to choose one yourself"
   fi
   if [[ -n $2 && $2 != "$(driver_of "$1")" ]]; then
-    TOLD+="; warning: DOCKER_DRIVER=$2 is not used, since it would hide the images in this volume: for $2 give an empty one"
+    RESULT+="; warning: DOCKER_DRIVER=$2 is not used, since it would hide the images in this volume: for $2 give an empty one"
   fi
 }
 
@@ -106,7 +106,7 @@ tell_hidden() {
   note stores "${STORES[*]}"
   for store in "${STORES[@]}"; do
     if [[ $store != "$used" ]]; then
-      TOLD+="; warning: this volume also has images of $store, which $used does not show: DOCKER_DRIVER=$store shows them"
+      RESULT+="; warning: this volume also has images of $store, which $used does not show: DOCKER_DRIVER=$store shows them"
     fi
   done
 }
@@ -118,13 +118,13 @@ use_storage() { # WAY WORDS
   if [[ $2 == proved ]]; then remember "$1" || true; fi
   slow="$TYPE does not carry overlay2 (${REASON:-as before}), a named volume does: $volume"
   if [[ ! -s $CHOICE ]]; then slow="another image or DOCKER_DRIVER chose it; an empty volume may carry overlay2"; fi
-  TOLD="$driver on $TYPE, $2"
+  RESULT="$driver on $TYPE, $2"
   case $1 in
     overlay2 | btrfs | zfs) ;;
-    overlayfs | native) TOLD="containerd's image store with $TOLD: docker 29 fills volumes so, and pods have no statistics with it" ;;
-    loop) TOLD="overlay2 in an ext4 file, because $TYPE does not carry it (${REASON:-as before}), $2; a named volume is faster: $volume" ;;
-    vfs) TOLD+="; slow, and every layer is a whole copy: $slow" ;;
-    *) TOLD+="; slow: $slow" ;;
+    overlayfs | native) RESULT="containerd's image store with $RESULT: docker 29 fills volumes so, and pods have no statistics with it" ;;
+    loop) RESULT="overlay2 in an ext4 file, because $TYPE does not carry it (${REASON:-as before}), $2; a named volume is faster: $volume" ;;
+    vfs) RESULT+="; slow, and every layer is a whole copy: $slow" ;;
+    *) RESULT+="; slow: $slow" ;;
   esac
 }
 
@@ -139,7 +139,7 @@ has_room() {
   return $result
 }
 
-# Two lower layers, a write, a deletion (a whiteout is a device node) and a folder made anew (an opaque attribute): what
+# Two lower layers, a write, a deletion (a whiteout is a device node) and a folder made again (an opaque attribute): what
 # an image build does, and where file systems differ that all mount (devcontainers/features#1653).
 # Volatile first: without it the unmount waits until the host has written everything that is dirty on that disk.
 try_overlay2() {

@@ -8,15 +8,15 @@ INOTIFY='max_user_watches:524288 max_user_instances:512'
 set_sysctls() {
   local pair name want have
   echo 1 >"$R/proc/sys/net/ipv4/ip_forward" || die sysctl 'net.ipv4.ip_forward cannot be switched on; is /proc/sys read-only?'
-  TOLD='ip_forward is on'
+  RESULT='ip_forward is on'
   for pair in $INOTIFY; do
     name=${pair%:*} want=${pair#*:}
     read -r have <"$R/proc/sys/fs/inotify/$name" || continue
     if ((have >= want)); then continue; fi
     if ! asked DIND_K3S_HOST_SYSCTL 1; then
-      TOLD+="; inotify $name stays at $have, kubelet may want $want"
+      RESULT+="; inotify $name stays at $have, kubelet may want $want"
     elif echo "$want" 2>/dev/null >"$R/proc/sys/fs/inotify/$name"; then
-      TOLD+="; inotify $name of the host raised from $have to $want"
+      RESULT+="; inotify $name of the host raised from $have to $want"
     fi
   done
 }

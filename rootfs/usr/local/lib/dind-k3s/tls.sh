@@ -1,15 +1,15 @@
-# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
+# shellcheck shell=bash disable=SC2034 # RESULT is what `step` in say.sh prints
 # Certificates for the docker API over TCP, in the folders that docker:dind's clients know. Sourced.
 # From outside: DOCKER_TLS_CERTDIR, DOCKER_TLS_SAN (as in docker:dind).
 
-# The authority is kept, so that clients go on trusting it; what it signs is made anew at each start, because addresses
+# The authority is kept, so that clients still trust it; what it signs is made again at each start, because addresses
 # and names change. Elliptic curves: three keys take hundredths of a second.
 make_certificates() {
   local dir=${DOCKER_TLS_CERTDIR-} way=kept san
   if [[ -z $dir ]]; then
-    TOLD='the docker API is on its unix socket alone'
+    RESULT='the docker API is on its unix socket alone'
     if [[ -n ${DOCKER_TLS_CERTDIR+set} ]]; then
-      TOLD+="; an empty DOCKER_TLS_CERTDIR opens no port here: for one without TLS, DOCKER_ARGS='-H tcp://0.0.0.0:2375'"
+      RESULT+="; an empty DOCKER_TLS_CERTDIR opens no port here: for one without TLS, DOCKER_ARGS='-H tcp://0.0.0.0:2375'"
     fi
     return
   fi
@@ -18,14 +18,14 @@ make_certificates() {
   dir=$R$dir
   if [[ -s $dir/server/ca.pem && -s $dir/server/cert.pem && -s $dir/server/key.pem && ! -e $dir/ca/key.pem ]]; then
     note tls "$DOCKER_TLS_CERTDIR"
-    TOLD="the certificates in $DOCKER_TLS_CERTDIR/server are used as they are, since there is no ca/key.pem"
+    RESULT="the certificates in $DOCKER_TLS_CERTDIR/server are used as they are, since there is no ca/key.pem"
     return
   fi
   mkdir -p "$dir"/{ca,server,client} 2>/dev/null && [[ -w $dir/ca ]] ||
     die tls "DOCKER_TLS_CERTDIR is $DOCKER_TLS_CERTDIR, where nothing can be written; give it a volume"
   chmod 0700 "$dir/ca" "$dir/server"
   if ! openssl x509 -in "$dir/ca/cert.pem" -noout -checkend $((30 * 86400)) >/dev/null 2>&1; then
-    way='made anew'
+    way='made now'
     issue "$dir/ca" 3650 '/CN=dind-k3s CA' 'basicConstraints=critical,CA:TRUE' 'keyUsage=critical,keyCertSign,cRLSign'
   fi
   san=$(server_names)
@@ -34,7 +34,7 @@ make_certificates() {
   cp "$dir/ca/cert.pem" "$dir/server/ca.pem"
   cp "$dir/ca/cert.pem" "$dir/client/ca.pem"
   note tls "$DOCKER_TLS_CERTDIR"
-  TOLD="certificates in $DOCKER_TLS_CERTDIR, authority $way, for ${san//,/ }"
+  RESULT="certificates in $DOCKER_TLS_CERTDIR, authority $way, for ${san//,/ }"
 }
 
 # key.pem and cert.pem in FOLDER, moved into place whole: a client may be reading.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034 # TOLD is what `step` in say.sh prints
+# shellcheck shell=bash disable=SC2034 # RESULT is what `step` in say.sh prints
 # The two volumes: held by one container at a time, of versions that fit, and what must survive beside the data itself.
 # Sourced.
 
@@ -22,7 +22,7 @@ find_data_root() { # DOCKERD-ARGUMENT...
 # Two dockerds, or two k3s, on one folder destroy it. The locks are on descriptors 3 and 4, which live as long as this
 # process, the supervisor after exec included; it hands them to none of its children (moby/moby#31600).
 lock_volumes() { # DOCKERD-ARGUMENT...
-  TOLD='both volumes are ours alone'
+  RESULT='both volumes are ours alone'
   find_data_root "$@"
   take lock_docker "$DATA" volumes/metadata.db
   take lock_k3s "$R/app/k3s" agent/containerd/io.containerd.metadata.v1.bolt/meta.db server/db/etcd/member/snap/db
@@ -85,21 +85,21 @@ hold() { # DESCRIPTOR VOLUME
   if ((status == 75)); then
     die lock "the volume at $2 is in use by another container; stop that one, or give this one a volume of its own"
   elif ((status != 0)); then
-    TOLD="warning: the file system at $2 knows no locks: nothing keeps a second container from it"
+    RESULT="warning: the file system at $2 knows no locks: nothing keeps a second container from it"
   fi
 }
 
 # guard.py says which versions may follow one another. Before anything else in the volumes is touched.
 check_versions() {
-  TOLD=$(python3 -I -S "$LIB" guard check) || exit
+  RESULT=$(python3 -I -S "$LIB" guard check) || exit
 }
 
 # The last thing before the daemons start: a snapshot if a new k3s takes over, and who uses the volumes from now on.
 commit_versions() {
-  local told
+  local messages
   if [[ ! -e $RUN/takes-over ]]; then return; fi
-  told=$(python3 -I -S "$LIB" guard commit) || exit
-  if [[ -n $told ]]; then say versions "$told"; fi
+  messages=$(python3 -I -S "$LIB" guard commit) || exit
+  if [[ -n $messages ]]; then say versions "$messages"; fi
 }
 
 # kubelet's folder holds the volumes of pods, whose containers live on in /var/lib/docker. A bind mount and not a link,
@@ -119,5 +119,5 @@ keep_state() {
     printf '%s\n' "${uuid//-/}" >"$K3S_OURS/machine-id"
   fi
   cat "$K3S_OURS/machine-id" >"$R/etc/machine-id"
-  TOLD='node password, kubelet folder and machine id are those of the volume'
+  RESULT='node password, kubelet folder and machine id are those of the volume'
 }

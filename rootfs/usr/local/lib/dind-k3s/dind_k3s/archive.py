@@ -41,7 +41,7 @@ class Contents:
 
 
 def write(folder: Path, to: IO[bytes], *, created: str, reason: str, versions: Mapping[str, str]) -> Contents:
-    """Pack all files in `folder`, which has no links and which nobody else changes."""
+    """Pack all files in `folder`, which has no links and which no other process changes."""
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -65,7 +65,7 @@ def write(folder: Path, to: IO[bytes], *, created: str, reason: str, versions: M
 
 
 def unpack(source: IO[bytes], name: str, folder: Path) -> Contents:
-    """Everything into `folder`, or a Mistake that tells what is wrong with the file."""
+    """Everything into `folder`, or a Mistake that names what is wrong with the file."""
     try:
         with gzip.GzipFile(fileobj=source, mode="rb") as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
             contents = _contents(tar.next(), tar, name)

@@ -45,7 +45,7 @@ def plan() -> Plan:
     files = sorted(file.name for file in at(FOLDER).glob("*.crt"))
     strays = [file.name for file in sorted(at(FOLDER).glob("*")) if is_stray(file.name)]
     if strays:
-        made.told.append(
+        made.messages.append(
             f"warning: {', '.join(strays)} in {FOLDER} is not trusted: expected are files named *.crt, with"
             " certificates in PEM; rename it"
         )
@@ -56,5 +56,5 @@ def plan() -> Plan:
     if new != old:
         made.files[BUNDLE] = new
     if added:
-        made.told.append(f"{len(added)} certificates of {FOLDER} are trusted: {', '.join(files)}")
+        made.messages.append(f"{len(added)} certificates of {FOLDER} are trusted: {', '.join(files)}")
     return made

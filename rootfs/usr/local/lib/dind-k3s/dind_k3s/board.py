@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dind_k3s.root import RUN, at, first_process
 
-# What each stage takes: sources in the order in which their problems are told.
+# What each stage takes: sources in the order in which their problems are reported.
 DOCKER = ("docker", "containerd", "container")
 KUBERNETES = (*DOCKER, "api", "node", "account", "kubelet", "network")
 DNS = (*KUBERNETES, "dns")

@@ -32,7 +32,7 @@ def days_left(pem: bytes, now: datetime | None = None) -> int | None:
 
 
 def problem(pem: bytes, now: datetime | None = None) -> str:
-    """Why nobody takes the certificate at this time of day; empty when they do."""
+    """Why the certificate is not valid at this time of day; empty when it is."""
     begin, end = validity(pem) or (None, None)
     now = now or datetime.now(UTC)
     if begin and now < begin:

@@ -51,13 +51,13 @@ def plan(env: Mapping[str, str]) -> Plan:
         return made
     made.files[SCRIPT] = script(away, context)
     made.links.update({f"{BEFORE}/{name}": SCRIPT for name in PROGRAMS})
-    reasons = [name for name in away if not name.startswith("K3S_")]  # of those variables.py tells
+    reasons = [name for name in away if not name.startswith("K3S_")]  # variables.py reports those
     reasons += [f"the context {context} of docker's config.json"] if context else []
     line = (
         f"not used in here: {', '.join(reasons)}; {', '.join(PROGRAMS)} ask this container's own engine and cluster,"
         " also by docker exec; --env of docker exec still counts"
     )
-    made.told.extend([line] if reasons else [])
+    made.messages.extend([line] if reasons else [])
     return made
 
 

@@ -1,7 +1,7 @@
 """The clock of the day, when somebody sets it while everything runs.
 
-Nothing of ours goes by it. Certificates and the tokens of pods do, though, so watch.py tells a jump and helps where it
-can. A pod's token is good from the moment that it is made, and kubelet keeps it for most of an hour: after a jump back
+Nothing of ours goes by it. Certificates and the tokens of pods do, so watch.py reports a jump and helps where it can. A
+pod's token is good from the moment that it is made, and kubelet keeps it for most of an hour: after a jump back
 the API refuses it («service account token is not valid yet») until that moment comes again, or until a new kubelet asks
 for others.
 """
@@ -15,9 +15,9 @@ ENOUGH = 60.0  # seconds; what is less is a correction
 
 
 def offset() -> float:
-    """From the clock that nobody sets to the one of the day.
+    """From the clock that cannot be set to the one of the day.
 
-    CLOCK_BOOTTIME: it goes on while a machine is suspended, as the clock of the day does, and CLOCK_MONOTONIC does not.
+    CLOCK_BOOTTIME continues while a machine is suspended, as the clock of the day does; CLOCK_MONOTONIC does not.
     A laptop that slept has had no jump. A virtual machine that was paused has: nothing in it counted meanwhile.
     """
     return time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -39,7 +39,7 @@ class Clock:
         return by if abs(by) >= ENOUGH else 0.0
 
 
-def told(by: float, now: datetime | None = None) -> str:
+def messages(by: float, now: datetime | None = None) -> str:
     """A jump in words."""
     size = timedelta(seconds=round(abs(by)))
     text = (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M:%S")

@@ -16,7 +16,7 @@ PATIENCE = 0.5
 
 
 def enabled() -> bool:
-    """Whether this k3s brings a DNS server; to be asked once the cluster takes pods, for then the file is written."""
+    """Whether this k3s installs a DNS server; to be asked once the cluster takes pods, for then the file is written."""
     return at(MANIFEST).exists() and not at(f"{MANIFEST}.skip").exists()
 
 

@@ -1,7 +1,7 @@
 """collect-logs [FILE|-]: a tarball for a bug report, without secrets and of bounded size.
 
-Everything that tells what happened here: logs, configurations, what the start found, `doctor`, the daemons' own words.
-A part that cannot be had is told in contents.txt and stops no other.
+Everything that shows what happened here: logs, configurations, what the start found, `doctor`, the daemons' own words.
+A part that is not available is named in contents.txt and stops no other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from dind_k3s import k3s_command
-from dind_k3s.finding import said
+from dind_k3s.finding import output
 from dind_k3s.redactor import Redactor
 from dind_k3s.root import RUN, at, first_process
 
@@ -113,7 +113,7 @@ def main() -> int:
         else:
             Path(target).touch(mode=0o600)
             Path(target).write_bytes(packed)
-            print(f"{target} ({len(packed) / 2**20:.1f} MiB); docker cp CONTAINER:{target} . brings it out")
+            print(f"{target} ({len(packed) / 2**20:.1f} MiB); docker cp CONTAINER:{target} . copies it out")
     except OSError as error:
         print(f"collect-logs: {target} cannot be written: {error.strerror}", file=sys.stderr)
         return 1
@@ -124,8 +124,8 @@ def collect() -> bytes:
     """The tarball."""
     environment = container_environment()
     redactor = taught(environment)
-    told = [f"collected {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"]
-    told += ["`docker logs` of this container, which has the lines of its start, can only be had from outside", ""]
+    messages = [f"collected {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"]
+    messages += ["`docker logs` of this container, which has the lines of its start, can only be had from outside", ""]
     room = ALL
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w:gz", compresslevel=6) as archive:
@@ -133,12 +133,12 @@ def collect() -> bytes:
         for name, text, trouble in [*parts, *commands(), *files()]:
             data = redactor.clean(text).encode(errors="replace")[-PART:]
             if len(data) > room:
-                told.append(f"{name}: left out, the tarball is large enough")
+                messages.append(f"{name}: left out, the tarball is large enough")
                 continue
             room -= len(data)
-            told.append(f"{name}: {trouble or f'{len(data)} bytes'}")
+            messages.append(f"{name}: {trouble or f'{len(data)} bytes'}")
             _add(archive, name, data)
-        _add(archive, "contents.txt", redactor.clean("\n".join(told) + "\n").encode(errors="replace"))
+        _add(archive, "contents.txt", redactor.clean("\n".join(messages) + "\n").encode(errors="replace"))
     return output.getvalue()
 
 
@@ -172,7 +172,7 @@ def taught(environment: dict[str, str]) -> Redactor:
 def commands() -> Iterator[tuple[str, str, str]]:
     """Name, text and trouble of what each command says."""
     with ThreadPoolExecutor(max_workers=4) as pool:
-        answers = pool.map(lambda command: said(*command.split(), timeout=TIMEOUT), COMMANDS.values())
+        answers = pool.map(lambda command: output(*command.split(), timeout=TIMEOUT), COMMANDS.values())
         for (name, command), (status, text) in zip(COMMANDS.items(), answers, strict=True):
             yield f"commands/{name}", f"$ {command}\n{text}\n", f"exit code {status}" if status else ""
 

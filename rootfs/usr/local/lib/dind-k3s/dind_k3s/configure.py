@@ -1,9 +1,9 @@
 """What the daemons are started with: facts found by the start steps, the user's files and variables, our defaults.
 
 Ours always gives way: a daemon.json of the user is merged over ours, a flag in DOCKER_ARGS takes our key of the same
-meaning out, and k3s reads /app/k3s/config.yaml after ours. What only dies later is told now: a flag that the user's own
-daemon.json has too, quotes that are not closed, a folder in a file's place. Prints a line for each thing worth telling;
-exits 2 with a line for each mistake.
+meaning out, and k3s reads /app/k3s/config.yaml after ours. What would fail later is refused now: a flag that the
+user's own daemon.json has too, quotes that are not closed, a folder in a file's place. Prints what is of note; exits 2
+with a line for each mistake.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def version_of(component: str) -> tuple[int, ...]:
 
 
 def write(files: Mapping[str, str]) -> None:
-    """Write what changed, with MODES, else for root alone; an empty text stands for no file. Raises OSError."""
+    """Write what changed, with MODES, else for root alone; an empty text means no file. Raises OSError."""
     for name, text in files.items():
         path = at(name)
         # A variable need not be UTF-8, and its bytes are handed on as they are.
@@ -82,29 +82,29 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     """Plan, then write; nothing is written when there is a mistake. Raises Mistake with all of them, OSError."""
     found = facts()
     profile = env.get("PROFILE") or "dev"
-    plans = [Plan(told=variables.unused(env)), clients.plan(env)]
+    plans = [Plan(messages=variables.unused(env)), clients.plan(env)]
     mistakes = variables.mistakes(env)
     settings: dict[str, object] = {}
     try:
         has_ranges = not asked(env, "K3S_DISABLE") and k3s_command.role_and_flags(env)[0] == "server"
-        chosen, told = ranges.choose(env, with_k3s=has_ranges)
-        plans.append(Plan(told=told))
+        chosen, messages = ranges.choose(env, with_k3s=has_ranges)
+        plans.append(Plan(messages=messages))
         found |= chosen
         plans.append(authorities.plan())
         made, settings = registries.plan()
         plans.append(made)
     except Mistake as mistake:
-        mistakes += mistake.sentences
+        mistakes += mistake.messages
     try:
         plans.append(dockerd.plan(env, extra, found, version_of("docker"), profile, settings))
     except Mistake as mistake:
-        mistakes += mistake.sentences
+        mistakes += mistake.messages
     if not asked(env, "K3S_DISABLE"):
         try:
             mistakes += check_k3s_files(env)
             plans.append(k3s.plan(env, found, version_of("k3s"), profile, version_of("docker")))
         except Mistake as mistake:
-            mistakes += mistake.sentences
+            mistakes += mistake.messages
     elif command := k3s_command.command():
         mistakes.append(f"K3S_DISABLE is set, so the container's command cannot be {command[0]}; leave one of them out")
     if mistakes:
@@ -115,26 +115,26 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     proxies = proxy.environment(env, found)
     files[f"{RUN}/environment"] = "".join(f"{name}={value}\0" for name, value in proxies.items())
     if proxies:
-        told = [f"proxies for both daemons; NO_PROXY is {proxies['NO_PROXY']}", *proxy.dead(proxies)]
-        plans.append(Plan(told=told))
+        messages = [f"proxies for both daemons; NO_PROXY is {proxies['NO_PROXY']}", *proxy.dead(proxies)]
+        plans.append(Plan(messages=messages))
     write(files)
     link({name: target for plan in plans for name, target in plan.links.items()})
     user_config = at("/app/k3s/config.yaml")
     if not user_config.exists():
         write({"/app/k3s/config.yaml": USER_CONFIG})
-    told = [line for plan in plans for line in plan.told]
-    return [f"profile {profile}, storage driver {found.get('storage', 'not known')}", *told]
+    messages = [line for plan in plans for line in plan.messages]
+    return [f"profile {profile}, storage driver {found.get('storage', 'not known')}", *messages]
 
 
 def main() -> int:
     try:
-        told = run(os.environ, sys.argv[1:])
+        messages = run(os.environ, sys.argv[1:])
     except Mistake as mistake:
         return refuse(mistake)
     except OSError as error:
         print(f"dind-k3s: error: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
         return 2
-    print("\n".join(shown(line, 1000) for line in told))
+    print("\n".join(shown(line, 1000) for line in messages))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 dockerd's ping does not ask it, and dockerd takes ten seconds to start another when it was killed: three health checks
 of 3 s and the pauses between them, all constants (moby: libcontainerd/supervisor/remote_daemon.go). Then it connects
-anew when gRPC's own growing pause is over, some five seconds later. A connection to containerd ends with it, and costs
+again when gRPC's own growing pause is over, some five seconds later. A connection to containerd ends with it, and costs
 nothing while it lives.
 """
 

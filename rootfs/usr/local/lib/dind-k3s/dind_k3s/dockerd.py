@@ -110,11 +110,11 @@ def refusal(plan: Plan) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""  # it will tell when it starts
-    said = done.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("Status: ")
-    if not said or said.startswith("Usage:"):
-        said = "it takes no arguments but flags"
-    return shown(said.replace("file /dev/stdin", "these settings"), 400) if done.returncode else ""
+        return ""  # it reports that when it starts
+    output = done.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("Status: ")
+    if not output or output.startswith("Usage:"):
+        output = "it takes no arguments but flags"
+    return shown(output.replace("file /dev/stdin", "these settings"), 400) if done.returncode else ""
 
 
 def last(args: Sequence[str], flag: str) -> str:
@@ -147,7 +147,7 @@ def api_over_tcp(args: list[str], config: dict[str, Any], given: Mapping[str, st
     """
     decided = {"tls", "tlsverify"} & (given.keys() | config.keys())
     listening = addresses(args, config)
-    told = []
+    messages = []
     if tls and not decided:
         folder = f"{tls.rstrip('/')}/server"
         files = {"tlscacert": "ca.pem", "tlscert": "cert.pem", "tlskey": "key.pem"}
@@ -161,19 +161,21 @@ def api_over_tcp(args: list[str], config: dict[str, Any], given: Mapping[str, st
                 args.append(f"--host={listening[-1]}")
             else:
                 config["hosts"] = [*config.get("hosts", []), listening[-1]]
-        told.append("the docker API listens on 2376, for clients with a certificate of its authority")
+        messages.append("the docker API listens on 2376, for clients with a certificate of its authority")
     elif tcp := [address for address in listening if address.startswith("tcp:")]:
         if not decided:
             args.append("--tls=false")
         if not decided or "false" in given.get("tls", "false"):
-            told.append(f"warning: the docker API listens on {', '.join(tcp)} without TLS: who reaches it is root here")
+            messages.append(
+                f"warning: the docker API listens on {', '.join(tcp)} without TLS: its clients are root here"
+            )
     # The socket is what everything in here talks to, so it stays when other addresses are asked for.
     if not any(address.endswith("/run/docker.sock") for address in listening):
         if "hosts" in given:
             args.append(f"--host={SOCKET}")
         elif "hosts" in config:
             config["hosts"] = [*config["hosts"], SOCKET]
-    return told
+    return messages
 
 
 def hidden_images(args: Sequence[str], config: Mapping[str, Any], stores: Sequence[str]) -> list[str]:
@@ -233,7 +235,7 @@ def without_pods(env: Mapping[str, str], config: Mapping[str, Any], driver: str)
     lines = []
     floor = str(env.get("DOCKER_MIN_API_VERSION") or config.get("min-api-version") or "")
     if (number := re.fullmatch(r"(\d+)\.(\d+)", floor)) and (int(number[1]), int(number[2])) > SPOKEN:
-        lines.append(f"warning: dockerd is told to refuse clients older than {floor}, and k3s speaks 1.44: no pods")
+        lines.append(f"warning: dockerd is set to refuse clients older than {floor}, and k3s speaks 1.44: no pods")
     if not asked(env, "K3S_DISABLE") and driver != "json-file":
         lines.append("warning: kubectl logs works with the log driver json-file only")
     return lines
@@ -256,7 +258,7 @@ def plan(
     given = flags(args)
     theirs, twice = user_files.read_object(file)
     if twice:
-        made.told.append(f"warning: {shown(', '.join(twice))} stands twice in {file}; the last one counts")
+        made.messages.append(f"warning: {shown(', '.join(twice))} stands twice in {file}; the last one counts")
     if ends := NO_START & set(args):
         raise Mistake(f"{', '.join(sorted(ends))} in DOCKER_ARGS does not start dockerd; leave it out")
     clashes = [f"{flag} ({key})" for key, flag in given.items() if key in theirs]
@@ -266,7 +268,7 @@ def plan(
         )
     with_k3s = not asked(env, "K3S_DISABLE")
     ours = own_settings(facts, version, registries, with_k3s=with_k3s)
-    made.told.extend(check_noexec(facts))
+    made.messages.extend(check_noexec(facts))
     driver = last(args, "--log-driver") or theirs.get("log-driver", "json-file")
     if driver == "json-file" and (with_k3s or profile == "edge"):
         if "log-opts" in given:
@@ -278,24 +280,24 @@ def plan(
     check_live_restore(args, theirs, file)
     if theirs.get("features", {}).get("containerd-snapshotter") is True and not with_store:
         del ours["storage-driver"]
-        made.told.append("the containerd image store is on: kubelet will report no statistics of pods")
+        made.messages.append("the containerd image store is on: kubelet will report no statistics of pods")
     for key, flag in given.items():
         if key in ours:
             del ours[key]
-            made.told.append(f"{flag} in DOCKER_ARGS replaces our {key}")
+            made.messages.append(f"{flag} in DOCKER_ARGS replaces our {key}")
     if "features" in given and not any("containerd-snapshotter" in arg for arg in args):
         args.append(f"--feature=containerd-snapshotter={str(with_store).lower()}")
     config = merged(ours, theirs)
-    made.told.extend(hidden_images(args, config, facts.get("stores", "").split()))
-    made.told.extend(api_over_tcp(args, config, given, facts.get("tls", "")))
+    made.messages.extend(hidden_images(args, config, facts.get("stores", "").split()))
+    made.messages.extend(api_over_tcp(args, config, given, facts.get("tls", "")))
     for key in sorted(ours.keys() & theirs.keys()):
         if ours[key] != theirs[key] and not isinstance(ours[key], dict):
-            made.told.append(f"{key} of {file} replaces ours")
-    made.told.extend(without_pods(env, config, driver))
+            made.messages.append(f"{key} of {file} replaces ours")
+    made.messages.extend(without_pods(env, config, driver))
     made.files[f"{RUN}/daemon.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
     made.files[f"{RUN}/dockerd.args"] = "".join(f"{arg}\0" for arg in args)
     if args:
-        made.told.append(f"dockerd {shown(shlex.join(args), 400)}")
+        made.messages.append(f"dockerd {shown(shlex.join(args), 400)}")
     if (theirs or args) and (refused := refusal(made)):
         asking = {"DOCKER_ARGS": env.get("DOCKER_ARGS"), "the container's command": extra, file: theirs}
         sources = ", ".join(source for source, given in asking.items() if given)

@@ -1,7 +1,7 @@
 """doctor [--json]: what this container found in its host, and what to do about it.
 
 Each check has an id, a state (ok, warn, fail), the evidence for it, and a remedy unless it is ok. None needs the start
-to be finished, a daemon, privileges or a writable root: what cannot be tried is told so.
+to be finished, a daemon, privileges or a writable root: what cannot be tried is reported as such.
 """
 
 from __future__ import annotations

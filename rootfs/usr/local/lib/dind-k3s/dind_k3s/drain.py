@@ -22,7 +22,7 @@ def main() -> int:
         _, answer = docker.ask("GET", "/containers/json", timeout=10)
         chosen = [one for one in json.loads(answer) if one["Labels"].get(SANDBOX[0]) != SANDBOX[1]]
     except (OSError, ValueError) as error:
-        print(f"drain: dockerd tells no containers ({error})")
+        print(f"drain: dockerd lists no containers ({error})")
         return 1
 
     def stop(container: dict[str, dict[str, str]]) -> None:

@@ -43,7 +43,7 @@ def number(path: str) -> int | None:
     return int(found) if found.isdecimal() else None
 
 
-def said(*command: str, timeout: float = 15) -> tuple[int, str]:
+def output(*command: str, timeout: float = 15) -> tuple[int, str]:
     """Exit code and all that was written, without the white space around it; 127 when it did not run to its end."""
     try:
         done = subprocess.run(
@@ -59,7 +59,7 @@ def said(*command: str, timeout: float = 15) -> tuple[int, str]:
 def tried(script: str, *parts: str) -> tuple[int, str]:
     """Run shell text after parts of the start's own library: what the start tries is what is tried here."""
     sources = "".join(f"source {LIBRARY}/{part}.sh\n" for part in ("say", *parts))
-    return said("bash", "-uc", f"{sources}{script}")
+    return output("bash", "-uc", f"{sources}{script}")
 
 
 def size(count: float) -> str:

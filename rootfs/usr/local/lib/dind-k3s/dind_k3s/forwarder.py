@@ -1,4 +1,4 @@
-"""dnsmasq's configuration, where nested containers cannot ask the outer resolver (network.sh tells when, and why)."""
+"""dnsmasq's configuration, where nested containers cannot ask the outer resolver (network.sh has the reasons)."""
 
 from __future__ import annotations
 

@@ -42,26 +42,26 @@ def way_back(was: str) -> str:
 
 
 def check(env: Mapping[str, str]) -> list[str]:
-    """What to tell. Raises Mistake with every refusal."""
+    """Return what to log. Raises Mistake with every refusal."""
     if mistakes := variables.mistakes(env):  # the next steps go by them, and may write to the host
         raise Mistake(*mistakes)
-    told = []
+    messages = []
     volume.remove_temporary()
     if volume.Swap().undo():
-        told.append("a restore or reset was interrupted: the cluster before it is back")
+        messages.append("a restore or reset was interrupted: the cluster before it is back")
     for component in components(env):
         now = versions.installed(component)
         was = versions.read_stamp(folder(component)).get(component, "")
         if was != now:
             at(TAKES_OVER).touch()
         if not was or was == now:
-            told.append(f"{component} {now}" + ("" if was else ", first on its volume"))
+            messages.append(f"{component} {now}" + ("" if was else ", first on its volume"))
             continue
         why = versions.refusal(component, was, now)
         if not why:
-            told.append(f"{component} {now} after {was}")
+            messages.append(f"{component} {now} after {was}")
         elif now in versions.allowed(env):
-            told.append(f"warning: {why}; {versions.ALLOW} allows it")
+            messages.append(f"warning: {why}; {versions.ALLOW} allows it")
         else:
             back = way_back(was) if component == "k3s" else ""
             mistakes.append(
@@ -70,12 +70,12 @@ def check(env: Mapping[str, str]) -> list[str]:
             )
     if mistakes:
         raise Mistake(*mistakes)
-    return told
+    return messages
 
 
 def commit(env: Mapping[str, str]) -> list[str]:
-    """What to tell; nothing when nothing changes."""
-    told = []
+    """Return what to log; nothing when nothing changes."""
+    messages = []
     for component in components(env):
         at_home = folder(component)
         now = versions.installed(component)
@@ -83,9 +83,9 @@ def commit(env: Mapping[str, str]) -> list[str]:
         if was == now:
             continue
         if component == "k3s" and volume.has_cluster():
-            told.append(keep(was or "unknown", now, lenient=now in versions.allowed(env)))
+            messages.append(keep(was or "unknown", now, lenient=now in versions.allowed(env)))
         versions.write_stamp(at_home, {component: now})
-    return told
+    return messages
 
 
 def keep(was: str, now: str, *, lenient: bool) -> str:
@@ -97,21 +97,21 @@ def keep(was: str, now: str, *, lenient: bool) -> str:
         if lenient:
             return f"warning: no snapshot before the upgrade to {now}: {mistake}"
         raise Mistake(
-            f"no snapshot can be made before k3s {now} takes over from {was}: {mistake}. {versions.ALLOW}={now} goes on"
-            " without one"
+            f"no snapshot can be made before k3s {now} takes over from {was}: {mistake}. {versions.ALLOW}={now}"
+            " continues without one"
         ) from None
     return f"the cluster of k3s {was} is kept in {path}; `restore` takes it"
 
 
 def main() -> int:
     try:
-        told = check(os.environ) if sys.argv[1:] == ["check"] else commit(os.environ)
+        messages = check(os.environ) if sys.argv[1:] == ["check"] else commit(os.environ)
     except Mistake as mistake:
         return refuse(mistake)
     except OSError as error:
         print(f"dind-k3s: error: {error.filename or 'a volume'} cannot be written: {error.strerror}", file=sys.stderr)
         return 2
-    print("; ".join(told), end="")
+    print("; ".join(messages), end="")
     return 0
 
 

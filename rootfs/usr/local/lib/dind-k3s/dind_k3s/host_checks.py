@@ -35,7 +35,7 @@ def privileges() -> Iterator[Finding]:
         "oom-score",
         not lacking,
         f"CAP_SYS_RESOURCE is {'missing' if lacking else 'there'}",
-        "nobody here can lower oom_score_adj, so runc refuses pods (kubelet asks for -998): use a host that grants it,"
+        "oom_score_adj cannot be lowered here, so runc refuses pods (kubelet asks for -998): use a host that grants it,"
         " or give dockerd a default runtime that leaves it alone",
         "warn",
     )
@@ -100,13 +100,13 @@ def memory() -> Iterator[Finding]:
 
 def clock() -> Iterator[Finding]:
     now = time.time()
-    told = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+    messages = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
     built = next((str(entry["built"]) for entry in components() if entry.get("built")), "")
     try:
         earliest = datetime.fromisoformat(built).replace(tzinfo=UTC).timestamp() - 86400
     except ValueError:
         earliest = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-    evidence = f"{told}{f', this image was made on {built}' if built else ''}"
+    evidence = f"{messages}{f', this image was made on {built}' if built else ''}"
     good = earliest <= now < earliest + 15 * 365 * 86400
     yield finding("clock", good, evidence, "no certificate is valid with it: set the host's clock")
 

@@ -1,6 +1,6 @@
 """As much of an HTTP client as our programs need, over a socket that is open already.
 
-The standard library's brings a mail parser along; the watcher runs for ever, and its memory is the user's.
+The standard library's imports a mail parser; the watcher runs for ever, and its memory is the user's.
 """
 
 from __future__ import annotations

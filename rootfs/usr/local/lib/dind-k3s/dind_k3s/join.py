@@ -1,6 +1,6 @@
 """Before an agent starts: whether its server can be reached, is the one that the token is for, and takes the token.
 
-k3s itself tries again and again and tells of it in a log line among many. A token of the form K10HASH::USER:PASSWORD
+k3s itself tries again and again and reports it in a log line among many. A token of the form K10HASH::USER:PASSWORD
 carries the hash of the server's CA (docs.k3s.io/cli/token); a short one is the password alone, and then any server is
 believed, as k3s does.
 """
@@ -90,7 +90,7 @@ def main() -> int:
     given = {flag: os.environ.get(name, "") for flag, name in variables.items()}
     given |= k3s_config.given(os.environ, *variables)
     url, token = given["server"], given["token"] or at(given["token-file"]).read_text().strip()
-    told = ""
+    messages = ""
     while True:
         try:
             why = problem(url, token)
@@ -104,8 +104,8 @@ def main() -> int:
                 print(f"dind-k3s: error: {why}", file=sys.stderr)
                 return 2
             waits = why
-        if waits != told:
-            told = waits
+        if waits != messages:
+            messages = waits
             print(waits, flush=True)
         time.sleep(0.5)
 

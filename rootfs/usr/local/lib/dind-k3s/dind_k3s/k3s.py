@@ -85,7 +85,7 @@ def plan(
     refuse_noexec(given.pop("data-dir", DATA))
     given = {"datastore-endpoint": env.get("K3S_DATASTORE_ENDPOINT", ""), **given, "server": k3s_config.joins(env)}
     if env.get("K3S_URL") and not given["server"]:
-        made.told.append("K3S_URL is not used: this is a server, and it has no K3S_TOKEN to join another one")
+        made.messages.append("K3S_URL is not used: this is a server, and it has no K3S_TOKEN to join another one")
     several = role == "agent" or any(value not in ("", "false") for value in given.values())
     settings: dict[str, object] = {"docker": True, "data-dir": DATA, "node-name": node_name(several, env, made)}
     # Always said: k3s by itself takes none but global addresses, and asks a public server where there is no such one.
@@ -97,12 +97,12 @@ def plan(
         kubeconfig(env, made)
         made.files[renamed.NAMES] = renamed.noted()
     else:
-        made.told.extend(renamed.left_on_server(str(settings["node-name"]), env))
+        made.messages.extend(renamed.left_on_server(str(settings["node-name"]), env))
     traefik(role, "traefik" not in words_of(settings.get("disable")) and not leaves_traefik_out(env), made)
     kubelet(settings, facts, version, profile, made)
     tell_flags(args, settings, sources(env), made)
     if runs_dockershim(version):
-        made.told.append("k3s before 1.24 runs pods by kubelet's own dockershim")
+        made.messages.append("k3s before 1.24 runs pods by kubelet's own dockershim")
     text = "".join(f"{key}:{yaml(value)}\n" for key, value in settings.items())
     made.files[f"{RUN}/k3s/config.yaml"] = (
         "# Generated at each start; yours is /app/k3s/config.yaml, and it wins.\n" + text
@@ -110,7 +110,7 @@ def plan(
     made.files[f"{RUN}/k3s/also"] = config_file
     made.files[f"{RUN}/k3s.args"] = "".join(f"{arg}\0" for arg in (role, *args))
     if args or role == "agent":
-        made.told.append(f"k3s {shlex.join([role, *args])}")
+        made.messages.append(f"k3s {shlex.join([role, *args])}")
     return made
 
 
@@ -173,7 +173,7 @@ def check_pair(version: Version, docker: Version, env: Mapping[str, str], made: 
                 f"Docker {docker[0]} does not answer k3s {'.'.join(map(str, version))}, whose client is older than API"
                 " 1.44; take a newer k3s, or set DOCKER_MIN_API_VERSION=1.24"
             )
-        made.told.append("warning: this k3s is older than this docker; it works only by DOCKER_MIN_API_VERSION")
+        made.messages.append("warning: this k3s is older than this docker; it works only by DOCKER_MIN_API_VERSION")
 
 
 def refuse_noexec(data: str) -> None:
@@ -249,7 +249,9 @@ def traefik(role: Role, wanted: bool, made: Plan) -> None:
     for folder in (at("/app/manifests"), at(f"{DATA}/server/manifests")):
         for file in sorted(folder.rglob("*.yaml")):
             if file != at(TRAEFIK_CONFIG) and is_traefik_config(file):
-                made.told.append(f"Traefik is configured by {file.name}, so ports 80 and 443 are that file's matter")
+                made.messages.append(
+                    f"Traefik is configured by {file.name}, so ports 80 and 443 are that file's matter"
+                )
                 return
     made.files[TRAEFIK_CONFIG] = _TRAEFIK
 
@@ -281,11 +283,11 @@ def kubelet(settings: dict[str, object], facts: Mapping[str, str], version: Vers
     if reserved := limits.system_reserved():
         config["systemReserved"] = reserved
         offered = " and ".join(f"{amount} of {name}" for name, amount in reserved.items())
-        made.told.append(f"{offered} of the host are not this container's, so the node does not offer them")
+        made.messages.append(f"{offered} of the host are not this container's, so the node does not offer them")
     if facts.get("cgroup") == "1" and knows("failCgroupV1", version):
         config["failCgroupV1"] = False
-        made.told.append(
-            "warning: kubelet is told to accept cgroup v1, which Kubernetes is giving up; a host with v2 is better"
+        made.messages.append(
+            "warning: kubelet is set to accept cgroup v1, which Kubernetes is giving up; a host with v2 is better"
         )
     made.files[DROP_IN] = ""  # an empty file would be an error for kubelet, so none is left from another version
     if not config:
@@ -316,9 +318,13 @@ def tell_flags(args: list[str], settings: Mapping[str, object], source: str, mad
     given = flags(args)
     for name, written in given.items():
         if name == "data-dir":
-            made.told.append(f"warning: {written} leads out of the volume at /app/k3s; the cluster's state may be lost")
+            made.messages.append(
+                f"warning: {written} leads out of the volume at /app/k3s; the cluster's state may be lost"
+            )
         elif name == "container-runtime-endpoint":
-            made.told.append(f"warning: {written} replaces dockerd; what docker builds here is then not what pods run")
+            made.messages.append(
+                f"warning: {written} replaces dockerd; what docker builds here is then not what pods run"
+            )
         elif name in settings:
             done = "adds to" if name in MANY else "replaces"
-            made.told.append(f"{written} in {source} {done} our {name}")
+            made.messages.append(f"{written} in {source} {done} our {name}")

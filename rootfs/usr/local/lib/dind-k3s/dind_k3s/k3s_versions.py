@@ -1,6 +1,6 @@
 """Which setting came with which k3s, and which pairs of docker and k3s run no pod.
 
-A key of its file that k3s does not know is skipped with a warning that nobody reads; `k3s agent` and kubelet die of
+A key of its file that k3s does not know is skipped with a warning that is easily missed; `k3s agent` and kubelet die of
 one. So none is passed to a version that does not know it. A version stands below when every patch release of that minor
 which can use docker at all knows the setting. What is not there is older than 1.22.
 
@@ -55,7 +55,7 @@ def refusal(k3s: Version, docker: Version) -> str:
 
 
 def too_old_to_talk(k3s: Version, docker: Version) -> bool:
-    """Whether dockerd refuses this k3s's client unless it is told to answer older ones."""
+    """Whether dockerd refuses this k3s's client unless it is set to answer older ones."""
     if docker < (29,) or len(k3s) < 3:
         return False
     first = next((entry for entry in _SPEAKS_1_44 if entry[:2] == k3s[:2]), _SPEAKS_1_44[0])

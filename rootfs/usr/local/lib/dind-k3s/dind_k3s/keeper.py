@@ -2,7 +2,7 @@
 
 - Programs start at once, not after the first second of its loop; signals end its waiting, too.
 - Every line of every program also goes to the container's log, with the program's name in front.
-- A program that cannot be kept alive ends the container, with a sentence and a status that is not 0
+- A program that cannot be kept alive ends the container, with an error message and a status that is not 0
   (Supervisor/supervisor#733, #712). On a full volume nothing can live: there it waits for room (room.py).
 - The stop fits into the ten seconds of `docker stop`: k3s first, dockerd a second later at the latest, and containers
   that ignore their signal are killed when their grace is over, so that dockerd itself can always end in peace; hundreds
@@ -79,7 +79,7 @@ class Waker:
 
 @dataclass
 class Outcome:
-    """Why the container ends, if not because it was told to."""
+    """Why the container ends, if it was not stopped."""
 
     status: int = 0
     farewell: str = ""
@@ -218,7 +218,7 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
             CONTAINERD.unlink(missing_ok=True)
 
     def watch_containerd(self) -> None:
-        """Tell its end, which dockerd gets over by itself within half a minute."""
+        """Report its end; dockerd starts another one within half a minute."""
         if self.containerd and not Path(f"/proc/{self.containerd}").exists():
             self.containerd_missed += 1
             # It ends with dockerd, too; the second look is after the end of that one was noticed.
@@ -325,10 +325,10 @@ class Keeper(supervisord.Supervisor):  # type: ignore[misc]  # supervisor has no
         if not self.stop_began:
             return
         signal.setitimer(signal.ITIMER_REAL, 0)  # python ends without its handler, and under --init it would be fatal
-        told = [f"{name} {took:.1f} s" for name, took in self.took.items() if name in STAGES]
+        messages = [f"{name} {took:.1f} s" for name, took in self.took.items() if name in STAGES]
         if self.killed:
-            told.append(f"{self.killed} containers did not end in {self.grace:g} s and were killed")
-        say("stop", f"done after {time.monotonic() - self.stop_began:.1f} s ({', '.join(told)})")
+            messages.append(f"{self.killed} containers did not end in {self.grace:g} s and were killed")
+        say("stop", f"done after {time.monotonic() - self.stop_began:.1f} s ({', '.join(messages)})")
 
 
 def not_ready(program: str) -> None:
@@ -338,7 +338,7 @@ def not_ready(program: str) -> None:
 
 
 def suspects(name: str) -> str:
-    """What the user has set for this program, and nobody but the program itself can check."""
+    """What the user has set for this program, and only the program itself can check."""
     sources = {"dockerd": ("DOCKER_ARGS", "DOCKER_DRIVER"), "k3s": ("K3S_ARGS",)}.get(name, ())
     given = [source for source in sources if os.environ.get(source)]
     if name == "k3s" and k3s_command.command():
@@ -363,7 +363,7 @@ def write(data: bytes) -> None:
         while data:
             data = data[os.write(1, data) :]
     except OSError:
-        pass  # nobody listens any more; the files have it all
+        pass  # no reader is left; the files have it all
 
 
 def quiet_logs() -> None:
@@ -390,7 +390,7 @@ def main() -> int:
     supervisord.Supervisor = Keeper  # go() makes one of these at each (re)load
     supervisord.main(["--nodaemon", "--configuration", CONFIG])
     if Keeper.outcome.status:
-        say("error", Keeper.outcome.farewell)  # once more, as the last line
+        say("error", Keeper.outcome.farewell)  # again, as the last line
     return Keeper.outcome.status
 
 

@@ -19,14 +19,14 @@ from dind_k3s.trust import trusting
 Object = dict[str, Any]
 
 PATIENCE = 5.0
-# A watch with nothing to tell gets a bookmark about every minute; one that gets none is dead.
+# A watch without events gets a bookmark about every minute; one that gets none is dead.
 SILENCE = 150.0
 EVENTS = "/api/v1/namespaces/kube-system/events?fieldSelector=type%3DWarning,involvedObject.kind%3D"
 AGAIN = 0.3  # seconds before the next try after a failure that is not the server's end
 
 
 class Kubernetes:
-    """k3s's API server. `up` is set while it answers; whoever finds out otherwise says so by `lost`."""
+    """k3s's API server. `up` is set while it answers; who notices otherwise calls `lost`."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
@@ -40,7 +40,7 @@ class Kubernetes:
         self._probe: Connection | None = None
 
     def lost(self) -> None:
-        """It does not answer any more; nobody asks again until a probe says that it does."""
+        """It does not answer any more; no request is made until a probe says that it does."""
         if self.up.is_set():
             self.up.clear()
             self.on_loss()
@@ -138,16 +138,16 @@ class Kubernetes:
 
 
 class Watch(threading.Thread):
-    """Follows the objects at one path of the API, and tells all of them whenever one changes.
+    """Follows the objects at one path of the API, and reports all of them whenever one changes.
 
     `tell` gets the objects by name; None while the API server has no such path (its CRD is not there yet).
     """
 
-    def __init__(self, kubernetes: Kubernetes, path: str, tell: Callable[[dict[str, Object] | None], None]) -> None:
+    def __init__(self, kubernetes: Kubernetes, path: str, report: Callable[[dict[str, Object] | None], None]) -> None:
         super().__init__(name=path, daemon=True)
         self._kubernetes = kubernetes
         self._path, _, self._query = path.partition("?")
-        self._tell = tell
+        self._tell = report
         self._objects: dict[str, Object] = {}
 
     def run(self) -> None:
@@ -160,7 +160,7 @@ class Watch(threading.Thread):
                 while version:
                     version = self._follow(version)
             except (OSError, KeyError, ValueError):
-                self._kubernetes.lost()  # the next probe tells whether it is
+                self._kubernetes.lost()  # the next probe shows whether it is
                 pause.wait(AGAIN)
                 continue
             pause.wait(AGAIN)  # it is there, but not this path, or not from that version on

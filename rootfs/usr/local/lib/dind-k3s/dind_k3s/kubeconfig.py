@@ -1,8 +1,9 @@
 """kubeconfig [--server URL]: the administrator's kubeconfig, for use from outside of this container.
 
-What port is published, and under which names this container is known, cannot be seen from inside; --server tells. Where
-the API server's certificate is not for that host, the kubeconfig says for which name to check it (tls-server-name), so
-that it works and is still checked; clients that do not know that field need the name in the certificate.
+What port is published, and under which names this container is known, cannot be seen from inside; --server names them.
+Where the API server's certificate is not for that host, the kubeconfig says for which name to check it
+(tls-server-name), so that it works and is still checked; clients that do not know that field need the name in the
+certificate.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def certified(text: str) -> list[str]:
 
 
 def covers(name: str, host: str) -> bool:
-    """Whether this name of a certificate stands for the host (RFC 9525: a wildcard is one whole label)."""
+    """Whether this name of a certificate matches the host (RFC 9525: a wildcard is one whole label)."""
     try:
         return ipaddress.ip_address(name) == ipaddress.ip_address(host)
     except ValueError:
@@ -99,21 +100,21 @@ def covers(name: str, host: str) -> bool:
 def made(text: str, url: str) -> tuple[str, str]:
     """The kubeconfig with that server, and what has to be said about its certificate."""
     host = urlsplit(url).hostname or ""
-    told, check = "", ""
+    messages, check = "", ""
     try:
         names = certified(text)
     except (OSError, ValueError) as error:
-        told = f"the API server did not show its certificate ({error}), so nobody knows whether it is for {host}"
+        messages = f"the API server did not show its certificate ({error}), so it is not known whether it is for {host}"
     else:
         if not any(covers(name, host) for name in names):
             check = next(iter(sorted(names, key=lambda name: (name != "kubernetes", name))), "")
-            told = (
+            messages = (
                 f"the API server's certificate is not for {host}, so this kubeconfig checks it for {check} "
                 f"(tls-server-name); for clients that cannot do that: -e K3S_TLS_SAN={host}, or tls-san in "
                 "/app/k3s/config.yaml"
             )
     extra = f"\n\\1tls-server-name: {check}" if check else ""
-    return SERVER.sub(rf"\1server: {url}{extra}", text), told
+    return SERVER.sub(rf"\1server: {url}{extra}", text), messages
 
 
 def main() -> int:
@@ -132,12 +133,12 @@ def main() -> int:
     except Mistake as mistake:
         print(f"kubeconfig: {mistake}", file=sys.stderr)
         return 2
-    told = ""
+    messages = ""
     if url:
-        text, told = made(text, url)
+        text, messages = made(text, url)
     print(text, end="")
-    if told:
-        print(f"kubeconfig: {told}", file=sys.stderr)
+    if messages:
+        print(f"kubeconfig: {messages}", file=sys.stderr)
     return 0
 
 

@@ -1,7 +1,7 @@
 """/usr/share/dind-k3s/manifest.json: which version of what is in this image, from where, and its files' digests.
 
 A list of objects: component, version, sha256 (of the published file), url, licence, embedded (name → version, where
-the files tell it), files (path → sha256). This image's own entry is dind-k3s, with the date of its versions in `built`.
+the files state it), files (path → sha256). The image's own entry is dind-k3s, with the date of its versions in `built`.
 """
 
 from __future__ import annotations

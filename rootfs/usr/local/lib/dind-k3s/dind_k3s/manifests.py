@@ -25,7 +25,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 def found() -> tuple[dict[str, Path], list[str]]:
     """Name of the copy → the user's file; and what is left out, and why."""
     files: dict[str, Path] = {}
-    told = []
+    messages = []
     folder = at(SOURCE)
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     for name in names:
@@ -34,12 +34,12 @@ def found() -> tuple[dict[str, Path], list[str]]:
             continue
         copy = f"app-{re.sub(r'[^a-z0-9]+', '-', stem.lower()).strip('-')}.{suffix.lower()}"
         if f"{name}.skip" in names:
-            told.append(f"{name} is left out, because {name}.skip is there")
+            messages.append(f"{name} is left out, because {name}.skip is there")
         elif any(other.partition(".")[0] == copy.partition(".")[0] for other in files):
-            told.append(f"{name} is left out: its name comes to {copy.partition('.')[0]}, as another one's does")
+            messages.append(f"{name} is left out: its name comes to {copy.partition('.')[0]}, as another one's does")
         else:
             files[copy] = folder / name
-    return files, told
+    return files, messages
 
 
 def sync() -> list[str]:
@@ -51,28 +51,30 @@ def sync() -> list[str]:
 
 
 def _sync() -> list[str]:
-    files, told = found()
+    files, messages = found()
     target = at(TARGET)
     if not files and not target.is_dir():
-        return told
+        return messages
     target.mkdir(parents=True, exist_ok=True)
     for old in sorted(target.iterdir()):
         if old.name not in files and not old.name.startswith("."):
             old.unlink(missing_ok=True)
-            told.append(f"{old.name} is not in {SOURCE} any more; its objects stay until you delete them with kubectl")
+            messages.append(
+                f"{old.name} is not in {SOURCE} any more; its objects stay until you delete them with kubectl"
+            )
     for name, file in files.items():
         copy = target / name
         try:
             content = file.read_bytes()
         except OSError as error:
-            told.append(f"{file.name} cannot be read: {error.strerror}")
+            messages.append(f"{file.name} cannot be read: {error.strerror}")
             continue
         if not copy.is_file() or copy.read_bytes() != content:
             new = target / f".{name}.{os.getpid()}"  # k3s passes over files that begin with a dot
             new.write_bytes(content)
             new.rename(copy)
-            told.append(f"{file.name} is handed to k3s")
-    return told
+            messages.append(f"{file.name} is handed to k3s")
+    return messages
 
 
 def expected() -> dict[str, str]:

@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from dind_k3s import limits, mounts, problem, room, trial
-from dind_k3s.finding import Finding, finding, number, said, size, text, tried
+from dind_k3s.finding import Finding, finding, number, output, size, text, tried
 from dind_k3s.host_checks import lacks
 from dind_k3s.manifest import components
 from dind_k3s.plan import asked
@@ -39,7 +39,7 @@ exit $result
 
 
 def storage() -> Iterator[Finding]:
-    status, kind = said("stat", "-f", "-c", "%T", "/var/lib/docker")
+    status, kind = output("stat", "-f", "-c", "%T", "/var/lib/docker")
     kind = kind if status == 0 else "not known"
     yield finding("file-system", status == 0, f"/var/lib/docker is on {kind}", "mount a volume there")
     works = False
@@ -89,14 +89,14 @@ def iptables() -> Iterator[Finding]:
             if status == 0:
                 break
     good = words[chosen] == "takes rules" if chosen in words else "takes rules" in words.values()
-    evidence = "; ".join(f"{backend}: {said}" for backend, said in words.items())
+    evidence = "; ".join(f"{backend}: {output}" for backend, output in words.items())
     evidence = f"{chosen} is chosen; {evidence}" if chosen else evidence
     yield finding("iptables", good, evidence, "the host's kernel needs nf_tables or ip_tables: modprobe nf_tables")
 
 
 def _listed(*command: str) -> list[dict[str, Any]]:
     """What `ip -json` answers."""
-    status, words = said("ip", "-json", "-4", *command)
+    status, words = output("ip", "-json", "-4", *command)
     entries = json.loads(words or "[]") if status == 0 else []
     return [entry for entry in entries if isinstance(entry, dict)]
 
@@ -144,11 +144,11 @@ def _cluster_networks() -> dict[str, str]:
 def dns() -> Iterator[Finding]:
     servers = re.findall(r"^nameserver\s+(\S+)", text("/etc/resolv.conf"), re.MULTILINE)
     loopback = [server for server in servers if server.startswith("127.") or server == "::1"]
-    told = ", ".join(servers) or "no nameserver"
+    messages = ", ".join(servers) or "no nameserver"
     forwarder = facts().get("dns")
     if forwarder:
         good = answers(forwarder)
-        evidence = f"{told}, forwarded from {forwarder}, which {'answers' if good else 'does not answer'}"
+        evidence = f"{messages}, forwarded from {forwarder}, which {'answers' if good else 'does not answer'}"
         if good and not servers:
             yield finding("dns", False, evidence, "no name outside is found: --dns ADDRESS", "warn")
             return
@@ -157,7 +157,7 @@ def dns() -> Iterator[Finding]:
         remedy = (
             "nested containers cannot ask a loopback address; the start forwards it, if it has an address of its own"
         )
-        yield finding("dns", bool(servers) and not loopback, told, remedy, "warn")
+        yield finding("dns", bool(servers) and not loopback, messages, remedy, "warn")
 
 
 def answers(address: str) -> bool:
@@ -199,7 +199,7 @@ def _inotify() -> tuple[bool, str, str]:
 
 def docker() -> Iterator[Finding]:
     form = "{{.Server.Version}} {{.Server.MinAPIVersion}} {{.Server.APIVersion}}"
-    status, words = said("docker", "version", "--format", form)
+    status, words = output("docker", "version", "--format", form)
     parts = words.split()
     if status != 0 or len(parts) != 3:
         why = words.splitlines()[-1] if words else f"status {status}"
@@ -234,4 +234,4 @@ def readiness() -> Iterator[Finding]:
         state = {}
     state = state if isinstance(state, dict) else {}
     good = state.get("health") == "ok"
-    yield finding("ready", good, str(state.get("text") or "not known yet"), "docker logs tells more", "warn")
+    yield finding("ready", good, str(state.get("text") or "not known yet"), "docker logs has more", "warn")

@@ -15,16 +15,16 @@ OFF = ("0", "false", "no", "off")
 
 
 class Mistake(Exception):
-    """Something that the user has to change: a sentence for each thing, which names the variable or the file."""
+    """Something that the user has to change: a message for each thing, which names the variable or the file."""
 
-    def __init__(self, *sentences: str) -> None:
-        self.sentences = tuple(shown(sentence, 1000) for sentence in sentences)
-        super().__init__("\n".join(self.sentences))
+    def __init__(self, *messages: str) -> None:
+        self.messages = tuple(shown(sentence, 1000) for sentence in messages)
+        super().__init__("\n".join(self.messages))
 
 
 def refuse(mistake: Mistake) -> int:
-    """Tell each sentence of it; the exit code."""
-    for sentence in mistake.sentences:
+    """Print each message of it; return the exit code."""
+    for sentence in mistake.messages:
         print(f"dind-k3s: error: {sentence}", file=sys.stderr)
     return 2
 
@@ -35,12 +35,12 @@ class Plan:
 
     files: dict[str, str] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)  # a link never takes the place of a file of the user
-    told: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
 
 def shown(value: str, limit: int = 80) -> str:
-    """A value as part of a sentence: on one line, whatever is in it, not longer than one reads, without passwords."""
-    value = redacted(value)  # before it is cut, and what tells a password with it
+    """A value as part of a message: on one line, whatever is in it, not longer than one reads, without passwords."""
+    value = redacted(value)  # before it is cut, and with it what shows a password
     if len(value) > limit:
         value = f"{value[:limit]}… ({len(value)} characters)"
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)

@@ -144,9 +144,9 @@ def main() -> int:
 
 def load_all() -> int:
     progress = Progress()
-    if strangers := others():
+    if unknown := others():
         only = ".tar, .tar.gz, .tar.bz2, .tar.xz and .tar.zst"
-        print(f"not loaded, since only {only} are: {', '.join(strangers)}", flush=True)
+        print(f"not loaded, since only {only} are: {', '.join(unknown)}", flush=True)
     marks = {file: mark(file) for file in files()}
     if not marks:
         return 0

@@ -1,6 +1,6 @@
 """Why a daemon does not work, in its own words: /run/dind-k3s/PROGRAM.problem, one line, for dockerd and k3s.
 
-keeper.py writes it when the program ended although nobody asked for it, and while a server refuses this node's name.
+keeper.py writes it when the program ended without being stopped, and while a server refuses this node's name.
 keeper.py removes it when the program is ready again, and when somebody stops the program on purpose.
 """
 

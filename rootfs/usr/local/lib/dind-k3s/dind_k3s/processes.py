@@ -1,6 +1,7 @@
 """The processes of this container's dockerd, and how it is spared work at the stop.
 
-With `--pid host` those of the host are in sight, too. Ours are in our mount namespace, which docker shares with nobody.
+With `--pid host` those of the host are in sight, too. Ours are in our mount namespace, which docker shares
+with no other container.
 """
 
 from __future__ import annotations

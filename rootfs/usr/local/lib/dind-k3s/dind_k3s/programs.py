@@ -54,20 +54,20 @@ def _control(action: str, name: str) -> str:
 
 
 def stop(name: str) -> None:
-    said = _control("stop", name)
-    if "stopped" not in said and "not running" not in said:
-        raise Mistake(f"{name} could not be stopped: {said}")
+    output = _control("stop", name)
+    if "stopped" not in output and "not running" not in output:
+        raise Mistake(f"{name} could not be stopped: {output}")
 
 
 def start(name: str) -> None:
-    said = _control("start", name)
-    while "abnormal termination" in said and re.search("STOPP(ING|ED)", _control("status", name)):
+    output = _control("start", name)
+    while "abnormal termination" in output and re.search("STOPP(ING|ED)", _control("status", name)):
         time.sleep(0.2)  # after an interrupted `stop`: what is still ending cannot be started
-        said = _control("start", name)
+        output = _control("start", name)
     # A spawn error: it ended within a second, and supervisor tries again. An abnormal termination: a program that does
     # its work once, as preload, had done it before supervisor looked.
-    if not any(word in said for word in ("started", "already started", "spawn error", "abnormal termination")):
-        raise Mistake(f"{name} could not be started: {said}")
+    if not any(word in output for word in ("started", "already started", "spawn error", "abnormal termination")):
+        raise Mistake(f"{name} could not be started: {output}")
 
 
 @contextmanager
@@ -88,8 +88,8 @@ def end_by_exceptions() -> None:
 
 def _pid(name: str) -> int:
     """0 while it does not run."""
-    said = _control("pid", name)
-    return int(said) if said.isdigit() else 0
+    output = _control("pid", name)
+    return int(output) if output.isdigit() else 0
 
 
 def cluster_ready(limit: float) -> str:

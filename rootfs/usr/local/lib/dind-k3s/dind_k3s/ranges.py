@@ -1,9 +1,9 @@
 """Address ranges of pods, services and docker's networks that the outer network does not use.
 
-A range that is both inside and outside is a part of the outer network that nobody in here reaches, often the resolver
-(k3d-io/k3d#342). So k3s's defaults hold unless something outside overlaps them. A cluster keeps its ranges for its
-life, so they are chosen at its first start and remembered in its volume. dockerd chooses among its pools by itself, at
-each start for docker0 and for a network when it is made; it is given what is free of them. No `bip`: an address that
+A range that is both inside and outside is a part of the outer network that is not reached from in here, often the
+resolver (k3d-io/k3d#342). So k3s's defaults hold unless something outside overlaps them. A cluster keeps its ranges for
+its life, so they are chosen at its first start and remembered in its volume. dockerd chooses among its pools by itself,
+at each start for docker0 and for a network when it is made; it is given what is free of them. No `bip`: an address that
 was free at the last start may be a user's own network by now, and dockerd would die of it.
 """
 
@@ -72,7 +72,7 @@ def pairs() -> Iterator[tuple[IPv4Network, IPv4Network]]:
 
 
 def networks(text: str) -> list[IPv4Network]:
-    """The IPv4 ones of a list with commas; k3s tells of what is none at all."""
+    """The IPv4 ones of a list with commas; k3s reports what is none at all."""
     found = []
     for word in text.split(","):
         try:
@@ -145,13 +145,13 @@ def choose(env: Mapping[str, str], *, with_k3s: bool) -> tuple[dict[str, str], l
     """Facts (cluster-cidr, service-cidr, docker-pools) and lines about them."""
     outside = outer(env)
     chosen: dict[str, str] = {}
-    told = []
+    messages = []
     if with_k3s:
         chosen, line = cluster(env, outside)
-        told.append(line)
+        messages.append(line)
     inside = [network for text in chosen.values() for network in networks(text)]
     found, line = pools(outside, inside)
     if found:
         chosen["docker-pools"] = found
-        told.append(line)
-    return chosen, told
+        messages.append(line)
+    return chosen, messages

@@ -1,7 +1,7 @@
 """record MANIFEST PARTS [BELOW]: the manifest with the digest of each component's files. For the image's build alone.
 
 PARTS/COMPONENT holds the files of one component as they will lie in the image. Without such a folder they are those
-that the manifest BELOW tells, of the image that this one is built on.
+that the manifest BELOW states, of the image that this one is built on.
 """
 
 from __future__ import annotations

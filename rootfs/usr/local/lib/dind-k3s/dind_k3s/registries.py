@@ -1,7 +1,7 @@
 """k3s's /etc/rancher/k3s/registries.yaml, for dockerd: k3s itself reads it for its own containerd alone.
 
 Becomes: registry-mirrors and insecure-registries of daemon.json, links in /etc/docker/certs.d, and logins in
-/root/.docker/config.json, where the docker client and kubelet look. What dockerd has nothing for is told, one line
+/root/.docker/config.json, where the docker client and kubelet look. What dockerd has nothing for is logged, one line
 each. https://docs.k3s.io/installation/private-registry
 """
 
@@ -42,12 +42,12 @@ class Registries:
         for host, config in mapping(content.get("configs"), "configs").items():
             self.config(host, mapping(config, f"configs of {host}"))
 
-    def tell(self, what: str, why: str) -> None:
-        self.plan.told.append(f"warning: {FILE}: {what} is left out: {why}")
+    def report(self, what: str, why: str) -> None:
+        self.plan.messages.append(f"warning: {FILE}: {what} is left out: {why}")
 
     def left_out(self, given: dict[str, Any], known: tuple[str, ...], where: str) -> None:
         for key in given.keys() - set(known):
-            self.tell(f"{key}{where}", "dockerd has nothing for it")
+            self.report(f"{key}{where}", "dockerd has nothing for it")
 
     def mirror(self, host: str, mirror: dict[str, Any]) -> None:
         self.left_out(mirror, ("endpoint",), f" of {host}")
@@ -58,14 +58,14 @@ class Registries:
                 if address.scheme == "http":
                     self.insecure.append(host)
             elif host not in (HUB, "*"):
-                self.tell(f"the mirror {address.hostname} of {host}", f"dockerd has mirrors of {HUB} only")
+                self.report(f"the mirror {address.hostname} of {host}", f"dockerd has mirrors of {HUB} only")
             elif path or address.username:
                 what = "a user in its address" if address.username else f"the path {path}"
-                self.tell(f"the mirror {address.hostname} of {HUB}", f"dockerd has no mirrors with {what}")
+                self.report(f"the mirror {address.hostname} of {HUB}", f"dockerd has no mirrors with {what}")
             else:
                 self.mirrors.append(f"{address.scheme}://{address.netloc}")
         if host == "*":
-            self.tell("the mirror of * for registries other than docker.io", f"dockerd has mirrors of {HUB} only")
+            self.report("the mirror of * for registries other than docker.io", f"dockerd has mirrors of {HUB} only")
 
     def config(self, host: str, config: dict[str, Any]) -> None:
         host = urlsplit(host).netloc if "://" in host else host
@@ -73,7 +73,7 @@ class Registries:
         tls = mapping(config.get("tls"), f"tls of {host}")
         auth = mapping(config.get("auth"), f"auth of {host}")
         if host == "*":
-            self.tell("what configs says for *", "dockerd wants each registry by name")
+            self.report("what configs says for *", "dockerd wants each registry by name")
             return
         self.left_out(tls, (*TLS, "insecure_skip_verify"), f" of {host}")
         for key, name in TLS.items():
@@ -106,13 +106,13 @@ class Registries:
         for key, values in (("registry-mirrors", self.mirrors), ("insecure-registries", self.insecure)):
             if values:
                 settings[key] = list(dict.fromkeys(values))
-                self.plan.told.append(f"{FILE}: {key} {', '.join(settings[key])}")
+                self.plan.messages.append(f"{FILE}: {key} {', '.join(settings[key])}")
         if self.logins:
             self.plan.files[LOGINS] = json.dumps(with_logins(self.logins), indent=2) + "\n"
-            self.plan.told.append(f"{FILE}: logins of {', '.join(self.logins)} for docker and kubelet")
+            self.plan.messages.append(f"{FILE}: logins of {', '.join(self.logins)} for docker and kubelet")
         hosts = dict.fromkeys(link.removeprefix(f"{CERTS}/").partition("/")[0] for link in self.plan.links)
         if hosts:
-            self.plan.told.append(f"{FILE}: certificates of {', '.join(hosts)} in {CERTS}")
+            self.plan.messages.append(f"{FILE}: certificates of {', '.join(hosts)} in {CERTS}")
         return self.plan, settings
 
 

@@ -81,7 +81,7 @@ class Former:
 
 
 def forget(kubernetes: Kubernetes, name: str, own: str) -> str:
-    """Delete a Node and its pods, which nobody else would end; return what was done."""
+    """Delete a Node and its pods, which nothing else would end; return what was done."""
     _, listed = kubernetes.get(f"{PODS}{name}")
     pods = [pod["metadata"] for pod in listed.get("items") or []]
     # With this label k3s would remove the Node's member of etcd, which is ours (k3s: pkg/etcd, onRemove).
@@ -91,5 +91,5 @@ def forget(kubernetes: Kubernetes, name: str, own: str) -> str:
     kubernetes.delete(f"/api/v1/nodes/{name}")
     return (
         f"node {name}, this machine's former name, and its {len(pods)} pods are deleted; their controllers make new"
-        f" ones on {own}. Volumes of local-path stay with {name}: K3S_NODE_NAME={name} brings them back"
+        f" ones on {own}. Volumes of local-path stay with {name}: K3S_NODE_NAME={name} makes them available again"
     )

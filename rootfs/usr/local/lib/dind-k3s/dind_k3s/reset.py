@@ -1,4 +1,4 @@
-"""reset cluster|images|all [--yes]: begin anew without a new container.
+"""reset cluster|images|all [--yes]: start over without a new container.
 
   cluster  objects, certificates, tokens, volumes of pods and pods go; images, config.yaml and server/manifests stay.
            A snapshot of the cluster is kept in /app/k3s/snapshots
@@ -123,7 +123,7 @@ def finish(problems: list[str], result: str, *, with_k3s: bool) -> Iterator[str]
 
 
 def load_again() -> None:
-    """What is in /app/images is loaded once for each volume; now that is once more."""
+    """What is in /app/images is loaded once for each volume; now it is loaded again."""
     volume.remove(docker_ours() / "loaded")
     programs.start("preload")
 
@@ -188,7 +188,7 @@ def main() -> int:
         return 0
     words = [word for word in arguments if word not in ("--yes", "-y")]
     if len(words) != 1 or words[0] not in GOES:
-        # Also whoever wanted the program of this name that mends a terminal.
+        # Also for those who meant the program of this name that resets a terminal.
         print(f"{USAGE}\n(for a terminal: /usr/bin/reset)", file=sys.stderr)
         return 2
     programs.end_by_exceptions()

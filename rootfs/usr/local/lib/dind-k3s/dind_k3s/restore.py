@@ -54,7 +54,7 @@ def refuse_other_members() -> None:
 
 
 def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
-    """What to tell."""
+    """Return what to log."""
     programs.refuse_external_datastore()
     inside = programs.running()
     if inside:
@@ -72,7 +72,7 @@ def run(source: IO[bytes], name: str, timeout: float) -> list[str]:
 
 
 def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: float, *, inside: bool) -> list[str]:
-    """Swap the states. What to tell."""
+    """Swap the states; return what to log."""
     was, now = contents.versions.get("k3s", ""), versions.installed("k3s")
     # On the volume alone no k3s will run now; the next start asks the same question with its own version.
     why = versions.refusal("k3s", was, now) if inside else ""
@@ -84,13 +84,13 @@ def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: floa
     if not (address := unpacked / volume.ADDRESS).exists():  # archives of earlier images
         address.write_text("unknown\n")
     swap = volume.Swap()
-    told: list[str] = []
+    messages: list[str] = []
     both = ["k3s", "network"] if inside else []  # network compares addresses when it starts
     try:
         with programs.stopped(*both):
             if swap.undo():
-                told.append("a restore that was interrupted is undone first")
-            told.append(snapshot.keep_before_loss("restore"))
+                messages.append("a restore that was interrupted is undone first")
+            messages.append(snapshot.keep_before_loss("restore"))
             forget_agent_certificates()
             swap.prepare(unpacked)
             swap.do()
@@ -103,7 +103,7 @@ def replace(contents: archive.Contents, unpacked: Path, name: str, timeout: floa
         raise
     swap.keep()
     after = "is ready" if inside else "is what the next start finds"
-    return [*told, f"the cluster of {contents.created} (k3s {was or 'unknown'}) {after}"]
+    return [*messages, f"the cluster of {contents.created} (k3s {was or 'unknown'}) {after}"]
 
 
 def parse(arguments: list[str]) -> tuple[str, float]:

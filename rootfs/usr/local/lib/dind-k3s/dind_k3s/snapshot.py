@@ -114,7 +114,7 @@ def default_name(what: str) -> Path:
 
 
 def keep_before(what: str, of: Mapping[str, str], *, live: bool = False) -> Path:
-    """A snapshot that nobody asked for, before something that cannot be undone; the last three of each kind stay."""
+    """A snapshot by itself, before something that cannot be undone; the last three of each kind stay."""
     path = default_name(f"before-{what}")
     write_file(path, reason=f"before {what}", of=of, live=live)
     for old in sorted(path.parent.glob(f"before-{what}-*.tar.gz"))[:-KEPT]:
@@ -123,7 +123,7 @@ def keep_before(what: str, of: Mapping[str, str], *, live: bool = False) -> Path
 
 
 def keep_before_loss(what: str) -> str:
-    """The same where the old cluster has to go anyway, also when it cannot be read any more. What to tell."""
+    """The same where the old cluster has to go anyway, also when it cannot be read any more. Returns what to log."""
     if not volume.has_cluster():
         return "there was no cluster"
     try:

@@ -15,7 +15,7 @@ import threading
 from dind_k3s import limits, room
 from dind_k3s.board import Board
 from dind_k3s.docker_api import Docker
-from dind_k3s.finding import said
+from dind_k3s.finding import output
 from dind_k3s.root import RUN, at
 
 AGAIN = 10.0  # seconds between two looks
@@ -56,17 +56,17 @@ def start_one() -> str:
     folder = at(f"{FOLDER}-{os.getpid()}")
     runtime = default_runtime()
     if not runtime.rpartition("/")[2].startswith(("runc", "crun")):
-        return ""  # another one may want what only dockerd tells it
+        return ""  # another one may want what only dockerd passes to it
     try:
         (folder / "rootfs").mkdir(parents=True, exist_ok=True)
         for name in ("bin", "lib", "lib64"):
             if not (folder / "rootfs" / name).is_symlink():
                 (folder / "rootfs" / name).symlink_to(f"usr/{name}")
         (folder / "config.json").write_text(json.dumps(SPEC))
-        status, words = said(runtime, "--root", f"{folder}/state", "run", "--bundle", f"{folder}", folder.name)
+        status, words = output(runtime, "--root", f"{folder}/state", "run", "--bundle", f"{folder}", folder.name)
         if status == 0:
             return ""
-        said(runtime, "--root", f"{folder}/state", "delete", "--force", folder.name)
+        output(runtime, "--root", f"{folder}/state", "delete", "--force", folder.name)
     except OSError as error:
         status, words = 1, f"{error.filename}: {error.strerror}"
     finally:

@@ -1,4 +1,4 @@
-"""Configuration files that the user hands in: read whole, or refused in a sentence with the place of the mistake."""
+"""Configuration files that the user hands in: read whole, or refused with the place of the mistake."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def read_object(file: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def not_yaml(files: Sequence[str]) -> list[str]:
-    """A sentence for each file that is not YAML, which k3s would die of again and again.
+    """A message for each file that is not YAML, which k3s would die of again and again.
 
     kubectl reads YAML with the library that k3s has, too. One call of it, and none where nothing is set.
     """
@@ -93,7 +93,7 @@ def not_yaml(files: Sequence[str]) -> list[str]:
         try:
             text = read_text(file) or ""
         except Mistake as mistake:
-            mistakes += mistake.sentences
+            mistakes += mistake.messages
         else:
             if any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
                 worth[str(at(file))] = file
@@ -104,13 +104,13 @@ def not_yaml(files: Sequence[str]) -> list[str]:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return mistakes  # k3s will tell
-    for told in done.stderr.split("error loading config file ")[1:]:
-        path, _, said = told.removeprefix('"').partition('": ')
+        return mistakes  # k3s reports them
+    for messages in done.stderr.split("error loading config file ")[1:]:
+        path, _, output = messages.removeprefix('"').partition('": ')
         file = worth.get(path, path)
-        if found := re.search(r"^yaml: (.*?)[,\]]*\s*$", said, re.DOTALL):
+        if found := re.search(r"^yaml: (.*?)[,\]]*\s*$", output, re.DOTALL):
             mistakes.append(f"{file} is not YAML: {shown(found[1], 200)}")
-        elif found := re.search(r"cannot unmarshal (\w+) into Go value", said):
+        elif found := re.search(r"cannot unmarshal (\w+) into Go value", output):
             mistakes.append(f"{file} must hold lines of `key: value`, it holds one {found[1]}")
         # Whatever else kubectl misses in it: YAML it is.
     return mistakes

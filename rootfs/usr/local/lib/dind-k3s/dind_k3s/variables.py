@@ -54,7 +54,7 @@ _OF_THE_IMAGE = {"K3S_CONFIG_FILE": f"{RUN}/k3s/config.yaml"}
 
 
 def mistakes(env: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each variable that holds something else; an empty one counts as unset."""
+    """Return a message for each variable that holds something else; an empty one counts as unset."""
     return [
         f"{name} is {shown(env[name])}; expected: {expected}"
         for name, (pattern, expected) in _RULES.items()

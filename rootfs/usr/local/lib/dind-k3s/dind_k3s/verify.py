@@ -1,8 +1,8 @@
 """dind-k3s verify: whether the programs in here are those that were built into the image.
 
-Tells what a volume, a bind mount, a broken layer or a hand has changed; not what somebody did who changed the manifest,
-too. What is looked at: each file that the manifest names, and for strangers the folders below /usr/local that those
-files lie in.
+Reports what a volume, a bind mount, a broken layer or a hand has changed; not what somebody did who
+changed the manifest, too. It looks at each file that the manifest names and, for extra ones, at their folders below
+/usr/local.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dind_k3s.manifest import MANIFEST, components, digest
 from dind_k3s.root import at
 
 USAGE = """usage: dind-k3s verify
-Exits with 0 when every program is as it was built, 1 when one is changed, missing, or a stranger, 2 when it is called
+Exits with 0 when every program is as it was built, 1 when one is changed, missing, or extra, 2 when it is called
 wrongly."""
 
 
@@ -35,14 +35,14 @@ def differences(files: dict[str, str]) -> Iterator[str]:
                 yield f"changed   {name}: its sha256 is {found}, the manifest says {expected}"
 
 
-def strangers(files: dict[str, str]) -> Iterator[str]:
+def extra_files(files: dict[str, str]) -> Iterator[str]:
     """A line for each file beside the known ones."""
     for folder in sorted({str(Path(name).parent) for name in files if name.startswith("/usr/local/")}):
         try:
             beside = sorted(path.name for path in at(folder).iterdir() if not path.is_dir() and not is_client(path))
         except OSError:
-            continue  # what was in it is told as missing
-        yield from (f"stranger  {folder}/{name}" for name in beside if f"{folder}/{name}" not in files)
+            continue  # what was in it is reported as missing
+        yield from (f"extra     {folder}/{name}" for name in beside if f"{folder}/{name}" not in files)
 
 
 def is_client(path: Path) -> bool:
@@ -64,21 +64,21 @@ def main() -> int:
         print(USAGE, file=sys.stderr)
         return 2
     known: dict[str, str] = {}
-    told: list[str] = []
+    messages: list[str] = []
     for entry in components():
         files = entry.get("files")
         files = files if isinstance(files, dict) else {}
         wrong = [*differences(files)]
         state = f"{len(wrong)} of {len(files)} files differ" if wrong else f"{len(files)} files as built"
         print(f"{described(entry)}: {state if files else 'the manifest names no files'}")
-        told += wrong if files else [f"unknown   {MANIFEST} names no files of {entry.get('component')}"]
+        messages += wrong if files else [f"unknown   {MANIFEST} names no files of {entry.get('component')}"]
         known |= files
-    told += strangers(known)
+    messages += extra_files(known)
     if not known:
-        told = [f"unknown   {MANIFEST} is missing, or names no files"]
-    for line in told:
+        messages = [f"unknown   {MANIFEST} is missing, or names no files"]
+    for line in messages:
         print(line, file=sys.stderr)
-    return int(bool(told))
+    return int(bool(messages))
 
 
 if __name__ == "__main__":

@@ -47,10 +47,10 @@ def installed(component: str) -> str:
     if not found:
         program = {"docker": "dockerd"}.get(component, component)
         with contextlib.suppress(OSError):
-            said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-            found = next(iter(re.findall(r"v?\d+\.\d+\S*", said)), "")
+            output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+            found = next(iter(re.findall(r"v?\d+\.\d+\S*", output)), "")
     if Version.parse(found) is None:
-        raise Mistake(f"the version of {component} is not known: neither {MANIFEST} nor the program itself tells it")
+        raise Mistake(f"the version of {component} is not known: neither {MANIFEST} nor the program itself states it")
     return found
 
 

@@ -34,7 +34,7 @@ ETCD_SNAPSHOT = f"{DATASTORE}/etcd.snapshot"
 KEPT_BY_K3S = f"{DATASTORE}/snapshots"  # its own of etcd, each half day; in no snapshot of ours
 
 # What makes the cluster, below /app/k3s. The token opens what is encrypted in the datastore; the node's password is
-# known to it by a hash (k3s-io/k3s#802). Certificates of the agent are made anew from these at each start of k3s.
+# known to it by a hash (k3s-io/k3s#802). Certificates of the agent are made again from these at each start of k3s.
 STATE = (
     DATASTORE,
     "server/tls",

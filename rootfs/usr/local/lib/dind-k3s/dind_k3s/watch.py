@@ -1,7 +1,7 @@
 """Watches dockerd, the cluster, preloaded images and manifests, and keeps the board (board.py) true.
 
 Where there is a stream it is followed: dockerd's events end with dockerd, a connection to containerd ends with it, the
-API server tells of nodes, the default service account, DNS and Addons as they change. Only before there is one do we
+API server reports nodes, the default service account, DNS and Addons as they change. Only before there is one do we
 ask again and again. Every ten seconds each is asked once whether it hangs, and the clock whether it was set.
 """
 
@@ -45,7 +45,7 @@ STEADY = 10.0
 RENEW_AGAIN = 20 * 3600.0
 STALE = 1.0  # a dockerd that has not found its new containerd yet is asked again; it logs a line for each time
 TOKENS = 300.0  # a clock that is set back by more leaves pods with tokens that are not valid yet (clock.py)
-WAKE = f"{RUN}/wake"  # a pipe: whoever writes a byte has us look at once
+WAKE = f"{RUN}/wake"  # a pipe: a byte written to it has us look at once
 
 NODES = "/api/v1/nodes"
 ACCOUNT = "/api/v1/namespaces/default/serviceaccounts?fieldSelector=metadata.name%3Ddefault"
@@ -64,7 +64,7 @@ def follow_docker(docker: Docker, found: Board) -> None:
         began = time.monotonic()
         docker.until_it_ends()
         if time.monotonic() - began < 1 and not docker.problem():
-            pause.wait(1)  # it lives, but tells no events
+            pause.wait(1)  # it lives, but reports no events
 
 
 def follow_containerd(docker: Docker, found: Board) -> None:
@@ -255,7 +255,7 @@ class Cluster:
         return f": {why}" if why else ""
 
     def look(self) -> None:
-        """What nobody tells of by itself: edits of manifests, the end of certificates."""
+        """What no event reports: edits of manifests, the end of certificates."""
         if not self._server:
             return
         for line in manifests.sync():
@@ -326,10 +326,10 @@ def restart_k3s() -> None:
 def check_images(found: Board) -> None:
     """What run-preload says of /app/images."""
     try:
-        said = json.loads(at(preload.STATE).read_text())
+        output = json.loads(at(preload.STATE).read_text())
     except FileNotFoundError:
-        said = {}
-    images: dict[str, dict[str, object]] = said.get("images", {})
+        output = {}
+    images: dict[str, dict[str, object]] = output.get("images", {})
     found.detail("images", images)
     failed = [f"{name} ({image.get('text')})" for name, image in images.items() if image["state"] == "failed"]
     waiting = [name for name, image in images.items() if image["state"] in ("waiting", "loading")]
@@ -364,7 +364,7 @@ def main() -> int:
     while True:
         if by := of_the_day.jump():
             means = [cluster.mind_the_clock(by)] if cluster else []
-            print("; ".join([clock.told(by), *means]), flush=True)
+            print("; ".join([clock.messages(by), *means]), flush=True)
             looked = -STEADY
         pause = cluster.probe() if cluster else STEADY
         check_images(found)
