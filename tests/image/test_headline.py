@@ -23,7 +23,7 @@ def test_what_docker_builds_is_what_a_pod_runs_with_no_load_step(running: Box) -
 def test_each_step_of_the_start_is_one_line_with_its_time(running: Box) -> None:
     lines = [line.split() for line in running.log().splitlines() if line.startswith("dind-k3s ")]
     steps = [line[2] for line in lines]
-    assert steps[:3] == ["privileges", "lock", "versions"]
+    assert steps[:4] == ["privileges", "network", "lock", "versions"]
     assert steps[-1] == "start"
     assert all(re.fullmatch(r"\d+\.\d{3}s", line[1]) for line in lines)
 
