@@ -109,11 +109,12 @@ class Node:
     def _facts(self) -> Object:
         info = self.engine.call("GET", "/info")
         size = {"cpu": str(info["NCPU"]), "memory": f"{info['MemTotal'] // 1024}Ki", "pods": "110"}
+        machine = Path("/etc/machine-id")  # made by our image's start; a container by hand has none
         return {
             "capacity": size,
             "allocatable": allocatable(size, self._config.kubelet.get("systemReserved", {}) if self._config else {}),
             "nodeInfo": {
-                "machineID": Path("/etc/machine-id").read_text(encoding="ascii").strip(),
+                "machineID": machine.read_text(encoding="ascii").strip() if machine.exists() else "",
                 "architecture": PLATFORM.partition("/")[2],
                 "operatingSystem": "linux",
                 "kubeletVersion": VERSION,
