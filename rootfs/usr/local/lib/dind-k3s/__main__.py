@@ -10,8 +10,6 @@ import importlib
 import os
 import sys
 
-from dind_k3s import clients
-
 # Called by the image's own scripts, and by its build.
 INTERNAL = (
     *("address", "configure", "data-root", "drain", "etcd", "guard", "join", "keeper", "manifests"),
@@ -38,6 +36,8 @@ def main() -> int:
         return 2 if wrong else 0
     sys.argv = [name, *rest]
     if name not in ("guard", "configure"):  # which check the user's variables
+        from dind_k3s import clients  # here, because each start waits for guard
+
         clients.settle(os.environ)
     module = importlib.import_module(f"dind_k3s.{name.replace('-', '_')}")
     status: int = module.main()

@@ -7,7 +7,6 @@ NO_PROXY, the API server would look for webhooks and kubelets through the proxy.
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Mapping
 
 from dind_k3s.plan import shown
@@ -34,6 +33,8 @@ def dead(proxies: Mapping[str, str]) -> list[str]:
 
 
 def listens(host: str, port: int) -> bool:
+    import socket  # here, because hardly any start needs it
+
     try:
         socket.create_connection((host, port), timeout=0.5).close()
     except (OSError, OverflowError):

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from dind_k3s import k3s_config, volume
 from dind_k3s.certificates import node_of
-from dind_k3s.kube_api import Kubernetes, Object
 from dind_k3s.root import at
+
+if TYPE_CHECKING:  # each start imports this module, and a TLS library with it would cost 20 ms
+    from dind_k3s.kube_api import Kubernetes, Object
 
 NAMES = f"{volume.OURS}/names"  # one a line: those that this volume's kubelet has had, without the deleted ones
 ETCD = "node-role.kubernetes.io/etcd"
@@ -60,8 +63,13 @@ class Former:
 
         Raises OSError, KeyError or ValueError while the API server does not take it.
         """
+        if not self._names:  # asked ten times a second, and own_name reads files
+            return ""
         own = own_name()
-        if own not in nodes or self._names in ([], [own]):
+        if own not in nodes:
+            return ""
+        if self._names == [own]:
+            self._names = []
             return ""
         machine = at("/etc/machine-id").read_text().strip()
         dead = [
@@ -70,7 +78,7 @@ class Former:
             if name != own and nodes.get(name, {}).get("status", {}).get("nodeInfo", {}).get("machineID") == machine
         ]
         if not dead:
-            self._names = [own]
+            self._names = []
             at(NAMES).write_text(f"{own}\n")
             return ""
         for name in dead:
