@@ -50,12 +50,16 @@ def _string(text: bytes) -> bytes:
     return out + bytes([length]) + text
 
 
-def tarred(members: Mapping[str, bytes]) -> bytes:
-    """Return a tar of regular files."""
+def tarred(members: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> bytes:
+    """Return a tar of regular files, then symlinks."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            archive.addfile(member)
     return out.getvalue()

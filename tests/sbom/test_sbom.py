@@ -87,17 +87,7 @@ License: Expat
 
 def layer(files: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> bytes:
     """Return a layer with files and symlinks."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-        for name, target in (links or {}).items():
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, target
-            archive.addfile(member)
-    return gzip.compress(packed.getvalue(), mtime=0)
+    return gzip.compress(tarred(files, links), mtime=0)
 
 
 def programs(platform: Platform) -> dict[str, bytes]:
