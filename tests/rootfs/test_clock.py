@@ -19,16 +19,16 @@ class Clocks:
     """What the kernel's clocks say."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.output = {time.CLOCK_REALTIME: 1.8e9, time.CLOCK_BOOTTIME: 1000.0, time.CLOCK_MONOTONIC: 900.0}
-        monkeypatch.setattr(time, "clock_gettime", self.output.__getitem__)
+        self.clocks = {time.CLOCK_REALTIME: 1.8e9, time.CLOCK_BOOTTIME: 1000.0, time.CLOCK_MONOTONIC: 900.0}
+        monkeypatch.setattr(time, "clock_gettime", self.clocks.__getitem__)
 
     def go_on(self, seconds: float, *, asleep: bool = False) -> None:
-        for which in self.output:
+        for which in self.clocks:
             if not (asleep and which == time.CLOCK_MONOTONIC):
-                self.output[which] += seconds
+                self.clocks[which] += seconds
 
     def set_by(self, seconds: float) -> None:
-        self.output[time.CLOCK_REALTIME] += seconds
+        self.clocks[time.CLOCK_REALTIME] += seconds
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_a_jump_is_seen_once_and_a_suspend_or_a_correction_is_none(clocks: Clock
 
 def test_in_words() -> None:
     now = datetime(2026, 3, 1, 12, 0, 5, tzinfo=UTC)
-    assert clock.messages(7200.4, now) == "the clock was set forward by 2:00:00, to 2026-03-01 12:00:05 UTC"
-    assert clock.messages(-DAY, now) == "the clock was set back by 1 day, 0:00:00, to 2026-03-01 12:00:05 UTC"
+    assert clock.description(7200.4, now) == "the clock was set forward by 2:00:00, to 2026-03-01 12:00:05 UTC"
+    assert clock.description(-DAY, now) == "the clock was set back by 1 day, 0:00:00, to 2026-03-01 12:00:05 UTC"
 
 
 def test_the_watcher_tells_it_once(

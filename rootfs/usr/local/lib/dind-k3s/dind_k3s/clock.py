@@ -39,7 +39,7 @@ class Clock:
         return by if abs(by) >= ENOUGH else 0.0
 
 
-def messages(by: float, now: datetime | None = None) -> str:
+def description(by: float, now: datetime | None = None) -> str:
     """A jump in words."""
     size = timedelta(seconds=round(abs(by)))
     text = (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M:%S")

@@ -100,13 +100,13 @@ def memory() -> Iterator[Finding]:
 
 def clock() -> Iterator[Finding]:
     now = time.time()
-    messages = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+    day = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
     built = next((str(entry["built"]) for entry in components() if entry.get("built")), "")
     try:
         earliest = datetime.fromisoformat(built).replace(tzinfo=UTC).timestamp() - 86400
     except ValueError:
         earliest = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-    evidence = f"{messages}{f', this image was made on {built}' if built else ''}"
+    evidence = f"{day}{f', this image was made on {built}' if built else ''}"
     good = earliest <= now < earliest + 15 * 365 * 86400
     yield finding("clock", good, evidence, "no certificate is valid with it: set the host's clock")
 

@@ -90,7 +90,7 @@ def main() -> int:
     given = {flag: os.environ.get(name, "") for flag, name in variables.items()}
     given |= k3s_config.given(os.environ, *variables)
     url, token = given["server"], given["token"] or at(given["token-file"]).read_text().strip()
-    messages = ""
+    logged = ""
     while True:
         try:
             why = problem(url, token)
@@ -104,8 +104,8 @@ def main() -> int:
                 print(f"dind-k3s: error: {why}", file=sys.stderr)
                 return 2
             waits = why
-        if waits != messages:
-            messages = waits
+        if waits != logged:
+            logged = waits
             print(waits, flush=True)
         time.sleep(0.5)
 

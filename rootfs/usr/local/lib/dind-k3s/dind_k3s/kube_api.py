@@ -140,14 +140,14 @@ class Kubernetes:
 class Watch(threading.Thread):
     """Follows the objects at one path of the API, and reports all of them whenever one changes.
 
-    `tell` gets the objects by name; None while the API server has no such path (its CRD is not there yet).
+    `report` gets the objects by name; None while the API server has no such path (its CRD is not there yet).
     """
 
     def __init__(self, kubernetes: Kubernetes, path: str, report: Callable[[dict[str, Object] | None], None]) -> None:
         super().__init__(name=path, daemon=True)
         self._kubernetes = kubernetes
         self._path, _, self._query = path.partition("?")
-        self._tell = report
+        self._report = report
         self._objects: dict[str, Object] = {}
 
     def run(self) -> None:
@@ -168,10 +168,10 @@ class Watch(threading.Thread):
     def _list(self) -> str:
         status, listed = self._kubernetes.get(f"{self._path}?{self._query}")
         if status != 200:
-            self._tell(None)
+            self._report(None)
             return ""
         self._objects = {item["metadata"]["name"]: item for item in listed.get("items") or []}
-        self._tell(self._objects)
+        self._report(self._objects)
         return str(listed["metadata"]["resourceVersion"])
 
     def _follow(self, version: str) -> str:
@@ -194,7 +194,7 @@ class Watch(threading.Thread):
                     self._objects.pop(thing["metadata"]["name"], None)
                 else:
                     self._objects[thing["metadata"]["name"]] = thing
-                self._tell(self._objects)
+                self._report(self._objects)
         return version
 
 

@@ -100,21 +100,21 @@ def covers(name: str, host: str) -> bool:
 def made(text: str, url: str) -> tuple[str, str]:
     """The kubeconfig with that server, and what has to be said about its certificate."""
     host = urlsplit(url).hostname or ""
-    messages, check = "", ""
+    warning, check = "", ""
     try:
         names = certified(text)
     except (OSError, ValueError) as error:
-        messages = f"the API server did not show its certificate ({error}), so it is not known whether it is for {host}"
+        warning = f"the API server did not show its certificate ({error}), so it is not known whether it is for {host}"
     else:
         if not any(covers(name, host) for name in names):
             check = next(iter(sorted(names, key=lambda name: (name != "kubernetes", name))), "")
-            messages = (
+            warning = (
                 f"the API server's certificate is not for {host}, so this kubeconfig checks it for {check} "
                 f"(tls-server-name); for clients that cannot do that: -e K3S_TLS_SAN={host}, or tls-san in "
                 "/app/k3s/config.yaml"
             )
     extra = f"\n\\1tls-server-name: {check}" if check else ""
-    return SERVER.sub(rf"\1server: {url}{extra}", text), messages
+    return SERVER.sub(rf"\1server: {url}{extra}", text), warning
 
 
 def main() -> int:
@@ -133,12 +133,12 @@ def main() -> int:
     except Mistake as mistake:
         print(f"kubeconfig: {mistake}", file=sys.stderr)
         return 2
-    messages = ""
+    warning = ""
     if url:
-        text, messages = made(text, url)
+        text, warning = made(text, url)
     print(text, end="")
-    if messages:
-        print(f"kubeconfig: {messages}", file=sys.stderr)
+    if warning:
+        print(f"kubeconfig: {warning}", file=sys.stderr)
     return 0
 
 

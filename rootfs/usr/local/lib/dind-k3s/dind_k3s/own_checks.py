@@ -89,7 +89,7 @@ def iptables() -> Iterator[Finding]:
             if status == 0:
                 break
     good = words[chosen] == "takes rules" if chosen in words else "takes rules" in words.values()
-    evidence = "; ".join(f"{backend}: {output}" for backend, output in words.items())
+    evidence = "; ".join(f"{backend}: {result}" for backend, result in words.items())
     evidence = f"{chosen} is chosen; {evidence}" if chosen else evidence
     yield finding("iptables", good, evidence, "the host's kernel needs nf_tables or ip_tables: modprobe nf_tables")
 
@@ -144,11 +144,11 @@ def _cluster_networks() -> dict[str, str]:
 def dns() -> Iterator[Finding]:
     servers = re.findall(r"^nameserver\s+(\S+)", text("/etc/resolv.conf"), re.MULTILINE)
     loopback = [server for server in servers if server.startswith("127.") or server == "::1"]
-    messages = ", ".join(servers) or "no nameserver"
+    named = ", ".join(servers) or "no nameserver"
     forwarder = facts().get("dns")
     if forwarder:
         good = answers(forwarder)
-        evidence = f"{messages}, forwarded from {forwarder}, which {'answers' if good else 'does not answer'}"
+        evidence = f"{named}, forwarded from {forwarder}, which {'answers' if good else 'does not answer'}"
         if good and not servers:
             yield finding("dns", False, evidence, "no name outside is found: --dns ADDRESS", "warn")
             return
@@ -157,7 +157,7 @@ def dns() -> Iterator[Finding]:
         remedy = (
             "nested containers cannot ask a loopback address; the start forwards it, if it has an address of its own"
         )
-        yield finding("dns", bool(servers) and not loopback, messages, remedy, "warn")
+        yield finding("dns", bool(servers) and not loopback, named, remedy, "warn")
 
 
 def answers(address: str) -> bool:

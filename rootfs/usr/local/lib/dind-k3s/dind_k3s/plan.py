@@ -18,14 +18,14 @@ class Mistake(Exception):
     """Something that the user has to change: a message for each thing, which names the variable or the file."""
 
     def __init__(self, *messages: str) -> None:
-        self.messages = tuple(shown(sentence, 1000) for sentence in messages)
+        self.messages = tuple(shown(message, 1000) for message in messages)
         super().__init__("\n".join(self.messages))
 
 
 def refuse(mistake: Mistake) -> int:
     """Print each message of it; return the exit code."""
-    for sentence in mistake.messages:
-        print(f"dind-k3s: error: {sentence}", file=sys.stderr)
+    for message in mistake.messages:
+        print(f"dind-k3s: error: {message}", file=sys.stderr)
     return 2
 
 

@@ -43,8 +43,8 @@ def main() -> int:
     try:
         config, changed = renewed(os.environ, extra)
     except Mistake as mistake:
-        for sentence in mistake.messages:
-            print(f"[dind-k3s] signal: error: SIGHUP changes nothing: {sentence}", flush=True)
+        for message in mistake.messages:
+            print(f"[dind-k3s] signal: error: SIGHUP changes nothing: {message}", flush=True)
         return 2
     write({f"{RUN}/daemon.json": json.dumps(config, indent=2, sort_keys=True) + "\n"})
     if int(pid):

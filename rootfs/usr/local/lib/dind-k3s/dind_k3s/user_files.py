@@ -105,12 +105,12 @@ def not_yaml(files: Sequence[str]) -> list[str]:
         done = subprocess.run(command, env=environment, capture_output=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return mistakes  # k3s reports them
-    for messages in done.stderr.split("error loading config file ")[1:]:
-        path, _, output = messages.removeprefix('"').partition('": ')
+    for report in done.stderr.split("error loading config file ")[1:]:
+        path, _, reason = report.removeprefix('"').partition('": ')
         file = worth.get(path, path)
-        if found := re.search(r"^yaml: (.*?)[,\]]*\s*$", output, re.DOTALL):
+        if found := re.search(r"^yaml: (.*?)[,\]]*\s*$", reason, re.DOTALL):
             mistakes.append(f"{file} is not YAML: {shown(found[1], 200)}")
-        elif found := re.search(r"cannot unmarshal (\w+) into Go value", output):
+        elif found := re.search(r"cannot unmarshal (\w+) into Go value", reason):
             mistakes.append(f"{file} must hold lines of `key: value`, it holds one {found[1]}")
         # Whatever else kubectl misses in it: YAML it is.
     return mistakes

@@ -326,10 +326,10 @@ def restart_k3s() -> None:
 def check_images(found: Board) -> None:
     """What run-preload says of /app/images."""
     try:
-        output = json.loads(at(preload.STATE).read_text())
+        state = json.loads(at(preload.STATE).read_text())
     except FileNotFoundError:
-        output = {}
-    images: dict[str, dict[str, object]] = output.get("images", {})
+        state = {}
+    images: dict[str, dict[str, object]] = state.get("images", {})
     found.detail("images", images)
     failed = [f"{name} ({image.get('text')})" for name, image in images.items() if image["state"] == "failed"]
     waiting = [name for name, image in images.items() if image["state"] in ("waiting", "loading")]
@@ -364,7 +364,7 @@ def main() -> int:
     while True:
         if by := of_the_day.jump():
             means = [cluster.mind_the_clock(by)] if cluster else []
-            print("; ".join([clock.messages(by), *means]), flush=True)
+            print("; ".join([clock.description(by), *means]), flush=True)
             looked = -STEADY
         pause = cluster.probe() if cluster else STEADY
         check_images(found)
