@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -115,5 +116,16 @@ def test_what_cannot_be_written_is_a_sentence(
     manifest = '[{"component": "docker", "version": "29.7"}, {"component": "k3s", "version": "v1.37"}]'
     (tmp_path / "usr/share/dind-k3s/manifest.json").write_text(manifest)
     monkeypatch.setattr("sys.argv", ["configure"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert configure.main() == 2
     assert "run/dind-k3s" in capsys.readouterr().err
+
+
+def test_nothing_is_configured_after_a_step_refused_the_start(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert configure.main() == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert capsys.readouterr() == ("", "")

@@ -127,6 +127,9 @@ def run(env: Mapping[str, str], extra: Sequence[str]) -> list[str]:
 
 
 def main() -> int:
+    """Begin when the entrypoint writes a line; it writes none when a step before this one refused the start."""
+    if not sys.stdin.readline():
+        return 1
     try:
         messages = run(os.environ, sys.argv[1:])
     except Mistake as mistake:
