@@ -92,7 +92,8 @@ def test_with_the_hosts_processes_in_sight_only_our_own_are_ended(boxes: Callabl
     assert float(box.do("cat", "/run/dind-k3s/ready/k8s")) < 90 * box.image.patience
     took, code = stop(box)
     assert (code, took < 10) == (0, True), box.log()
-    assert "1 containers did not end" in box.log()
+    # The stubborn one; with a real k3s CoreDNS, too, which keeps on answering for as long as this.
+    assert re.search(r"[12] containers did not end", box.log())
     host.stays(before)
     box.up()
     box.docker.kill(box.name)
