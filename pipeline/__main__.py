@@ -74,7 +74,6 @@ def _inputs(define: Define) -> None:
     add("--url", help="where the folder will be served (default: its file:// URL)")
     text = "measure each origin, mirror and witness, and the base image's registry: latency, speed, files"
     define("mirrors", text, lambda run, _: run.mirrors())
-    define("pictures", "draw docs/pictures/*.dot as SVG, with Graphviz", _pictures)
     add = define("bench", "measure the pipeline and the image, compared with other tools", _bench)
     add("what", nargs="?", choices=(*_BENCHES, "all"), default="all", help="what to measure (default: all)")
     add("--runs", type=int, default=5, help="rounds; the report has their medians")
@@ -297,12 +296,6 @@ def _update(run: Run, given: argparse.Namespace) -> None:
     _print(text, given.output)
     if refused is not None:
         raise refused
-
-
-def _pictures(run: Run, _given: argparse.Namespace) -> None:
-    from pipeline import pictures
-
-    pictures.run(ROOT, run.log)
 
 
 def _bench(run: Run, given: argparse.Namespace) -> None:

@@ -24,7 +24,6 @@ PACKAGES = {
     "curl": "curl",
     "depmod": "kmod",
     "docker-registry": "docker-registry",
-    "dot": "graphviz",
     "dpkg-deb": "dpkg",
     "ip": "iproute2",
     "iptables": "iptables",
