@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from python_on_whales import DockerClient
@@ -47,39 +47,27 @@ def execute(client: DockerClient, container: str, command: tuple[str, ...], *, l
             client.kill(container)
 
     started = time.monotonic()
-    with patience(" ".join(command)[:80], log, after=limit + _GRACE, give_up=give_up):
-        try:
+    killer = threading.Timer(limit + _GRACE, give_up)
+    killer.start()
+    try:
+        with patience(" ".join(command)[:80], log):
             return str(client.execute(container, ["timeout", "--kill-after=5", f"{limit:g}", *command]))
-        except DockerException as error:
-            took = time.monotonic() - started
-            raise Failed(command, limit, error, killed=killed.is_set(), took=took) from None
+    except DockerException as error:
+        took = time.monotonic() - started
+        raise Failed(command, limit, error, killed=killed.is_set(), took=took) from None
+    finally:
+        killer.cancel()
 
 
 @contextmanager
-def patience(
-    event: str,
-    log: Log,
-    *,
-    after: float | None = None,
-    give_up: Callable[[], None] | None = None,
-    every: float = LOG_EVERY,
-) -> Iterator[None]:
-    """Log the awaited event every few seconds while the block runs; call `give_up` once, `after` seconds."""
+def patience(event: str, log: Log, *, every: float = LOG_EVERY) -> Iterator[None]:
+    """Log the awaited event, every so many seconds, while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
         started = time.monotonic()
-        left = after
-        while not done.wait(every if left is None else min(every, max(left, 0.0))):
-            waited = time.monotonic() - started
-            if left is not None and after is not None:
-                left = after - waited
-                if left <= 0:
-                    left = None
-                    if give_up is not None:
-                        give_up()
-                    continue
-            log.say(f"  waiting for {event}, {seconds(waited)}")
+        while not done.wait(every):
+            log.say(f"  waiting for {event}, {seconds(time.monotonic() - started)}")
 
     watcher = threading.Thread(target=watch, name="patience", daemon=True)
     watcher.start()
