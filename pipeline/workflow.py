@@ -29,7 +29,7 @@ from pipeline.engine import emulation
 from pipeline.engine import engine as this_machine
 from pipeline.engine.engine import Engine
 from pipeline.engine.engines import Engines
-from pipeline.engine.virtual.guests import GUESTS, Guest
+from pipeline.engine.virtual.disks import GUESTS, Guest
 from pipeline.fetch import base, fetch, mirrors, vendor
 from pipeline.fetch.fetch import Fetched
 from pipeline.http import transport

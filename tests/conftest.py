@@ -21,7 +21,7 @@ from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.engine import daemon, sandbox
 from pipeline.engine import engine as engines
-from pipeline.engine.virtual.guests import GUESTS
+from pipeline.engine.virtual.disks import GUESTS
 from pipeline.http import retries, transport
 from pipeline.inputs import lock, versions
 from pipeline.rehearsal import origin, rehearse, supplies

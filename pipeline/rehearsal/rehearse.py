@@ -31,7 +31,7 @@ from pipeline.core.log import Log, seconds
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image, Tier, Variant, write_text
-from pipeline.engine import emulation, engine, sandbox, virtual
+from pipeline.engine import emulation, engine, engines, sandbox
 from pipeline.engine.daemon import CGROUP
 from pipeline.http import transport
 from pipeline.inputs import versions
@@ -82,7 +82,7 @@ def _outside(run: Run, folder: Path) -> int:
         others = [platform for platform in run.intent.platforms if platform != host]
         emulators = [emulation.program(platform) for platform in others]
         # Now, since the release phase has no network.
-        virtual_engine = [tool for platform in others for tool in virtual.tools(platform)]
+        virtual_engine = [tool for platform in others for tool in engines.tools(platform)]
         machine.ensure([*TOOLS, *sandbox.TOOLS, *emulators, *virtual_engine], log)
     sandbox.sweep_cgroups(CGROUP)
     shutil.rmtree(folder / "tmp", ignore_errors=True)

@@ -7,49 +7,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.core.errors import EngineError, IntentError, SmokeFailed
-from pipeline.core.log import Log
+from pipeline.core.log import Log, seconds
 from pipeline.core.platforms import Platform
 from pipeline.core.records import LAYOUT, SMOKE, Image, SmokeReport, State, Tier, TierReport, Variant
 from pipeline.engine import emulation
 from pipeline.engine.engine import Engine
+from pipeline.engine.engines import Engines
 from pipeline.engine.virtual.disks import Content
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
-from pipeline.smoke import boot, commands, files, load, report
+from pipeline.smoke import boot, commands, files, load
 from pipeline.smoke.booted import BootOptions
+from pipeline.smoke.contents import Subject
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder, not_run
-from pipeline.smoke.subject import Subject
 
 _PANIC = 3.0  # seconds until a machine reports its panic
 _MARKS = {State.PASSED: "✓", State.FAILED: "✗", State.NOT_RUN: "-"}
 
-Handler = Callable[[Platform], str | None]
 Options = Callable[[Engine, Variant], BootOptions]
-
-
-class Engines(Protocol):
-    """The engines that smoke runs on; implemented in pipeline/engine/engines.py."""
-
-    always_virtual: bool
-
-    def native(self, platform: Platform) -> Engine | None:
-        """Return an engine that runs the platform natively; None if there is none."""
-
-    def local(self) -> Engine:
-        """Return this machine's engine; it runs non-native binaries if the kernel has a handler for them."""
-
-    def virtual(self, platform: Platform, content: Content, console: Path) -> AbstractContextManager[Engine]:
-        """Start a virtual engine of that platform for the block."""
-
-    def why_not_virtual(self, platform: Platform) -> str | None:
-        """Return why a virtual engine is not available; None if it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +44,6 @@ class Request:
     tiers: Sequence[Tier]
     engines: Engines
     log: Log
-    handler: Handler = emulation.handler  # of a non-native platform: its interpreter in the kernel, or None
     options: Options  # for the boot tier of a variant on an engine
 
 
@@ -84,7 +64,7 @@ def run(request: Request) -> tuple[SmokeReport, ...]:
         subject = Subject(image=image, platform=platform, layout=built, lock=request.lock)
         reports.append(_Run(request=request, subject=subject, broken=broken).report().with_earlier(dist))
         reports[-1].write(dist)
-    report.show(reports, request.log)
+    _show(reports, request.log)
     if broken:
         raise broken[0]
     for smoked in reports:
@@ -153,7 +133,7 @@ class _Run:
             return not_run(Tier.COMMANDS, "the programs are the image's, in the same layers")
         platform = self.subject.platform
         engine = self._native()
-        interpreter = None if engine or self.request.engines.always_virtual else self.request.handler(platform)
+        interpreter = None if engine or self.request.engines.always_virtual else emulation.handler(platform)
         if interpreter is not None:
             engine = self.request.engines.local()
             recorder = Recorder(Tier.COMMANDS, emulation.version(interpreter), self.request.log)
@@ -215,3 +195,21 @@ def _trouble(engine: Engine) -> str | None:
     while (trouble := engine.trouble()) is None and time.monotonic() < deadline:
         time.sleep(0.1)
     return trouble
+
+
+def _show(reports: Sequence[SmokeReport], log: Log) -> None:
+    """Log a row for each platform and tier; of a tier that passed the number of checks, and the state of its parts."""
+    rows = [
+        [
+            report.platform.value,
+            tier.tier.value,
+            tier.state.value,
+            seconds(tier.seconds) if tier.checks else "",
+            tier.where,
+            tier.reason
+            or ", ".join([f"{len(tier.checks)} checks", *(f"{step} {state}" for step, state in tier.steps.items())]),
+        ]
+        for report in reports
+        for tier in report.tiers
+    ]
+    log.table("smoke", ["platform", "tier", "state", "time", "ran on", ""], rows)

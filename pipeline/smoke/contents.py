@@ -1,6 +1,7 @@
-"""A platform's image, read from its layers once: modes, ELF headers, interpreters, versions.
+"""The subject of smoke, one platform of an image, and its content, read from its layers once.
 
-Of each file only what the checks need is kept, so memory is bounded by the largest file.
+Of each file only what the checks need is kept (mode, ELF header, interpreter, version), so memory is bounded by the
+largest file.
 """
 
 from __future__ import annotations
@@ -11,12 +12,36 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from pipeline.core.platforms import Platform
+from pipeline.core.records import BuiltPlatform, Image, Variant
+from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inspect import elf
 from pipeline.oci import layers
 from pipeline.oci.layers import FileSystem, Unreadable
-from pipeline.oci.layout import Part
+from pipeline.oci.layout import Layout, Part
 
 _SHEBANG = 256  # bytes; the kernel reads no more of a script's first line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One platform of an image."""
+
+    image: Image
+    platform: Platform
+    layout: Layout  # of the image
+    lock: Lock
+
+    @property
+    def built(self) -> BuiltPlatform:
+        """The platform's manifest, config and size."""
+        return self.image.platforms[self.platform]
+
+    @property
+    def airgap(self) -> Artifact | None:
+        """The archive of system images in the variant airgap; None in the image."""
+        locked = self.lock.airgap if self.image.variant is Variant.AIRGAP else ()
+        return next((file for file in locked if file.platform == self.platform), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,8 @@ from pipeline.oci import docker_archive
 from pipeline.oci.index import Document
 from pipeline.oci.layers import FileSystem
 from pipeline.smoke import contents
-from pipeline.smoke.contents import File
+from pipeline.smoke.contents import File, Subject
 from pipeline.smoke.record import Recorder
-from pipeline.smoke.subject import Subject
 
 # Also in docker's archive; the lock has the archive's version, so theirs are only logged.
 _OF_DOCKER = tuple(program.path for program in DOCKER.programs if program.purl.startswith("golang/"))

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,7 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.engines import Engines
 from pipeline.engine.virtual import disks, qemu
 from pipeline.engine.virtual import machine as machines
-from pipeline.engine.virtual.disks import Content
-from pipeline.engine.virtual.guests import GUESTS, Guest
+from pipeline.engine.virtual.disks import GUESTS, Content, Guest
 from pipeline.inputs import lock
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout as layouts
@@ -413,22 +412,15 @@ class Variant:
         return raw.getvalue()
 
 
-class Given:
+class Given(Engines):
     """Engines with one running virtual engine for every image."""
-
-    always_virtual = False
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
     def native(self, platform: Platform) -> Engine | None:
         return None
 
-    def local(self) -> Engine:
-        raise NotImplementedError
-
-    def virtual(self, platform: Platform, content: Content, console: Path) -> AbstractContextManager[Engine]:
-        return nullcontext(self._engine)
+    @contextmanager
+    def virtual(self, platform: Platform, content: Content | None, console: Path) -> Iterator[Engine]:
+        yield self.start()
 
     def why_not_virtual(self, platform: Platform) -> str | None:
         return None
@@ -486,9 +478,8 @@ def _fails(rehearsed: Rehearsed, variant: Variant, engine: Engine, reasons: Mapp
         dist=variant.dist,
         platforms=[OTHER],
         tiers=[Tier.FILES, Tier.BOOT],
-        engines=Given(engine),
+        engines=Given(lock=rehearsed.lock, cache=rehearsed.cache, log=Log(), start=lambda: engine),
         log=Log(),
-        handler=lambda _platform: None,
         options=lambda *_: BootOptions(),
     )
     with pytest.raises(SmokeFailed) as failed:

@@ -13,8 +13,7 @@ import pytest
 from pipeline.core.errors import EngineError, IntentError
 from pipeline.core.platforms import Platform
 from pipeline.engine.virtual import initramfs, qemu
-from pipeline.engine.virtual.disks import System
-from pipeline.engine.virtual.guests import GUESTS
+from pipeline.engine.virtual.disks import GUESTS, System
 from pipeline.engine.virtual.qemu import Accelerator, Folder
 
 TCG = Accelerator(name="tcg", argument="tcg,thread=multi,tb-size=512", cpu="cortex-a72", cores=2)

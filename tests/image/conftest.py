@@ -2,7 +2,7 @@
 
 The k3s is the stub, or with `--k3s PATH` a real one; `--images PATH` is its archive of system images. `--release dist`
 takes what was built for a release instead, to the byte, with the lock's k3s and system images in it. `--guest NAME`
-starts it in a small machine (pipeline/engine/virtual/guests.py), so that there is cgroup v2 where this machine has v1.
+starts it in a small machine (pipeline/engine/virtual/disks.py), so that there is cgroup v2 where this machine has v1.
 
 So an edit of rootfs/ is tested without a build of the whole image; the exact bytes that a release would publish are
 what the rehearsal's own smoke boots.
@@ -29,8 +29,7 @@ from pipeline.core.log import Log
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.engine.engines import Engines
-from pipeline.engine.virtual.disks import Content
-from pipeline.engine.virtual.guests import GUESTS
+from pipeline.engine.virtual.disks import GUESTS, Content
 from pipeline.inputs import lock, versions
 from pipeline.inputs.lock import Artifact, Lock
 from pipeline.inputs.versions import Intent

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from pipeline.core.names import INDEX, MANIFEST, Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import BuiltPlatform, Image, SmokeReport, State, Tier
 from pipeline.engine.engine import Engine
-from pipeline.engine.virtual.disks import Content
+from pipeline.engine.engines import Engines
 from pipeline.oci import layout as layouts
 from pipeline.smoke import commands, inside, load
 from pipeline.smoke.booted import BootOptions
@@ -55,27 +54,6 @@ def docker(request: pytest.FixtureRequest) -> DockerClient:
         return DockerClient(host=host, client_call=[shutil.which("docker") or "docker"])
     own: DockerClient = request.getfixturevalue("engine")
     return own
-
-
-class Only:
-    """One engine, and no other can be had."""
-
-    always_virtual = False
-
-    def __init__(self, docker: DockerClient) -> None:
-        self._engine = Engine(docker=docker, builder=None, description="the tests' own", platform=HOST)
-
-    def native(self, platform: Platform) -> Engine | None:
-        return self._engine if platform == HOST else None
-
-    def local(self) -> Engine:
-        return self._engine
-
-    def virtual(self, platform: Platform, content: Content, console: Path) -> AbstractContextManager[Engine]:
-        raise NotImplementedError
-
-    def why_not_virtual(self, platform: Platform) -> str | None:
-        return "the tests do without"
 
 
 class Small:
@@ -142,13 +120,14 @@ class Small:
         return raw.getvalue()
 
     def smoke(self, docker: DockerClient, image: Image, *tiers: Tier, log: Log | None = None) -> SmokeReport:
+        own = Engine(docker=docker, builder=None, description="the tests' own", platform=HOST)
         request = smoke.Request(
             image=image,
             lock=LOCK,
             dist=self.dist,
             platforms=[HOST],
             tiers=tiers,
-            engines=Only(docker),
+            engines=Engines(lock=LOCK, cache=self.dist, log=Log(quiet=True), start=lambda: own),
             log=log or Log(quiet=True),
             options=lambda *_: BootOptions(),
         )

@@ -27,8 +27,8 @@ from pipeline.rehearsal import pause
 from pipeline.rehearsal.stub_k3s_build import build as stub_k3s
 from pipeline.smoke import files
 from pipeline.smoke.booted import BootOptions
+from pipeline.smoke.contents import Subject
 from pipeline.smoke.record import Recorder
-from pipeline.smoke.subject import Subject
 from tests.helpers.binaries import binary, go_binary
 from tests.helpers.examples import AIRGAP_LOCK, LOCK, VERSIONS, digest
 from tests.helpers.images import make
@@ -430,7 +430,6 @@ def test_a_variant_is_booted_natively_or_not_at_all(tmp_path: Path) -> None:
         tiers=[Tier.COMMANDS, Tier.BOOT],
         engines=engines,
         log=Log(quiet=True),
-        handler=lambda _: None,
         options=lambda *_: BootOptions(),
     )
     ended = smoke.run(request)

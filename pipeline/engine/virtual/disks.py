@@ -1,4 +1,4 @@
-"""The disks of a guest, made of locked files once and kept below `<cache>/virtual/`.
+"""Guests: small machines that smoke can boot an image on. Their disks are made once and kept below `<cache>/virtual/`.
 
 system   kernel, initramfs and root disk: the locked base image, packages and dockerd; never the image that is smoked,
          so that a fault of that image cannot break the engine that runs it
@@ -31,7 +31,6 @@ from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.engine import daemon
 from pipeline.engine.virtual import initramfs
-from pipeline.engine.virtual.guests import Guest
 from pipeline.fetch import base
 from pipeline.inputs.lock import Lock
 
@@ -45,6 +44,35 @@ _ROOT_SIZE = "4G"  # sparse: a file takes what is written
 _CONTENT_SIZE = "16G"
 # Not needed there, and a quarter of all files.
 _LEFT_OUT = [f"--exclude=usr/share/{name}" for name in ("doc", "info", "locale", "man")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest:
+    """A small machine. Its kernel and modules are Debian's, so it has Debian's configuration."""
+
+    name: str
+    about: str
+    cgroup_v1: bool = False  # all controllers on v1, and Debian's last kernel that has them all
+    blocked: tuple[str, ...] = ()  # kernel modules that cannot be loaded, as if they did not exist
+
+    @property
+    def command_line(self) -> str:
+        """Parameters for the kernel's command line; pipeline/engine/virtual/guest/init reads them."""
+        return f"dind.cgroup={'v1' if self.cgroup_v1 else 'v2'} dind.block={','.join(self.blocked)}"
+
+
+GUESTS = {
+    guest.name: guest
+    for guest in (
+        Guest(name="default", about="cgroup v2 alone, nft and legacy iptables"),
+        Guest(name="cgroup-v1", about="cgroup v1 alone", cgroup_v1=True),
+        Guest(
+            name="nft-only",
+            about="no legacy iptables in the kernel",
+            blocked=("ip_tables", "ip6_tables", "arp_tables", "ebtables"),
+        ),
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)

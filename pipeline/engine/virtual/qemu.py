@@ -15,8 +15,7 @@ from pathlib import Path
 
 from pipeline.core.machine import find, require_short
 from pipeline.core.platforms import Platform
-from pipeline.engine.virtual.disks import System
-from pipeline.engine.virtual.guests import Guest
+from pipeline.engine.virtual.disks import Guest, System
 
 _MEMORY = 4096  # MiB; a real k3s needs this much (qemu takes from the host what is used)
 
