@@ -20,6 +20,7 @@ import httpx
 
 from pipeline import sbom, smoke
 from pipeline.build import build, reproduce
+from pipeline.core.annotations import REHEARSAL, variant_of
 from pipeline.core.errors import LockStale
 from pipeline.core.log import Log, size
 from pipeline.core.names import ImageName
@@ -407,10 +408,10 @@ class Run:
             index = reproduce.manifest(registry, reference)
             reproduce.require_same_lock(index, self.lock, self.root)
             self.fetch(offline=False)
-            job = replace(self.job, dist=self.dist / "reproduce", rehearsed=reproduce.is_rehearsed(index))
+            job = replace(self.job, dist=self.dist / "reproduce", rehearsed=REHEARSAL in index.annotations)
             shutil.rmtree(job.dist, ignore_errors=True)
             images = build.run(job, lambda: self.engine, self.log, cold=True)
-            variant = reproduce.variant(index)
+            variant = variant_of(index.annotations)
             reproduce.run(index, images[variant], variant.below(job.dist), registry, self.log)
             shutil.rmtree(job.dist)
 

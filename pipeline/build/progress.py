@@ -65,7 +65,9 @@ class Solve:
         if not vertex.get("completed") or step.done:
             return []
         step.done = True
-        step.seconds = _seconds(vertex.get("started"), vertex["completed"])
+        if vertex.get("started"):  # a cached step has no such time
+            began, ended = (datetime.fromisoformat(vertex[key]) for key in ("started", "completed"))
+            step.seconds = (ended - began).total_seconds()
         # BuildKit transfers each file of a context in a separate step; only slow ones are logged.
         small = step.name.startswith("[context") and step.seconds < 0.5
         if (step.name.startswith("[internal]") or small) and not step.error:
@@ -107,15 +109,3 @@ def _short(name: str) -> str:
     """Return a step's name in one short line: a RUN may have many."""
     text = " ".join(name.split())
     return text if len(text) <= 110 else text[:109] + "…"
-
-
-def _seconds(started: str | None, completed: str) -> float:
-    """Return the seconds between two RFC 3339 times; 0 without the first (a cached step)."""
-    if not started:
-        return 0.0
-    # Python 3.11 reads at most six digits of a fraction, BuildKit writes nine.
-    first, last = (
-        datetime.fromisoformat(re.sub(r"(\.\d{1,6})\d*", r"\1", text).replace("Z", "+00:00"))
-        for text in (started, completed)
-    )
-    return (last - first).total_seconds()

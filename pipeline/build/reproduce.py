@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from pipeline.core.annotations import KEY, REHEARSAL, variant_of
+from pipeline.core.annotations import KEY
 from pipeline.core.errors import LockStale, PipelineError, RegistryError, VerificationFailed
 from pipeline.core.log import Log
-from pipeline.core.records import LAYOUT, Image, Variant
+from pipeline.core.records import LAYOUT, Image
 from pipeline.inputs.lock import Lock, parse
 from pipeline.oci.index import Document, by_platform
 from pipeline.oci.registry import Manifest, Registry
@@ -45,16 +45,6 @@ def require_same_lock(index: Manifest, lock: Lock, root: Path) -> None:
         if commit
         else "check out the commit that it was released from; no commit of this history has its lock",
     )
-
-
-def is_rehearsed(index: Manifest) -> bool:
-    """Whether its annotations mark it as a rehearsal's."""
-    return REHEARSAL in index.annotations
-
-
-def variant(index: Manifest) -> Variant:
-    """Return which of the lock's images it is."""
-    return variant_of(index.annotations)
 
 
 def _commit_with(digest: str, root: Path) -> str:
