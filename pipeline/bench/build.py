@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.bench import lab, report
 from pipeline.bench.lab import Lab, Took
-from pipeline.bench.report import Document, Options, Page, Table, spread
+from pipeline.bench.report import Document, Options, Page, spread
 from pipeline.build import build, context
 from pipeline.core import machine, records
 from pipeline.core.errors import EngineError
@@ -48,14 +48,14 @@ SCENARIOS = (COLD, ONE, NOTHING, BAKE, USUAL)  # docs/benchmarks/build.md says w
 
 def measure(run: Run, options: Options) -> dict[str, Any]:
     """Return the report. Raises EngineError, IntentError, UpstreamError."""
-    subject = lab.Subject.read(run)
-    platforms, host = subject.intent.platforms, Platform.host()
+    run, image = lab.of_image(run)
+    platforms, host = run.intent.platforms, Platform.host()
     if host is None or host not in platforms:
         raise EngineError("the image has no platform that this machine runs natively", found=str(host))
     machine.ensure([emulation.program(platform) for platform in platforms if platform != host], run.log)
     with lab.workspace("a benchmark of the build", run.log) as folder:
-        both = job(subject, platforms, folder / "both", run)
-        one = job(subject, [host], folder / "one", run)
+        both = job(run, platforms, folder / "both")
+        one = job(run, [host], folder / "one")
         bake_file = prepare_usual(replace(both, dist=folder / "usual"), run.log)
         rounds = _Rounds(run, folder)
         for number in range(1, options.runs + 1):
@@ -63,7 +63,7 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
                 rounds.usual(both, bake_file)
                 rounds.ours(both, one, host)
     return {
-        **subject.described("docker", "buildx"),
+        **lab.described(run, image, "docker", "buildx"),
         "platforms": list(platforms),
         "rounds": options.runs,
         "targets": targets(rounds.figures),
@@ -71,15 +71,15 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
     }
 
 
-def job(subject: lab.Subject, platforms: Sequence[Platform], folder: Path, run: Run) -> build.Job:
+def job(run: Run, platforms: Sequence[Platform], folder: Path) -> build.Job:
     """Write the inputs for some of the platforms into `folder`, without variants: the usual way makes one image."""
-    intent = replace(subject.intent, platforms=tuple(platforms), variants=())
+    intent = replace(run.intent, platforms=tuple(platforms), variants=())
     own = replace(
-        subject.lock,
+        run.lock,
         intent=intent.checksum,
-        artifacts=tuple(file for file in subject.lock.artifacts if file.platform in platforms),
-        packages=tuple(file for file in subject.lock.packages if file.platform in platforms),
-        guest=tuple(file for file in subject.lock.guest if file.platform in platforms),
+        artifacts=tuple(file for file in run.lock.artifacts if file.platform in platforms),
+        packages=tuple(file for file in run.lock.packages if file.platform in platforms),
+        guest=tuple(file for file in run.lock.guest if file.platform in platforms),
         airgap=(),
     )
     versions.write(folder / "versions.yaml", intent)
@@ -215,6 +215,6 @@ def page(document: Document) -> Page:
     rows = [[name, *spread(values)] for name, values in seconds.items()]
     return Page(
         bars=bars,
-        tables=[Table("Times", ["build", "median", "from", "to"], rows)],
+        tables=[report.table("Times", ["build", "median", "from", "to"], rows)],
         facts=[f"platforms: {', '.join(document['platforms'])}", f"emulated by {emulators}"],
     )

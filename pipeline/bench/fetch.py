@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.bench import lab, origin, report
 from pipeline.bench.lab import Took
-from pipeline.bench.report import Document, Options, Page, Table, spread
+from pipeline.bench.report import Document, Options, Page, spread
 from pipeline.core import machine
 from pipeline.core.log import size
 from pipeline.core.names import Digest
@@ -224,7 +224,7 @@ def page(document: Document) -> Page:
             [entry["name"], *spread(entry["seconds"]), f"{entry['processor']:.2f} s", size(entry["memory"])]
             for entry in scenario["programs"]
         ]
-        tables.append(Table(scenario["title"], ["program", "median", "from", "to", "processor", "memory"], rows))
+        tables.append(report.table(scenario["title"], ["program", "median", "from", "to", "processor", "memory"], rows))
     return Page(
         bars=bars,
         tables=tables,

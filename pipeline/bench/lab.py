@@ -11,9 +11,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from python_on_whales import DockerClient
 
@@ -22,38 +22,30 @@ from pipeline.core import machine, records
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
 from pipeline.engine import daemon, emulation, engine, sandbox
-from pipeline.inputs import lock, versions
 from pipeline.inputs.lock import Lock
-from pipeline.inputs.versions import Intent
 from pipeline.workflow import Run
 
 _POLL = 0.02  # seconds between two readings of a program's memory
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The image that is measured, and its inputs."""
+def of_image(run: Run) -> tuple[Run, records.Image]:
+    """Return the image in dist/, and the run with its inputs, which a rehearsal keeps there, too.
 
-    image: records.Image
-    intent: Intent
-    lock: Lock
+    Raises IntentError without an image.
+    """
+    image = records.Image.read(run.dist)
+    if image.rehearsed:
+        run = replace(run, intent_path=run.dist / "versions.yaml", lock_path=run.dist / "versions.lock.yaml")
+    return run, image
 
-    @classmethod
-    def read(cls, run: Run) -> Self:
-        """Read dist/, where a rehearsal keeps its inputs, too. Raises IntentError without an image."""
-        image = records.Image.read(run.dist)
-        if not image.rehearsed:
-            return cls(image=image, intent=run.intent, lock=run.lock)
-        intent = versions.read(run.dist / "versions.yaml")
-        return cls(image=image, intent=intent, lock=lock.read(run.dist / "versions.lock.yaml", intent))
 
-    def described(self, *components: str) -> dict[str, Any]:
-        """Return a report's entries about the image, with the versions of these components."""
-        return {
-            "rehearsed": self.image.rehearsed,
-            "image": self.image.annotations.get("org.opencontainers.image.version", ""),
-            "versions": {name: self.lock.versions[name] for name in components},
-        }
+def described(run: Run, image: records.Image, *components: str) -> dict[str, Any]:
+    """Return a report's entries about the image, with the versions of these components."""
+    return {
+        "rehearsed": image.rehearsed,
+        "image": image.annotations.get("org.opencontainers.image.version", ""),
+        "versions": {name: run.lock.versions[name] for name in components},
+    }
 
 
 @contextmanager

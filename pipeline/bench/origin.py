@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,24 +19,6 @@ _PIECE = 32 << 10  # bytes of one sendfile(2) when the speed is limited
 _AT_MOST = 1 << 20  # … and when it is not
 
 
-class Line:
-    """Limits the speed of all connections together."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate  # bytes a second; 0: no limit
-        self._lock = threading.Lock()
-        self._free = 0.0  # when all bytes so far will have been sent
-
-    def wait(self, count: int) -> None:
-        """Sleep as long as `count` more bytes take."""
-        with self._lock:
-            now = time.monotonic()
-            self._free = max(self._free, now - 0.01) + count / self.rate
-            left = self._free - now
-        if left > 0:
-            time.sleep(left)
-
-
 class Origin(http.server.ThreadingHTTPServer):
     """A running server."""
 
@@ -44,8 +27,24 @@ class Origin(http.server.ThreadingHTTPServer):
 
     def __init__(self, folder: Path, rate: float, handler: type[Handler]) -> None:
         super().__init__(("127.0.0.1", 0), partial(handler, directory=str(folder)))
-        self.line = Line(rate)
+        self.rate = rate  # bytes a second, of all connections together; 0: no limit
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self._lock = threading.Lock()
+        self._free = 0.0  # when all bytes so far will have been sent
+
+    def sendfile(self, connection: socket.socket, file: int, start: int, end: int) -> int:
+        """Send a piece of a file, not before its bytes fit the rate; return how many bytes were sent."""
+        rate = self.rate
+        if not rate:
+            return os.sendfile(connection.fileno(), file, start, min(_AT_MOST, end - start))
+        count = min(_PIECE, end - start)
+        with self._lock:
+            now = time.monotonic()
+            self._free = max(self._free, now - 0.01) + count / rate
+            left = self._free - now
+        if left > 0:
+            time.sleep(left)
+        return os.sendfile(connection.fileno(), file, start, count)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Ignore errors: clients may end early."""
@@ -60,11 +59,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def copyfile(self, source: IO[bytes], _output: object) -> None:  # type: ignore[override]
         """Send a whole file."""
-        start, end, line = 0, os.fstat(source.fileno()).st_size, self.server.line
+        start, end = 0, os.fstat(source.fileno()).st_size
         while start < end:
-            if line.rate:
-                line.wait(min(_PIECE, end - start))
-            start += os.sendfile(self.connection.fileno(), source.fileno(), start, _PIECE if line.rate else _AT_MOST)
+            start += self.server.sendfile(self.connection, source.fileno(), start, end)
 
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing."""

@@ -5,19 +5,16 @@ The container's files are below /proc/PID/root, its unix sockets too; a TCP conn
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import os
 import socket
 import ssl
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 _CLONE_NEWNET = 0x40000000  # setns(2); Python has os.setns from 3.12 on
 _TIMEOUT = 10.0  # seconds
@@ -33,16 +30,12 @@ def root(pid: int) -> Path:
 @contextmanager
 def _network_of(pid: int) -> Iterator[None]:
     """Switch this thread to a process's network namespace. A socket stays in the one where it was created."""
-    own, other = (os.open(path, os.O_RDONLY) for path in ("/proc/thread-self/ns/net", f"/proc/{pid}/ns/net"))
-    try:
-        _enter(other)
+    with Path("/proc/thread-self/ns/net").open("rb") as own, Path(f"/proc/{pid}/ns/net").open("rb") as other:
+        _enter(other.fileno())
         try:
             yield
         finally:
-            _enter(own)
-    finally:
-        os.close(own)
-        os.close(other)
+            _enter(own.fileno())
 
 
 def _enter(namespace: int) -> None:
@@ -84,7 +77,7 @@ def running_pods(pid: int) -> int:
 
 
 class Cluster:
-    """API server, with the administrator's kubeconfig. Methods raise OSError while it does not answer."""
+    """API server, as the administrator. Methods raise OSError while it does not answer."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -94,33 +87,20 @@ class Cluster:
         """Close the connection, if there is one."""
         if self._client is not None:
             self._client.close()
-            self._client = None
 
     def _connect(self) -> httpx.Client:
-        try:
-            config = yaml.safe_load((root(self._pid) / "app/k3s/k3s.yaml").read_text(encoding="utf-8"))
-            cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-            authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
-            pair = base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"])
-            server = str(cluster["server"])
-        except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
-            raise OSError(f"the kubeconfig is incomplete: {error}") from None
-        context = ssl.create_default_context(cadata=authority)
-        with tempfile.NamedTemporaryFile(mode="wb") as file:
-            file.write(pair)
-            file.flush()
-            context.load_cert_chain(file.name)
-        return httpx.Client(base_url=server, verify=context, timeout=_TIMEOUT, trust_env=False)
+        folder = root(self._pid) / "app/k3s/server/tls"
+        context = ssl.create_default_context(cafile=folder / "server-ca.crt")
+        context.load_cert_chain(folder / "client-admin.crt", folder / "client-admin.key")
+        return httpx.Client(base_url="https://127.0.0.1:6443", verify=context, timeout=_TIMEOUT, trust_env=False)
 
     def request(self, method: str, path: str, body: object = None) -> httpx.Response:
         """Return the response, whatever its status."""
         try:
-            if self._client is None:
-                self._client = self._connect()
+            self._client = self._client or self._connect()
             with _network_of(self._pid):
                 return self._client.request(method, path, json=body)
-        except (OSError, httpx.HTTPError) as error:
-            self.close()  # the next request reads the kubeconfig again
+        except httpx.HTTPError as error:
             raise OSError(f"the API: {error}") from None
 
     def ready(self) -> bool:

@@ -13,7 +13,7 @@ import platform
 import re
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,22 +102,18 @@ def regressions(committed: Document, measured: Document, log: Log) -> list[str]:
     return slower
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table with its heading."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """What one benchmark adds to its page."""
 
     facts: Sequence[str] = ()  # a line each, in addition to machine, versions and rounds
     bars: Sequence[tuple[str, str, float, float]] = ()  # of a chart: section, name, from and to in seconds
-    tables: Sequence[Table] = ()
+    tables: Sequence[str] = ()  # from `table`
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table with its heading."""
+    return f"## {title}\n\n{markdown.table(columns, rows)}"
 
 
 def spread(seconds: Sequence[float]) -> list[str]:
@@ -139,9 +135,8 @@ def generated(name: str, document: Document, page: Page) -> str:
     if page.bars:
         bars = [(section, what, round(1000 * start), round(1000 * end)) for section, what, start, end in page.bars]
         lines += ["", markdown.gantt(f"{name}, medians", bars)]
-    for table in page.tables:
-        rows = [[str(cell) for cell in row] for row in table.rows]
-        lines += ["", f"## {table.title}", "", markdown.table(table.columns, rows)]
+    for each in page.tables:
+        lines += ["", each]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bench import lab, report
-from pipeline.bench.report import Document, Options, Page, Table
+from pipeline.bench.report import Document, Options, Page
 from pipeline.components import COMPONENTS
 from pipeline.core import cache as cached
 from pipeline.core import records, stub
@@ -27,24 +27,24 @@ FACTOR, ALLOWANCE = 1.10, 45_000_000  # the limit: FACTOR × what is published +
 
 def measure(run: Run, _options: Options) -> dict[str, Any]:
     """Return the report. Raises IntentError, DigestMismatch."""
-    subject = lab.Subject.read(run)
-    parts = {part.digest: part for part in layout.read(run.dist / records.LAYOUT, subject.image.digest)}
+    run, image = lab.of_image(run)
+    parts = {part.digest: part for part in layout.read(run.dist / records.LAYOUT, image.digest)}
     stubs = {
         file.platform
-        for file in subject.lock.artifacts
+        for file in run.lock.artifacts
         if file.component == "k3s" and stub.is_stub(cached.require(run.cache, file.digest).read_bytes())
     }
     platforms, targets = [], []
-    for platform, built in subject.image.platforms.items():
+    for platform, built in image.platforms.items():
         layers = [
             {"name": layer_name(at - len(built.layers)), "compressed": parts[digest].size}
             for at, digest in enumerate(built.layers)
         ]
-        vendors = published(subject.lock, platform, run.cache)
+        vendors = published(run.lock, platform, run.cache)
         platforms.append(describe(platform, layers, vendors))
         targets.append(target(platforms[-1], stub=platform in stubs))
     return {
-        **subject.described(*COMPONENTS),
+        **lab.described(run, image, *COMPONENTS),
         "stub k3s": sorted(stubs),
         "platforms": platforms,
         "targets": targets,
@@ -86,11 +86,11 @@ def page(document: Document) -> Page:
     return Page(facts=[fact], tables=[_layers(entry) for entry in document["platforms"]])
 
 
-def _layers(entry: Mapping[str, Any]) -> Table:
+def _layers(entry: Mapping[str, Any]) -> str:
     vendors = entry["published"]
     rows = [
         [layer["name"], size(layer["compressed"]), size(vendors[layer["name"]]) if layer["name"] in vendors else ""]
         for layer in entry["layers"]
     ]
     rows.append(["sum", size(entry["compressed"]), size(sum(vendors.values()))])
-    return Table(f"Layers of {entry['platform']}", ["layer", "compressed", "published"], rows)
+    return report.table(f"Layers of {entry['platform']}", ["layer", "compressed", "published"], rows)

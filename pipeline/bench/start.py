@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.bench import boxes, lab, processes, report, stages
 from pipeline.bench.boxes import Box, Kind
-from pipeline.bench.report import Document, Options, Page, Table
+from pipeline.bench.report import Document, Options, Page
 from pipeline.bench.stages import Until, watch
 from pipeline.core import cache as cached
 from pipeline.core import records
@@ -58,13 +58,13 @@ Rounds = defaultdict[str, list[Any]]  # what → an entry for each round
 
 def measure(run: Run, options: Options) -> dict[str, Any]:
     """Return the report. Raises EngineError, IntentError."""
-    subject = lab.Subject.read(run)
-    if options.rootfs and not subject.image.rehearsed:
+    run, image = lab.of_image(run)
+    if options.rootfs and not image.rehearsed:
         raise IntentError("--rootfs is for rehearsed images only", next_step="--dist dist/rehearsal")
-    with prepared(run, subject, rootfs=options.rootfs) as place:
+    with prepared(run, image, rootfs=options.rootfs) as place:
         figures = {"rounds": rounds(place, options.runs, run.log), "idle": idle(place, options.runs, run.log)}
     return {
-        **subject.described("docker", "k3s"),
+        **lab.described(run, image, "docker", "k3s"),
         "k3s": {"version": place.k3s, "stub": place.stub},
         "overlaid": options.rootfs,
         "rounds": options.runs,
@@ -76,14 +76,14 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared(run: Run, subject: lab.Subject, *, rootfs: bool) -> Iterator[boxes.Place]:
+def prepared(run: Run, image: records.Image, *, rootfs: bool) -> Iterator[boxes.Place]:
     """Run a private engine that has the image and nothing else. Raises EngineError, IntentError."""
-    image, host = subject.image, Platform.host()
+    host = Platform.host()
     if host is None or host not in image.platforms:
         raise IntentError(f"the image has no platform that this machine runs: {', '.join(image.platforms)}")
     with lab.workspace("a benchmark of the image", run.log) as folder:
-        pod = pause.archive(busybox(cached.require(run.cache, subject.lock.busybox(host).digest)), host)
-        with lab.started(subject.lock, run.cache, folder, run.log) as engine:
+        pod = pause.archive(busybox(cached.require(run.cache, run.lock.busybox(host).digest)), host)
+        with lab.started(run.lock, run.cache, folder, run.log) as engine:
             with run.log.step("the image into a private engine"):
                 whole = layout.read(run.dist / records.LAYOUT, image.digest)
                 name = load.run(engine.client, whole, image, host, run.log).name
@@ -232,8 +232,8 @@ def page(document: Document) -> Page:
     return Page(
         bars=bars,
         tables=[
-            Table("Stages", ["seconds from the command", *_STARTS.values()], cells),
-            Table("Idle: memory of ours", ["process", "PSS"], memory),
+            report.table("Stages", ["seconds from the command", *_STARTS.values()], cells),
+            report.table("Idle: memory of ours", ["process", "PSS"], memory),
         ],
         facts=facts,
     )

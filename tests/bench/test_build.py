@@ -11,8 +11,6 @@ import pytest
 
 from pipeline.bench import build
 from pipeline.bench.build import COLD, NOTHING, ONE, SCENARIOS, USUAL
-from pipeline.bench.lab import Subject
-from pipeline.core import records
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.inputs import lock, versions
@@ -22,9 +20,6 @@ from tests.helpers.sites import committed
 ROOT = Path(__file__).resolve().parents[2]
 INTENT = versions.read(ROOT / "versions.yaml")
 OWN = lock.read(ROOT / "versions.lock.yaml", INTENT)
-IMAGE = records.Image(
-    digest=Digest.of(b""), inputs=Digest.of(b""), lock=Digest.of(b""), platforms={}, annotations={}, rehearsed=False
-)
 
 
 @pytest.fixture
@@ -35,7 +30,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 def test_the_inputs_for_one_platform_are_a_separate_lock(run: Run, tmp_path: Path) -> None:
-    one = build.job(Subject(image=IMAGE, intent=INTENT, lock=OWN), [Platform.AMD64], tmp_path, run)
+    one = build.job(run, [Platform.AMD64], tmp_path)
     read = versions.read(tmp_path / "versions.yaml")
     locked = lock.read(tmp_path / "versions.lock.yaml", read)
     assert (read.platforms, read.variants) == ((Platform.AMD64,), ())

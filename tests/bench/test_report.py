@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.__main__ import parser
 from pipeline.bench import report, suite
-from pipeline.bench.report import Page, Table
+from pipeline.bench.report import Page
 from pipeline.core.errors import IntentError
 from pipeline.core.log import Log
 
@@ -63,7 +63,7 @@ def written(folder: Path, median: float) -> str:
         "versions": {"docker": "29.1.0"},
         **document(report.target("a", [median], 1.1)),
     }
-    report.write(folder, "x", content, Page(tables=[Table("T", ["c"], [["v"]])]))
+    report.write(folder, "x", content, Page(tables=[report.table("T", ["c"], [["v"]])]))
     return (folder / report.FOLDER / "x.md").read_text(encoding="utf-8")
 
 

@@ -50,9 +50,9 @@ def test_fifty_kills(tmp_path: Path) -> None:
             resumed += sum(0 < count < (folder / path[1:]).stat().st_size for path, count in safe.items())
             finished += sum(count == (folder / path[1:]).stat().st_size for path, count in safe.items())
             served.asked.clear()
-            served.line.rate = 0.0
+            served.server.rate = 0.0
             assert driver.main([str(listed), str(cache)]) == 0
-            served.line.rate = RATE
+            served.server.rate = RATE
             for asked in served.asked:
                 assert asked.start >= safe.get(asked.path, 0), f"round {number}: {asked} although {safe} were safe"
             assert len(served.asked) <= len(SIZES)

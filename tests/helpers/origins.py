@@ -27,11 +27,14 @@ class Asked:
 
 @dataclass
 class Recorded:
-    """A running origin: its address, its rate, and its requests in the order of the responses."""
+    """A running origin, and its requests in the order of the responses."""
 
-    url: str
-    line: origin.Line
+    server: origin.Origin
     asked: list[Asked] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.server.url
 
 
 @contextmanager
@@ -74,14 +77,10 @@ def serve(folder: Path, *, rate: float = 0.0) -> Iterator[Recorded]:
         do_HEAD = do_GET
 
         def _send(self, file: int, start: int, end: int, entry: Asked) -> None:
-            line = self.server.line
             while start < end:
-                count = min(32 << 10 if line.rate else 1 << 20, end - start)
-                if line.rate:
-                    line.wait(count)
-                count = os.sendfile(self.connection.fileno(), file, start, count)
+                count = self.server.sendfile(self.connection, file, start, end)
                 start += count
                 entry.sent += count
 
     with origin.serve(folder, rate=rate, handler=Handler) as served:
-        yield Recorded(served.url, served.line, asked)
+        yield Recorded(served, asked)
