@@ -367,7 +367,7 @@ class Run:
                 tag.run(one)
 
     def verify(self) -> None:
-        """Read back what was tagged, by other code and without credentials."""
+        """Read back what was tagged, without credentials, and check every byte."""
         with self.log.step("verify"):
             hashed: dict[ImageName, dict[str, int]] = {}
             for publication in self.publications():

@@ -68,6 +68,11 @@ class Pushed:
     bytes_skipped: int
 
 
+def media_type_of(response: httpx.Response) -> str:
+    """Return the Content-Type of a response, without its parameters."""
+    return str(response.headers.get("Content-Type", "")).partition(";")[0].strip()
+
+
 class Registry:
     """One repository. HTTPS; on loopback plain HTTP if the registry supports nothing else.
 
@@ -94,52 +99,60 @@ class Registry:
 
     def manifest(self, reference: str) -> Manifest | None:
         """Return the manifest or index of a tag or digest; None if it does not exist."""
-        headers = {"Accept": ", ".join(ANY_MANIFEST), **_AS_STORED}
-        response = self._ask("GET", f"manifests/{reference}", expect=(200, 404), headers=headers)
+        response = self.read(f"manifests/{reference}", ANY_MANIFEST, expect=(200, 404))
         if response.status_code == 404:
             return None
         digest = Digest.of(response.content)
         stated = response.headers.get("Docker-Content-Digest", digest.text)
         for expected in (stated, reference) if reference.startswith("sha256:") else (stated,):
             self._require("the registry sent a manifest with another digest", expected, digest.text, reference)
-        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-        return Manifest(raw=response.content, media_type=media_type, digest=digest)
+        return Manifest(raw=response.content, media_type=media_type_of(response), digest=digest)
+
+    def read(
+        self, path: str, accept: Sequence[str] = ("*/*",), *, expect: tuple[int, ...] = (200,), late: bool = False
+    ) -> httpx.Response:
+        """Return the response to a GET of stored bytes below the repository, not checked; `late`: as in Request."""
+        headers = {"Accept": ", ".join(accept), **_AS_STORED}
+        return self._ask("GET", path, expect=expect, headers=headers, late=late)
 
     def _require(self, summary: str, expected: str, actual: str, reference: str) -> None:
         if actual != expected:
             raise RegistryError(summary, expected=expected, found=actual, where=f"{self.name}:{reference}")
 
     def blob(self, digest: Digest) -> closing[Generator[bytes, None, None]]:
-        """Stream a blob and hash it; resume after a broken connection.
+        """Stream a blob as `chunks` does. Raises RegistryError at the end if its digest differs."""
+        return closing(self._checked(digest))
 
-        Raises RegistryError at the end if its digest differs.
-        """
-        return closing(self._chunks(digest))
+    def _checked(self, digest: Digest) -> Generator[bytes, None, None]:
+        state = hashlib.sha256()
+        for chunk in self.chunks(digest):
+            state.update(chunk)
+            yield chunk
+        actual = f"sha256:{state.hexdigest()}"
+        self._require("the registry sent a blob with another digest", digest.text, actual, digest.text)
 
-    def _chunks(self, digest: Digest) -> Generator[bytes, None, None]:
-        state, received, pauses = hashlib.sha256(), 0, iter(retries.PAUSES)
+    def chunks(self, digest: Digest, *, late: bool = False) -> Generator[bytes, None, None]:
+        """Stream a blob, not checked; resume after a broken connection. `late`: as in Request."""
+        received, pauses = 0, iter(retries.PAUSES)
         while True:
             headers = {**_AS_STORED, **({"Range": f"bytes={received}-"} if received else {})}
-            response = self._ask("GET", f"blobs/{digest}", expect=(200, 206), headers=headers, stream=True)
+            response = self._ask("GET", f"blobs/{digest}", expect=(200, 206), headers=headers, stream=True, late=late)
             # A server without support for Range starts again; the known bytes are skipped.
             skip = received if response.status_code == 200 else 0
             try:
                 for chunk in response.iter_raw():
                     fresh, skip = chunk[skip:], max(0, skip - len(chunk))
                     if fresh:
-                        state.update(fresh)
                         received += len(fresh)
                         pauses = iter(retries.PAUSES)
                         yield fresh
-                break
+                return
             except httpx.TransportError as error:
                 if (pause := next(pauses, None)) is None:
                     raise self._session.unavailable(retries.reason(error)) from None
                 self._session.sleep(retries.pause_after(None, pause))
             finally:
                 response.close()
-        actual = f"sha256:{state.hexdigest()}"
-        self._require("the registry sent a blob with another digest", digest.text, actual, digest.text)
 
     def download(self, digest: Digest, path: Path, advance: Callable[[int], object] = lambda _: None) -> int:
         """Download a blob to a file atomically; return its size. `advance` is called with each chunk's size."""

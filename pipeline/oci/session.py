@@ -15,7 +15,7 @@ import httpx
 
 from pipeline.core.errors import RegistryError
 from pipeline.core.names import ImageName
-from pipeline.http.retries import Sleep, failed, reason, retrying
+from pipeline.http.retries import Retry, Sleep, failed, reason, retrying
 from pipeline.http.transport import registry_origin
 from pipeline.oci.credentials import Challenge, Credentials
 
@@ -34,6 +34,7 @@ class Request:
     body: Callable[[], Iterator[bytes]] | None = None
     write: bool = False  # with a token that allows push
     stream: bool = False
+    late: bool = False  # retry a 404: a registry can be slow to show what was pushed
 
     @property
     def actions(self) -> str:
@@ -88,7 +89,8 @@ class Session:
                 response.close()
             if response.status_code != 401 or renew or not self._authorize(response, request.actions):
                 break
-        raise failed(self._refused(request, url, response), response)
+        problem = self._refused(request, url, response)
+        raise Retry(problem, response) if request.late and response.status_code == 404 else failed(problem, response)
 
     def _refused(self, request: Request, url: httpx.URL, response: httpx.Response) -> RegistryError:
         registry, status = self._name.registry, f"status {response.status_code}"

@@ -5,8 +5,8 @@ digest of every byte below the index, the annotations of index, manifests and co
 the signatures on the index and on each platform's manifest, and the signed SBOMs. An attacker with push access can
 replace all of it consistently; only the signatures prevent that. A digest alone proves only that nothing was lost.
 
-Shares no code with sign and push. Sources: OCI image-spec and distribution-spec 1.1 ("Listing
-Referrers"), sigstore/cosign (what version 3 writes).
+Requests are those of the registry client, without credentials; what is read is checked here and nowhere else, against
+nothing that sign and push left. Sources: OCI image-spec 1.1, sigstore/cosign (what version 3 writes).
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 import httpx
 
 from pipeline.components import COMPONENTS
+from pipeline.core import sboms
 from pipeline.core.annotations import KEY, REHEARSAL
-from pipeline.core.errors import IntentError, VerificationFailed
+from pipeline.core.errors import IntentError, RegistryError, VerificationFailed
 from pipeline.core.log import Log, seconds, size
-from pipeline.core.names import ANY_MANIFEST, INDEX, MANIFEST, ImageName
+from pipeline.core.names import ANY_MANIFEST, INDEX, MANIFEST, Digest, ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image
 from pipeline.core.sboms import Form
+from pipeline.oci import referrers
 from pipeline.oci.index import Document, annotations_of, attestations, by_platform, images, platform_of, subject_of
+from pipeline.oci.registry import NO_SUCH_LIST, Registry, media_type_of
 from pipeline.publish.publication import Publication
-from pipeline.publish.reader import Reader
 from pipeline.signing import bundle
 from pipeline.signing.bundle import Trust
+from pipeline.signing.statement import SIGNATURE
 
-_SIGNATURE = "https://sigstore.dev/cosign/sign/v1"
 _PROVENANCE = "https://slsa.dev/provenance/"
 _PREDICATE = "dev.sigstore.bundle.predicateType"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYERS = tuple(f"application/vnd.oci.image.layer.v1.tar{packed}" for packed in ("", "+gzip", "+zstd"))
 _LARGEST = 1 << 26  # bytes of a manifest, config or bundle; ours are below two million
 _NAMES = {Form.SPDX: "SPDX", Form.CYCLONEDX: "CycloneDX"}
+_VERSIONS = {Form.SPDX: ("packages", "versionInfo"), Form.CYCLONEDX: ("components", "version")}  # lists, and their key
 
 
 def run(
@@ -65,19 +68,18 @@ def run(
         raise IntentError("nothing was published yet", next_step="nox -s tag")
     for name, wanted in repositories.items():
         known = hashed.setdefault(name, {}) if hashed is not None else {}
-        audit = _Audit(reader=Reader(name, client, sleep), log=log, released=image, hashed=known)
+        audit = _Audit(registry=Registry(client, name, sleep=sleep), log=log, released=image, hashed=known)
         started, before = time.monotonic(), audit.read
         tags = [f"{name}:{reference}" for reference in wanted if not reference.startswith("sha256:")]
         # Not verified until it was read completely.
         release = publication.record(replace(release, verified=tuple(t for t in release.verified if t not in tags)))
         with audit.reading(str(name)):
-            index = [audit.released_index(reference, image) for reference in wanted][-1]
+            index, _ = [audit.index(reference) for reference in wanted][-1]
             annotations = annotations_of(index)
             audit.agree("the index", image.annotations, annotations)
             for component, version in publication.lock.versions.items():
                 audit.equal(f"{component}'s version on the index", version, annotations.get(f"{KEY}.{component}"))
-            audit.platforms(index, publication.lock.platforms)
-            entries = audit.platforms(index, image.platforms)
+            entries = audit.platforms(index, publication.lock.platforms)
             for platform, built in image.platforms.items():
                 audit.equal(f"the manifest of {platform}", built.digest.text, entries[platform]["digest"])
             audit.content(index)
@@ -103,7 +105,7 @@ def published(
     for text in references:
         name, reference = ImageName.parse_reference(text)
         started = time.monotonic()
-        audit = _Audit(reader=Reader(name, client, sleep), log=log)
+        audit = _Audit(registry=Registry(client, name, sleep=sleep), log=log)
         with audit.reading(text):
             index, digest = audit.index(reference)
             annotations = audit.annotations(index)
@@ -124,7 +126,7 @@ def published(
 class _Audit:
     """Checks of one repository; each raises VerificationFailed."""
 
-    reader: Reader
+    registry: Registry  # without credentials
     log: Log
     released: Image | None = None  # the image in dist/; None: built elsewhere
     hashed: dict[str, int] = field(default_factory=dict)  # digest of a blob that was read → bytes
@@ -136,9 +138,11 @@ class _Audit:
 
     @contextmanager
     def reading(self, source: str) -> Iterator[None]:
-        """Raise VerificationFailed for documents that do not follow the specification."""
+        """Raise VerificationFailed for documents that do not follow the specification, and for what cannot be read."""
         try:
             yield
+        except RegistryError as error:
+            raise self.refused(error.summary, expected=error.expected, found=error.found, where=error.where) from None
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise self.refused(f"{source} has a document that cannot be read", found=repr(error)[:200]) from None
 
@@ -148,7 +152,7 @@ class _Audit:
             next_step = "do not announce this release; run `nox -s tag` again, and find out who changed the registry"
         else:
             next_step = 'do not use this image; ask its makers (docs/verify.md, "When it is refused")'
-        return VerificationFailed(summary, **{"next_step": next_step, **parts})
+        return VerificationFailed(summary, **{"next_step": next_step, "where": str(self.registry.name), **parts})
 
     def equal(self, name: str, expected: object, actual: object) -> None:
         """Raise VerificationFailed if the values differ."""
@@ -165,35 +169,44 @@ class _Audit:
         for key, value in expected.items():
             self.equal(f"{key} on {where}", value, actual.get(key))
 
-    def released_index(self, reference: str, image: Image) -> Document:
-        """Return the released index of a tag or digest."""
-        name = self.reader.name
-        full = f"{name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
-        raw, served = self.reader.manifest(reference, INDEX)
-        self.equal(f"the media type of {full}", INDEX, served)
-        self.equal(f"the digest of {full}", image.digest.text, _sha256(raw))
-        self.log.say(f"{full} is {image.digest}")
-        return self._parsed(raw)
+    @contextmanager
+    def _anonymous(self, path: str) -> Iterator[None]:
+        """Raise VerificationFailed for what an anonymous client cannot read; `path`: below the repository."""
+        try:
+            yield
+        except RegistryError as error:
+            raise VerificationFailed(
+                f"cannot read {path.partition('/')[0]} of {self.registry.name} without credentials",
+                expected="status 200",
+                found=error.found or error.summary,
+                where=f"{self.registry.url}/{path}",
+                next_step="is it published, and is the repository public? Then again: nox -s verify",
+            ) from None
 
     def index(self, reference: str) -> tuple[Document, str]:
-        """Return any index of a tag or digest, and its digest."""
-        name = self.reader.name
-        raw = self.reader.optional(f"manifests/{reference}", ", ".join(ANY_MANIFEST))
-        if raw is None:
+        """Return the index of a tag or digest, and its digest; if there is a released image, it must be that one."""
+        path, name = f"manifests/{reference}", self.registry.name
+        with self._anonymous(path):
+            expect = (200,) if self.released else (200, *NO_SUCH_LIST)
+            response = self.registry.read(path, ANY_MANIFEST, expect=expect, late=True)
+        if response.status_code != 200:
             next_step = "is the name right, and is it public? (docs/verify.md)"
             raise self.refused(f"there is no {name}, {reference}", next_step=next_step)
-        digest = _sha256(raw)
-        if reference.startswith("sha256:"):
-            self.equal(f"the index {reference}", reference, digest)
-        return self._parsed(raw, f"{name}, {reference}, "), digest
-
-    def _parsed(self, raw: bytes, source: str = "it ") -> Document:
-        index: Document = json.loads(raw)
+        digest = _sha256(response.content)
+        if self.released or reference.startswith("sha256:"):
+            expected = self.released.digest.text if self.released else reference
+            self.equal(f"the index {reference}", expected, digest)
+        index: Document = json.loads(response.content)
         if "manifests" not in index:
             media_type = index.get("mediaType", "no media type")
-            raise self.refused(f"{source}is a single manifest, not an index", expected=INDEX, found=media_type)
+            raise self.refused(
+                f"{name}, {reference}, is a single manifest, not an index", expected=INDEX, found=media_type
+            )
         self.equal("the media type that the index gives itself", INDEX, index.get("mediaType"))
-        return index
+        self.equal(f"the media type of the index {reference}", INDEX, media_type_of(response))
+        if self.released:
+            self.log.say(f"{name}{'@' if reference == digest else ':'}{reference} is {digest}")
+        return index, digest
 
     def annotations(self, index: Document) -> Mapping[str, str]:
         """Return the annotations of an index, which must be complete."""
@@ -201,7 +214,7 @@ class _Audit:
         for key in ("org.opencontainers.image.title", *(f"{KEY}.{component}" for component in COMPONENTS)):
             if key not in stated:
                 raise self.refused("the index lacks an annotation", expected=f"the annotation {key}")
-        if REHEARSAL in stated and not self.reader.name.is_loopback:
+        if REHEARSAL in stated and not self.registry.name.is_loopback:
             raise self.refused("this is a rehearsed image, which contains stubs", found=stated[REHEARSAL])
         return stated
 
@@ -263,11 +276,14 @@ class _Audit:
         self._hash(manifest["config"])
         return kinds
 
-    def described(self, name: str, entry: Document) -> Document:
-        """Return a manifest, checked against digest, size and type in its index."""
+    def described(self, name: str, entry: Document, *, late: bool = True) -> Document:
+        """Return a manifest, checked against digest, size and type in its index; `late`: as in Request."""
         self.equal(f"the media type that the index gives {name}", MANIFEST, entry["mediaType"])
-        raw, served = self.reader.manifest(entry["digest"], MANIFEST)
-        self.equal(f"the media type of {name}", MANIFEST, served)
+        path = f"manifests/{entry['digest']}"
+        with self._anonymous(path):
+            response = self.registry.read(path, (MANIFEST,), late=late)
+        raw = response.content
+        self.equal(f"the media type of {name}", MANIFEST, media_type_of(response))
         self.equal(f"the digest of {name}", entry["digest"], _sha256(raw))
         self.equal(f"the size of {name}", entry["size"], len(raw))
         manifest: Document = json.loads(raw)
@@ -279,19 +295,28 @@ class _Audit:
         if not 0 <= part["size"] <= _LARGEST:
             expected = f"at most {size(_LARGEST)}"
             raise self.refused("a document is too large", expected=expected, found=size(part["size"]))
-        raw = self.reader.blob(part["digest"])
-        self.equal(f"the blob {part['digest']}", part["digest"], _sha256(raw))
-        self.equal(f"the size of {part['digest']}", part["size"], len(raw))
-        self.hashed[part["digest"]] = len(raw)
-        return raw
+        self.hashed.pop(part["digest"], None)
+        return b"".join(self._content(part))
 
     def _hash(self, part: Document) -> None:
         """Hash a blob, once."""
+        for _ in self._content(part):
+            pass
+
+    def _content(self, part: Document) -> Iterator[bytes]:
+        """Yield the bytes of a blob, checked at the end; none of one that was hashed before."""
         digest = part["digest"]
         if digest not in self.hashed:
-            length, actual = self.reader.hash(digest)
-            self.equal(f"the blob {digest}", digest, actual)
-            self.hashed[digest] = length
+            state, count, path = hashlib.sha256(), 0, f"blobs/{digest}"
+            with self._anonymous(path), closing(self.registry.chunks(Digest(digest), late=True)) as chunks:
+                for chunk in chunks:
+                    state.update(chunk)
+                    count += len(chunk)
+                    if count > part["size"]:
+                        break  # it has another digest
+                    yield chunk
+            self.equal(f"the blob {digest}", digest, f"sha256:{state.hexdigest()}")
+            self.hashed[digest] = count
         self.equal(f"the size of {digest}", part["size"], self.hashed[digest])
 
 
@@ -302,11 +327,13 @@ class _Signatures:
     audit: _Audit
     trust: Trust
 
-    def on(self, name: str, digest: str, kind: str = _SIGNATURE, word: str = "signed") -> list[Document]:
+    def on(self, name: str, digest: str, kind: str = SIGNATURE, word: str = "signed") -> list[Document]:
         """Return the statements of that kind about a digest by trusted signers; at least one."""
         statements: list[Document] = []
         failures: list[VerificationFailed] = []
-        for entry in self._referrers(digest):
+        for entry in referrers.entries(self.audit.registry, Digest(digest)):
+            if entry.get("mediaType") != MANIFEST:
+                continue
             try:
                 statements += self._statement(entry, name, digest, kind)
             except VerificationFailed as failure:
@@ -317,13 +344,13 @@ class _Signatures:
         if failures:
             summary += f" by a trusted signer: {failures[0].summary}"
             expected, actual = failures[0].expected or str(self.trust), failures[0].found or ""
-        where = f"{self.audit.reader.name}@{digest}"
+        where = f"{self.audit.registry.name}@{digest}"
         raise self.audit.refused(summary, expected=expected, found=actual, where=where)
 
     def _statement(self, entry: Document, name: str, digest: str, kind: str) -> Iterator[Document]:
         """Yield the statement of a referrer; nothing if it is of another kind."""
         audit = self.audit
-        manifest = audit.described(f"a referrer of {name}", entry)
+        manifest = audit.described(f"a referrer of {name}", entry, late=False)
         is_bundle = [layer["mediaType"] for layer in manifest["layers"]] == [bundle.TYPE]
         if not is_bundle or annotations_of(manifest).get(_PREDICATE, kind) != kind:
             return
@@ -338,23 +365,17 @@ class _Signatures:
             raise audit.refused(summary, expected=digest, found=", ".join(subjects))
         yield statement
 
-    def _referrers(self, digest: str) -> list[Document]:
-        """Return the referrers by the registry's API, else by the referrers tag."""
-        for path in (f"referrers/{digest}", f"manifests/{digest.replace(':', '-', 1)}"):
-            raw = self.audit.reader.optional(path, INDEX)
-            if raw is not None:
-                return [entry for entry in json.loads(raw)["manifests"] if entry.get("mediaType") == MANIFEST]
-        return []
-
     def sbom(self, platform: str, digest: str, form: Form, stated: Mapping[str, str]) -> None:
         """Check one SBOM of a manifest, and its versions against those in the index."""
         name = f"the {_NAMES[form]} SBOM of {platform}"
         failures: list[VerificationFailed] = []
         word = f"attested with a {_NAMES[form]} SBOM"
         for statement in self.on(f"the manifest of {platform}", digest, form.predicate, word):
-            subject, versions = _described_by(form, statement["predicate"])
+            document = statement["predicate"]
+            listed, stated_as = _VERSIONS[form]
+            versions = {entry["name"]: entry.get(stated_as, "") for entry in document[listed]}
             try:
-                self.audit.equal(f"the manifest that {name} is about", digest, f"sha256:{subject}")
+                self.audit.equal(f"the manifest that {name} is about", digest, str(sboms.subject(form, document)))
                 for component in COMPONENTS:
                     expected = stated[f"{KEY}.{component}"]
                     self.audit.equal(f"{component}'s version in {name}", expected, versions.get(component))
@@ -363,15 +384,6 @@ class _Signatures:
             except VerificationFailed as failure:
                 failures.append(failure)
         raise failures[0]
-
-
-def _described_by(form: Form, document: Document) -> tuple[str, dict[str, str]]:
-    """Return the digest (hexadecimal) of an SBOM's manifest, and versions by name."""
-    if form is Form.SPDX:
-        versions = {package["name"]: package.get("versionInfo", "") for package in document["packages"]}
-        return str(document["documentNamespace"]).rpartition("/")[2], versions
-    versions = {component["name"]: component.get("version", "") for component in document["components"]}
-    return str(document["metadata"]["component"]["hashes"][0]["content"]), versions
 
 
 def _sha256(data: bytes) -> str:

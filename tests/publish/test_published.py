@@ -1,6 +1,6 @@
 """What somebody with push access can do to a published image, and that an anonymous client notices.
 
-A real registry, and separate code: nothing of what signed or pushed takes part in the reading.
+A real registry, and separate checks: an anonymous client that has nothing of what signed or pushed.
 """
 
 from __future__ import annotations

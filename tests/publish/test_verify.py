@@ -292,8 +292,7 @@ class _Flaky(httpx.BaseTransport):
             answer.close()
             return httpx.Response({1: 503, 3: 404, 5: 429}[kind])
         if kind == 7:
-            answer.close()
-            return httpx.Response(200, headers=answer.headers, stream=_Cut())
+            return httpx.Response(200, headers=answer.headers, stream=_Cut(answer.read()[:11]))
         return answer
 
     def close(self) -> None:
@@ -301,8 +300,11 @@ class _Flaky(httpx.BaseTransport):
 
 
 class _Cut(httpx.SyncByteStream):
+    def __init__(self, beginning: bytes) -> None:
+        self._beginning = beginning
+
     def __iter__(self) -> Iterator[bytes]:
-        yield b"the first b"
+        yield self._beginning
         raise httpx.ReadError("cut")
 
 
