@@ -27,22 +27,22 @@ def serve(command: str, arguments: list[str]) -> int:
     """Run the server or the agent until a signal ends it."""
     import os
 
-    from . import log
     from .config import load
     from .errors import Failure
+    from .process import say
 
     try:
         config = load(arguments, os.environ, command=command)
-        log.say(f"this is a stub for rehearsals, not k3s: {VERSION} for {PLATFORM}, pods are containers of dockerd")
+        say(f"this is a stub for rehearsals, not k3s: {VERSION} for {PLATFORM}, pods are containers of dockerd")
         for warning in config.warnings:
-            log.say(warning, level="warning")
+            say(warning, level="warning")
         if command == "agent":
-            from .agent import run as run_agent
+            from .agents import run as run_agent
 
             run_agent(config)
         from .server import run
 
         run(config)
     except Failure as failure:
-        log.say(str(failure), level="fatal")
+        say(str(failure), level="fatal")
         return 1

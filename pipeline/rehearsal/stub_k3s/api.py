@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 
-from . import rest, streams, table, watch
+from . import nodes, rest, streams, watch
+from .agents import PREFIX, Joining
 from .certs import Certificates
 from .errors import ApiError, Object
 from .httpd import Exchange, Listener
-from .joining import PREFIX, Joining
-from .nodes import Nodes
 from .resources import RESOURCES, Resource, discovery
 from .store import Store
 from .watch import Selector
@@ -23,12 +22,12 @@ class Server(Listener):
     """The API server."""
 
     def __init__(
-        self, address: tuple[str, int], certificates: Certificates, store: Store, joining: Joining, nodes: Nodes
+        self, address: tuple[str, int], certificates: Certificates, store: Store, joining: Joining, known: nodes.Nodes
     ) -> None:
         super().__init__(*address, certificates, Api)
         self.store = store
         self.joining = joining
-        self.nodes = nodes
+        self.nodes = known
         self.certificates = certificates
         self.ready = False
         self.kubelet: Object = {}  # settings of the server's node
@@ -76,7 +75,7 @@ class Api(Exchange):
     def _collection(self, resource: Resource, namespace: str | None) -> None:
         store, query = self.server.store, self.query
         if self.command == "POST":
-            return self._send(201, resource, rest.create(store, resource, namespace or "", self.document()))
+            return self.send_json(201, rest.create(store, resource, namespace or "", self.document()))
         if self.command != "GET":
             raise ApiError(405, "the server does not allow this method on the requested resource")
         labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
@@ -86,13 +85,13 @@ class Api(Exchange):
             return self.send_stream("application/json", (json.dumps(event).encode() + b"\n" for event in events))
         things, version = store.find(resource.plural, namespace)
         things = [thing for thing in things if selector.matches(thing)]
-        if self._wants_table():
-            return self.send_json(200, table.render(resource.plural, things, str(version)))
+        if resource.plural == "nodes" and "as=Table" in (self.headers.get("Accept") or ""):
+            return self.send_json(200, nodes.table(things))
         listed = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version}
         return self.send_json(200, {**listed, "metadata": {"resourceVersion": str(version)}, "items": things})
 
     def _object(self, resource: Resource, namespace: str, name: str, subresource: str) -> None:
-        store, key = self.server.store, (resource, namespace, name)
+        store, key = self.server.store, (resource.plural, namespace, name)
         if subresource not in ("", *resource.subresources):
             raise ApiError(404, f"the stub has no {resource.plural}/{subresource}")
         if subresource in ("log", "exec"):
@@ -101,23 +100,14 @@ class Api(Exchange):
         given = self.document()
         match self.command:
             case "GET":
-                thing = store.get(resource.plural, namespace, name)
+                thing = store.get(*key)
             case "DELETE":
-                return self.send_json(200, rest.delete(store, *key, given))
+                thing = rest.delete(store, *key, given)
             case "PUT":
-                thing = rest.update(store, *key, lambda _: given)
+                thing = store.modify(*key, lambda _: given)
             case "PATCH":
                 media_type = self.headers.get("Content-Type") or ""
-                thing = rest.update(store, *key, lambda old: rest.patched(media_type, old, given))
+                thing = store.modify(*key, lambda old: rest.patched(media_type, old, given))
             case _:
                 raise ApiError(405, "the server does not allow this method on the requested resource")
-        return self._send(200, resource, thing)
-
-    def _wants_table(self) -> bool:
-        first, *_ = (self.headers.get("Accept") or "").split(",")
-        return "as=Table" in first and "v=v1;" in first + ";"
-
-    def _send(self, code: int, resource: Resource, thing: Object) -> None:
-        if self._wants_table():
-            thing = table.render(resource.plural, [thing], thing["metadata"]["resourceVersion"])
-        self.send_json(code, thing)
+        return self.send_json(200, thing)

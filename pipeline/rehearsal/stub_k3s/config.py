@@ -8,6 +8,8 @@ skipped with a warning, an unknown flag is an error. K3S_CONFIG_FILE overrides -
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +17,15 @@ from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import Any
 
-from . import flags, kubelet, miniyaml
+from . import flags, kubelet
 from .errors import Failure
 
 DEFAULT_CONFIG = "/etc/rancher/k3s/config.yaml"
+
+_COMMENT = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')|(?:^|\s)#.*""")  # or text in quotes, which has none
+_PAIR = re.compile(r"([A-Za-z0-9][\w.+-]*):(?: +(.*))?")
+_ITEM = re.compile(r" *- +(.*)")
+_SCALAR = re.compile(r"""(".*")|'([^']*)'|([^-"'{}\[\]&*!|>%@`](?:(?!: )[^"'])*)""")
 
 Settings = dict[str, list[str]]
 
@@ -56,9 +63,6 @@ def load(arguments: list[str], environment: Mapping[str, str], *, command: str =
     settings = read_files(Path(named or DEFAULT_CONFIG), must_exist=bool(named), warnings=warnings)
     for name, values in given.items():
         settings[name] = [*(settings.get(name, []) if flags.KINDS[name] == "list" else []), *values]
-    for name in settings:
-        if command == "agent" and name not in flags.AGENT:
-            raise Failure(f"flag provided but not defined: -{name}; k3s agent does not have it")
     for flag, variable in flags.VARIABLES.items():
         if flag not in settings and environment.get(variable):
             settings[flag] = [environment[variable]]
@@ -100,31 +104,59 @@ def read_files(path: Path, *, must_exist: bool, warnings: list[str]) -> Settings
             text = source.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise Failure(f"cannot read the config file {source}: {error}") from None
-        merge(settings, miniyaml.parse(text, str(source)), str(source), warnings)
+        for raw_key, values in parse_file(text, str(source)).items():
+            key = raw_key.removesuffix("+")
+            if key not in flags.KINDS:
+                warnings.append(f"Unknown flag --{key} found in {source}, skipping")
+            else:
+                settings[key] = [*settings.get(key, []), *values] if raw_key.endswith("+") else values
     return settings
 
 
-def merge(settings: Settings, values: Mapping[str, miniyaml.Value], where: str, warnings: list[str]) -> None:
-    """Merge the values of a later file into the settings."""
-    for raw_key, value in values.items():
-        key = raw_key.removesuffix("+")
-        if key not in flags.KINDS:
-            warnings.append(f"Unknown flag --{key} found in {where}, skipping")
-            continue
-        new = value if isinstance(value, list) else [value] if value != "" else []
-        settings[key] = [*settings.get(key, []), *new] if raw_key.endswith("+") else list(new)
+def parse_file(text: str, where: str) -> Settings:
+    """Parse the YAML that configurations use: keys with scalars, or lists of them, which stay text. Raises Failure.
+
+    PyYAML would be slow: in a zipapp its 5,000 lines are compiled at each start, under emulation too.
+    """
+    settings: Settings = {}
+    values: list[str] | None = None
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = _COMMENT.sub(r"\1", raw).rstrip()
+        try:
+            if pair := _PAIR.fullmatch(line):
+                values = settings[pair[1]] = _values(pair[2] or "")
+            elif (item := _ITEM.fullmatch(line)) and values is not None:
+                values.append(_scalar(item[1]))
+            elif line not in ("", "---"):
+                raise ValueError
+        except ValueError:
+            reads = "expected `key: value`, `key: [value, value]` or `- value`, with text, numbers or booleans"
+            raise Failure(f"{where}, line {number}: {reads}; found: {line.strip()}") from None
+    return settings
+
+
+def _values(text: str) -> list[str]:
+    """Return the items of a list in brackets, or one scalar; none of an empty one."""
+    if text.startswith("[") and text.endswith("]"):
+        return [_scalar(item.strip()) for item in text[1:-1].split(",") if item.strip()]
+    return [_scalar(text)] if text else []
+
+
+def _scalar(text: str) -> str:
+    match = _SCALAR.fullmatch(text)
+    if match is None:
+        raise ValueError
+    return str(json.loads(match[1])) if match[1] else match[2] or match[3] or ""
 
 
 def require(settings: Settings, command: str) -> None:
     """Raise Failure for settings with which k3s, or the stub, cannot start."""
+    server, token = _last(settings, "server"), _last(settings, "token") or _last(settings, "token-file")
     # Without a token k3s makes a cluster all the same (pkg/cluster/managed.go).
-    joins = _last(settings, "server") and any(_last(settings, name) for name in ("token", "token-file"))
-    if command == "server" and joins:
+    if command == "server" and server and token:
         raise Failure("the stub's server is the only one and cannot join another (--server, K3S_URL)")
-    if command == "agent" and not _last(settings, "server"):
-        raise Failure("--server is required")
-    if command == "agent" and not _last(settings, "token") and not _last(settings, "token-file"):
-        raise Failure("--token is required")
+    if command == "agent" and not (server and token):
+        raise Failure(f"{'--token' if server else '--server'} is required")
     if _last(settings, "docker") != "true":
         raise Failure("the stub runs pods only in dockerd: set `docker: true` or --docker")
 

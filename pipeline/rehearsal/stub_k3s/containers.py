@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import Failure, Object
 
-POD_NAME, POD_NAMESPACE, POD_UID = (f"io.kubernetes.pod.{word}" for word in ("name", "namespace", "uid"))
+POD = POD_UID, POD_NAMESPACE, POD_NAME = tuple(f"io.kubernetes.pod.{word}" for word in ("uid", "namespace", "name"))
 CONTAINER_NAME = "io.kubernetes.container.name"
 ATTEMPT = "annotation.io.kubernetes.container.restartCount"
 GRACE = "annotation.io.kubernetes.pod.terminationGracePeriod"
@@ -60,18 +60,10 @@ def read(inspected: Object) -> Container:
     )
 
 
-def creation(
-    pod: Object,
-    spec: Object,
-    attempt: int,
-    *,
-    owner: str | None,
-    kubelet_dir: Path | None,
-    resolver: Resolver,
-) -> Object:
+def creation(pod: Object, spec: Object, attempt: int, *, network: Object, kubelet_dir: Path | None) -> Object:
     """Return the body of dockerd's create request. Raises Failure.
 
-    `owner`: the container whose network this one joins. `kubelet_dir`: None on an agent's node.
+    `network`: the container whose network this one joins, or the resolver. `kubelet_dir`: None on an agent's node.
     """
     metadata = pod["metadata"]
     if any("value" not in entry for entry in spec.get("env") or []):
@@ -91,11 +83,9 @@ def creation(
         "HostConfig": {
             "Binds": _binds(pod, spec, kubelet_dir),
             "LogConfig": {"Type": "json-file"},  # for `kubectl logs`, whatever dockerd's default is
-            **({"NetworkMode": f"container:{owner}"} if owner else resolver),
+            **network,
         },
     }
-    if not owner:
-        body["Hostname"] = metadata["name"][:63].rstrip("-.")
     # Kubernetes' command is Docker's entrypoint; an entrypoint set here also drops the image's own arguments.
     for ours, theirs in (("command", "Entrypoint"), ("args", "Cmd")):
         if spec.get(ours):

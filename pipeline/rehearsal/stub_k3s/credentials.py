@@ -10,18 +10,12 @@ from pathlib import Path
 
 from .certs import Certificates, key_of
 from .config import Config
-from .errors import Failure
 
 
 def ensure_token(config: Config, certificates: Certificates) -> str:
-    """Return the server's secret, the same after restarts; the file has it in k3s's form, after the CA's hash.
-
-    Raises Failure, as k3s does, for another token than the one that its data was made with.
-    """
+    """Return the server's secret, the same after restarts; the file has it in k3s's form, after the CA's hash."""
     path = config.data_dir / "server/token"
     stored = path.read_text(encoding="utf-8").strip().rpartition(":")[2] if path.is_file() else ""
-    if stored and config.token and stored != config.token:
-        raise Failure(f"bootstrap data was made with another token: the one given is not the one in {path}")
     secret = stored or config.token or secrets.token_hex(16)
     ca_hash = hashlib.sha256(certificates.server_ca.read_bytes()).hexdigest()
     write(path, f"K10{ca_hash}::server:{secret}\n")

@@ -13,9 +13,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import log
 from .config import Config
 from .errors import ApiError, Object
+from .process import say
 from .resources import RESOURCES
 from .store import Store
 
@@ -60,14 +60,14 @@ class Deployer:
         except (OSError, subprocess.TimeoutExpired) as error:
             problem = f"kubectl: {error}"
         if problem:
-            log.say(f"applying {file} failed: {problem}", level="warning")
+            say(f"applying {file} failed: {problem}", level="warning")
             message = f'Applying manifest at "{file}" failed: {problem}'
             self._store.record_event(addon, "Warning", "ApplyManifestFailed", message)
             return False
         self._store.record_event(addon, "Normal", "AppliedManifest", f'Applied manifest at "{file}"')
         spec = {"source": str(file), "checksum": checksum}
         self._store.modify("addons", "kube-system", name, lambda old: {**old, "spec": spec})
-        log.say(f"applied {file}")
+        say(f"applied {file}")
         return True
 
     def _addon(self, name: str, file: Path) -> Object:

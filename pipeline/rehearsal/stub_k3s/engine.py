@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from .errors import Object
+from .errors import Object, Waiting
 
 RETRY_SECONDS = 0.25
 
@@ -86,22 +86,20 @@ class Engine:
             *lines, rest = (rest + piece).split(b"\n")
             yield from (json.loads(line) for line in lines if line.strip())
 
-    def ensure_image(self, spec: Object) -> Object | None:
-        """Pull a container's image if its policy asks for it; return a failure as the kubelet's waiting state."""
+    def ensure_image(self, spec: Object) -> None:
+        """Pull a container's image if its policy asks for it. Raises Waiting if that fails."""
         image, policy = spec["image"], spec["imagePullPolicy"]
         if policy != "Always" and self._has_image(image):
-            return None
+            return
         if policy == "Never":
-            message = f'Container image "{image}" is not present with pull policy of Never'
-            return {"reason": "ErrImageNeverPull", "message": message}
+            raise Waiting("ErrImageNeverPull", f'Container image "{image}" is not present with pull policy of Never')
         has_tag = "@" in image or ":" in image.rpartition("/")[2]
-        problem = ""
         try:
             for report in self.events("POST", "/images/create", fromImage=image if has_tag else f"{image}:latest"):
-                problem = str(report.get("error") or problem)
+                if problem := report.get("error"):
+                    raise Waiting("ErrImagePull", str(problem))
         except EngineRefused as refused:
-            problem = str(refused)
-        return {"reason": "ErrImagePull", "message": problem} if problem else None
+            raise Waiting("ErrImagePull", str(refused)) from None
 
     def _has_image(self, image: str) -> bool:
         try:

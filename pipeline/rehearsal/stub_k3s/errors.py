@@ -1,4 +1,4 @@
-"""Expected failures: of the program, and of one request to the API."""
+"""Expected failures: of the program, of one request to the API, of the start of one container."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ class ApiError(Exception):
         """Return the answer's body, a `Status` (k8s.io/apimachinery/pkg/apis/meta/v1)."""
         body: Object = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
         return {**body, "message": str(self), "reason": self.reason, "code": self.code}
+
+
+class Waiting(Exception):
+    """A container that cannot be started now, with the kubelet's reason."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,4 +1,4 @@
-"""The flags of `k3s server` and `k3s agent`; any other is refused as k3s refuses it.
+"""The flags of `k3s server`, which the stub's agent has, too; any other is refused as k3s refuses it.
 
 Source: k3s's pkg/cli/cmds/server.go and agent.go. The stub uses few of them and accepts the others.
 """
@@ -52,13 +52,3 @@ KINDS = {
     **dict.fromkeys(_LIST.split(), "list"),
     **dict.fromkeys(_BOOL.split(), "bool"),
 }
-
-_AGENT = """
-config debug v vmodule log alsologtostderr token token-file server data-dir node-name with-node-id node-label
-node-taint image-credential-provider-bin-dir image-credential-provider-config selinux lb-server-port
-protect-kernel-defaults container-runtime-endpoint default-runtime image-service-endpoint pause-image snapshotter
-private-registry airgap-extra-registry node-ip node-external-ip node-internal-dns node-external-dns resolv-conf
-flannel-iface flannel-conf flannel-cni-conf kubelet-arg kube-proxy-arg enable-pprof rootless prefer-bundled-bin
-docker vpn-auth vpn-auth-file disable-default-registry-endpoint nonroot-devices
-"""
-AGENT = frozenset(_AGENT.split())

@@ -1,130 +1,25 @@
-"""Nodes: their objects in the store, their dockerd, and which node a pod goes to.
-
-The server does a kubelet's work for all nodes: for its own, and through a tunnel for the agents'.
-"""
+"""All nodes by name, the table of them for kubectl, and which node a pod goes to."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
-import time
 from functools import partial
-from pathlib import Path
 
-from . import containers, log, tunnel
-from .about import PLATFORM, VERSION
+from . import tunnel
 from .certs import Certificates
 from .config import Config
-from .engine import RETRY_SECONDS, Engine, EngineGone, EngineRefused
+from .engine import Engine
 from .errors import ApiError, Object
-from .kubelet import allocatable
-from .pods import Machine, Pods
-from .podstatus import ready_condition
-from .process import in_background, shut_down
+from .node import CONTROL_PLANE, Node
 from .store import Store
 
-KUBELET_SECONDS = 1.5  # until a kubelet refuses its configuration: it starts once the API server is ready
-START_SECONDS = 10.0  # after about this time k3s gives up on a dockerd that does not answer
 SCHEDULE_SECONDS = 5.0
-
-_CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
-_EVENTS = {"type": ["container", "image"], "event": ["create", "start", "die", "destroy", "load", "pull", "tag"]}
-
-
-class Node:
-    """One node: the server's own, or without a configuration an agent's."""
-
-    def __init__(self, store: Store, name: str, engine: Engine, config: Config | None = None) -> None:
-        self.engine = engine
-        self._store = store
-        self._name = name
-        self._config = config
-        self._problem: str | None = None  # the last one that was logged
-        machine = Machine(
-            store=store,
-            engine=engine,
-            node_name=name,
-            kubelet_dir=config.kubelet_dir if config else None,
-            resolver=containers.resolver(config.resolv_conf) if config and config.resolv_conf else {},
-        )
-        self._pods = Pods(machine)
-
-    def register(self, address: str) -> None:
-        """Create the Node object, or update the one of an earlier start."""
-        labels = {
-            "kubernetes.io/arch": PLATFORM.partition("/")[2],
-            "kubernetes.io/os": "linux",
-            "kubernetes.io/hostname": self._name,
-            **({_CONTROL_PLANE: "true"} if self._config else {}),
-            "dind-k3s.io/stub": "true",
-        }
-        addresses = [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": self._name}]
-        new = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": self._name, "labels": {}}, "spec": {}}
-        with contextlib.suppress(ApiError):  # it exists from an earlier start
-            self._store.create("nodes", new)
-
-        def describe(node: Object) -> Object:
-            node["metadata"]["labels"] |= labels
-            node["status"] = {**node.get("status", {}), "addresses": addresses}
-            return node
-
-        self._store.modify("nodes", "", self._name, describe)
-        log.say(f"node {self._name} is registered with {address}")
-
-    def start(self) -> None:
-        """Run pods, and report whether dockerd answers, in threads that never end."""
-        in_background("kubelet", self._pods.follow)
-        in_background("engine", self._follow_engine)
-
-    def _follow_engine(self) -> None:
-        while True:
-            problem = "its event stream ended"
-            try:
-                since = int(time.time()) - 1  # so that no event is lost between `resume` and the stream
-                self._report("")
-                self._pods.resume()
-                for event in self.engine.events("GET", "/events", filters=_EVENTS, since=since):
-                    self._pods.on_event(event)
-            except (EngineGone, EngineRefused, ApiError) as error:
-                problem = str(error)
-            if not self.engine.answers():
-                with contextlib.suppress(ApiError):  # the node was deleted
-                    self._report(f"dockerd does not answer: {problem}")
-            time.sleep(RETRY_SECONDS)
-
-    def _report(self, problem: str) -> None:
-        """Set the condition Ready, and while dockerd answers size and versions. Raises ApiError for a deleted node."""
-        facts = {} if problem else self._facts()
-
-        def change(node: Object) -> Object:
-            status = {**node.get("status", {}), **facts}
-            return {**node, "status": {**status, "conditions": [ready_condition(status, problem)]}}
-
-        self._store.modify("nodes", "", self._name, change)
-        if problem != self._problem:
-            self._problem = problem
-            log.say(f"node {self._name} is {f'not ready: {problem}' if problem else 'ready'}")
-
-    def _facts(self) -> Object:
-        info = self.engine.call("GET", "/info")
-        size = {"cpu": str(info["NCPU"]), "memory": f"{info['MemTotal'] // 1024}Ki", "pods": "110"}
-        machine = Path("/etc/machine-id")  # made by our image's start; a container by hand has none
-        return {
-            "capacity": size,
-            "allocatable": allocatable(size, self._config.kubelet.get("systemReserved", {}) if self._config else {}),
-            "nodeInfo": {
-                "machineID": machine.read_text(encoding="ascii").strip() if machine.exists() else "",
-                "architecture": PLATFORM.partition("/")[2],
-                "operatingSystem": "linux",
-                "kubeletVersion": VERSION,
-                "containerRuntimeVersion": f"docker://{info['ServerVersion']}",
-            },
-        }
 
 
 class Nodes:
-    """All nodes that run pods, by name."""
+    """All nodes that run pods."""
 
     def __init__(self, store: Store, certificates: Certificates) -> None:
         self._store = store
@@ -138,7 +33,7 @@ class Nodes:
         own.register(address)
         own.start()
         for node in self._store.find("nodes")[0]:
-            if _CONTROL_PLANE not in node["metadata"].get("labels", {}):
+            if CONTROL_PLANE not in node["metadata"].get("labels", {}):
                 self._agent(node["metadata"]["name"])
 
     def join(self, name: str, address: str) -> None:
@@ -168,15 +63,16 @@ class Nodes:
         return tunnel.connect(name, address, self._certificates, timeout)
 
 
-def start_kubelet(config: Config) -> Engine:
-    """Return this machine's dockerd; without it, or if the kubelet refuses its configuration, end the process."""
-    if config.kubelet_refusal:
-        time.sleep(KUBELET_SECONDS)
-        shut_down(f"kubelet exited: {config.kubelet_refusal}")
-    engine = Engine.local(config.docker_socket)
-    if not engine.answers(within=START_SECONDS):
-        shut_down(f"failed to start container runtime: dockerd does not answer on {config.docker_socket}")
-    return engine
+def table(nodes: list[Object]) -> Object:
+    """Return the table of `kubectl get nodes`; of other objects it prints names and ages by itself."""
+    rows = []
+    for node in nodes:
+        version = node.get("status", {}).get("nodeInfo", {}).get("kubeletVersion", "<unknown>")
+        role = "control-plane" if CONTROL_PLANE in node["metadata"]["labels"] else "<none>"
+        cells = [node["metadata"]["name"], "Ready" if _is_ready(node) else "NotReady", role, version]
+        rows.append({"cells": cells, "object": node})
+    columns = [{"name": name, "type": "string"} for name in ("Name", "Status", "Roles", "Version")]
+    return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "columnDefinitions": columns, "rows": rows}
 
 
 def schedule(store: Store, own_node: str) -> None:
@@ -184,16 +80,15 @@ def schedule(store: Store, own_node: str) -> None:
     while True:
         version = store.version
         place(store, own_node)
-        with contextlib.suppress(ApiError):
-            store.changes(version, timeout=SCHEDULE_SECONDS)
+        store.changes(version, timeout=SCHEDULE_SECONDS)
 
 
 def place(store: Store, own_node: str) -> None:
     """Give every pod without a node a Ready one that has its labels, preferably the server's own."""
-    nodes = store.find("nodes")[0]
+    ready = list(filter(_is_ready, store.find("nodes")[0]))
     for pod in store.find("pods")[0]:
         selector = pod["spec"].get("nodeSelector") or {}
-        fitting = [node["metadata"]["name"] for node in nodes if _fits(node, selector)]
+        fitting = [node["metadata"]["name"] for node in ready if selector.items() <= node["metadata"]["labels"].items()]
         if fitting and not pod["spec"].get("nodeName"):
             spec = {**pod["spec"], "nodeName": own_node if own_node in fitting else fitting[0]}
             with contextlib.suppress(ApiError):  # the pod was deleted
@@ -201,10 +96,9 @@ def place(store: Store, own_node: str) -> None:
                 store.modify("pods", *key, lambda old, spec=spec: {**old, "spec": spec})  # type: ignore[misc]
 
 
-def _fits(node: Object, selector: dict[str, str]) -> bool:
+def _is_ready(node: Object) -> bool:
     conditions = node.get("status", {}).get("conditions") or []  # none until the node has reported
-    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
-    return ready and selector.items() <= (node["metadata"].get("labels") or {}).items()
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def own_address() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -48,31 +47,16 @@ def create(store: Store, resource: Resource, namespace: str, thing: Object) -> O
     return store.create(resource.plural, thing)
 
 
-def update(store: Store, resource: Resource, namespace: str, name: str, change: Callable[[Object], Object]) -> Object:
-    """Store a changed object."""
-
-    def checked(before: Object) -> Object:
-        after = change(before)
-        if resource.plural == "pods" and after["spec"] != before["spec"]:
-            raise ApiError(422, f'Pod "{name}" is invalid: spec: Forbidden: delete it and create another')
-        return after
-
-    return store.modify(resource.plural, namespace, name, checked)
-
-
-def delete(store: Store, resource: Resource, namespace: str, name: str, options: Object) -> Object:
+def delete(store: Store, plural: str, namespace: str, name: str, options: Object) -> Object:
     """Delete an object. A running pod is only marked as deleted: its kubelet stops and removes it."""
-    key = (resource.plural, namespace, name)
-    uid = (options.get("preconditions") or {}).get("uid")
-    if resource.plural == "namespaces":
-        raise ApiError(501, "the stub deletes no namespaces")
+    key = (plural, namespace, name)
     thing = store.get(*key)
     seconds = 0
-    lives = resource.plural == "pods" and thing["status"]["phase"] not in ("Succeeded", "Failed")
+    lives = plural == "pods" and thing["status"]["phase"] not in ("Succeeded", "Failed")
     if lives and thing["spec"].get("nodeName"):
         seconds = options.get("gracePeriodSeconds", thing["spec"]["terminationGracePeriodSeconds"])
     if seconds == 0:
-        return store.delete(*key, uid=uid)
+        return store.delete(*key)
     mark = {"deletionTimestamp": timestamp(after=seconds), "deletionGracePeriodSeconds": seconds}
     return store.modify(*key, lambda old: {**old, "metadata": {**old["metadata"], **mark}})
 
@@ -94,22 +78,23 @@ def complete_pod(spec: Object) -> None:
 def patched(media_type: str, thing: Object, patch: Any) -> Object:
     """Return a patched copy (RFC 7386).
 
-    A strategic merge differs only in lists of objects, which it merges item by item: those are refused.
+    A strategic merge differs only in lists of objects, which it merges item by item, as keys like
+    `$setElementOrder` state: those are refused.
     """
-    if media_type not in (MERGE, STRATEGIC) or not isinstance(patch, dict):
+    if media_type not in (MERGE, STRATEGIC):
         raise ApiError(415, f"the stub has no patches of type {media_type or 'none'}, only {MERGE} and {STRATEGIC}")
-    return _merge(copy.deepcopy(thing), patch, strategic=media_type == STRATEGIC)
+    return _merge(copy.deepcopy(thing), patch)
 
 
-def _merge(old: Any, new: Object, *, strategic: bool) -> Object:
+def _merge(old: Any, new: Object) -> Object:
     result: Object = dict(old) if isinstance(old, dict) else {}
     for key, value in new.items():
-        if strategic and (key.startswith("$") or (isinstance(value, list) and any(isinstance(x, dict) for x in value))):
+        if key.startswith("$"):
             raise ApiError(415, f"the stub merges no lists of objects (the patch has {key})")
         if value is None:
             result.pop(key, None)
         elif isinstance(value, dict):
-            result[key] = _merge(result.get(key), value, strategic=strategic)
+            result[key] = _merge(result.get(key), value)
         else:
             result[key] = value
     return result

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 from typing import NoReturn
 
-from . import certs, credentials, log, nodes, rest
+from . import certs, credentials, nodes, rest
+from .agents import Joining
 from .api import Server
 from .config import Config
 from .deploy import Deployer
 from .errors import Failure
-from .joining import Joining
-from .process import in_background, leave, until_stopped
+from .node import start_kubelet
+from .process import in_background, leave, say, until_stopped
 from .store import Store
 from .tunnel import Tunnel
 
@@ -26,7 +27,7 @@ def run(config: Config) -> NoReturn:
     in_background("api", server.serve_forever)
     in_background("scheduler", lambda: nodes.schedule(store, config.node_name))
     in_background("deploy", Deployer(config, store).run)
-    log.say(f"the API listens on {config.bind_address}:{config.port}, the kubeconfig is {config.kubeconfig}")
+    say(f"the API listens on {config.bind_address}:{config.port}, the kubeconfig is {config.kubeconfig}")
     in_background("node", lambda: _start_node(config, server))
     until_stopped()
     store.close()
@@ -52,7 +53,7 @@ def prepare(config: Config) -> Server:
 
 
 def _start_node(config: Config, server: Server) -> None:
-    engine = nodes.start_kubelet(config)
+    engine = start_kubelet(config)
     certificates = server.certificates
     client = certs.for_node(certificates.client_ca, config.node_name)
     api = credentials.url("127.0.0.1", config.port)
@@ -60,4 +61,4 @@ def _start_node(config: Config, server: Server) -> None:
     server.nodes.start_own(config, engine, config.node_ip or nodes.own_address())
     in_background("kubelet's port", Tunnel(config.bind_address, certificates, config.docker_socket).serve_forever)
     server.ready = True
-    log.say("Node controller sync successful")  # flannel's line, for which Testcontainers waits
+    say("Node controller sync successful")  # flannel's line, for which Testcontainers waits

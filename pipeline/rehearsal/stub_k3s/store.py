@@ -1,19 +1,18 @@
 """Objects in memory and in one sqlite file, with a version counter and a log of changes for watches.
 
 sqlite in WAL mode survives a SIGKILL; k3s keeps its state there by default (server/db/state.db). Changes are visible
-once they are written. A watch from before the log gets 410, as after a compaction, and clients list again.
+once they are written. The log has all changes since the start. A watch from before it gets 410, as after a compaction,
+and clients list again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import sqlite3
 import threading
 import uuid
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,7 +24,6 @@ from .errors import ApiError, Object
 Key = tuple[str, str, str]  # plural, namespace ("" for none), name
 Kind = Literal["ADDED", "MODIFIED", "DELETED"]
 
-LOG_LENGTH = 4000
 _SERVERS_OWN = ("uid", "creationTimestamp", "resourceVersion", "name", "namespace")
 
 
@@ -66,8 +64,8 @@ class Store:
             (plural, namespace, name): json.loads(content)
             for plural, namespace, name, content in self._database.execute("SELECT * FROM objects")
         }
-        self._log: deque[Change] = deque(maxlen=LOG_LENGTH)
-        self._forgotten = self._version  # changes up to here are no longer in the log
+        self._log: list[Change] = []  # one for each version after the first one
+        self._first = self._version
 
     def close(self) -> None:
         """Close the file."""
@@ -148,8 +146,6 @@ class Store:
             del self._objects[key]
         else:
             self._objects[key] = stored
-        if len(self._log) == LOG_LENGTH:
-            self._forgotten = self._log[0].version
         self._log.append(Change(version=version, type=kind, key=key, object=stored, before=before))
         self._changed.notify_all()
         return copy.deepcopy(stored)
@@ -157,17 +153,16 @@ class Store:
     def changes(self, after: int, timeout: float) -> list[Change]:
         """Wait for changes after a version and return them, not to be modified; none after `timeout` seconds."""
         with self._changed:
-            if after < self._forgotten:
-                raise ApiError(410, f"too old resource version: {after} ({self._forgotten})")
+            if after < self._first:
+                raise ApiError(410, f"too old resource version: {after} ({self._first})")
             self._changed.wait_for(lambda: self._version > after, timeout)
-            return [change for change in self._log if change.version > after]
+            return self._log[after - self._first :]
 
     def record_event(self, thing: Object, kind: str, reason: str, message: str) -> None:
-        """Add an event about an object, for `kubectl get events`; a repeated one gets the current time."""
+        """Add an event about an object, named after both; a repeated one gets the current time."""
         metadata = thing["metadata"]
         namespace, now = metadata["namespace"], timestamp()
-        digest = hashlib.sha256(f"{metadata['uid']} {reason} {message}".encode()).hexdigest()
-        name = f"{metadata['name']}.{digest[:16]}"
+        name = f"{metadata['name']}.{reason}"
         event = {
             "kind": "Event",
             "apiVersion": "v1",
@@ -175,11 +170,9 @@ class Store:
             "involvedObject": {"kind": thing["kind"], "name": metadata["name"], "namespace": namespace},
             "type": kind,
             "reason": reason,
-            "message": message,
-            "lastTimestamp": now,
         }
-        try:
+        with contextlib.suppress(ApiError):  # an earlier one
             self.create("events", event)
-        except ApiError:
-            with contextlib.suppress(ApiError):
-                self.modify("events", namespace, name, lambda old: {**old, "lastTimestamp": now})
+        with contextlib.suppress(ApiError):  # somebody deleted it
+            latest = {"message": message, "lastTimestamp": now}
+            self.modify("events", namespace, name, lambda old: {**old, **latest})
