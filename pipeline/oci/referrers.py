@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import RegistryError
 from pipeline.core.log import Log
 from pipeline.core.names import INDEX, MANIFEST, Digest
 from pipeline.oci.index import descriptor
 from pipeline.oci.layout import Part
-from pipeline.oci.registry import Registry
+from pipeline.oci.registry import Registry, listed
 
 EMPTY = "application/vnd.oci.empty.v1+json"
 _EMPTY_CONFIG = b"{}"
@@ -35,8 +34,8 @@ class Referrer:
 
 def entries(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
     """Return the descriptors of all referrers of a manifest. Raises RegistryError."""
-    listed = registry.referrers(subject)
-    return _at_tag(registry, subject) if listed is None else listed
+    by_api = registry.referrers(subject)
+    return _at_tag(registry, subject) if by_api is None else by_api
 
 
 def push(registry: Registry, artifact: Referrer, folder: Path, log: Log) -> bool:
@@ -48,21 +47,29 @@ def push(registry: Registry, artifact: Referrer, folder: Path, log: Log) -> bool
     empty.write_bytes(_EMPTY_CONFIG)
     config = _part(empty, EMPTY)
     file = _part(artifact.path, artifact.kind)
-    raw = _compact(_manifest(artifact, config, file))
+    about = {"artifactType": artifact.kind, "annotations": dict(artifact.annotations)}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config.descriptor,
+        "layers": [file.descriptor],
+        "subject": artifact.subject.descriptor,
+        **about,
+    }
+    raw = _compact(manifest)
     digest = Digest.of(raw)
-    listed = registry.referrers(artifact.subject.digest)
+    by_api = registry.referrers(artifact.subject.digest)
     exists = registry.has("manifests", digest)
     if not exists:
         registry.push_blobs((config, file), log)
         registry.tag(digest.text, raw, MANIFEST)
-    if listed is not None:
+    if by_api is not None:
         return not exists
     # Without a referrers API the client updates the list; entries of others stay.
     tag, entries = tag_of(artifact.subject.digest), _at_tag(registry, artifact.subject.digest)
     if any(entry["digest"] == digest.text for entry in entries):
         return not exists
-    more = {"artifactType": artifact.kind, "annotations": dict(artifact.annotations)}
-    described = descriptor(MANIFEST, digest, len(raw), **more)
+    described = descriptor(MANIFEST, digest, len(raw), **about)
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries, described]}
     registry.tag(tag, _compact(index), INDEX)
     return True
@@ -70,35 +77,12 @@ def push(registry: Registry, artifact: Referrer, folder: Path, log: Log) -> bool
 
 def _at_tag(registry: Registry, subject: Digest) -> list[dict[str, Any]]:
     tagged = registry.manifest(tag_of(subject))
-    if tagged is None:
-        return []
-    try:
-        return [entry for entry in tagged.document["manifests"] if isinstance(entry["digest"], str)]
-    except (ValueError, KeyError, TypeError):
-        raise RegistryError(
-            "the list of referrers cannot be read",
-            expected=INDEX,
-            found=tagged.media_type,
-            where=f"{registry.name}:{tag_of(subject)}",
-            next_step="that tag has other content: look at it, and delete it if it is unused",
-        ) from None
+    return listed(tagged.raw, f"{registry.name}:{tag_of(subject)}") if tagged else []
 
 
 def tag_of(subject: Digest) -> str:
     """Return the tag of the list where there is no referrers API."""
     return subject.text.replace(":", "-", 1)
-
-
-def _manifest(artifact: Referrer, config: Part, file: Part) -> dict[str, Any]:
-    return {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "artifactType": artifact.kind,
-        "config": config.descriptor,
-        "layers": [file.descriptor],
-        "subject": artifact.subject.descriptor,
-        "annotations": dict(artifact.annotations),
-    }
 
 
 def _part(path: Path, media_type: str) -> Part:

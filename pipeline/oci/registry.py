@@ -28,7 +28,7 @@ from pipeline.oci.credentials import Credentials
 from pipeline.oci.index import Document, annotations_of
 from pipeline.oci.session import Request, Session
 
-__all__ = ["Credentials", "Manifest", "Pushed", "Registry"]
+__all__ = ["Credentials", "Manifest", "Registry"]
 
 _AT_ONCE = 3  # blobs
 _CHUNK = 1 << 20
@@ -58,19 +58,23 @@ class Manifest:
         return annotations_of(self.document)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pushed:
-    """The result of a push; manifests count like blobs."""
-
-    sent: int  # files
-    skipped: int  # files that the repository had
-    bytes_sent: int
-    bytes_skipped: int
-
-
 def media_type_of(response: httpx.Response) -> str:
     """Return the Content-Type of a response, without its parameters."""
     return str(response.headers.get("Content-Type", "")).partition(";")[0].strip()
+
+
+def listed(raw: bytes, where: str) -> list[dict[str, Any]]:
+    """Return the entries of a list of referrers. Raises RegistryError."""
+    try:
+        return [entry for entry in json.loads(raw)["manifests"] if isinstance(entry["digest"], str)]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RegistryError(
+            "the list of referrers cannot be read",
+            expected=INDEX,
+            found=repr(raw[:80]),
+            where=where,
+            next_step="if that is a tag with other content: look at it, and delete it if it is unused",
+        ) from None
 
 
 class Registry:
@@ -228,19 +232,11 @@ class Registry:
         for page in self._pages(f"referrers/{subject}", expect=(200, *NO_SUCH_LIST), headers=headers):
             if page.status_code != 200:
                 return None
-            try:
-                entries += [entry for entry in page.json()["manifests"] if isinstance(entry["digest"], str)]
-            except (ValueError, KeyError, TypeError):
-                raise RegistryError(
-                    "the list of referrers cannot be read",
-                    expected=INDEX,
-                    found=page.text[:80],
-                    where=str(page.url),
-                ) from None
+            entries += listed(page.content, str(page.url))
         return entries
 
-    def push_layout(self, layout: Path, index: Digest, log: Log) -> Pushed:
-        """Push the index and everything below it into the repository, without any tag.
+    def push_layout(self, layout: Path, index: Digest, log: Log) -> list[layouts.Part]:
+        """Push the index and everything below it into the repository, without any tag; return what was sent.
 
         Blobs first, at most three at once, then the manifests, then the index, so that nothing in the repository ever
         lacks a part. Existing files are skipped, so another call completes an interrupted push. Raises DigestMismatch
@@ -252,14 +248,7 @@ class Registry:
             if not self.has("manifests", part.digest):
                 self.tag(part.digest.text, part.path.read_bytes(), part.media_type)
                 sent.append(part)
-        everything = tuple(parts)
-        bytes_sent = sum(part.size for part in sent)
-        return Pushed(
-            sent=len(sent),
-            skipped=len(everything) - len(sent),
-            bytes_sent=bytes_sent,
-            bytes_skipped=sum(part.size for part in everything) - bytes_sent,
-        )
+        return sent
 
     def push_blobs(self, blobs: Sequence[layouts.Part], log: Log) -> list[layouts.Part]:
         """Push the files that the repository does not have, and return them. The first failure stops the others."""

@@ -31,7 +31,7 @@ def run(publication: Publication, smoked: Sequence[SmokeReport], scanned: Sequen
     files that the policy does not accept, DigestMismatch if the built bytes changed, RegistryError.
     """
     require(publication, smoked, scanned)
-    publication.layout.verify()
+    total = publication.layout.verify()
     digest = publication.image.digest
     release = replace(
         publication.release,
@@ -39,9 +39,9 @@ def run(publication: Publication, smoked: Sequence[SmokeReport], scanned: Sequen
         scanned=tuple(f"{report.platform}: {report.by}" for report in scanned),
     )
     for registry in publication.registries:
-        pushed = registry.push_layout(publication.dist / LAYOUT, digest, publication.log)
-        skipped = f", {size(pushed.bytes_skipped)} were there" if pushed.skipped else ""
-        result = f"{size(pushed.bytes_sent)} pushed{skipped}" if pushed.sent else "nothing to push, all of it is there"
+        pushed = sum(part.size for part in registry.push_layout(publication.dist / LAYOUT, digest, publication.log))
+        skipped = f", {size(total - pushed)} were there" if pushed < total else ""
+        result = f"{size(pushed)} pushed{skipped}" if pushed else "nothing to push, all of it is there"
         publication.log.say(f"{registry.name}@{digest}: {result}")
         release = publication.record(release.having(pushed=str(registry.name)))
     return release

@@ -10,7 +10,8 @@ Kept: the targets of moving tags and of tags that are not ours; the newest relea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -47,31 +48,29 @@ class Plan:
 
 def plan(registry: Registry, rule: Rule, now: datetime) -> Plan:
     """Decide by the content of the registry alone. Raises RegistryError."""
-    tags = _manifests(registry, registry.tags())
-    parts = _manifests(registry, sorted({entry for manifest in tags.values() for entry in _entries(manifest)}))
+    contents = _Contents(registry)
+    tags = contents.read(registry.tags())
+    contents.read(sorted({entry for manifest in tags.values() for entry in _entries(manifest)}))
     releases = {tag: manifest for tag, manifest in tags.items() if FIXED.fullmatch(tag)}
-    attached = _Attached(registry)
-    others: list[str] = []
+    kept: dict[str, str] = {}
     for tag, manifest in tags.items():
         if match := _REFERRERS.fullmatch(tag):
-            attached.add(Digest(f"sha256:{match[1]}"), manifest)
+            contents.attached[Digest(f"sha256:{match[1]}")].append(manifest)
         elif tag not in releases:
-            others.append(tag)
-    kept = dict.fromkeys(others, "it moves, or is not one of ours")
+            kept[tag] = "it moves, or is not one of ours"
     elsewhere = {tags[tag].digest: tag for tag in kept}
     for tag, manifest in releases.items():
         if manifest.digest in elsewhere:
             kept[tag] = f"{elsewhere[manifest.digest]} points at it"
     kept |= _by_rule(releases, rule, now)
-    reached = {digest for tag in kept for digest in _closure(tags[tag], attached, parts, registry)}
+    reached: dict[Digest, None] = {}
+    for tag in kept:
+        contents.visit(tags[tag], reached)
     removed = sorted(releases.keys() - kept.keys())
     digests: dict[Digest, None] = {}
     for tag in removed:
-        # An index before its parts, referrers before their subject: what can be pulled is always complete.
-        for digest in _closure(releases[tag], attached, parts, registry):
-            if digest not in reached:
-                digests.setdefault(digest)
-    return Plan(kept=kept, tags=tuple(removed), digests=tuple(digests))
+        contents.visit(releases[tag], digests)
+    return Plan(kept=kept, tags=tuple(removed), digests=tuple(digest for digest in digests if digest not in reached))
 
 
 def run(registry: Registry, rule: Rule, log: Log, delete: Callable[[Digest], None] | None) -> Plan:
@@ -89,21 +88,48 @@ def run(registry: Registry, rule: Rule, log: Log, delete: Callable[[Digest], Non
     return decided
 
 
-class _Attached:
-    """Referrers of manifests (signatures, SBOMs): from tags, and from the referrers API where there is one."""
+class _Contents:
+    """The manifests of a repository, each read once, and their referrers (signatures, SBOMs)."""
 
     def __init__(self, registry: Registry) -> None:
+        self.attached: dict[Digest, list[Manifest]] = defaultdict(list)  # by their subject, from tags `sha256-…`
         self._registry = registry
-        self._tagged: dict[Digest, list[Manifest]] = {}
+        self._read: dict[str, Manifest] = {}  # by tag or digest
         self._lists = True  # False after the registry reported that it has no referrers API
 
-    def add(self, subject: Digest, referrer: Manifest) -> None:
-        """Add a manifest that a tag `sha256-…` attaches to its subject."""
-        self._tagged.setdefault(subject, []).append(referrer)
+    def read(self, references: Collection[str]) -> dict[str, Manifest]:
+        """Read the manifest of each tag or digest, in order; missing ones are left out."""
+        with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+            manifests = zip(references, pool.map(self._registry.manifest, references), strict=True)
+            result = {reference: manifest for reference, manifest in manifests if manifest}
+        self._read |= result
+        return result
 
-    def to(self, subject: Digest) -> Iterable[Manifest]:
-        """Yield all referrers of a manifest."""
-        yield from self._tagged.get(subject, ())
+    def visit(self, manifest: Manifest, reached: dict[Digest, None]) -> None:
+        """Add the digests that a manifest reaches, in the order of removal; the registry itself removes blobs.
+
+        An index before its parts, referrers before their subject: what can be pulled is always complete.
+        """
+        if manifest.digest in reached:
+            return
+        for referrer in self._referrers(manifest.digest):
+            self.visit(referrer, reached)
+        reached[manifest.digest] = None
+        for digest in _entries(manifest):
+            child = self._read.get(digest) or self._registry.manifest(digest)
+            if child is None:
+                raise RegistryError(
+                    "an index lacks one of its manifests, so nothing is removed",
+                    expected=digest,
+                    found="none",
+                    where=f"{self._registry.name}@{manifest.digest}",
+                    next_step="nox -s verify reports which release is broken; nox -s push sends what is missing",
+                )
+            self.visit(child, reached)
+
+    def _referrers(self, subject: Digest) -> Iterable[Manifest]:
+        """Yield the referrers of a manifest: from tags, and from the referrers API where there is one."""
+        yield from self.attached.get(subject, ())
         listed = self._registry.referrers(subject) if self._lists else None
         self._lists = listed is not None
         for entry in listed or ():
@@ -120,22 +146,17 @@ def _by_rule(releases: Mapping[str, Manifest], rule: Rule, now: datetime) -> dic
         if not versions or created is None:
             kept[tag] = "it does not state its versions"
             continue
-        number_of, variant = _parts(tag)
-        ages[tag] = age(versions), number_of
+        match = FIXED.fullmatch(tag)
+        assert match is not None  # as all releases
+        ages[tag] = age(versions), int(match[1])
         major, minor, _ = number(versions["k3s"])
-        lines.setdefault(f"v{major}.{minor}{variant}", []).append(tag)
+        lines.setdefault(f"v{major}.{minor}{match[2] or ''}", []).append(tag)
         if now - created < rule.younger:
             kept[tag] = f"it is younger than {rule.younger.days} days"
     for line, tags in lines.items():
         newest = sorted(tags, key=ages.__getitem__, reverse=True)
         kept |= dict.fromkeys(newest[: rule.newest], f"one of the newest {rule.newest} of {line}")
     return kept
-
-
-def _parts(tag: str) -> tuple[int, str]:
-    """Return the number of a fixed tag, and its variant: r2-airgap → 2, -airgap."""
-    match = FIXED.fullmatch(tag)
-    return (int(match[1]), match[2] or "") if match else (0, "")
 
 
 def _created(manifest: Manifest) -> datetime | None:
@@ -145,50 +166,8 @@ def _created(manifest: Manifest) -> datetime | None:
         return None
 
 
-def _manifests(registry: Registry, references: Iterable[str]) -> dict[str, Manifest]:
-    """Read the manifest of each tag or digest, in order; missing ones are left out."""
-    names = list(references)
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        manifests = zip(names, pool.map(registry.manifest, names), strict=True)
-        return {name: manifest for name, manifest in manifests if manifest}
-
-
-def _closure(top: Manifest, attached: _Attached, parts: Mapping[str, Manifest], registry: Registry) -> list[Digest]:
-    """Return the digests that `top` reaches, in the order of removal; the registry itself removes blobs.
-
-    `parts`: manifests that were read before, by digest.
-    """
-    reached: dict[Digest, None] = {}
-
-    def visit(manifest: Manifest) -> None:
-        if manifest.digest in reached:
-            return
-        for other in attached.to(manifest.digest):
-            visit(other)
-        reached[manifest.digest] = None
-        for child in _children(manifest, parts, registry):
-            visit(child)
-
-    visit(top)
-    return list(reached)
-
-
 def _entries(manifest: Manifest) -> list[str]:
     """Return the digests in an index; none for another manifest."""
     if manifest.media_type != INDEX:
         return []
     return [entry["digest"] for entry in manifest.document.get("manifests", ())]
-
-
-def _children(index: Manifest, parts: Mapping[str, Manifest], registry: Registry) -> Iterable[Manifest]:
-    for digest in _entries(index):
-        child = parts.get(digest) or registry.manifest(digest)
-        if child is None:
-            raise RegistryError(
-                "an index lacks one of its manifests, so nothing is removed",
-                expected=digest,
-                found="none",
-                where=f"{registry.name}@{index.digest}",
-                next_step="nox -s verify reports which release is broken; nox -s push sends what is missing",
-            )
-        yield child

@@ -7,27 +7,13 @@ moving tags again: tag.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pipeline.core.annotations import KEY, variant_of, versions_of
 from pipeline.core.errors import IntentError, RegistryError
 from pipeline.core.log import Log
-from pipeline.core.names import INDEX, Digest, ImageName
+from pipeline.core.names import INDEX, ImageName
 from pipeline.oci.registry import Manifest, Registry
 from pipeline.publish.tag import moving_tags
-
-
-@dataclass(frozen=True, kw_only=True)
-class Move:
-    """One tag in one repository."""
-
-    registry: Registry
-    tag: str
-    before: Digest
-    after: Manifest
-
-    def __str__(self) -> str:
-        return f"{self.registry.name}:{self.tag}"
 
 
 def run(
@@ -37,8 +23,8 @@ def run(
     log: Log,
     *,
     dry_run: bool,
-) -> tuple[Move, ...]:
-    """Move, in every repository, the moving tags that `target` would have had as the newest release.
+) -> tuple[str, ...]:
+    """Move, in every repository, the moving tags that `target` would have had as the newest release; return them.
 
     `target`: a fixed tag (`k3s-…-r1`) or a digest; a variant (`k3s-…-r1-airgap`) has its own moving tags. Every
     repository must have it, with the same digest, before any tag moves. Raises IntentError for a target that is not a
@@ -52,14 +38,20 @@ def run(
             found=", ".join(f"{registry.name}: {manifest.digest}" for registry, manifest in releases),
             next_step="name the right one by its digest, and find out who tagged the other",
         )
-    moves = [move for registry, manifest in releases for move in _moves(registry, manifest)]
-    for move in moves:
-        if not dry_run:
-            move.registry.tag(move.tag, move.after.raw, INDEX)
-        log.say(f"{move}: {'would be moved' if dry_run else 'moved'} from {move.before.short}… back to {target}")
-    if not moves:
+    moved = []
+    for registry, manifest in releases:
+        suffix = variant_of(manifest.annotations).suffix
+        for tag in (f"{tag}{suffix}" for tag in moving_tags(versions_of(manifest.annotations))):
+            before = registry.manifest(tag)
+            if before is not None and before.digest != manifest.digest:
+                if not dry_run:
+                    registry.tag(tag, manifest.raw, INDEX)
+                moved.append(f"{registry.name}:{tag}")
+                done = "would be moved" if dry_run else "moved"
+                log.say(f"{moved[-1]}: {done} from {before.digest.short}… back to {target}")
+    if not moved:
         log.say(f"nothing to do: the moving tags are at {target} already")
-    return tuple(moves)
+    return tuple(moved)
 
 
 def _release(registry: Registry, target: str) -> Manifest:
@@ -79,14 +71,3 @@ def _release(registry: Registry, target: str) -> Manifest:
             where=str(registry.name),
         )
     return manifest
-
-
-def _moves(registry: Registry, manifest: Manifest) -> list[Move]:
-    """Return the moves of its moving tags that exist and point elsewhere."""
-    moves = []
-    suffix = variant_of(manifest.annotations).suffix
-    for tag in (f"{tag}{suffix}" for tag in moving_tags(versions_of(manifest.annotations))):
-        before = registry.manifest(tag)
-        if before is not None and before.digest != manifest.digest:
-            moves.append(Move(registry=registry, tag=tag, before=before.digest, after=manifest))
-    return moves

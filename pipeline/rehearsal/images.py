@@ -60,7 +60,7 @@ def push_base(registry: Registry, tag: str, roots: Mapping[Platform, Path], fold
     known = registry.manifest(tag)
     if known is None or known.digest != digest:
         registry.tag(tag, index, INDEX)
-    log.say(f"{registry.name}:{tag} is {digest}" + ("" if pushed.sent else ", as before"))
+    log.say(f"{registry.name}:{tag} is {digest}" + ("" if pushed else ", as before"))
     return digest
 
 
