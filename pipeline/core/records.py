@@ -10,6 +10,7 @@ dist/airgap/        the same files of the variant airgap
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+from types import UnionType
 from typing import Any, ClassVar, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pipeline.core.errors import (
@@ -348,7 +350,7 @@ class Release:
         try:
             data = json.loads((dist / RELEASE).read_text(encoding="utf-8"))
             # A field that an older record lacks is empty: its stage runs again, and finds what it did before.
-            record: Self = _parse(cls, data)
+            record: Self = parsed(cls, data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(digest=digest)
         return record if record.digest == digest else cls(digest=digest)
@@ -356,7 +358,7 @@ class Release:
 
 def write_json(path: Path, data: object) -> None:
     """Write records or plain values as JSON with sorted keys, atomically."""
-    write_text(path, json.dumps(_plain(data), indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(plain(data), indent=2, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -390,38 +392,49 @@ def _read(kind: type[_T], path: Path, *, next_step: str) -> _T:
     """Read a record. Raises IntentError with the next step if the file is missing or not such a record."""
     data = read_json(path, next_step=next_step)
     try:
-        return cast("_T", _parse(kind, data))
+        return cast("_T", parsed(kind, data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise IntentError(f"{path} is not a record of this pipeline", found=reason, next_step=next_step) from None
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> Any:
+    """Convert records to what JSON and YAML can write; fields that are None are left out."""
+    if isinstance(value, StrEnum):
+        return value.value
     if isinstance(value, Digest):
         return value.text
     if isinstance(value, datetime):
         return value.isoformat()
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        items = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: plain(item) for name, item in items.items() if item is not None}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
-def _parse(kind: Any, value: Any) -> Any:
-    """Convert a JSON value to that type; the inverse of `_plain`. Raises ValueError, TypeError and the like."""
+def parsed(kind: Any, value: Any) -> Any:
+    """Convert to that type, the inverse of `plain`; numbers can be text. Raises ValueError, TypeError and the like."""
     if kind is datetime:
         return datetime.fromisoformat(value)
+    if get_origin(kind) is UnionType:  # with None, which is never written
+        return parsed(get_args(kind)[0], value)
     if get_origin(kind) is tuple:
-        return tuple(_parse(get_args(kind)[0], item) for item in value)
+        return tuple(parsed(get_args(kind)[0], item) for item in value)
     if get_origin(kind) is Mapping:
         of_key, of_item = get_args(kind)
-        return {_parse(of_key, key): _parse(of_item, item) for key, item in value.items()}
-    if kind is Digest or issubclass(kind, StrEnum):
+        return {parsed(of_key, key): parsed(of_item, item) for key, item in value.items()}
+    if kind is str and not isinstance(value, str):
+        raise ValueError(f"expected text, found {value!r:.80}")
+    if kind is int or kind is Digest or issubclass(kind, StrEnum):
         return kind(value)
     if isinstance(kind, type) and is_dataclass(kind):
-        types = get_type_hints(kind)
-        return kind(**{name: _parse(types[name], item) for name, item in value.items() if name in types})
+        types = _types(kind)
+        return kind(**{name: parsed(types[name], item) for name, item in value.items() if name in types})
     return value
+
+
+_types = functools.cache(get_type_hints)  # a lock has a thousand records of two types

@@ -15,7 +15,7 @@ from pipeline.components import COMPONENTS
 from pipeline.core.errors import LockStale, VerificationFailed
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
-from pipeline.core.records import Variant, write_text
+from pipeline.core.records import Variant, parsed, plain, write_text
 from pipeline.inputs import evidence
 from pipeline.inputs.evidence import Evidence, Grade
 from pipeline.inputs.versions import Intent
@@ -44,7 +44,7 @@ class Artifact:
     path: str  # below the origin's base URL, percent-encoded where needed
     url: str  # base URL of the upstream + "/" + path
     digest: Digest
-    size: int | None  # bytes; None until the first fetch
+    size: int | None = None  # bytes; None until the first fetch
     etag: str | None = None  # strong (RFC 9110 §8.8.3), of the upstream when the digest was observed
     evidence: tuple[Evidence, ...]  # strongest first
 
@@ -208,24 +208,17 @@ def parse(text: str, where: str) -> Lock:
         return Lock(
             intent=Digest(data["intent"]),
             date=data["date"],
-            base=Base(
-                image=data["base"]["image"],
-                digest=Digest(data["base"]["digest"]),
-                evidence=_reasons(data["base"]),
-            ),
+            base=parsed(Base, data["base"]),
             versions={name: entry["version"] for name, entry in data["components"].items()},
             artifacts=tuple(
-                _artifact(name, entry["version"], Platform(platform), file)
+                _artifact(name, platform, {**file, "version": entry["version"]})
                 for name, entry in data["components"].items()
                 for platform, file in entry["files"].items()
             ),
             packages=_packages(data["packages"]),
             airgap=_packages(data.get("airgap")),
             guest=_packages(data["guest"]),
-            embedded={
-                _text(name): {_text(key): _text(value) for key, value in inside.items()}
-                for name, inside in (data.get("embedded") or {}).items()
-            },
+            embedded=parsed(Mapping[str, Mapping[str, str]], data.get("embedded") or {}),
         )
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LockStale(
@@ -237,45 +230,18 @@ def parse(text: str, where: str) -> Lock:
 
 def _packages(by_platform: Mapping[str, Mapping[str, Mapping[str, str]]] | None) -> tuple[Artifact, ...]:
     return tuple(
-        _artifact(name, file["version"], Platform(platform), file)
+        _artifact(name, platform, file)
         for platform, files in (by_platform or {}).items()
         for name, file in files.items()
     )
 
 
-def _artifact(name: str, version: str, platform: Platform, file: Mapping[str, Any]) -> Artifact:
-    if "@" in urlsplit(file["url"]).netloc:
+def _artifact(name: str, platform: str, entry: Mapping[str, Any]) -> Artifact:
+    if "@" in urlsplit(entry["url"]).netloc:
         raise ValueError(f"the URL of {name} contains credentials")
-    return Artifact(
-        component=name,
-        version=_text(version),
-        platform=platform,
-        origin=_text(file["origin"]),
-        path=_text(file["path"]),
-        url=_text(file["url"]),
-        digest=Digest.of_hex(file["sha256"]),
-        size=int(file["size"]) if "size" in file else None,
-        etag=_text(file["etag"]) if "etag" in file else None,
-        evidence=_reasons(file),
-    )
-
-
-def _reasons(entry: Mapping[str, Any]) -> tuple[Evidence, ...]:
-    return tuple(
-        Evidence(
-            grade=Grade(reason["grade"]),
-            source=_text(reason["source"]),
-            observed=_text(reason["observed"]) if "observed" in reason else None,
-        )
-        for reason in entry["evidence"]
-    )
-
-
-def _text(value: Any) -> str:
-    """Return a scalar. Raises ValueError for a list or a mapping."""
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, found {value!r:.80}")
-    return value
+    digest = Digest.of_hex(entry["sha256"]).text
+    file: Artifact = parsed(Artifact, {**entry, "component": name, "platform": platform, "digest": digest})
+    return file
 
 
 def _name(file: Artifact) -> str:
@@ -311,11 +277,7 @@ def _of_image(lock: Lock) -> dict[str, object]:
     return {
         "intent": lock.intent.text,
         "date": lock.date,
-        "base": {
-            "image": lock.base.image,
-            "digest": lock.base.digest.text,
-            "evidence": _evidence(lock.base.evidence),
-        },
+        "base": plain(lock.base),
         "components": components,
         **({"airgap": _by_platform(lock.airgap)} if lock.airgap else {}),
         "packages": _by_platform(lock.packages),
@@ -330,26 +292,9 @@ def _by_platform(packages: Iterable[Artifact]) -> dict[str, dict[str, dict[str, 
 
 
 def _file(file: Artifact) -> dict[str, object]:
-    return {
-        "origin": file.origin,
-        "path": file.path,
-        "url": file.url,
-        "sha256": file.digest.hex,
-        **({} if file.size is None else {"size": file.size}),
-        **({"etag": file.etag} if file.etag else {}),
-        "evidence": _evidence(file.evidence),
-    }
-
-
-def _evidence(evidence: Iterable[Evidence]) -> list[dict[str, str]]:
-    return [
-        {
-            "grade": reason.grade.value,
-            "source": reason.source,
-            **({"observed": reason.observed} if reason.observed else {}),
-        }
-        for reason in evidence
-    ]
+    entry = {**plain(file), "sha256": file.digest.hex}
+    keys = ("origin", "path", "url", "sha256", "size", "etag", "evidence")
+    return {key: entry[key] for key in keys if key in entry}
 
 
 def _without_evidence(value: Any) -> Any:
