@@ -75,7 +75,7 @@ def mirrors(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure all, or one: -- build, fetch, size, start (--write, --check)."""
+    """Measure all, or some: -- build fetch size start (--write, --check)."""
     _pipeline(session, "bench", *session.posargs)
 
 

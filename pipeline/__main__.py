@@ -75,7 +75,7 @@ def _inputs(define: Define) -> None:
     text = "measure each origin, mirror and witness, and the base image's registry: latency, speed, files"
     define("mirrors", text, lambda run, _: run.mirrors())
     add = define("bench", "measure the pipeline and the image, compared with other tools", _bench)
-    add("what", nargs="?", choices=(*_BENCHES, "all"), default="all", help="what to measure (default: all)")
+    add("what", nargs="*", choices=(*_BENCHES, "all"), default="all", help="what to measure (default: all)")
     add("--runs", type=int, default=5, help="rounds; the report has their medians")
     add("--write", action="store_true", help="renew docs/benchmarks/<what>.json and .md")
     add("--check", action="store_true", help="exit 12 when a ratio is worse than the committed one")
@@ -302,7 +302,7 @@ def _bench(run: Run, given: argparse.Namespace) -> None:
     from pipeline.bench import suite
     from pipeline.bench.report import Options
 
-    names = _BENCHES if given.what == "all" else (given.what,)
+    names = _BENCHES if "all" in given.what else tuple(given.what)
     suite.main(run, names, Options(runs=given.runs, rootfs=given.rootfs), write=given.write, check=given.check)
 
 
