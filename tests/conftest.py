@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -20,14 +21,13 @@ from pipeline.core.log import Log
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.engine import daemon, sandbox
-from pipeline.engine import engine as engines
 from pipeline.engine.virtual.disks import GUESTS
 from pipeline.http import retries, transport
 from pipeline.inputs import lock, versions
 from pipeline.rehearsal import origin, rehearse, supplies
 from pipeline.resolve import resolve
 from tests.helpers.cosigns import Cosign, bring
-from tests.helpers.examples import artifact
+from tests.helpers.examples import LOCK, artifact
 from tests.helpers.vendors import BASE, Vendors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,7 +150,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[DockerClient]:
         _need_root()
         machine.ensure([*sandbox.TOOLS, "dpkg-deb"], Log())
         committed = lock.read(ROOT / "versions.lock.yaml", versions.read(ROOT / "versions.yaml"))
-        binaries = engines.unpack(committed, cache.folder())
+        binaries = daemon.unpack(committed, cache.folder())
     else:
         binaries = _rehearsed(request.getfixturevalue("supplied"), folder)
     try:
@@ -163,10 +163,14 @@ def engine(request: pytest.FixtureRequest) -> Iterator[DockerClient]:
 def _rehearsed(supplied: supplies.Supplies, folder: Path) -> daemon.Binaries:
     host = Platform.host()
     assert host is not None
-    archive, buildx = (
-        origin.path_of(supplied.root, name, supplied.versions[name], host) for name in ("docker", "buildx")
-    )
-    return daemon.unpack(docker=archive, digest=Digest.of_file(archive), buildx=buildx, folder=folder)
+    (folder / "sha256").mkdir()
+    files = []
+    for name in ("docker", "buildx"):
+        path = origin.path_of(supplied.root, name, supplied.versions[name], host)
+        locked = next(file for file in LOCK.artifacts if (file.component, file.platform) == (name, host))
+        files.append(replace(locked, digest=Digest.of_file(path)))
+        cache.link(path, cache.path_of(folder, files[-1].digest))
+    return daemon.unpack(replace(LOCK, artifacts=tuple(files)), folder)
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,11 @@ from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
 from pipeline.bench import processes
-from pipeline.core import machine, stub
+from pipeline.core import stub
 from pipeline.core.errors import EngineError
+from pipeline.core.log import Log
 from pipeline.rehearsal import clamp, pause
+from pipeline.smoke.booted import BootOptions
 
 LIMIT = 240.0  # seconds for any wait: a real k3s on a busy machine
 
@@ -44,7 +46,7 @@ class Place:
     image: str
     pod: bytes  # a docker archive of pause.NAME, the image of the pods: it sleeps, and ignores SIGTERM as process 1
     k3s: str  # its version, as it reports it
-    runtime: Path | None  # for machines whose root may not lower oom_score_adj (pipeline/rehearsal/clamp.py)
+    clamp: BootOptions  # for machines whose root may not lower oom_score_adj (pipeline/rehearsal/clamp.py)
 
     @property
     def stub(self) -> bool:
@@ -54,14 +56,10 @@ class Place:
 
 def place(client: DockerClient, image: str, pod: bytes, folder: Path) -> Place:
     """Return what boxes need. `pod`: see Place; `folder`: one that the engine sees, too."""
-    runtime = None
-    if not machine.has_capability(machine.CAP_SYS_RESOURCE):
-        runtime = folder / "runc-clamped"
-        runtime.write_text(clamp.RUNTIME, encoding="ascii")
-        runtime.chmod(0o755)
     reported = str(client.run(image, ["--version"], entrypoint="k3s", remove=True, networks=["none"]))
     version = reported.split()[2]  # k3s version v1.37.1+k3s1 (0123abcd)
-    return Place(client=client, image=image, pod=pod, k3s=version, runtime=runtime)
+    own = clamp.apply(BootOptions(), folder, Log(quiet=True))
+    return Place(client=client, image=image, pod=pod, k3s=version, clamp=own)
 
 
 @dataclass(kw_only=True)
@@ -77,11 +75,9 @@ class Box:
 
     def run(self) -> None:
         """`docker run`."""
-        settings = {"K3S_ARGS": pause.K3S_ARGS, "DOCKER_ARGS": "", **self.environment}
-        volumes: list[Any] = [*self._volumes.items()]
-        if self.place.runtime is not None:
-            settings["DOCKER_ARGS"] = clamp.ARGUMENTS
-            volumes.append((self.place.runtime, clamp.INSIDE, "ro"))
+        own = self.place.clamp
+        settings = {"K3S_ARGS": pause.K3S_ARGS, "DOCKER_ARGS": "", **own.extra_environment, **self.environment}
+        volumes = [*self._volumes.items(), *((file, inside, "ro") for file, inside in own.extra_files)]
         more: dict[str, Any] = {}
         if self.kind is not Kind.OURS:
             script = (Path(__file__).parent / "usual/by-hand").read_text(encoding="utf-8")

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.errors import PipelineError
 from pipeline.core.log import Log
 from pipeline.core.names import Digest
 from pipeline.fetch import fetch
@@ -19,22 +18,17 @@ from pipeline.http import transport
 from pipeline.http.download import Rules
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Fetch; return the pipeline's exit code."""
+def main(arguments: Sequence[str]) -> None:
+    """Fetch. Raises PipelineError."""
     listed, cache, *every = arguments
     rules = Rules(every=float(every[0])) if every else Rules()
     files = [
         fetch.Wanted(name=file["name"], urls=(file["url"],), digest=Digest.of_hex(file["sha256"]), size=file["size"])
         for file in json.loads(Path(listed).read_text(encoding="utf-8"))
     ]
-    try:
-        with transport.make_client() as client:
-            fetch.download(files, Path(cache), client, Log(quiet=True), rules=rules)
-    except PipelineError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    with transport.make_client() as client:
+        fetch.download(files, Path(cache), client, Log(quiet=True), rules=rules)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

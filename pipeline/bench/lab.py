@@ -21,7 +21,7 @@ from pipeline.bench import processes
 from pipeline.core import machine, records
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
-from pipeline.engine import daemon, emulation, engine, sandbox
+from pipeline.engine import daemon, emulation, sandbox
 from pipeline.inputs.lock import Lock
 from pipeline.workflow import Run
 
@@ -136,7 +136,7 @@ def workspace(purpose: str, log: Log) -> Iterator[Path]:
 @contextmanager
 def started(own: Lock, cache: Path, folder: Path, log: Log) -> Iterator[Lab]:
     """Run an engine of the lock's artifacts without images, build cache and network."""
-    binaries = engine.unpack(own, cache)
+    binaries = daemon.unpack(own, cache)
     data = folder / "engine"
     try:
         with daemon.run(binaries, data, log, sandboxed=True, network=False) as client:

@@ -65,11 +65,6 @@ def dockerd(pid: int, method: str, path: str, **content: Any) -> httpx.Response:
     return response
 
 
-def load(pid: int, archive: bytes) -> None:
-    """`docker load`. Raises OSError."""
-    dockerd(pid, "POST", "/images/load?quiet=1", content=archive, headers={"Content-Type": "application/x-tar"})
-
-
 def running_pods(pid: int) -> int:
     """Return how many inner containers of our pods run. Raises OSError."""
     names = (name for entry in dockerd(pid, "GET", "/containers/json").json() for name in entry["Names"])

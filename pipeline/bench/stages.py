@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 
 from pipeline.bench import processes, reach
 from pipeline.bench.boxes import Box, Kind
@@ -54,7 +55,8 @@ def watch(box: Box, until: Until = Until.CLUSTER) -> dict[str, float]:
     at["dockerd answers"] = box.until("dockerd to answer", lambda: reach.dockerd(box.pid, "GET", "/_ping"), _POLL)
     if until is not Until.DOCKER:
         with ThreadPoolExecutor(1) as pool, closing(Cluster(box.pid)) as cluster:
-            loading = pool.submit(reach.load, box.pid, box.place.pod) if until is Until.POD else None
+            load = partial(reach.dockerd, box.pid, "POST", "/images/load?quiet=1", content=box.place.pod)
+            loading = pool.submit(load) if until is Until.POD else None
             at["cluster"] = box.until("the cluster to be ready", cluster.ready, _POLL)
             if not box.place.stub:  # which has no separate network
                 at["network"] = _written(box, "run/flannel/subnet.env")

@@ -69,7 +69,7 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
         "overlaid": options.rootfs,
         "rounds": options.runs,
         "machine": {"cgroup": 2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1},
-        "clamped": place.runtime is not None,
+        "clamped": bool(place.clamp.extra_files),
         "targets": targets(figures, stub=place.stub),
         "figures": figures,
     }

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from pipeline.components import COMPONENTS
 from pipeline.core.annotations import KEY, REHEARSAL, VARIANT
 from pipeline.core.log import redact
 from pipeline.core.names import Digest
-from pipeline.core.platforms import Platform
 from pipeline.core.records import Variant
 from pipeline.inputs.lock import Lock
 from pipeline.inputs.versions import Intent
@@ -45,20 +45,19 @@ def describe(intent: Intent, lock: Lock, variant: Variant, *, lock_digest: Diges
 
 
 def render(
-    *,
-    platforms: tuple[Platform, ...],
+    intent: Intent,
+    lock: Lock,
     annotations: Mapping[Variant, Mapping[str, str]],
-    base: Digest,
+    *,
     context: PurePosixPath,
     outputs: Mapping[Variant, PurePosixPath],
-    epoch: int,
 ) -> str:
     """Return the text of docker-bake.json: a target for each variant, to be built in one call.
 
-    `annotations`: from `describe`. `base`: digest of the base image's index, whose OCI layout is in `context`/base.
-    `context`/artifacts has the verified files, one folder per architecture. `outputs`: the folders that the images are
-    exported to, as OCI layouts. `epoch`: time of configs and their histories, in seconds since 1970.
+    `annotations`: from `describe`. `context`/base has the OCI layout of the base image, `context`/artifacts the
+    verified files, one folder per architecture. `outputs`: the folders that the images are exported to, as OCI layouts.
 
+    - The lock's date is the time of configs and their histories, in seconds since 1970.
     - A variant's stage begins with the image's, so no layer is made twice.
     - Layers are reproducible: the Dockerfile sets one time for their files (`settle`). The exporter's
       `rewrite-timestamp` (BuildKit docs/build-repro.md) would pack each layer again, half of a cold build, and set the
@@ -67,14 +66,15 @@ def render(
     - The provenance attestation has times and ids, so the index digest differs from build to build; the digests of the
       platforms' manifests do not (docker-library/official-images#16044).
     """
+    epoch = int(datetime.fromisoformat(lock.date).replace(tzinfo=UTC).timestamp())
     targets = {
         variant.value: {
             "context": ".",
             "dockerfile": "Dockerfile",
             "target": variant.value,
-            "platforms": [platform.value for platform in platforms],
+            "platforms": [platform.value for platform in intent.platforms],
             "contexts": {
-                "base": f"oci-layout://{context}/base@{base}",
+                "base": f"oci-layout://{context}/base@{lock.base.digest}",
                 "artifacts": f"{context}/artifacts",
             },
             "args": {"SOURCE_DATE_EPOCH": str(epoch)},

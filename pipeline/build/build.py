@@ -14,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from python_on_whales.exceptions import DockerException
@@ -65,21 +64,13 @@ class Job:
 
 def plan(job: Job) -> tuple[str, Annotations]:
     """Return the bake file's text and the annotations of each image. Pure."""
-    lock = job.lock
-    epoch = int(datetime.fromisoformat(lock.date).replace(tzinfo=UTC).timestamp())
+    intent, lock = job.intent, job.lock
     annotations = {
-        variant: bake.describe(job.intent, lock, variant, lock_digest=lock.digest, rehearsed=job.rehearsed)
+        variant: bake.describe(intent, lock, variant, lock_digest=lock.digest, rehearsed=job.rehearsed)
         for variant in lock.variants
     }
-    text = bake.render(
-        platforms=job.intent.platforms,
-        annotations=annotations,
-        base=lock.base.digest,
-        context=job.relative(job.context),
-        outputs={variant: job.relative(job.partial(variant)) for variant in annotations},
-        epoch=epoch,
-    )
-    return text, annotations
+    outputs = {variant: job.relative(job.partial(variant)) for variant in annotations}
+    return bake.render(intent, lock, annotations, context=job.relative(job.context), outputs=outputs), annotations
 
 
 def run(job: Job, start: Callable[[], Engine], log: Log, *, cold: bool = False) -> Mapping[Variant, Image]:

@@ -19,12 +19,14 @@ from pathlib import Path
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
+from pipeline.core import cache as cached
 from pipeline.core import machine
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log, seconds
 from pipeline.core.machine import find
-from pipeline.core.names import Digest
+from pipeline.core.platforms import Platform
 from pipeline.engine import sandbox
+from pipeline.inputs.lock import Lock
 
 CGROUP = "dind-k3s"
 _BUILD_CACHE = "12GB"  # one build of both platforms and the variant takes 5 GB
@@ -39,19 +41,23 @@ class Binaries:
     bin: Path
     config: Path
 
-    @property
-    def init(self) -> Path:
-        """The static init of the archive."""
-        return self.bin / "docker-init"
-
     def client(self, host: str) -> DockerClient:
         """Return a client for a docker host; it runs this docker program."""
         return DockerClient(host=host, config=self.config, client_call=[str(self.bin / "docker")])
 
 
-def unpack(*, docker: Path, digest: Digest, buildx: Path, folder: Path) -> Binaries:
-    """Unpack docker's static archive into `folder`, once for each digest, and install the buildx plugin there."""
-    target = folder / f"docker-{digest.hex[:16]}"
+def unpack(lock: Lock, cache: Path) -> Binaries:
+    """Unpack the lock's docker and buildx for this machine below `cache`/engine. Raises EngineError.
+
+    Docker's archive is unpacked once for each digest.
+    """
+    host = Platform.host()
+    files = {file.component: file for file in lock.artifacts if file.platform == host}
+    if host is None or not {"docker", "buildx"} <= files.keys():
+        raise EngineError("the lock has no docker engine for this machine", found=str(host or "an unknown platform"))
+    docker, buildx = (cached.require(cache, files[name].digest) for name in ("docker", "buildx"))
+    folder = cache / "engine"
+    target = folder / f"docker-{files['docker'].digest.hex[:16]}"
     if not target.exists():
         partial = folder / f".docker-{os.getpid()}"
         partial.mkdir(parents=True)
@@ -59,9 +65,8 @@ def unpack(*, docker: Path, digest: Digest, buildx: Path, folder: Path) -> Binar
             archive.extractall(partial, filter="data")
         (partial / "docker").rename(target)
         partial.rmdir()
-    plugins = folder / "config" / "cli-plugins"
-    plugins.mkdir(parents=True, exist_ok=True)
-    plugin = plugins / "docker-buildx"
+    plugin = folder / "config/cli-plugins/docker-buildx"
+    plugin.parent.mkdir(parents=True, exist_ok=True)
     plugin.unlink(missing_ok=True)
     plugin.write_bytes(buildx.read_bytes())
     plugin.chmod(0o755)
@@ -115,7 +120,7 @@ def _start(
     resolv = folder / "resolv.conf"
     resolv.write_text("nameserver 10.0.2.3\n", encoding="ascii")  # slirp4netns's forwarder
     if sandboxed:
-        command = sandbox.wrap(command, init=binaries.init, resolv_conf=resolv if network else None)
+        command = sandbox.wrap(command, init=binaries.bin / "docker-init", resolv_conf=resolv if network else None)
     sbin = Path(find("iptables") or "/usr/sbin/iptables").parent
     environment = {
         **os.environ,

@@ -19,7 +19,6 @@ from python_on_whales import DockerClient
 from python_on_whales.client_config import ClientNotFoundError
 from python_on_whales.exceptions import DockerException
 
-from pipeline.core import cache as cached
 from pipeline.core import machine
 from pipeline.core.errors import EngineError
 from pipeline.core.log import Log
@@ -90,26 +89,11 @@ def private(lock: Lock, cache: Path, log: Log, *, sandboxed: bool) -> Iterator[E
     machine.require_linux_root("a private docker engine")
     machine.ensure([*sandbox.TOOLS, *(["slirp4netns"] if sandboxed else [])], log)
     folder = cache / "engine"
-    binaries = unpack(lock, cache)
+    binaries = daemon.unpack(lock, cache)
     with daemon.run(binaries, folder, log, sandboxed=sandboxed, network=sandboxed) as client:
         description = f"private engine, {describe(client)}"
         log.say(f"engine: {description}, data in {folder}")
         yield Engine(docker=client, builder="default", description=description, platform=Platform.host())
-
-
-def unpack(lock: Lock, cache: Path) -> daemon.Binaries:
-    """Unpack the lock's docker and buildx for this machine below `cache`/engine. Raises EngineError."""
-    host = Platform.host()
-    files = {file.component: file for file in lock.artifacts if file.platform == host}
-    if host is None or not {"docker", "buildx"} <= files.keys():
-        raise EngineError("the lock has no docker engine for this machine", found=str(host or "an unknown platform"))
-    docker, buildx = files["docker"], files["buildx"]
-    return daemon.unpack(
-        docker=cached.require(cache, docker.digest),
-        digest=docker.digest,
-        buildx=cached.require(cache, buildx.digest),
-        folder=cache / "engine",
-    )
 
 
 def _users_engine() -> tuple[DockerClient | None, str]:

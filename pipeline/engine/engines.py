@@ -21,7 +21,8 @@ from pipeline.core.errors import EngineError, IntentError
 from pipeline.core.log import Log
 from pipeline.core.machine import ensure, find, require_linux_root
 from pipeline.core.platforms import Platform
-from pipeline.engine.engine import Engine, describe, platform_of, unpack
+from pipeline.engine import daemon
+from pipeline.engine.engine import Engine, describe, platform_of
 from pipeline.engine.virtual import disks, qemu
 from pipeline.engine.virtual.disks import GUESTS, Content, Guest
 from pipeline.engine.virtual.machine import Hung, Machine
@@ -57,14 +58,6 @@ class Engines:
             engines[engine.platform] = engine
         return engines
 
-    def local(self) -> Engine:
-        """Return the engine of this machine, which runs other architectures by binfmt handlers. Raises EngineError."""
-        host = Platform.host()
-        engine = self.native(host) if host else None
-        if engine is None:
-            raise EngineError("the image has no platform that this machine runs natively")
-        return engine
-
     def why_not_virtual(self, platform: Platform) -> str | None:
         """Return why this machine can have no virtual engine of that platform; None when it probably can."""
         try:
@@ -84,7 +77,7 @@ class Engines:
         """
         require_linux_root("a virtual engine")
         ensure(tools(platform), self.log)
-        binaries = unpack(self.lock, self.cache)
+        binaries = daemon.unpack(self.lock, self.cache)
         with disks.using(self.cache):
             drives = qemu.Drives(
                 system=disks.system(platform, self.guest, self.lock, self.cache, self.log),

@@ -135,7 +135,7 @@ class _Run:
         engine = self._native()
         interpreter = None if engine or self.request.engines.always_virtual else emulation.handler(platform)
         if interpreter is not None:
-            engine = self.request.engines.local()
+            engine = self.request.engines.start()  # the handler is this machine's
             recorder = Recorder(Tier.COMMANDS, emulation.version(interpreter), self.request.log)
             commands.run(engine, self._loaded(engine), self.subject.lock, recorder, emulated=True)
             return recorder.report()

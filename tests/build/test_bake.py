@@ -24,12 +24,11 @@ def describe(variant: Variant = Variant.IMAGE, *, intent: Intent = INTENT, rehea
 
 def render() -> str:
     return bake.render(
-        platforms=INTENT.platforms,
-        annotations={variant: describe(variant) for variant in Variant},
-        base=LOCK.base.digest,
+        INTENT,
+        LOCK,
+        {variant: describe(variant) for variant in Variant},
         context=PurePosixPath("dist/context"),
         outputs={variant: PurePosixPath(f"dist/{variant}.partial") for variant in Variant},
-        epoch=1_795_305_600,
     )
 
 

@@ -79,11 +79,6 @@ class Machine:
         return self._process.pid if self._process else 0
 
     @property
-    def monitor(self) -> Path:
-        """The socket of qemu's monitor (QMP)."""
-        return self._folder.path / "qmp"
-
-    @property
     def story(self) -> str:
         """Its stages so far, each with the seconds since qemu was started."""
         return ", ".join(f"{stage} after {seconds(at)}" for stage, at in self._stages)
@@ -190,7 +185,7 @@ class Machine:
         while True:
             try:
                 self._control.connect(str(self._folder.path / "control"))
-                self.port = forwarded_port(self.monitor)
+                self.port = forwarded_port(self._folder.path / "qmp")
                 break
             except (OSError, ValueError):
                 self._control.close()
