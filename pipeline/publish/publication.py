@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.core.annotations import REHEARSAL
@@ -30,7 +31,7 @@ class Publication:
     log: Log
     base: Image | None = None  # of a variant: the image that it extends; None: this one
 
-    @property
+    @cached_property
     def registries(self) -> list[Registry]:
         """The repositories of versions.yaml."""
         return [self.registry_for(name) for name in self.intent.names]

@@ -14,19 +14,17 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
 from pipeline.core.errors import IntentError, VerificationFailed
 from pipeline.core.log import Log
-from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.core.records import LAYOUT, OLDEST_DATABASE, SCAN, Image, ScanReport, require_scanned, write_text
 from pipeline.oci import layout
@@ -43,21 +41,29 @@ class Finding:
     """One vulnerability in one package."""
 
     id: str
-    aliases: frozenset[str]
+    names: frozenset[str]  # all its ids: GHSA-…, CVE-…, GO-…
     severity: str
     package: str
-    version: str
-    fixed_in: tuple[str, ...]  # empty: there is no fix yet
-    url: str
+    has_fix: bool
+    text: str  # for a report
 
-    @property
-    def names(self) -> frozenset[str]:
-        """All its ids: GHSA-…, CVE-…, GO-…"""
-        return self.aliases | {self.id}
-
-    def __str__(self) -> str:
-        fix = f"fixed in {', '.join(self.fixed_in)}" if self.fixed_in else "no fix yet"
-        return f"{self.id} ({self.severity}) in {self.package} {self.version}, {fix}: {self.url}"
+    @classmethod
+    def of(cls, match: Mapping[str, Any]) -> Self:
+        """Read a match of grype's report. Raises KeyError, TypeError, AttributeError."""
+        vulnerability, artifact = match["vulnerability"], match["artifact"]
+        fix = vulnerability.get("fix") or {}
+        fixed_in = tuple(fix.get("versions") or ()) if fix.get("state") == "fixed" else ()
+        state = f"fixed in {', '.join(fixed_in)}" if fixed_in else "no fix yet"
+        severity = str(vulnerability.get("severity") or "unknown").lower()
+        name = f"{vulnerability['id']} ({severity}) in {artifact['name']} {artifact['version']}"
+        return cls(
+            id=vulnerability["id"],
+            names=frozenset(entry["id"] for entry in (vulnerability, *(match.get("relatedVulnerabilities") or ()))),
+            severity=severity,
+            package=artifact["name"],
+            has_fix=bool(fixed_in),
+            text=f"{name}, {state}: {vulnerability.get('dataSource') or ''}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,62 +125,47 @@ def _entry(entry: object, today: date) -> Allowed:
     return Allowed(id=entry["id"], package=entry.get("package", ""), expires=expires, reason=entry["reason"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """A report of grype, as far as it is used."""
+def _read_report(path: Path, image: Image, platform: Platform) -> tuple[str, datetime, list[Finding]]:
+    """Return the scanner with its version, the time of its database, and the findings of its report.
 
-    manifest: Digest  # that was scanned
-    scanner: str
-    version: str
-    database: datetime
-    findings: tuple[Finding, ...]
-
-
-def read_report(path: Path, now: datetime) -> Report:
-    """Read the scanner's report. Raises VerificationFailed if it is broken or of an old database."""
+    Raises VerificationFailed if it is broken, about another image, of an old database, or of the stub scanner.
+    """
+    expected, where = image.platforms[platform].digest.text, str(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        by = data["descriptor"]
-        status = by["db"]["status"]
-        report = Report(
-            manifest=Digest(data["source"]["target"]["manifestDigest"]),
-            scanner=by["name"],
-            version=by["version"],
-            database=datetime.fromisoformat(status["built"]),
-            findings=tuple(_finding(match) for match in data["matches"]),
-        )
-        old = now - report.database > OLDEST_DATABASE
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        scanner, scanned = data["descriptor"], str(data["source"]["target"]["manifestDigest"])
+        status = scanner["db"]["status"]
+        by, database = f"{scanner['name']} {scanner['version']}", datetime.fromisoformat(status["built"])
+        findings = [Finding.of(match) for match in data["matches"]]
+        is_old = status.get("valid") is False or datetime.now(UTC) - database > OLDEST_DATABASE
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationFailed(
             "the scanner's report cannot be read",
             expected="the output of grype --output json",
             found=f"{type(error).__name__}: {error}",
-            where=str(path),
+            where=where,
             next_step="another version of grype may use another format: look at the file",
         ) from None
-    if status.get("valid") is False or old:
+    if is_old:
         raise VerificationFailed(
             "the scanner's database is too old",
             expected=f"one that is valid and younger than {OLDEST_DATABASE.days} days",
-            found=f"built {report.database:%Y-%m-%d}, valid: {status.get('valid')}",
-            where=str(path),
+            found=f"built {database:%Y-%m-%d}, valid: {status.get('valid')}",
+            where=where,
             next_step="grype db update, then scan again",
         )
-    return report
-
-
-def _finding(match: Mapping[str, Any]) -> Finding:
-    vulnerability, artifact = match["vulnerability"], match["artifact"]
-    fix = vulnerability.get("fix") or {}
-    return Finding(
-        id=vulnerability["id"],
-        aliases=frozenset(other["id"] for other in match.get("relatedVulnerabilities") or ()),
-        severity=str(vulnerability.get("severity") or "unknown").lower(),
-        package=artifact["name"],
-        version=artifact["version"],
-        fixed_in=tuple(fix.get("versions") or ()) if fix.get("state") == "fixed" else (),
-        url=vulnerability.get("dataSource") or "",
-    )
+    if scanned != expected:
+        raise VerificationFailed(
+            "the scanner reports about another image", expected=expected, found=scanned, where=where
+        )
+    if scanner["name"] == STUB and not image.rehearsed:
+        raise VerificationFailed(
+            "a stub scanned the image, which has no database of vulnerabilities",
+            expected="grype",
+            where=where,
+            next_step="nox -s scan -- --scanner PROGRAM",
+        )
+    return by, database, findings
 
 
 def run(
@@ -201,24 +192,22 @@ def run(
     needed: set[Allowed] = set()
     for platform, built in image.platforms.items():
         raw = dist / SCAN / f"{platform.architecture}.grype.json"
-        with _single_platform(files, built.digest, dist) as folder:
-            _scan(scanner, folder, raw)
-        scanned = read_report(raw, datetime.now(UTC))
-        _require_about(scanned, image, platform, raw)
-        needed |= {entry for entry in allowed for finding in scanned.findings if entry.covers(finding)}
-        severe = [finding for finding in scanned.findings if _rank(finding.severity) >= _rank(least)]
+        _scan(scanner, files.part(built.digest), dist, raw)
+        by, database, findings = _read_report(raw, image, platform)
+        needed |= {entry for entry in allowed for finding in findings if entry.covers(finding)}
+        severe = [finding for finding in findings if _rank(finding.severity) >= _rank(least)]
         covered = {finding: entry for finding in severe for entry in allowed if entry.covers(finding)}
         others = [finding for finding in severe if finding not in covered]
         report = ScanReport(
             platform=platform,
             index=image.digest,
             digest=built.digest,
-            by=f"{scanned.scanner} {scanned.version}",
-            database=scanned.database,
-            findings=len(scanned.findings),
-            refused=_sorted(finding for finding in others if finding.fixed_in),
-            allowed=_sorted(covered),
-            unfixed=_sorted(finding for finding in others if not finding.fixed_in),
+            by=by,
+            database=database,
+            findings=len(findings),
+            refused=_texts(finding for finding in others if finding.has_fix),
+            allowed=_texts(covered),
+            unfixed=_texts(finding for finding in others if not finding.has_fix),
         )
         report.write(dist)
         reports.append(report)
@@ -230,7 +219,14 @@ def run(
     for entry in allowed:
         if entry not in needed:
             log.warn(f"{entry.id} is on the list of {allowed_path.name} and in no report: delete the entry")
-    _refuse(reports, least)
+    if refused := sorted({text for report in reports for text in report.refused}):
+        raise VerificationFailed(
+            "the image has vulnerabilities that are fixed elsewhere",
+            expected=f"none of severity {least} or above with a fix",
+            found="\n    ".join(refused),
+            next_step="nox -s update takes newer versions; what is not fixed by them can be allowed for a while, "
+            f"with the reason, in {ALLOWED}",
+        )
     require_scanned(image, reports)
     return tuple(reports)
 
@@ -245,78 +241,44 @@ def require_scanner(scanner: Sequence[str]) -> None:
         )
 
 
-@contextmanager
-def _single_platform(files: layout.Layout, manifest: Digest, dist: Path) -> Iterator[Path]:
-    """Create a layout of one platform with the same blobs.
-
-    In a layout with an index, some releases of grype scan nothing or another platform (anchore/stereoscope,
-    pkg/image/oci/directory_provider.go).
-    """
+def _scan(scanner: Sequence[str], manifest: layout.Part, dist: Path, report: Path) -> None:
+    """Run the scanner on one platform and write its report. Raises IntentError, VerificationFailed."""
+    require_scanner(scanner)
+    # A layout of one platform with the same blobs: in one with an index, some releases of grype scan nothing or another
+    # platform (anchore/stereoscope, pkg/image/oci/directory_provider.go).
     with TemporaryDirectory(dir=dist, prefix="scan-") as name:
         folder = Path(name)
         (folder / "blobs").symlink_to(os.path.relpath(dist / LAYOUT / "blobs", folder))
-        layout.write_top(folder, files.part(manifest).descriptor)
-        yield folder
+        layout.write_top(folder, manifest.descriptor)
+        output = folder / "report.json"
+        _run([*scanner, f"oci-dir:{folder}", "--output", "json", "--file", str(output)], output)
+        write_text(report, output.read_text(encoding="utf-8"))
 
 
-def _scan(scanner: Sequence[str], folder: Path, report: Path) -> None:
-    """Run the scanner and write its report. Raises IntentError, VerificationFailed."""
-    report.parent.mkdir(parents=True, exist_ok=True)
-    output = folder / "report.json"
-    command = [*scanner, f"oci-dir:{folder}", "--output", "json", "--file", str(output)]
-    require_scanner(scanner)
+def _run(command: Sequence[str], output: Path) -> None:
+    """Run the scanner, which must write the file `output`. Raises IntentError, VerificationFailed."""
+    scanner = command[0]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_PATIENCE
         )
     except OSError as error:
-        raise IntentError(f"{scanner[0]} cannot be run", found=str(error), next_step="--scanner PROGRAM") from None
+        raise IntentError(f"{scanner} cannot be run", found=str(error), next_step="--scanner PROGRAM") from None
     except subprocess.TimeoutExpired:
         raise VerificationFailed(
-            f"{scanner[0]} timed out", expected=f"within {_PATIENCE:.0f} s", next_step="nox -s scan"
+            f"{scanner} timed out", expected=f"within {_PATIENCE:.0f} s", next_step="nox -s scan"
         ) from None
     if done.returncode != 0 or not output.exists():
         raise VerificationFailed(
-            f"{scanner[0]} could not scan the image",
+            f"{scanner} could not scan the image",
             expected="exit code 0 and a report",
             found=f"exit code {done.returncode}: " + "\n    ".join(done.stderr.strip().splitlines()[-5:]),
             next_step="it needs its database of vulnerabilities, from the network: run it again, nox -s scan",
         )
-    write_text(report, output.read_text(encoding="utf-8"))
 
 
-def _require_about(report: Report, image: Image, platform: Platform, path: Path) -> None:
-    """Raise VerificationFailed for a report about another image, or of the stub scanner."""
-    expected = image.platforms[platform].digest
-    if report.manifest != expected:
-        raise VerificationFailed(
-            "the scanner reports about another image",
-            expected=expected.text,
-            found=report.manifest.text,
-            where=str(path),
-        )
-    if report.scanner == STUB and not image.rehearsed:
-        raise VerificationFailed(
-            "a stub scanned the image, which has no database of vulnerabilities",
-            expected="grype",
-            where=str(path),
-            next_step="nox -s scan -- --scanner PROGRAM",
-        )
-
-
-def _refuse(reports: Sequence[ScanReport], least: str) -> None:
-    if refused := _sorted({text for report in reports for text in report.refused}):
-        raise VerificationFailed(
-            "the image has vulnerabilities that are fixed elsewhere",
-            expected=f"none of severity {least} or above with a fix",
-            found="\n    ".join(refused),
-            next_step="nox -s update takes newer versions; what is not fixed by them can be allowed for a while, "
-            f"with the reason, in {ALLOWED}",
-        )
-
-
-def _sorted(findings: Iterable[object]) -> tuple[str, ...]:
-    return tuple(sorted(set(map(str, findings))))
+def _texts(findings: Iterable[Finding]) -> tuple[str, ...]:
+    return tuple(sorted({finding.text for finding in findings}))
 
 
 def _rank(severity: str) -> int:

@@ -14,7 +14,6 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.core import sboms
 from pipeline.core.errors import IntentError, VerificationFailed
@@ -22,7 +21,6 @@ from pipeline.core.names import Digest
 from pipeline.core.records import Release, read_json, write_text
 from pipeline.core.sboms import Form
 from pipeline.oci import referrers
-from pipeline.oci.layout import Part
 from pipeline.oci.referrers import Referrer
 from pipeline.oci.registry import Registry
 from pipeline.publish.publication import Publication
@@ -38,21 +36,8 @@ class Claim:
     """A statement to sign."""
 
     name: str  # index or architecture, a dot, and its kind: signature, spdx, cdx
-    subject: Part
-    predicate_type: str
     statement: bytes
-
-    @property
-    def annotations(self) -> dict[str, str]:
-        """Its content and type for a reader, without a download (as cosign and GitHub write them)."""
-        return {
-            "dev.sigstore.bundle.content": "dsse-envelope",
-            "dev.sigstore.bundle.predicateType": self.predicate_type,
-        }
-
-    def path(self, dist: Path) -> Path:
-        """Return the path of its bundle."""
-        return dist / FOLDER / f"{self.name}.json"
+    artifact: Referrer  # its bundle
 
 
 def claims(publication: Publication) -> Iterator[Claim]:
@@ -65,8 +50,17 @@ def claims(publication: Publication) -> Iterator[Claim]:
     title = image.annotations.get("org.opencontainers.image.title", "image")
 
     def claim(name: str, about: str, digest: Digest, kind: str, predicate: dict[str, object]) -> Claim:
-        signed = statement.make(about, digest, kind, predicate)
-        return Claim(name=name, subject=layout.part(digest), predicate_type=kind, statement=signed)
+        artifact = Referrer(
+            subject=layout.part(digest),
+            kind=bundle.TYPE,
+            # For a reader, without a download (as cosign and GitHub write them).
+            annotations={
+                "dev.sigstore.bundle.content": "dsse-envelope",
+                "dev.sigstore.bundle.predicateType": kind,
+            },
+            path=publication.dist / FOLDER / f"{name}.json",
+        )
+        return Claim(name=name, statement=statement.make(about, digest, kind, predicate), artifact=artifact)
 
     yield claim("index.signature", title, image.digest, statement.SIGNATURE, {})
     for platform, built in image.platforms.items():
@@ -93,44 +87,33 @@ def run(publication: Publication, signer: Callable[[], Signer], trust: Trust) ->
     signers of earlier signatures; new signatures are checked against it, too. Raises IntentError, RegistryError,
     UpstreamError, VerificationFailed.
     """
-    dist, log = publication.dist, publication.log
+    log = publication.log
     publication.require_loopback()
     release = publication.release
     release.require("pushed", publication.intent.names)
     everything = tuple(claims(publication))
-    registries = publication.registries
-    for registry in registries:
+    for registry in publication.registries:
         if not registry.has("manifests", publication.image.digest):
             expected = publication.image.digest.text
             raise IntentError(f"{registry.name} does not have this image", expected=expected, next_step="nox -s push")
-    _sign(everything, publication, registries, functools.cache(signer), trust)
-    for registry in registries:
-        sent = 0
-        for claim in everything:
-            artifact = Referrer(
-                subject=claim.subject, kind=bundle.TYPE, annotations=claim.annotations, path=claim.path(dist)
-            )
-            sent += referrers.push(registry, artifact, dist / FOLDER, log)
+    _sign(everything, publication, functools.cache(signer), trust)
+    for registry in publication.registries:
+        sent = sum(referrers.push(registry, claim.artifact, publication.dist / FOLDER, log) for claim in everything)
         log.say(f"{registry.name}: " + (f"{sent} of {len(everything)} claims pushed" if sent else "nothing to push"))
         release = publication.record(release.having(signed=str(registry.name)))
     return release
 
 
-def _sign(
-    everything: Sequence[Claim],
-    publication: Publication,
-    registries: Sequence[Registry],
-    signer: Callable[[], Signer],
-    trust: Trust,
-) -> None:
+def _sign(everything: Sequence[Claim], publication: Publication, signer: Callable[[], Signer], trust: Trust) -> None:
     """Write a bundle of every claim to dist/signed/."""
     log = publication.log
     for claim in everything:
-        path = claim.path(publication.dist)
+        path = claim.artifact.path
         if path.exists() and _is_valid(claim, path.read_bytes(), trust):
             log.say(f"{claim.name}: signed before")
             continue
-        raw = next(filter(None, (_existing(claim, registry, trust) for registry in registries)), None)
+        existing = (_existing(claim, registry, trust) for registry in publication.registries)
+        raw = next(filter(None, existing), None)
         if raw is not None:
             log.say(f"{claim.name}: signed before, found in the registry")
         else:
@@ -148,7 +131,7 @@ def _sign(
 
 def _existing(claim: Claim, registry: Registry, trust: Trust) -> bytes | None:
     """Return a bundle of that statement from a registry; None if there is none."""
-    for entry in referrers.entries(registry, claim.subject.digest):
+    for entry in referrers.entries(registry, claim.artifact.subject.digest):
         manifest = registry.manifest(entry["digest"])
         if manifest is None:
             continue
