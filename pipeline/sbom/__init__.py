@@ -20,7 +20,7 @@ from pipeline.core.sboms import Form, path
 from pipeline.inputs.lock import Lock
 from pipeline.oci import layout
 from pipeline.oci.layers import Layer
-from pipeline.sbom import cyclonedx, inventory, rootfs, spdx
+from pipeline.sbom import documents, inventory, rootfs
 
 
 def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
@@ -41,7 +41,8 @@ def run(images: Iterable[Image], lock: Lock, dist: Path, log: Log) -> None:
             roots = dict(zip(image.platforms, pool.map(read, manifests), strict=True))
         for platform, root in roots.items():
             contents = inventory.take(platform, image, lock, root)
-            for form, text in ((Form.SPDX, spdx.render(contents)), (Form.CYCLONEDX, cyclonedx.render(contents))):
+            for form in Form:
+                text = documents.render(contents, form)
                 write_text(path(folder, platform, form), text)
                 log.say(
                     f"{platform}{image.variant.suffix} {form}: {len(contents.packages)} packages, {size(len(text))}"

@@ -15,18 +15,19 @@ from debian.deb822 import Packages
 
 from pipeline.components import AIRGAP_FOLDER, COMPONENTS, DOCKER
 from pipeline.core.errors import DigestMismatch
-from pipeline.core.names import Digest, ImageName
+from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
 from pipeline.core.records import Image, Variant
 from pipeline.inputs.lock import Artifact, Lock
+from pipeline.oci.layers import FileSystem
 from pipeline.sbom import licences, rootfs
 from pipeline.sbom.packages import Inventory, Kind, Package, of_component, of_program, purl
-from pipeline.sbom.rootfs import Program, Root
+from pipeline.sbom.rootfs import Archive, FileContent, Program
 
 _OF_DOCKER_RELEASE = ("dockerd", "docker-cli", "docker-proxy")  # the archive's other programs have their own versions
 
 
-def take(platform: Platform, image: Image, lock: Lock, root: Root) -> Inventory:
+def take(platform: Platform, image: Image, lock: Lock, root: FileSystem[FileContent]) -> Inventory:
     """Return the inventory of one platform. Raises DigestMismatch if a program is not the locked file."""
     builder = _Builder(platform, image, lock, root)
     builder.components()
@@ -36,7 +37,7 @@ def take(platform: Platform, image: Image, lock: Lock, root: Root) -> Inventory:
 
 
 class _Builder:
-    def __init__(self, platform: Platform, image: Image, lock: Lock, root: Root) -> None:
+    def __init__(self, platform: Platform, image: Image, lock: Lock, root: FileSystem[FileContent]) -> None:
         self._platform, self._image, self._lock, self._files = platform, image, lock, root
         self._packages: dict[str, Package] = {}
         self._contains: list[tuple[str, str]] = []
@@ -95,11 +96,12 @@ class _Builder:
             if file.platform != self._platform or self._image.variant is not Variant.AIRGAP:
                 continue
             path = f"{AIRGAP_FOLDER}/{PurePosixPath(file.path).name}"
-            archive = self._files.archive(path)
-            self._require_locked(file, path, archive.digest if archive else None)
+            archive = self._files.content(path)
+            names = archive.names if isinstance(archive, Archive) else ()
+            self._require_locked(file, path, archive)
             supplied = purl("generic", file.component, file.version, download_url=file.url)
             package = self._add(replace(of_component(file, path), purl=supplied, supplier="k3s"), self._root)
-            for name in archive.names if archive else ():
+            for name in names:
                 repository, _, tag = name.rpartition(":")
                 self._add(
                     Package(
@@ -112,7 +114,8 @@ class _Builder:
                     package,
                 )
 
-    def _require_locked(self, file: Artifact, path: str, digest: Digest | None) -> None:
+    def _require_locked(self, file: Artifact, path: str, content: FileContent) -> None:
+        digest = content.digest if isinstance(content, Archive | Program) else None
         if digest != file.digest:
             raise DigestMismatch(
                 f"{file.component} in the image is not the file that the lock names",
@@ -125,7 +128,7 @@ class _Builder:
     def _single(self, file: Artifact, path: str) -> None:
         """Add a component that is one file, which must be the locked one."""
         program = self._program(path, file.component)
-        self._require_locked(file, path, program.digest)
+        self._require_locked(file, path, program)
         package = self._add(of_component(file, path), self._root)
         self._libraries(package, program)
         for name, inner in sorted(program.inside.items()):
@@ -149,8 +152,8 @@ class _Builder:
             self._libraries(self._add(child, package), program)
 
     def _program(self, path: str, name: str) -> Program:
-        program = self._files.program(path)
-        if program is None:
+        program = self._files.content(path)
+        if not isinstance(program, Program):
             raise DigestMismatch(
                 f"{name} is missing from the image",
                 expected=f"/{path} for {self._platform}",
@@ -179,7 +182,7 @@ class _Builder:
 
     def debian(self) -> None:
         """Add every installed package of dpkg's database, also those of the base image."""
-        status = self._files.text(rootfs.STATUS)
+        status = rootfs.text(self._files, rootfs.STATUS)
         if status is None:
             raise DigestMismatch(f"the image of {self._platform} has no {rootfs.STATUS}", next_step="nox -s build")
         locked = {file.component: file for file in self._lock.packages if file.platform == self._platform}
@@ -192,7 +195,7 @@ class _Builder:
     def _of_debian(self, stanza: Mapping[str, str], file: Artifact | None, distro: str) -> Package:
         """Return an installed package; `file`: its locked file, None for one of the base image."""
         name, version, architecture = stanza["Package"], stanza["Version"], stanza["Architecture"]
-        licence = licences.read(name, self._files.text(f"usr/share/doc/{name}/copyright") or "")
+        licence = licences.read(name, rootfs.text(self._files, f"usr/share/doc/{name}/copyright") or "")
         if licence is not None:
             self._texts.update(licence.texts)
         # The source package, with its version in brackets where it differs.
@@ -214,7 +217,7 @@ class _Builder:
         )
 
     def _distro(self) -> str:
-        text = self._files.text("usr/lib/os-release") or self._files.text("etc/os-release") or ""
+        text = rootfs.text(self._files, "usr/lib/os-release") or rootfs.text(self._files, "etc/os-release") or ""
         fields = {key: value.strip('"') for key, _, value in (line.partition("=") for line in text.splitlines())}
         return f"{fields['ID']}-{fields['VERSION_ID']}" if {"ID", "VERSION_ID"} <= fields.keys() else ""
 

@@ -42,30 +42,14 @@ class Archive:
 FileContent = Program | Archive | str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Root:
-    """The relevant files of an image; paths without a leading slash."""
-
-    files: FileSystem[FileContent]
-
-    def program(self, path: str) -> Program | None:
-        """Return the program at that path, without following symlinks."""
-        content = self.files.content(path)
-        return content if isinstance(content, Program) else None
-
-    def archive(self, path: str) -> Archive | None:
-        """Return the archive at that path."""
-        content = self.files.content(path)
-        return content if isinstance(content, Archive) else None
-
-    def text(self, path: str) -> str | None:
-        """Return the content of a text file, following links; None if it does not exist."""
-        entry = self.files.find(path)
-        return entry.content if entry and isinstance(entry.content, str) else None
+def text(files: FileSystem[FileContent], path: str) -> str | None:
+    """Return the content of a text file, following links; None if it does not exist."""
+    entry = files.find(path)
+    return entry.content if entry and isinstance(entry.content, str) else None
 
 
-def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[FileContent]]) -> Root:
-    """Read the layers of one platform. Raises DigestMismatch if one cannot be read.
+def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[FileContent]]) -> FileSystem[FileContent]:
+    """Read the layers of one platform; paths without a leading slash. Raises DigestMismatch if one cannot be read.
 
     `known`: layers read before, since variants share most of them; new ones are added.
     """
@@ -83,7 +67,7 @@ def read(built: Layout, manifest: Digest, known: dict[Digest, Layer[FileContent]
                 where=str(part.path),
                 next_step="nox -s build",
             ) from None
-    return Root(files=files)
+    return files
 
 
 def _read_layer(part: Part) -> Layer[FileContent]:

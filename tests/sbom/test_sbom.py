@@ -338,7 +338,7 @@ def test_text_that_is_a_hard_link(tmp_path: Path) -> None:
             archive.addfile(link)
     made = make(tmp_path, "linked", lock=lock(), roots={platform: [packed.getvalue()] for platform in Platform})
     built = layout.read(tmp_path / "image", made.digest)
-    files = rootfs.read(built, made.platforms[Platform.AMD64].digest, {}).files
+    files = rootfs.read(built, made.platforms[Platform.AMD64].digest, {})
     assert dict(files.contents) == {"usr/share/doc/one/copyright": "text"}
 
 
