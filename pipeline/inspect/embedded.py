@@ -18,7 +18,6 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,15 +85,15 @@ def kept(previous: Lock | None, made: Lock) -> Embedded:
     """Return the previous entries of components whose files have the same digests in both locks."""
     if previous is None:
         return {}
-    before, after = _digests(previous), _digests(made)
-    return {name: inside for name, inside in previous.embedded.items() if before[name] == after[name] != set()}
 
+    def digests(lock: Lock, component: str) -> set[Digest]:
+        return {file.digest for file in lock.artifacts if file.component == component}
 
-def _digests(lock: Lock) -> dict[str, set[Digest]]:
-    digests: dict[str, set[Digest]] = defaultdict(set)
-    for file in lock.artifacts:
-        digests[file.component].add(file.digest)
-    return digests
+    return {
+        name: inside
+        for name, inside in previous.embedded.items()
+        if digests(previous, name) == digests(made, name) != set()
+    }
 
 
 def _agreed(by_file: list[tuple[Artifact, dict[str, str]]], log: Log) -> dict[str, str]:

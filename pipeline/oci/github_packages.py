@@ -7,7 +7,6 @@ right `packages: write` and the package's role admin for the repository.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from urllib.parse import quote
 
@@ -50,17 +49,16 @@ class Packages:
     @cached_property
     def _versions(self) -> dict[str, int]:
         """Digest → the version's number."""
-        return {digest: number for page in self._pages() for digest, number in page.items()}
-
-    def _pages(self) -> Iterator[dict[str, int]]:
+        versions: dict[str, int] = {}
         url: str | None = f"{self._package}/versions?per_page={_PAGE}"
         while url:
             response = self._request("GET", url, expect=(200,))
             try:
-                yield {str(entry["name"]): int(entry["id"]) for entry in response.json()}
+                versions |= {str(entry["name"]): int(entry["id"]) for entry in response.json()}
             except (ValueError, KeyError, TypeError):
                 raise self._refused("GitHub's list of its versions is invalid", response.text[:80]) from None
             url = response.links.get("next", {}).get("url")
+        return versions
 
     def _request(self, method: str, url: str, *, expect: tuple[int, ...]) -> httpx.Response:
         try:

@@ -68,13 +68,7 @@ class Layout:
         """Hash every file; return the bytes read. Raises DigestMismatch for the first with another digest."""
         for part in self:
             if (actual := Digest.of_file(part.path)) != part.digest:
-                raise DigestMismatch(
-                    "a file of the built image has changed",
-                    expected=part.digest.text,
-                    found=actual.text,
-                    where=str(part.path),
-                    next_step="nox -s build",
-                )
+                raise _broken("a file of the built image has changed", part.digest.text, actual.text, part.path)
         return sum(part.size for part in self)
 
 

@@ -112,9 +112,7 @@ class Registry:
             self._require("the registry sent a manifest with another digest", expected, digest.text, reference)
         return Manifest(raw=response.content, media_type=media_type_of(response), digest=digest)
 
-    def read(
-        self, path: str, accept: Sequence[str] = ("*/*",), *, expect: tuple[int, ...] = (200,), late: bool = False
-    ) -> httpx.Response:
+    def read(self, path: str, accept: Sequence[str], *, expect: tuple[int, ...], late: bool = False) -> httpx.Response:
         """Return the response to a GET of stored bytes below the repository, not checked; `late`: as in Request."""
         headers = {"Accept": ", ".join(accept), **_AS_STORED}
         return self._ask("GET", path, expect=expect, headers=headers, late=late)

@@ -62,14 +62,24 @@ def run(publication: Publication) -> Release:
     image has the fixed tag.
     """
     publication.require_origin()
-    release = publication.release
+    release, digest, log = publication.release, publication.image.digest, publication.log
     release.require("signed", publication.intent.names)
     index = publication.layout.index.path.read_bytes()
-    fixed, *others = tags(publication)
+    wanted = tags(publication)
     for registry in publication.registries:
-        for tag in (fixed, *others):
-            if _tag(registry, tag, index, publication, may_move=tag != fixed):
-                release = publication.record(release.having(tagged=f"{registry.name}:{tag}"))
+        for tag in wanted:
+            reference, before = f"{registry.name}:{tag}", registry.manifest(tag)
+            if before is not None and before.digest == digest:
+                log.say(f"{reference}: nothing to do")
+            elif before is not None and tag == wanted[0]:
+                raise _clash(reference, digest, before.digest)
+            elif before is not None and (newer := _newer(before, publication.lock.versions)):
+                log.say(f"{reference} stays: it is {newer}")
+                continue
+            else:
+                registry.tag(tag, index, INDEX)
+                log.say(reference + (f" (was {before.digest.short}…)" if before else ""))
+            release = publication.record(release.having(tagged=reference))
     return release
 
 
@@ -78,24 +88,6 @@ def tags(publication: Publication) -> tuple[str, ...]:
     image, lock = publication.image, publication.lock
     fixed = _fixed_tag(fixed_prefix(lock), (publication.base or image).digest, publication.registries)
     return tuple(f"{tag}{image.variant.suffix}" for tag in (fixed, *moving(lock)))
-
-
-def _tag(registry: Registry, tag: str, index: bytes, publication: Publication, *, may_move: bool) -> bool:
-    """Point a tag at the index; return False if the tag stays at a newer release."""
-    log = publication.log
-    reference, digest = f"{registry.name}:{tag}", Digest.of(index)
-    before = registry.manifest(tag)
-    if before is not None and before.digest == digest:
-        log.say(f"{reference}: nothing to do")
-        return True
-    if before is not None and not may_move:
-        raise _clash(reference, digest, before.digest)
-    if before is not None and (newer := _newer(before, publication.lock.versions)):
-        log.say(f"{reference} stays: it is {newer}")
-        return False
-    registry.tag(tag, index, INDEX)
-    log.say(reference + (f" (was {before.digest.short}…)" if before else ""))
-    return True
 
 
 def _fixed_tag(prefix: str, digest: Digest, registries: Sequence[Registry]) -> str:

@@ -137,7 +137,7 @@ class _Builder:
                 # The outer program only unpacks this one, whose libraries are the component's.
                 self._libraries(package, inner)
             else:
-                child = of_program(f"{package.key}/{label}", label, inner.version, inner, f"{path}!{name}")
+                child = of_program(f"{package.key}/{label}", label, inner.version, inner.digest, f"{path}!{name}")
                 self._libraries(self._add(child, package), inner)
 
     def _archive(self, file: Artifact) -> None:
@@ -148,7 +148,7 @@ class _Builder:
             program = self._program(entry.path, entry.name)
             of_release = file.version if entry.name in _OF_DOCKER_RELEASE else None
             version = program.version or stated.get(entry.name) or of_release
-            child = of_program(f"{package.key}/{entry.name}", entry.name, version, program, entry.path)
+            child = of_program(f"{package.key}/{entry.name}", entry.name, version, program.digest, entry.path)
             self._libraries(self._add(child, package), program)
 
     def _program(self, path: str, name: str) -> Program:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from packageurl import PackageURL
 
 from pipeline.components import PROGRAMS
+from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
 from pipeline.inputs.lock import Artifact
-from pipeline.sbom.rootfs import Program
 
 _PROGRAMS = {program.name: program for program in PROGRAMS.values()}
-_APACHE = "Apache-2.0"
 
 
 class Kind(StrEnum):
@@ -67,27 +66,15 @@ class Inventory:
 
 def of_component(file: Artifact, path: str | None) -> Package:
     """Return the package of a component's locked file; `path`: in the image, None for an archive."""
-    supplied = _supplier_purl(file.component, file.version)
-    known = _PROGRAMS.get(file.component)
-    if known is None:  # docker's archive
+    package = of_program(f"component/{file.component}", file.component, file.version, file.digest, path)
+    if file.component not in _PROGRAMS:  # docker's archive
         supplied = purl("generic", f"docker/{file.component}", file.version, download_url=file.url)
-    return Package(
-        key=f"component/{file.component}",
-        kind=Kind.APPLICATION,
-        name=file.component,
-        version=file.version,
-        purl=supplied,
-        licence=known.licence if known else _APACHE,
-        url=file.url,
-        sha256=file.digest.hex,
-        path=path,
-        supplier=known.supplier if known else "Docker",
-        note=f"its digest is believed because it is {file.grade}",
-    )
+        package = replace(package, purl=supplied, licence="Apache-2.0", supplier="Docker")
+    return replace(package, url=file.url, note=f"its digest is believed because it is {file.grade}")
 
 
-def of_program(key: str, name: str, version: str | None, program: Program, path: str) -> Package:
-    """Return the package of a component's program."""
+def of_program(key: str, name: str, version: str | None, digest: Digest, path: str | None) -> Package:
+    """Return the package of a component's program; `digest`: of its file."""
     known = _PROGRAMS.get(name)
     return Package(
         key=key,
@@ -96,7 +83,7 @@ def of_program(key: str, name: str, version: str | None, program: Program, path:
         version=version,
         purl=_supplier_purl(name, version),
         licence=known.licence if known else None,
-        sha256=program.digest.hex,
+        sha256=digest.hex,
         path=path,
         supplier=known.supplier if known else None,
     )

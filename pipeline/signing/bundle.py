@@ -70,7 +70,11 @@ def statement(raw: bytes, trust: Trust) -> dict[str, Any]:
     if len(signatures) != 1:
         raise VerificationFailed("a bundle must have exactly one signature", found=str(len(signatures)))
     if trust.key is not None:
-        _by_key(trust.key, payload, signatures[0])
+        try:
+            trust.key.verify(signatures[0], signed_bytes(payload), ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            expected = "a signature of the given key"
+            raise VerificationFailed("unexpected signer, or the signed bytes have changed", expected=expected) from None
     elif not isinstance(material, Mapping) or "publicKey" in material:
         raise VerificationFailed("unexpected signer", expected=str(trust), found="the holder of a key")
     else:
@@ -82,15 +86,6 @@ def statement(raw: bytes, trust: Trust) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise VerificationFailed("a bundle signs an invalid statement", found=repr(payload[:80])) from None
     return signed
-
-
-def _by_key(key: ec.EllipticCurvePublicKey, payload: bytes, signed: bytes) -> None:
-    try:
-        key.verify(signed, signed_bytes(payload), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        raise VerificationFailed(
-            "unexpected signer, or the signed bytes have changed", expected="a signature of the given key"
-        ) from None
 
 
 def _by_identity(raw: bytes, trust: Trust) -> bytes:

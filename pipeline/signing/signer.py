@@ -10,7 +10,7 @@ import base64
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,16 +23,6 @@ from pipeline.signing.statement import PAYLOAD, signed_bytes
 if TYPE_CHECKING:
     from sigstore.models import ClientTrustConfig
     from sigstore.sign import SigningContext
-
-
-class Signer(Protocol):
-    """Signs statements."""
-
-    def sign(self, statement: bytes) -> bytes:
-        """Return a bundle with the signed statement."""
-
-    def __str__(self) -> str:
-        """Return the identity, for a log."""
 
 
 class KeySigner:
@@ -126,6 +116,9 @@ class Keyless:
 
     def __str__(self) -> str:
         return f"{self._token.identity}, by Sigstore"
+
+
+Signer = KeySigner | Keyless
 
 
 def identity_token() -> str:
