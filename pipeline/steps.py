@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.build import build
 from pipeline.core import sboms
@@ -29,6 +30,8 @@ from pipeline.core.sboms import Form
 from pipeline.publish import push, scan, tag
 from pipeline.signing.signer import KeySigner, identity_token
 from pipeline.workflow import Run
+
+Report = TypeVar("Report", SmokeReport, ScanReport)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +79,26 @@ def of(
 
     return (
         Step(name="build", left=lambda: _to_build(run), run=made),
-        Step(name="smoke", left=lambda: ["smoke it again"] if afresh else _to_smoke(run), run=smoke),
+        Step(
+            name="smoke",
+            left=lambda: ["smoke it again"] if afresh else _refused(run, SmokeReport, require_smoked),
+            run=smoke,
+        ),
         Step(name="sbom", left=lambda: _to_describe(run), run=run.sbom),
         Step(
             name="scan",
-            left=lambda: _to_scan(run),
+            left=lambda: _refused(run, ScanReport, require_scanned),
             run=lambda: run.scan(scanner, least=least),
             require=lambda: scan.require_scanner(scanner),
         ),
-        Step(name="push", left=lambda: _to_push(run), run=run.push),
+        Step(name="push", left=lambda: [text for one in run.publications() for text in push.left(one)], run=run.push),
         Step(
             name="sign",
             left=lambda: _to_sign(run),
             run=lambda: run.sign(key),
             require=lambda: KeySigner(key) if key else identity_token(),
         ),
-        Step(name="tag", left=lambda: _to_tag(run), run=run.tag),
+        Step(name="tag", left=lambda: [text for one in run.publications() for text in tag.left(one)], run=run.tag),
         Step(name="verify", left=lambda: _to_verify(run), run=verified),
     )
 
@@ -132,28 +139,14 @@ def _to_build(run: Run) -> list[str]:
     ]
 
 
-def _to_smoke(run: Run) -> list[str]:
-    def require(image: Image) -> None:
-        require_smoked(image, [SmokeReport.read(run.folder(image), platform) for platform in image.platforms])
-
-    return _refused(run, "smoke", require)
-
-
-def _to_scan(run: Run) -> list[str]:
-    def require(image: Image) -> None:
-        require_scanned(image, [ScanReport.read(run.folder(image), platform) for platform in image.platforms])
-
-    return _refused(run, "scan", require)
-
-
-def _refused(run: Run, verb: str, require: Callable[[Image], None]) -> list[str]:
+def _refused(run: Run, stage: type[Report], require: Callable[[Image, Sequence[Report]], None]) -> list[str]:
     """Return a line for each image whose reports do not let it continue, with the reason."""
     left = []
     for image in run.built().values():
         try:
-            require(image)
+            require(image, stage.read_all(run.folder(image), image))
         except (IntentError, SmokeFailed, VerificationFailed) as error:
-            left.append(f"{verb} {image.digest}{image.variant.suffix}: {error.text}")
+            left.append(f"{stage.stage} {image.digest}{image.variant.suffix}: {error.text}")
     return left
 
 
@@ -171,10 +164,6 @@ def _to_describe(run: Run) -> list[str]:
     return left
 
 
-def _to_push(run: Run) -> list[str]:
-    return [text for one in run.publications() for text in push.left(one)]
-
-
 def _to_sign(run: Run) -> list[str]:
     return [
         f"sign {image.digest} in {name}"
@@ -182,10 +171,6 @@ def _to_sign(run: Run) -> list[str]:
         for name in run.intent.names
         if str(name) not in Release.read(run.folder(image), image.digest).signed
     ]
-
-
-def _to_tag(run: Run) -> list[str]:
-    return [text for one in run.publications() for text in tag.left(one)]
 
 
 def _to_verify(run: Run) -> list[str]:

@@ -328,10 +328,10 @@ class Run:
             publications = self.publications()
             for one in publications:
                 image = one.image
-                smoked = [SmokeReport.read(one.dist, platform) for platform in image.platforms]
+                smoked = SmokeReport.read_all(one.dist, image)
                 # In the order of the stages: what was not smoked need not be scanned.
                 require_smoked(image, smoked)
-                scanned = [ScanReport.read(one.dist, platform) for platform in image.platforms]
+                scanned = ScanReport.read_all(one.dist, image)
                 push.require(one, smoked, scanned)
                 reports[image.digest] = smoked, scanned
             for one in publications:

@@ -31,15 +31,13 @@ def writing(cache: Path, log: Log | None = None) -> Iterator[None]:
     (cache / "sha256").mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache / "fetch.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         if log is not None:
             log.say(f"another run writes to {cache}; waiting for it")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def path_of(cache: Path, digest: Digest) -> Path:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,16 +49,6 @@ def redact(text: str) -> str:
     for pattern, replacement in _HIDDEN:
         text = pattern.sub(replacement, text)
     return text
-
-
-class Transfer(Protocol):
-    """One running transfer of bytes."""
-
-    def advance(self, count: int) -> None:
-        """Add `count` transferred bytes."""
-
-    def total(self, count: int) -> None:
-        """Set the size of the whole, in bytes."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -200,20 +190,20 @@ class Transfers:
     def __init__(self, log: Log, bars: Progress | None, name: str | None) -> None:
         self._log = log
         self._bars = bars
-        self._whole = _Shown(log, bars, name, total=0) if name else None
+        self._whole = Transfer(log, bars, name, total=0) if name else None
 
     def start(self, name: str, total: int | None) -> Transfer:
         """Start a transfer of `total` bytes (None: not known yet)."""
         if self._whole is not None and total is not None:
             self._whole.grow(total)
-        return _Shown(self._log, self._bars, name, total=total, whole=self._whole)
+        return Transfer(self._log, self._bars, name, total=total, whole=self._whole)
 
 
-class _Shown:
-    """A transfer, or the sum of several: a bar, or lines. Without bars only the sum is logged."""
+class Transfer:
+    """A running transfer, or the sum of several: a bar, or lines. Without bars only the sum is logged."""
 
     def __init__(
-        self, log: Log, bars: Progress | None, name: str, *, total: int | None, whole: _Shown | None = None
+        self, log: Log, bars: Progress | None, name: str, *, total: int | None, whole: Transfer | None = None
     ) -> None:
         self._log = log
         self._bars = bars
@@ -225,6 +215,7 @@ class _Shown:
         self._logged = time.monotonic()
 
     def advance(self, count: int) -> None:
+        """Add `count` transferred bytes."""
         self._done += count
         if self._whole is not None:
             self._whole.advance(count)
@@ -237,6 +228,7 @@ class _Shown:
             self._log.say(f"{self._name}: {size(self._done)}{of}")
 
     def total(self, count: int) -> None:
+        """Set the size of the whole, in bytes."""
         if self._whole is not None and self._total is None:
             self._whole.grow(count)
         self._total = count

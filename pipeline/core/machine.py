@@ -169,16 +169,13 @@ def disk_full(output: str, where: Path) -> EngineError | None:
 def exclusive(lock: Path, taken: str) -> Iterator[None]:
     """Hold a lock file during the block. Raises EngineError with the summary `taken` if another process holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock, timeout=0)
     try:
-        held.acquire()
+        held = FileLock(lock).acquire(timeout=0)
     except Timeout:
         next_step = "wait for it, or give this run a separate folder: DIND_K3S_CACHE=…"
         raise EngineError(taken, where=str(lock.parent), next_step=next_step) from None
-    try:
+    with held:
         yield
-    finally:
-        held.release()
 
 
 def require_short(folder: Path, limit: int, contents: str) -> None:

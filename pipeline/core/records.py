@@ -194,6 +194,11 @@ class _Report:
         return _read(cls, path, next_step=f"{cls.stage} it first: nox -s {cls.stage}")
 
     @classmethod
+    def read_all(cls, dist: Path, image: Image) -> list[Self]:
+        """Read the report of each platform of an image. Raises IntentError like `read`."""
+        return [cls.read(dist, platform) for platform in image.platforms]
+
+    @classmethod
     def of(cls, image: Image, reports: Sequence[Self]) -> Iterator[tuple[Platform, Self]]:
         """Yield each platform of exactly this image with its report. Raises `error` for a platform without a report."""
         by_platform = {report.platform: report for report in reports}

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from pipeline.core.errors import DigestMismatch, EngineError, UpstreamError
+from pipeline.core.log import Log, Transfer
 from pipeline.core.names import Digest
 from pipeline.http import headers, retries, transport
 from pipeline.http.download import Downloader, File, Rules
@@ -25,11 +26,13 @@ DATA = b"some bytes " * 20_000
 DIGEST = Digest.of(DATA)
 
 
-class Bar:
+class Bar(Transfer):
     """Counts the bytes of a progress bar."""
 
-    done = 0
-    whole = 0
+    def __init__(self) -> None:
+        super().__init__(Log(quiet=True), None, "a file", total=None)
+        self.done = 0
+        self.whole = 0
 
     def advance(self, count: int) -> None:
         self.done += count
