@@ -134,7 +134,7 @@ def _afterwards(define: Define) -> None:
     add("reference", metavar="IMAGE", help="registry/repository:tag or …@sha256:…")
     _dist(add, "where it goes (dist/pulled)")
     text = "write a release's notes: what is in it, how big, how it booted, how to check it, what changed"
-    add = define("notes", text, _notes)
+    add = define("notes", text, lambda run, given: _print(run.notes(_text(given.previous)), given.output))
     text = "versions.lock.yaml of the release before; empty: there was none"
     add("--previous", type=Path, metavar="LOCK", help=text)
     add("--output", type=Path, metavar="FILE", help="write the Markdown there (default: standard output)")
@@ -174,7 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(parsed, log)
     except ModuleNotFoundError as error:
-        return _lacks(error)
+        if (error.name or "").startswith("pipeline"):
+            raise
+        hint = "run it through nox (nox -s rehearse), or: pip install --require-hashes -r requirements/pipeline.txt"
+        return report(errors.EngineError(f"this Python lacks {error.name}", next_step=hint))
     except PipelineError as error:
         return report(error)
     except OSError as error:
@@ -245,19 +248,6 @@ def summarize(name: str, log: Log) -> None:
         bars.append((section, f"{step.mark} {redact(step.name)}", start, end))
     with Path(path).open("a", encoding="utf-8") as stream:
         stream.write(f"### {name}\n\n{gantt(f'{name}, {seconds(log.elapsed)}', bars)}\n\n")
-
-
-def _lacks(error: ModuleNotFoundError) -> int:
-    """Print which package this Python lacks; returns the exit code. A module of ours that is missing is a bug."""
-    if (error.name or "").startswith("pipeline"):
-        raise error
-    print(
-        f"error: this Python lacks {error.name}\n"
-        "  next step: run it through nox (nox -s rehearse), or: pip install --require-hashes -r "
-        "requirements/pipeline.txt",
-        file=sys.stderr,
-    )
-    return errors.EngineError.exit_code
 
 
 def _platforms(_run: Run | None, given: argparse.Namespace) -> int:
@@ -359,10 +349,6 @@ def _pull(run: Run, given: argparse.Namespace) -> None:
     run.pull(given.reference, run.dist if chosen else run.dist / "pulled")
 
 
-def _notes(run: Run, given: argparse.Namespace) -> None:
-    _print(run.notes(_text(given.previous) if given.previous else None), given.output)
-
-
 def _rehearse(run: Run, given: argparse.Namespace) -> int:
     from pipeline.rehearsal import rehearse
 
@@ -379,9 +365,10 @@ def _print(text: str, output: Path | None) -> None:
         sys.stdout.write(text)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path | None) -> str:
+    """The text of a lock; empty without one."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8") if path else ""
     except (OSError, UnicodeDecodeError) as error:
         raise IntentError(f"{path} cannot be read", found=str(error), expected="a versions.lock.yaml") from None
 

@@ -415,8 +415,8 @@ class Run:
             reproduce.run(index, images[variant], variant.below(job.dist), registry, self.log)
             shutil.rmtree(job.dist)
 
-    def notes(self, previous: str | None) -> str:
-        """The release's notes as Markdown; `previous`: the text of the lock of the release before."""
+    def notes(self, previous: str) -> str:
+        """The release's notes as Markdown; `previous`: the text of the lock of the release before, or empty."""
         try:
             old = lock.parse(previous, "the lock of the release before") if previous else None
         except LockStale as error:

@@ -37,12 +37,7 @@ class PipelineError(Exception):
 
     def lines(self) -> list[str]:
         """Return the message as the user sees it: one line per part, in a fixed order."""
-        parts = {
-            "expected": self.expected,
-            "found": self.found,
-            "where": self.where,
-            "next step": self.next_step,
-        }
+        parts = {"expected": self.expected, "found": self.found, "where": self.where, "next step": self.next_step}
         return [self.summary, *(f"  {name}: {text}" for name, text in parts.items() if text)]
 
     @property

@@ -1,14 +1,16 @@
 """`mirrors`: measures latency, speed and completeness of every server that has files of the lock.
 
-These are the upstreams, the base image's registry, and the mirrors and witnesses of versions.yaml. Nothing is written,
-and no digest of a file is checked: `fetch` does that.
+These are the upstreams, the base image's registry, and the mirrors and witnesses of versions.yaml. Each is read alone,
+from the locked digest down; nothing is written, and no digest of a file is checked: `fetch` does that. Methods of a
+server raise UpstreamError, RegistryError or httpx.HTTPError if it does not respond.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,8 +19,10 @@ import httpx
 
 from pipeline.core.errors import RegistryError, UpstreamError
 from pipeline.core.log import Log, size
-from pipeline.core.names import ImageName
-from pipeline.fetch.sources import SAMPLE, FileServer, Part, RegistryServer, Server, blobs
+from pipeline.core.names import Digest, ImageName
+from pipeline.core.platforms import Platform
+from pipeline.fetch.base import manifests, parts
+from pipeline.http import headers, transport
 from pipeline.http.retries import reason
 from pipeline.http.transport import NEXT_STEP, shown
 from pipeline.inputs.lock import Lock
@@ -28,6 +32,97 @@ from pipeline.oci.registry import Registry
 _LATENCIES = 5  # requests over an open connection
 _AT_ONCE = 4  # HEAD requests to one host
 _SECONDS = 5.0  # limit for one measurement of speed
+_SAMPLE = 8_000_000  # bytes to measure a speed with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A file that a server should have."""
+
+    name: str  # for people
+    path: str  # below a file server's base URL
+    digest: Digest
+    size: int | None  # bytes; None: not in the lock
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileServer:
+    """An upstream or a mirror; a mirror of the base image is an OCI layout, like that of `nox -s vendor`."""
+
+    base: str
+    client: httpx.Client
+
+    def manifest(self, digest: Digest) -> bytes:
+        """Return an index or a manifest of the base image. Raises UpstreamError for a missing or a wrong one."""
+        name = f"manifest {digest.short}…"
+        data = transport.get(self.client, f"{self.base}/{_blob(digest)}", what=name).content
+        if (actual := Digest.of(data)) != digest:
+            raise UpstreamError(f"other bytes as the {name}", found=f"{actual.short}…")
+        return data
+
+    def lacks(self, part: Part) -> str:
+        """Request HEAD of a file; return why the server lacks it, empty if it has it."""
+        response = self.client.head(f"{self.base}/{part.path}")
+        length = headers.length(response)
+        if response.status_code != 200:
+            return f"{part.name}: status {response.status_code}"
+        if part.size is not None and length not in (None, part.size):
+            return f"{part.name}: {length} bytes instead of {part.size}"
+        return ""
+
+    def read(self, part: Part) -> Generator[bytes, None, None]:
+        """Yield the first _SAMPLE bytes of a file. Close the generator."""
+        with self.client.stream(
+            "GET", f"{self.base}/{part.path}", headers={"Range": f"bytes=0-{_SAMPLE - 1}"}
+        ) as response:
+            yield from response.iter_raw()
+
+
+@dataclass(frozen=True)
+class RegistryServer:
+    """The base image's registry, and the storage that it redirects to."""
+
+    registry: Registry
+
+    @property
+    def base(self) -> str:
+        """Its URL with the repository."""
+        return self.registry.url
+
+    def manifest(self, digest: Digest) -> bytes:
+        """Return an index or a manifest; the client checks its digest. Raises UpstreamError."""
+        if (manifest := self.registry.manifest(digest.text)) is None:
+            raise UpstreamError(f"no manifest {digest.short}…")
+        return manifest.raw
+
+    def lacks(self, part: Part) -> str:
+        """Request HEAD of a blob; return why the registry lacks it, empty if it has it."""
+        return "" if self.registry.has("blobs", part.digest, write=False) else f"no {part.name}"
+
+    def read(self, part: Part) -> Generator[bytes, None, None]:
+        """Yield a blob. Close the generator."""
+        with self.registry.blob(part.digest) as chunks:
+            yield from chunks
+
+
+Server = FileServer | RegistryServer
+
+
+def _blobs(server: Server, index: Digest, platforms: Sequence[Platform]) -> list[Part]:
+    """Return the platforms' configs and layers according to that server. Raises UpstreamError."""
+    result = []
+    try:
+        for _, manifest in manifests(index, platforms, lambda digest: json.loads(server.manifest(digest))):
+            for descriptor in parts(manifest):
+                digest, size = Digest(descriptor["digest"]), int(descriptor["size"])
+                result.append(Part(name=f"blob {digest.short}…", path=_blob(digest), digest=digest, size=size))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UpstreamError(f"{index.short}… is not an index of {', '.join(platforms)}") from None
+    return list(dict.fromkeys(result))  # platforms may share a layer
+
+
+def _blob(digest: Digest) -> str:
+    return f"blobs/sha256/{digest.hex}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +221,7 @@ def _measure(place: _Place, lock: Lock, intent: Intent, seconds: float) -> Measu
     expected = 1 if place.parts is None else len(place.parts)
     measured = Measured(origin=place.origin, base=server.base, kind=place.kind, of=expected)
     try:
-        parts = blobs(server, lock.base.digest, intent.platforms) if place.parts is None else place.parts
+        parts = _blobs(server, lock.base.digest, intent.platforms) if place.parts is None else place.parts
         largest = max(parts, key=lambda part: part.size or 0)
         latency = _latency(server, largest)
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
@@ -157,6 +252,6 @@ def _speed(server: Server, part: Part, seconds: float) -> float:
     with closing(server.read(part)) as chunks:
         for chunk in chunks:
             count += len(chunk)
-            if count >= SAMPLE or time.monotonic() - started >= seconds:
+            if count >= _SAMPLE or time.monotonic() - started >= seconds:
                 break
     return count / max(time.monotonic() - started, 1e-6)

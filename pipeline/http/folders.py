@@ -25,14 +25,10 @@ class Folders(httpx.BaseTransport):
         headers = {"Content-Length": str(path.stat().st_size)}
         if request.method == "HEAD":
             return httpx.Response(200, headers=headers, request=request)
-        return httpx.Response(200, headers=headers, stream=_Content(path), request=request)
+        return httpx.Response(200, headers=headers, content=_chunks(path), request=request)
 
 
-class _Content(httpx.SyncByteStream):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __iter__(self) -> Iterator[bytes]:
-        with self._path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                yield chunk
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk

@@ -168,7 +168,7 @@ def _release(run: Run, job: supplies.Job, *, emulate: bool, again: bool) -> None
         if left:
             raise VerificationFailed("a finished release has steps left", found="\n    ".join(left))
         _pull_and_boot(rehearsed, options)
-        write_text(rehearsed.dist / "notes.md", rehearsed.notes(None))
+        write_text(rehearsed.dist / "notes.md", rehearsed.notes(""))
         rehearsed.summary()
 
 
