@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import quote
 
@@ -27,7 +27,6 @@ RELEASE = rf"{NUMBER}\.{NUMBER}\.{NUMBER}"
 _LINE = rf"stable|latest|{NUMBER}|{NUMBER}\.{NUMBER}"
 _APACHE = "Apache-2.0"
 _PLUGINS = "usr/local/libexec/docker/cli-plugins"
-_CONTAINERD = "golang/github.com/containerd/containerd{major}"
 
 
 def _architectures(amd64: str, arm64: str) -> Mapping[Platform, str]:
@@ -131,6 +130,14 @@ class Component:
         return self.tag.format(version)
 
 
+_CONTAINERD = Program(
+    name="containerd",
+    path="usr/local/bin/containerd",
+    purl="golang/github.com/containerd/containerd{major}",
+    supplier="containerd",
+    own_version=False,
+    command=("containerd", "--version"),
+)
 DOCKER = Component(
     name="docker",
     exact=RELEASE,
@@ -161,29 +168,9 @@ DOCKER = Component(
             supplier="Docker",
             command=("docker", "--version"),
         ),
-        Program(
-            name="containerd",
-            path="usr/local/bin/containerd",
-            purl=_CONTAINERD,
-            supplier="containerd",
-            own_version=False,
-            command=("containerd", "--version"),
-        ),
-        Program(
-            name="containerd-shim-runc-v2",
-            path="usr/local/bin/containerd-shim-runc-v2",
-            purl=_CONTAINERD,
-            supplier="containerd",
-            own_version=False,
-        ),
-        Program(
-            name="ctr",
-            path="usr/local/bin/ctr",
-            purl=_CONTAINERD,
-            supplier="containerd",
-            own_version=False,
-            command=("ctr", "--version"),
-        ),
+        _CONTAINERD,
+        replace(_CONTAINERD, name="containerd-shim-runc-v2", path="usr/local/bin/containerd-shim-runc-v2", command=()),
+        replace(_CONTAINERD, name="ctr", path="usr/local/bin/ctr", command=("ctr", "--version")),
         Program(
             name="runc",
             path="usr/local/bin/runc",
@@ -327,13 +314,7 @@ KUBECTL = Component(
 # In the order in which their versions are chosen: kubectl follows k3s.
 COMPONENTS = {one.name: one for one in (DOCKER, BUILDX, COMPOSE, K3S, KUBECTL)}
 # k3s's system images: a second file of its releases. Each image in it tells its own licence; this is the archive's.
-SYSTEM_IMAGES = File(
-    origin=_K3S.origin,
-    folder=_K3S.folder,
-    name=f"{AIRGAP}-{{plain}}.tar.zst",
-    architectures=_K3S.architectures,
-    checksums=_K3S.checksums,
-)
+SYSTEM_IMAGES = replace(_K3S, name=f"{AIRGAP}-{{plain}}.tar.zst")
 PROGRAMS = {program.path: program for one in COMPONENTS.values() for program in one.programs}
 
 

@@ -84,8 +84,8 @@ def fetch(
     cache: Path,
     log: Log,
     mirrors: Mirrors | None = None,
-) -> int:
-    """Download what the platforms need of the base image to `cache`/sha256/; return the bytes downloaded.
+) -> None:
+    """Download what the platforms need of the base image to `cache`/sha256/.
 
     Raises UpstreamError if neither a mirror nor the registry has that digest or platform, RegistryError for wrong
     bytes.
@@ -98,7 +98,6 @@ def fetch(
             for part in parts(manifest)
         )
     log.say(f"base image {lock.image}: " + (f"{size(downloaded)} downloaded" if downloaded else "all in the cache"))
-    return downloaded
 
 
 def digests(index: Digest, platforms: Sequence[Platform], cache: Path) -> list[Digest]:

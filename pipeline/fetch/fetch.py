@@ -33,7 +33,6 @@ class Fetched:
     """The result of a fetch."""
 
     downloaded: int  # files
-    bytes: int  # of the downloaded files
     kept: int  # files that were in the cache
     sizes: Mapping[Digest, int]  # bytes of every file, to complete a lock without sizes
 
@@ -100,7 +99,7 @@ def download(
         log.say(f"nothing to download: {len(wanted)} files, {size(total)}, all verified in the cache")
     else:
         log.say(f"{len(missing)} files downloaded, {size(downloaded)}; {len(wanted) - len(missing)} were in the cache")
-    return Fetched(downloaded=len(missing), bytes=downloaded, kept=len(wanted) - len(missing), sizes=sizes)
+    return Fetched(downloaded=len(missing), kept=len(wanted) - len(missing), sizes=sizes)
 
 
 def _download_all(files: Sequence[Wanted], folder: Path, downloader: Downloader, log: Log) -> int:
