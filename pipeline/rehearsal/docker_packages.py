@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.core.log import Log
 from pipeline.core.platforms import Platform
+from pipeline.core.records import write_bytes
 from pipeline.rehearsal import images, mirror, origin, pause
 
 _SUITES = ("sid", "trixie", "bookworm")  # newest first: of the engine's packages
@@ -57,7 +58,8 @@ def publish(
             for candidate, path in zip(chosen, paths, strict=True):
                 if candidate.platform == platform:
                     subprocess.run(["dpkg-deb", "-x", str(path), str(tree)], check=True)
-            pause.write(tree / "usr/bin/busybox", platform, folder / "pause" / f"{platform.architecture}.tar")
+            busybox = (tree / "usr/bin/busybox").read_bytes()
+            write_bytes(folder / "pause" / f"{platform.architecture}.tar", pause.archive(busybox, platform))
         packaged = {candidate.name: _plain(candidate.version) for candidate in chosen}
         with ThreadPoolExecutor(max_workers=2) as pool:
             archives = dict(zip(trees, pool.map(_archive, trees.values()), strict=True))
@@ -76,14 +78,6 @@ def _archive(tree: Path) -> bytes:
         files = ((f"docker/{name}", (tree / place).read_bytes()) for name, place in sorted(_ARCHIVE.items()))
         images.write_tar(packed, files)
     return raw.getvalue()
-
-
-def extract_init(archive: Path, target: Path) -> None:
-    """Write docker-init from docker's static archive."""
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(images.read_tar(archive, "docker/docker-init"))
-    partial.chmod(0o755)
-    partial.replace(target)
 
 
 def _plain(version: str) -> str:

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,16 +16,8 @@ from pipeline.core.platforms import Platform
 from pipeline.oci.index import descriptor
 from pipeline.oci.registry import Registry
 
-LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
-
-Put = Callable[[bytes, str], dict[str, Any]]  # stores a blob of a media type; returns its descriptor
-
-
-def put_manifest(put: Put, config: Mapping[str, object], layer: Mapping[str, object]) -> dict[str, Any]:
-    """Store the config and the manifest of an image of one layer; return the manifest's descriptor."""
-    described = put(encode(config), _CONFIG)
-    return put(encode({"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": [layer]}), MANIFEST)
 
 
 def push_base(registry: Registry, tag: str, roots: Mapping[Platform, Path], folder: Path, log: Log) -> Digest:
@@ -34,6 +26,7 @@ def push_base(registry: Registry, tag: str, roots: Mapping[Platform, Path], fold
     blobs.mkdir(parents=True, exist_ok=True)
 
     def put(data: bytes, media_type: str) -> dict[str, Any]:
+        """Store a blob; return its descriptor."""
         digest = Digest.of(data)
         if not (blobs / digest.hex).exists():
             (blobs / digest.hex).write_bytes(data)
@@ -50,9 +43,11 @@ def push_base(registry: Registry, tag: str, roots: Mapping[Platform, Path], fold
             "rootfs": {"type": "layers", "diff_ids": [Digest.of(data).text]},
             "history": [{"created_by": "mmdebstrap", "created": "2026-01-01T00:00:00Z"}],
         }
-        layer = put(gzip.compress(data, compresslevel=3, mtime=0), LAYER)
+        layer = put(gzip.compress(data, compresslevel=3, mtime=0), _LAYER)
+        described = put(encode(config), _CONFIG)
+        manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": [layer]}
         image = {"os": "linux", "architecture": platform.architecture}
-        manifests.append({**put_manifest(put, config, layer), "platform": image})
+        manifests.append({**put(encode(manifest), MANIFEST), "platform": image})
     index = encode({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})
     put(index, INDEX)
     digest = Digest.of(index)

@@ -25,7 +25,7 @@ from urllib.parse import unquote
 from pipeline.components import owner, published
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
-from pipeline.core.records import write_json, write_text
+from pipeline.core.records import write_bytes, write_json, write_text
 from pipeline.inputs.versions import UPSTREAM
 from pipeline.rehearsal import loopback
 
@@ -54,7 +54,7 @@ def publish(root: Path, part: str, version: str, files: Mapping[Platform, bytes]
     """Write a release of a component, or of k3s's system images: files, checksum files, tag, channels."""
     for platform, data in files.items():
         where = published(part, version, platform)
-        _write(path_of(root, part, version, platform), data)
+        write_bytes(path_of(root, part, version, platform), data)
         if where.checksums is None:
             continue
         checksums = root / HOSTS[where.origin] / unquote(where.checksums)
@@ -86,13 +86,6 @@ def _point_channels(root: Path, component: str, version: str) -> None:
     elif component == "kubectl":
         for channel in ("stable", f"stable-{minor.removeprefix('v')}"):
             write_text(root / HOSTS["kubernetes"] / f"release/{channel}.txt", version)
-
-
-def _write(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(target)
 
 
 def _tag(root: Path, repository: str, tag: str) -> None:

@@ -7,17 +7,14 @@ changes with k3s's versions (k3s-io/k3s, pkg/cli/cmds/agent.go).
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import tarfile
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from pipeline.core import zstd
 from pipeline.core.names import Digest
 from pipeline.core.platforms import Platform
-from pipeline.oci.index import descriptor, layout_files
 from pipeline.rehearsal import images
 from pipeline.smoke.boot import NO_ADDONS
 
@@ -40,37 +37,19 @@ SYSTEM_IMAGES = (
 def system_images(archive: bytes) -> bytes:
     """Return a stub of k3s's archive of system images: the pause image under each of their names; reproducible.
 
-    Its format is k3s's: the output of `ctr images export` of one image for each name, an OCI layout with compressed
-    layers, its files sorted by name, compressed with zstd. A label in each image states that it is a stub.
-    Source: containerd's core/images/archive/exporter.go; k3s's scripts/package-airgap.
+    k3s's also is an OCI layout, which nobody reads: the image and its checks go by docker's manifest.json, which is the
+    last file in both. A label in each image states that it is a stub.
     """
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         files = {member.name: stream.read() for member in tar if (stream := tar.extractfile(member))}
-    (entry,) = json.loads(files["manifest.json"])
-    (plain,) = (files[name] for name in entry["Layers"])
-    written: dict[str, bytes] = {}
-
-    def put(data: bytes, media_type: str) -> dict[str, Any]:
-        described = descriptor(media_type, Digest.of(data), len(data))
-        written[_path(described)] = data
-        return described
-
-    config = json.loads(files[entry["Config"]])
-    layer = put(gzip.compress(plain, 1, mtime=0), images.LAYER)
-    index, listed = [], []
+    (entry,) = json.loads(files.pop("manifest.json"))
+    config = json.loads(files.pop(entry["Config"]))
+    entries = []
     for name in SYSTEM_IMAGES:
-        labelled = {**config, "config": {**config["config"], "Labels": {"io.github.dind-k3s.stand-in": name}}}
-        manifest = images.put_manifest(put, labelled, layer)
-        annotations = {
-            "io.containerd.image.name": f"docker.io/{name}",
-            "org.opencontainers.image.ref.name": name.rpartition(":")[2],
-        }
-        index.append({**manifest, "annotations": annotations})
-        described = json.loads(written[_path(manifest)])["config"]
-        listed.append({"Config": _path(described), "RepoTags": [name], "Layers": [_path(layer)]})
-    written |= layout_files(*index)
-    written["manifest.json"] = json.dumps(listed).encode()
-    packed: bytes = zstd.compress(_tar(dict(sorted(written.items()))), 3)
+        labels = {"io.github.dind-k3s.stand-in": name}
+        path = _add(files, {**config, "config": {**config["config"], "Labels": labels}})
+        entries.append({**entry, "Config": path, "RepoTags": [name]})
+    packed: bytes = zstd.compress(_tar({**files, "manifest.json": json.dumps(entries).encode()}), 3)
     return packed
 
 
@@ -80,29 +59,25 @@ def archive(binary: bytes, platform: Platform) -> bytes:
     Format: moby's image specification v1.2. The same binary gives the same bytes.
     """
     layer = _tar({"busybox": binary})
-    config = images.encode(
-        {
-            "architecture": platform.architecture,
-            "os": "linux",
-            # Neither kubelet nor cri-dockerd sets a command. busybox reads the applet from an argument only if its file
-            # is named busybox.
-            "config": {"Entrypoint": ["/busybox", "sleep", "2147483647"]},
-            "rootfs": {"type": "layers", "diff_ids": [Digest.of(layer).text]},
-        }
-    )
-    name = f"{Digest.of(config).hex}.json"
-    manifest = [{"Config": name, "RepoTags": [NAME], "Layers": ["layer.tar"]}]
-    return _tar({name: config, "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()})
+    files: dict[str, bytes] = {}
+    config = {
+        "architecture": platform.architecture,
+        "os": "linux",
+        # Neither kubelet nor cri-dockerd sets a command. busybox reads the applet from an argument only if its file is
+        # named busybox.
+        "config": {"Entrypoint": ["/busybox", "sleep", "2147483647"]},
+        "rootfs": {"type": "layers", "diff_ids": [Digest.of(layer).text]},
+    }
+    manifest = [{"Config": _add(files, config), "RepoTags": [NAME], "Layers": ["layer.tar"]}]
+    return _tar({**files, "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()})
 
 
-def write(busybox: Path, platform: Platform, target: Path) -> None:
-    """Write the archive for one platform."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(archive(busybox.read_bytes(), platform))
-
-
-def _path(described: dict[str, Any]) -> str:
-    return f"blobs/{described['digest'].replace(':', '/')}"
+def _add(files: dict[str, bytes], config: Mapping[str, object]) -> str:
+    """Add an image's config to the files of an archive; return its name there."""
+    encoded = images.encode(config)
+    name = f"{Digest.of(encoded).hex}.json"
+    files[name] = encoded
+    return name
 
 
 def _tar(files: dict[str, bytes]) -> bytes:

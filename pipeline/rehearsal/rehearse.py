@@ -30,13 +30,13 @@ from pipeline.core.errors import DigestMismatch, EngineError, VerificationFailed
 from pipeline.core.log import Log, seconds
 from pipeline.core.names import ImageName
 from pipeline.core.platforms import Platform
-from pipeline.core.records import Image, Tier, Variant, write_text
+from pipeline.core.records import Image, Tier, Variant, write_bytes, write_text
 from pipeline.engine import emulation, engine, engines, sandbox
 from pipeline.engine.daemon import CGROUP
 from pipeline.http import transport
 from pipeline.inputs import versions
 from pipeline.inputs.lock import Lock
-from pipeline.rehearsal import clamp, docker_packages, images, origin, supplies
+from pipeline.rehearsal import clamp, images, origin, supplies
 from pipeline.rehearsal import registry as rehearsed_registry
 from pipeline.rehearsal.real_k3s import Real
 from pipeline.rehearsal.registry import Served
@@ -125,7 +125,8 @@ def _provide(job: supplies.Job, *, refresh: bool) -> None:
     host = Platform.host()
     assert host is not None
     archive = origin.path_of(provided.root, "docker", provided.versions["docker"], host)
-    docker_packages.extract_init(archive, job.folder / "docker-init")
+    write_bytes(job.folder / "docker-init", images.read_tar(archive, "docker/docker-init"))
+    (job.folder / "docker-init").chmod(0o755)
 
 
 def _release(run: Run, job: supplies.Job, *, emulate: bool, again: bool) -> None:
