@@ -130,14 +130,9 @@ def resolver(path: Path) -> Resolver:
     return {**settings, "DnsSearch": settings["DnsSearch"] or ["."]}
 
 
-def pod_folder(kubelet_dir: Path, uid: str) -> Path:
-    """Return the folder of a pod."""
-    return kubelet_dir / "pods" / uid
-
-
 def volume_folder(kubelet_dir: Path, pod: Object, kind: str, name: str) -> Path:
     """Return the folder of one volume of a pod."""
-    return pod_folder(kubelet_dir, str(pod["metadata"]["uid"])) / f"volumes/kubernetes.io~{kind}" / name
+    return kubelet_dir / "pods" / str(pod["metadata"]["uid"]) / f"volumes/kubernetes.io~{kind}" / name
 
 
 def mount_memory(folder: Path) -> None:

@@ -45,11 +45,8 @@ def write_kubeconfig(config: Config, certificates: Certificates) -> None:
         },
     )
     write(config.kubeconfig, content, mode=config.kubeconfig_mode)
-    named = _kubeconfig(
-        {"certificate-authority": str(certificates.server_ca), "server": url(host, config.port)},
-        {"client-certificate": str(certificates.client), "client-key": str(key_of(certificates.client))},
-    )
-    write(config.data_dir / "server/cred/admin.kubeconfig", named)
+    path = config.data_dir / "server/cred/admin.kubeconfig"
+    write_named_kubeconfig(path, certificates.client, ca=certificates.server_ca, server=url(host, config.port))
     link = config.etc_dir / "k3s/k3s.yaml"
     if link != config.kubeconfig:  # as in pkg/server/server.go
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -57,13 +54,13 @@ def write_kubeconfig(config: Config, certificates: Certificates) -> None:
         link.symlink_to(config.kubeconfig)
 
 
-def write_kubelet_kubeconfig(config: Config, certificate: Path, *, ca: Path, server: str) -> None:
-    """Write the kubelet's kubeconfig. An agent's names the server itself; k3s has a load balancer on 127.0.0.1:6444."""
+def write_named_kubeconfig(path: Path, certificate: Path, *, ca: Path, server: str) -> None:
+    """Write a kubeconfig that names files."""
     content = _kubeconfig(
         {"certificate-authority": str(ca), "server": server},
         {"client-certificate": str(certificate), "client-key": str(key_of(certificate))},
     )
-    write(config.data_dir / "agent/kubelet.kubeconfig", content)
+    write(path, content)
 
 
 def url(host: str, port: int) -> str:

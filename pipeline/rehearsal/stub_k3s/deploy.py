@@ -1,8 +1,7 @@
 """The deploy controller: applies <data-dir>/server/manifests, with an Addon for each file.
 
 Like k3s's (pkg/deploy/controller.go): an Addon has a file's name up to its first dot, and the SHA-256 of the file once
-all of it was applied; events on the Addon, `.skip`, endless retries. k3s checks every 15 s. kubectl does the applying,
-so nothing is pruned.
+all of it was applied; events on the Addon, endless retries; k3s looks every 15 s. kubectl applies: nothing is pruned.
 """
 
 from __future__ import annotations
@@ -39,10 +38,8 @@ class Deployer:
 
     def look(self) -> None:
         """Apply new and changed files."""
-        files = sorted(file for file in (self._config.data_dir / "server/manifests").rglob("*") if file.is_file())
-        skipped = {file.name.removesuffix(".skip") for file in files if file.name.endswith(".skip")}
-        for file in files:
-            if not file.name.endswith(SUFFIXES) or file.name.startswith(".") or file.name in skipped:
+        for file in sorted((self._config.data_dir / "server/manifests").rglob("*")):
+            if file.suffix not in SUFFIXES or file.name.startswith("."):
                 continue
             with contextlib.suppress(OSError):  # removed, or being written
                 if self._seen.get(file) != file.stat().st_mtime_ns and self._deploy(file):

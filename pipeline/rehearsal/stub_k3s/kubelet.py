@@ -18,7 +18,7 @@ _KEYS = {
     "system-reserved": "systemReserved",
     "fail-cgroupv1": "failCgroupV1",
 }
-_REMOVED = ("network-plugin", "container-runtime", "containerd", "nonsense")  # flags that kubelet does not have
+_REMOVED = ("network-plugin", "containerd")  # flags that kubelet does not have
 
 
 def effective(arguments: list[str], data_dir: Path) -> dict[str, Any]:
@@ -28,7 +28,11 @@ def effective(arguments: list[str], data_dir: Path) -> dict[str, Any]:
         "evictionHard": {"imagefs.available": "5%", "nodefs.available": "5%"},
     }
     for file in sorted((data_dir / "agent/etc/kubelet.conf.d").glob("*.conf")):
-        for key, value in _drop_in(file).items():
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))  # which is YAML, too
+        except ValueError as error:
+            raise Failure(f"{file} cannot be decoded (the stub reads JSON only): {error}") from None
+        for key, value in content.items():
             settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value  # maps are merged
     for argument in arguments:
         flag, _, text = argument.lstrip("-").partition("=")
@@ -37,15 +41,6 @@ def effective(arguments: list[str], data_dir: Path) -> dict[str, Any]:
         if flag in _KEYS:
             settings[_KEYS[flag]] = _value(flag, text)
     return settings
-
-
-def _drop_in(file: Path) -> dict[str, Any]:
-    """Read one file; only JSON, which is YAML too."""
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Failure(f"{file} cannot be decoded (the stub reads JSON only): {error}") from None
-    return {key: value for key, value in content.items() if key not in ("apiVersion", "kind")}
 
 
 def _value(flag: str, text: str) -> Any:

@@ -149,7 +149,7 @@ class Worker(threading.Thread):
         with ThreadPoolExecutor(max_workers=len(ending) or 1) as pool:
             list(pool.map(end, ending))
         if self._node.kubelet_dir:
-            containers.remove_folder(containers.pod_folder(self._node.kubelet_dir, self._uid))
+            containers.remove_folder(self._node.kubelet_dir / "pods" / self._uid)
 
 
 def status(pod: Object, observed: Mapping[str, Container], waiting: Mapping[str, Object]) -> Object:

@@ -18,7 +18,6 @@ class Resource:
     kind: str
     group: str = ""  # empty: the core group
     namespaced: bool = True
-    short: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ()
 
     @property
@@ -30,15 +29,15 @@ class Resource:
 RESOURCES = {
     resource.plural: resource
     for resource in (
-        Resource(plural="configmaps", kind="ConfigMap", short=("cm",)),
-        Resource(plural="endpoints", kind="Endpoints", short=("ep",)),
-        Resource(plural="events", kind="Event", short=("ev",)),
-        Resource(plural="namespaces", kind="Namespace", namespaced=False, short=("ns",)),
-        Resource(plural="nodes", kind="Node", namespaced=False, short=("no",), subresources=("status",)),
-        Resource(plural="pods", kind="Pod", short=("po",), subresources=("exec", "log", "status")),
+        Resource(plural="configmaps", kind="ConfigMap"),
+        Resource(plural="endpoints", kind="Endpoints"),
+        Resource(plural="events", kind="Event"),
+        Resource(plural="namespaces", kind="Namespace", namespaced=False),
+        Resource(plural="nodes", kind="Node", namespaced=False, subresources=("status",)),
+        Resource(plural="pods", kind="Pod", subresources=("exec", "log", "status")),
         Resource(plural="secrets", kind="Secret"),
-        Resource(plural="serviceaccounts", kind="ServiceAccount", short=("sa",)),
-        Resource(plural="services", kind="Service", short=("svc",)),
+        Resource(plural="serviceaccounts", kind="ServiceAccount"),
+        Resource(plural="services", kind="Service"),
         Resource(plural="addons", kind="Addon", group="k3s.cattle.io"),
         # Only stored, so that manifests with them are accepted.
         Resource(plural="helmcharts", kind="HelmChart", group="helm.cattle.io"),
@@ -79,9 +78,9 @@ def _listed(group: str) -> list[Object]:
     for resource in RESOURCES.values():
         if resource.group == group:
             entry: Object = {"singularName": resource.kind.lower(), "namespaced": resource.namespaced}
-            entry |= {"name": resource.plural, "kind": resource.kind, "verbs": VERBS, "shortNames": [*resource.short]}
-            names = [f"{resource.plural}/{name}" for name in resource.subresources]
-            entries += [entry, *({**entry, "name": name, "shortNames": []} for name in names)]
+            entry |= {"kind": resource.kind, "verbs": VERBS}
+            names = [resource.plural, *(f"{resource.plural}/{name}" for name in resource.subresources)]
+            entries += [{**entry, "name": name} for name in names]
     return entries
 
 

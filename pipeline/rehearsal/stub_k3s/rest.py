@@ -13,8 +13,8 @@ from .store import Store, timestamp
 
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
-# The namespaces of a new cluster.
-NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
+# Those of a new cluster that somebody asks for.
+NAMESPACES = ("default", "kube-system")
 
 
 def furnish(store: Store, service_cidr: IPv4Network, api_port: int) -> None:

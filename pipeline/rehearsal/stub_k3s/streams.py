@@ -36,17 +36,12 @@ def answer(exchange: Exchange, engine: Engine, pod: Object, what: str, query: Qu
         if not entries:
             raise ApiError(400, f'container "{name}" in pod "{pod["metadata"]["name"]}" is waiting to start')
         if what == "log":
-            _log(exchange, engine, entries[0]["Id"], query)
+            output = engine.stream("GET", f"/containers/{entries[0]['Id']}/logs", stdout=True, stderr=True)
+            exchange.send_stream("text/plain", (text for _, text in frames(output)))
         else:
             _exec(exchange, engine, entries[0]["Id"], query)
     except (EngineGone, EngineRefused) as error:
         raise ApiError(503, f"dockerd: {error}") from None
-
-
-def _log(exchange: Exchange, engine: Engine, container: str, query: Query) -> None:
-    follow = query.get("follow") == ["true"]
-    output = engine.stream("GET", f"/containers/{container}/logs", stdout=True, stderr=True, follow=follow)
-    exchange.send_stream("text/plain", (text for _, text in frames(output)))
 
 
 def _exec(exchange: Exchange, engine: Engine, container: str, query: Query) -> None:
