@@ -7,12 +7,18 @@ Every request needs a client certificate, health checks too, since k3s starts it
 from __future__ import annotations
 
 import json
+import select
+import ssl
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from . import nodes, rest, streams, watch
 from .agents import PREFIX, Joining
 from .certs import Certificates
 from .errors import ApiError, Object
-from .httpd import Exchange, Listener
+from .listener import GONE, Listener
 from .resources import RESOURCES, Resource, discovery
 from .store import Store
 from .watch import Selector
@@ -33,19 +39,41 @@ class Server(Listener):
         self.kubelet: Object = {}  # settings of the server's node
 
 
-class Api(Exchange):
-    """Requests to the API server."""
+class Api(BaseHTTPRequestHandler):
+    """The requests of one connection to the API server."""
 
     server: Server
+    connection: ssl.SSLSocket
+    protocol_version = "HTTP/1.1"
+    timeout = 600
 
-    def respond(self) -> None:
-        """Answer one request."""
-        path = "/" + "/".join(self.parts)
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing, as k3s."""
+
+    def answer(self) -> None:
+        """Answer one request, an ApiError by a `Status`."""
+        url = urlsplit(self.path)
+        self.parts = [unquote(part) for part in url.path.split("/") if part]
+        self.queries = parse_qs(url.query, keep_blank_values=True)
+        self.query = {key: values[-1] for key, values in self.queries.items()}
+        try:
+            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._respond("/" + "/".join(self.parts))
+        except ApiError as error:
+            self.send_json(error.code, error.to_object())
+        except GONE:
+            self.close_connection = True
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+    def _respond(self, path: str) -> None:
+        """Answer one request. Raises ApiError."""
         if path == "/cacerts":
             return self.send_bytes(200, self.server.certificates.server_ca.read_bytes())
         if path.startswith(PREFIX):
             return self.send_bytes(200, self.server.joining.answer(path, self.headers))
-        self.require_certificate()
+        if not self.connection.getpeercert():
+            raise ApiError(401, "Unauthorized")
         match self.parts:
             case ["api", "v1", *parts] if parts:
                 return self._resource("", parts)
@@ -75,13 +103,13 @@ class Api(Exchange):
     def _collection(self, resource: Resource, namespace: str | None) -> None:
         store, query = self.server.store, self.query
         if self.command == "POST":
-            return self.send_json(201, rest.create(store, resource, namespace or "", self.document()))
+            return self.send_json(201, rest.create(store, resource, namespace or "", self._document()))
         if self.command != "GET":
             raise ApiError(405, "the server does not allow this method on the requested resource")
         labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
         selector = Selector(namespace=namespace, labels=labels, fields=fields)
         if query.get("watch") in ("true", "1"):
-            events = watch.follow(store, resource, selector, query, self.client_is_there)
+            events = watch.follow(store, resource, selector, query, self._client_is_there)
             return self.send_stream("application/json", (json.dumps(event).encode() + b"\n" for event in events))
         things, version = store.find(resource.plural, namespace)
         things = [thing for thing in things if selector.matches(thing)]
@@ -97,7 +125,7 @@ class Api(Exchange):
         if subresource in ("log", "exec"):
             pod = store.get("pods", namespace, name)
             return streams.answer(self, self.server.nodes.engine(pod), pod, subresource, self.queries)
-        given = self.document()
+        given = self._document()
         match self.command:
             case "GET":
                 thing = store.get(*key)
@@ -111,3 +139,38 @@ class Api(Exchange):
             case _:
                 raise ApiError(405, "the server does not allow this method on the requested resource")
         return self.send_json(200, thing)
+
+    def _document(self) -> Object:
+        """Return the body as an object, empty without a body. Raises ApiError."""
+        try:
+            thing: Object = json.loads(self.body or b"{}")
+        except ValueError as error:
+            raise ApiError(415, f"the stub reads JSON only: {error}") from None
+        return thing
+
+    def _client_is_there(self) -> bool:
+        """Return whether the client is connected; all that it can send during a long answer is its end."""
+        return not select.select([self.connection], [], [], 0)[0]
+
+    def send_json(self, code: int, thing: Object) -> None:
+        """Answer with one JSON document."""
+        self.send_bytes(code, json.dumps(thing).encode(), "application/json")
+
+    def send_bytes(self, code: int, body: bytes, media_type: str = "text/plain") -> None:
+        """Answer with a body of known length."""
+        self.send_response(code)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_stream(self, media_type: str, chunks: Iterator[bytes]) -> None:
+        """Answer with chunks as they arrive, and close the connection after them."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for chunk in filter(None, chunks):
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        self.wfile.write(b"0\r\n\r\n")

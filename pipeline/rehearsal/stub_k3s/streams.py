@@ -12,11 +12,14 @@ import hashlib
 import json
 import ssl
 import struct
+from typing import TYPE_CHECKING
 
 from . import containers
 from .engine import Engine, EngineGone, EngineRefused, frames
 from .errors import ApiError, Object
-from .httpd import Exchange
+
+if TYPE_CHECKING:
+    from .api import Api
 
 PROTOCOL = "v5.channel.k8s.io"
 BINARY, CLOSE = 0x82, 0x88  # first bytes of frames that are whole messages
@@ -27,7 +30,7 @@ _MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 Query = dict[str, list[str]]
 
 
-def answer(exchange: Exchange, engine: Engine, pod: Object, what: str, query: Query) -> None:
+def answer(exchange: Api, engine: Engine, pod: Object, what: str, query: Query) -> None:
     """Answer a request for pods/log or pods/exec."""
     name = (query.get("container") or [pod["spec"]["containers"][0]["name"]])[-1]
     labels = [f"{containers.POD_UID}={pod['metadata']['uid']}", f"{containers.CONTAINER_NAME}={name}"]
@@ -44,7 +47,7 @@ def answer(exchange: Exchange, engine: Engine, pod: Object, what: str, query: Qu
         raise ApiError(503, f"dockerd: {error}") from None
 
 
-def _exec(exchange: Exchange, engine: Engine, container: str, query: Query) -> None:
+def _exec(exchange: Api, engine: Engine, container: str, query: Query) -> None:
     if PROTOCOL not in (exchange.headers.get("Sec-WebSocket-Protocol") or ""):
         raise ApiError(501, f"the stub has exec over WebSocket only, with {PROTOCOL}")
     if "true" in query.get("stdin", []) or "true" in query.get("tty", []):

@@ -12,7 +12,7 @@ from pathlib import Path
 from socketserver import BaseRequestHandler
 
 from .certs import Certificates, key_of
-from .httpd import Listener
+from .listener import Listener
 
 PORT = 10250
 
