@@ -162,7 +162,7 @@ def follow(store: Store, selector: Selector, **query: str) -> list[tuple[str, st
     return [(event["type"], event["object"].get("metadata", {}).get("name", "")) for event in events]
 
 
-def test_watch_reports_objects_that_enter_and_leave_its_selection(store: Store) -> None:
+def test_watch_reports_the_changes_of_what_it_selects(store: Store) -> None:
     everything, chosen = Selector(namespace="default"), Selector(namespace="default", labels="app=x")
     start = str(store.version)
     store.create("configmaps", thing("a"))
@@ -179,7 +179,7 @@ def test_watch_reports_objects_that_enter_and_leave_its_selection(store: Store) 
         "MODIFIED",
         "DELETED",
     ]
-    assert follow(store, chosen, resourceVersion=start) == [("ADDED", "a"), ("DELETED", "a")]
+    assert follow(store, chosen, resourceVersion=start) == [("MODIFIED", "a")]
 
 
 def test_watch_begins_with_existing_objects_and_marks_their_end(store: Store) -> None:
@@ -202,9 +202,8 @@ def test_watch_from_before_a_restart_is_expired(store: Store, tmp_path: Path) ->
     ("labels", "matches"),
     [
         ("app=x", True),
-        ("app==x,tier!=db", True),
+        ("app==x,tier=", True),
         ("app=x,tier=db", False),
-        ("app!=x", False),
     ],
 )
 def test_label_selectors(labels: str, matches: bool) -> None:
@@ -213,10 +212,11 @@ def test_label_selectors(labels: str, matches: bool) -> None:
 
 def test_field_selectors() -> None:
     assert Selector(namespace=None, fields="metadata.name=a").matches(thing("a"))
-    assert not Selector(namespace=None, fields="metadata.name!=a").matches(thing("a"))
+    assert not Selector(namespace=None, fields="metadata.name=b").matches(thing("a"))
     assert Selector(namespace=None, fields="status.phase=").matches(thing("a"))
-    with pytest.raises(ApiError, match="no selectors like"):
-        Selector(namespace=None, labels="app in (x)").matches(thing("a"))
+    for labels in ("app in (x)", "app!=x"):
+        with pytest.raises(ApiError, match="no selectors like"):
+            Selector(namespace=None, labels=labels).matches(thing("a"))
 
 
 def test_patches() -> None:

@@ -29,13 +29,12 @@ _SERVERS_OWN = ("uid", "creationTimestamp", "resourceVersion", "name", "namespac
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One change of an object; from `before` a watch knows whether the object was in its selection."""
+    """One change of an object; of a deleted one its last state."""
 
     version: int
     type: Kind
     key: Key
     object: Object
-    before: Object | None
 
 
 def timestamp(*, after: float = 0) -> str:
@@ -101,7 +100,7 @@ class Store:
                 raise ApiError(409, f'{plural} "{key[2]}" already exists', reason="AlreadyExists")
             metadata["uid"] = str(uuid.uuid4())
             metadata["creationTimestamp"] = timestamp()
-            return self._put("ADDED", key, thing, None)
+            return self._put("ADDED", key, thing)
 
     def modify(self, plural: str, namespace: str, name: str, change: Callable[[Object], Object]) -> Object:
         """Replace an object by what `change` returns for it; without effect if both are equal.
@@ -119,7 +118,7 @@ class Store:
             for field in _SERVERS_OWN:
                 if field in before["metadata"]:
                     after["metadata"][field] = before["metadata"][field]
-            return before if after == before else self._put("MODIFIED", key, after, before)
+            return before if after == before else self._put("MODIFIED", key, after)
 
     def delete(self, plural: str, namespace: str, name: str, uid: str | None = None) -> Object:
         """Remove an object; with `uid`, only if it still has that one."""
@@ -128,9 +127,9 @@ class Store:
             before = self._objects.get(key)
             if before is None or uid not in (None, before["metadata"]["uid"]):
                 raise ApiError(404, f'{plural} "{name}" not found')
-            return self._put("DELETED", key, copy.deepcopy(before), before)
+            return self._put("DELETED", key, copy.deepcopy(before))
 
-    def _put(self, kind: Kind, key: Key, thing: Object, before: Object | None) -> Object:
+    def _put(self, kind: Kind, key: Key, thing: Object) -> Object:
         version = self._version + 1
         thing["metadata"]["resourceVersion"] = str(version)
         content = json.dumps(thing, separators=(",", ":"))
@@ -146,7 +145,7 @@ class Store:
             del self._objects[key]
         else:
             self._objects[key] = stored
-        self._log.append(Change(version=version, type=kind, key=key, object=stored, before=before))
+        self._log.append(Change(version=version, type=kind, key=key, object=stored))
         self._changed.notify_all()
         return copy.deepcopy(stored)
 

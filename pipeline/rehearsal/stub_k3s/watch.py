@@ -1,4 +1,4 @@
-"""Selectors (`a=b,c!=d` over labels, and over any path of an object for fields), and watches of what they select."""
+"""Selectors (`a=b,c=d` over labels, and over any path of an object for fields), and watches of what they select."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .errors import ApiError, Object
 from .resources import Resource
-from .store import Change, Store
+from .store import Store
 
 QUIET_SECONDS = 5.0  # how often a silent watch checks whether its client is still connected
 BOOKMARK_SECONDS = 60.0  # the image's own watch counts as dead after 150 s without one
@@ -28,19 +28,19 @@ class Selector:
         if self.namespace is not None and metadata.get("namespace", "") != self.namespace:
             return False
         labels: dict[str, str] = metadata.get("labels") or {}
-        return all((labels.get(key, "") == value) is equal for key, equal, value in _parts(self.labels)) and all(
-            (_field(thing, key) == value) is equal for key, equal, value in _parts(self.fields)
+        return all(labels.get(key, "") == value for key, value in _parts(self.labels)) and all(
+            _field(thing, key) == value for key, value in _parts(self.fields)
         )
 
 
-def _parts(text: str) -> list[tuple[str, bool, str]]:
-    """Return key, whether it must be equal, and value of each part."""
+def _parts(text: str) -> list[tuple[str, str]]:
+    """Return key and value of each part. Raises ApiError."""
     parts = []
     for part in text.split(",") if text else []:
         key, sign, value = part.partition("=")
-        if not sign or " " in part:
-            raise ApiError(400, f"the stub has no selectors like {part}, only key=value and key!=value")
-        parts.append((key.removesuffix("!"), not key.endswith("!"), value.removeprefix("=")))
+        if not sign or " " in part or key.endswith("!"):
+            raise ApiError(400, f"the stub has no selectors like {part}, only key=value")
+        parts.append((key, value.removeprefix("=")))
     return parts
 
 
@@ -75,23 +75,11 @@ def follow(
             return
         for change in changes:
             version = change.version
-            if event := _select(change, resource.plural, selector):
-                yield event
+            if change.key[0] == resource.plural and selector.matches(change.object):
+                yield {"type": change.type, "object": change.object}
         if query.get("allowWatchBookmarks") == "true" and time.monotonic() - marked > BOOKMARK_SECONDS:
             marked = time.monotonic()
             yield _bookmark(resource, version, {})
-
-
-def _select(change: Change, plural: str, selector: Selector) -> Object | None:
-    """Return a change as a watch reports it: entering and leaving the selection are ADDED and DELETED."""
-    if change.key[0] != plural:
-        return None
-    now = change.type != "DELETED" and selector.matches(change.object)
-    before = change.before is not None and selector.matches(change.before)
-    if not now and not before:
-        return None
-    kind = ("MODIFIED" if before else "ADDED") if now else "DELETED"
-    return {"type": kind, "object": change.object}
 
 
 def _bookmark(resource: Resource, version: int, annotations: dict[str, str]) -> Object:
