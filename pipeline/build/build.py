@@ -96,7 +96,18 @@ def run(job: Job, start: Callable[[], Engine], log: Log, *, cold: bool = False) 
     for variant in annotations:
         shutil.rmtree(job.partial(variant), ignore_errors=True)
     solve = _bake(job, list(annotations), engine, log, cold=cold)
-    images = {variant: _image(job, variant, inputs, annotations[variant]) for variant in annotations}
+    images = {}
+    for variant in annotations:
+        digest, platforms = _read_layout(job.partial(variant))
+        images[variant] = Image(
+            digest=digest,
+            inputs=inputs,
+            lock=job.lock.digest,
+            platforms=platforms,
+            annotations=annotations[variant],
+            rehearsed=job.rehearsed,
+            variant=variant,
+        )
     for image in images.values():
         image.require_layers_of(images[Variant.IMAGE])
     shutil.rmtree(job.context)
@@ -109,20 +120,6 @@ def run(job: Job, start: Callable[[], Engine], log: Log, *, cold: bool = False) 
         for platform, built in image.platforms.items():
             log.say(f"{platform}{variant.suffix}: {built.digest}  {size(built.size)} compressed")
     return images
-
-
-def _image(job: Job, variant: Variant, inputs: Digest, annotations: Mapping[str, str]) -> Image:
-    """Return the record of an exported image."""
-    digest, platforms = _read_layout(job.partial(variant))
-    return Image(
-        digest=digest,
-        inputs=inputs,
-        lock=job.lock.digest,
-        platforms=platforms,
-        annotations=annotations,
-        rehearsed=job.rehearsed,
-        variant=variant,
-    )
 
 
 def _keep(job: Job, image: Image) -> None:
