@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from functools import partial
 
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
@@ -49,8 +49,8 @@ def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, *, emulat
     """Run all checks of the tier in one sleeping container. `emulated`: under qemu-user."""
     client = engine.docker
     limit = _SECONDS_EMULATED if emulated else _SECONDS * engine.patience
-    queries = _Queries(client, limit, recorder.log, emulated=emulated)
     name = f"smoke-{uuid.uuid4().hex[:8]}"
+    first_line = partial(_first_line, client, name, limit=limit, log=recorder.log, emulated=emulated)
     try:
         with recorder.check("a trivial program") as note:
             client.run(
@@ -65,12 +65,12 @@ def run(engine: Engine, image: Loaded, lock: Lock, recorder: Recorder, *, emulat
                 name=name,
             )
             note(image.confirm(client, name))
-            note(queries.first_line(name, ("uname", "-m")))
+            note(first_line(("uname", "-m")))
         if recorder.failed:
             return
         for command, component in (*_COMMANDS, *(() if emulated else _UNDER_A_KERNEL)):
             with recorder.check(" ".join(command)) as note:
-                output = queries.first_line(name, command)
+                output = first_line(command)
                 note(output)
                 if component is not None:
                     _require_version(output, lock.versions[component])
@@ -88,32 +88,28 @@ def _runs(client: DockerClient, container: str) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class _Queries:
-    """Commands in a container, with a time limit and retries."""
+def _first_line(
+    client: DockerClient, container: str, command: tuple[str, ...], *, limit: float, log: Log, emulated: bool
+) -> str:
+    """Return a command's first line that is not empty. `limit`: seconds.
 
-    client: DockerClient
-    limit: float  # seconds
-    log: Log
-    emulated: bool
-
-    def first_line(self, container: str, command: tuple[str, ...]) -> str:
-        """Return the first line that is not empty; retries after a timeout, and after any failure under qemu-user."""
-        for left in range(_TRIES - 1, -1, -1):
-            try:
-                output = inside.execute(self.client, container, command, limit=self.limit, log=self.log)
-            except inside.Failed as failed:
-                # A usage text with exit code 2 will do.
-                if failed.code == 2 and "usage" in failed.output.lower():
-                    return failed.output.splitlines()[0]
-                if left and (failed.timed_out or self.emulated) and _runs(self.client, container):
-                    self.log.say(f"  again: {failed}")
-                    continue
-                raise
-            lines = [line.strip() for line in output.splitlines() if line.strip()]
-            assert lines, f"{' '.join(command)} prints nothing"
-            return lines[0]
-        raise AssertionError("unreachable")
+    Retries after a timeout, and after any failure under qemu-user.
+    """
+    for left in range(_TRIES - 1, -1, -1):
+        try:
+            output = inside.execute(client, container, command, limit=limit, log=log)
+        except inside.Failed as failed:
+            # A usage text with exit code 2 will do.
+            if failed.code == 2 and "usage" in failed.output.lower():
+                return failed.output.splitlines()[0]
+            if left and (failed.timed_out or emulated) and _runs(client, container):
+                log.say(f"  again: {failed}")
+                continue
+            raise
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        assert lines, f"{' '.join(command)} prints nothing"
+        return lines[0]
+    raise AssertionError("unreachable")
 
 
 def _require_version(output: str, version: str) -> None:
