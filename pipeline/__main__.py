@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(parsed: argparse.Namespace, log: Log) -> int:
     if parsed.command in _ALONE:
-        return int(parsed.body(None, parsed))
+        return int(parsed.body(None, parsed) or 0)
     from pipeline.workflow import Run
 
     paths = {"intent_path": parsed.versions, "lock_path": parsed.lock}
@@ -250,19 +250,17 @@ def summarize(name: str, log: Log) -> None:
         stream.write(f"### {name}\n\n{gantt(f'{name}, {seconds(log.elapsed)}', bars)}\n\n")
 
 
-def _platforms(_run: Run | None, given: argparse.Namespace) -> int:
+def _platforms(_run: Run | None, given: argparse.Namespace) -> None:
     """The platforms of versions.yaml. The workflows' matrix asks before there is more than requirements/nox.txt."""
     from pipeline.inputs import versions
 
     names = [platform.value for platform in versions.read(given.versions).platforms]
     print(json.dumps(names) if given.json else "\n".join(names))
-    return 0
 
 
-def _errors(_run: Run | None, _given: argparse.Namespace) -> int:
+def _errors(_run: Run | None, _given: argparse.Namespace) -> None:
     for kind in sorted(PipelineError.__subclasses__(), key=lambda kind: kind.exit_code):
         print(f"{kind.exit_code:>3}  {kind.kind}: {(kind.__doc__ or '').strip()}")
-    return 0
 
 
 # What a command needs is imported when it runs: --help shall be quick.

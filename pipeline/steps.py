@@ -17,15 +17,7 @@ from pipeline.build import build
 from pipeline.core import sboms
 from pipeline.core.errors import IntentError, PipelineError, SmokeFailed, VerificationFailed
 from pipeline.core.log import Log
-from pipeline.core.records import (
-    Image,
-    Release,
-    ScanReport,
-    SmokeReport,
-    read_json,
-    require_scanned,
-    require_smoked,
-)
+from pipeline.core.records import Image, ScanReport, SmokeReport, read_json, require_scanned, require_smoked
 from pipeline.core.sboms import Form
 from pipeline.publish import push, scan, tag
 from pipeline.signing.signer import KeySigner, identity_token
@@ -166,17 +158,17 @@ def _to_describe(run: Run) -> list[str]:
 
 def _to_sign(run: Run) -> list[str]:
     return [
-        f"sign {image.digest} in {name}"
-        for image in run.built().values()
+        f"sign {one.image.digest} in {name}"
+        for one in run.publications()
         for name in run.intent.names
-        if str(name) not in Release.read(run.folder(image), image.digest).signed
+        if str(name) not in one.release.signed
     ]
 
 
 def _to_verify(run: Run) -> list[str]:
     left = []
-    for image in run.built().values():
-        release = Release.read(run.folder(image), image.digest)
+    for one in run.publications():
+        release = one.release
         if not release.tagged:
             raise IntentError("it has no tag yet", next_step="nox -s tag")
         left += [f"read back {reference}" for reference in release.tagged if reference not in release.verified]

@@ -327,13 +327,11 @@ class Run:
             reports = {}
             publications = self.publications()
             for one in publications:
-                image = one.image
-                smoked = SmokeReport.read_all(one.dist, image)
+                smoked = SmokeReport.read_all(one.dist, one.image)
                 # In the order of the stages: what was not smoked need not be scanned.
-                require_smoked(image, smoked)
-                scanned = ScanReport.read_all(one.dist, image)
-                push.require(one, smoked, scanned)
-                reports[image.digest] = smoked, scanned
+                require_smoked(one.image, smoked)
+                reports[one.image.digest] = smoked, ScanReport.read_all(one.dist, one.image)
+                push.require(one, *reports[one.image.digest])
             for one in publications:
                 push.run(one, *reports[one.image.digest])
 
