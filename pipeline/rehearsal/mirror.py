@@ -6,11 +6,11 @@ upstream of versions.yaml.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from platform import libc_ver
 
 from debian.deb822 import Deb822
 
@@ -89,7 +89,7 @@ class Apt:
                 platform=platform,
                 path=fields["Filename"],
                 digest=Digest.of_hex(fields["SHA256"]),
-                libc=_numbers(re.search(r"libc6 \(>= ([\d.]+)\)", fields.get("Depends", ""))),
+                libc=_least_libc(fields.get("Depends", "")),
             )
             for fields in Deb822.iter_paragraphs(text, use_apt_pkg=False)
         ]
@@ -115,14 +115,12 @@ def download(uri: str, target: Path, digest: Digest | None = None) -> None:
 
 def host_libc() -> tuple[int, ...]:
     """Return this machine's version of glibc, e.g. (2, 36); () without glibc (musl)."""
-    try:
-        text = os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except (ValueError, OSError):
-        return ()
-    return _numbers(re.search(r"(\d+(?:\.\d+)+)", text))
+    name, version = libc_ver()
+    return tuple(map(int, version.split("."))) if name == "glibc" else ()
 
 
-def _numbers(match: re.Match[str] | None) -> tuple[int, ...]:
+def _least_libc(depends: str) -> tuple[int, ...]:
+    match = re.search(r"libc6 \(>= ([\d.]+)\)", depends)
     return tuple(map(int, match[1].split("."))) if match else ()
 
 
