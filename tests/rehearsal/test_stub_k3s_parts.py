@@ -257,7 +257,6 @@ def container(state: str, *, attempt: int = 0, code: int = 0, error: str = "") -
         state=state,
         exit_code=code,
         error=error,
-        address="10.0.0.2",
     )
 
 

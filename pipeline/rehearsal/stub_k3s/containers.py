@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .errors import Failure, Object
 
@@ -33,7 +32,6 @@ class Container:
     state: str  # created, running, paused, restarting, removing, exited, dead
     exit_code: int
     error: str
-    address: str
 
     @property
     def running(self) -> bool:
@@ -49,14 +47,12 @@ class Container:
 def read(inspected: Object) -> Container:
     """Return a Container from dockerd's inspection of it."""
     labels, state = inspected["Config"]["Labels"], inspected["State"]
-    networks: dict[str, Any] = inspected["NetworkSettings"].get("Networks") or {}
     return Container(
         id=inspected["Id"],
         attempt=int(labels[ATTEMPT]),
         state=state["Status"],
         exit_code=state["ExitCode"],
         error=state.get("Error") or "",
-        address=next((entry["IPAddress"] for entry in networks.values() if entry.get("IPAddress")), ""),
     )
 
 

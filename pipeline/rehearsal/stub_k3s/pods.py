@@ -166,13 +166,11 @@ def status(pod: Object, observed: Mapping[str, Container], waiting: Mapping[str,
                 "state": _state(container, waiting.get(spec["name"])),
             }
         )
-    addresses = (container.address for container in observed.values() if container.running and container.address)
     unready = " ".join(status["name"] for status in statuses if not status["ready"])
     return {
         "phase": _phase(pod, observed),
         "conditions": [ready_condition(f"containers with unready status: [{unready}]" if unready else "")],
         "containerStatuses": statuses,
-        "podIP": next(addresses, pod["status"].get("podIP", "")),
     }
 
 
