@@ -32,8 +32,10 @@ def test_ten_pods_that_ignore_sigterm_are_stopped_within_ten_seconds(boxes: Call
     assert code == 0
     assert took < 10
     report = next(line for line in reversed(box.log().splitlines()) if "stop: done" in line)
-    found = re.search(r"done after ([\d.]+) s \(k3s [\d.]+ s, .*dockerd [\d.]+ s, 10 containers did not end", report)
+    # A real k3s has more than these: pods of two containers each, and CoreDNS.
+    found = re.search(r"done after ([\d.]+) s \(k3s [\d.]+ s, .*dockerd [\d.]+ s, (\d+) containers did not end", report)
     assert found, report
+    assert int(found[2]) >= 10
 
 
 @pytest.mark.parametrize(("ports", "command"), [(300, "trap exit TERM; while :; do sleep 0.1; done"), (100, STUBBORN)])
