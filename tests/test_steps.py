@@ -111,7 +111,7 @@ def test_a_registry_that_goes_away_in_the_middle(scene: Scene, part: int, length
 
     with pytest.raises(Exception, match="Connection refused") as failure:
         scene.release(down)
-    assert getattr(failure.value, "exit_code", None) in (9, 10)  # an error of ours, with either kind of client
+    assert getattr(failure.value, "exit_code", None) in (9, 10)  # an error of ours
     scene.require_sound()
     scene.release()
     scene.require_released()
@@ -121,7 +121,6 @@ def test_a_registry_that_goes_away_in_the_middle(scene: Scene, part: int, length
 def test_answers_500_are_asked_again(scene: Scene, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third thing that is asked for fails at first, and the release comes to its end in one run."""
     monkeypatch.setattr(retries, "PAUSES", (0.01,) * 4)
-    monkeypatch.setattr("pipeline.publish.reader.PAUSES", (0.01,) * 2)
     once = Once(3)
 
     def ailing(number: int, request: httpx.Request) -> httpx.Response | None:
