@@ -52,14 +52,9 @@ class Session:
         self._authorizing = threading.Lock()
 
     @cached_property
-    def origin(self) -> httpx.URL:
-        """`https://host[:port]`."""
-        return httpx.URL(registry_origin(self._name))
-
-    @property
     def base(self) -> httpx.URL:
         """The repository's address in the registry's API, with a trailing slash."""
-        return self.origin.join(f"/v2/{self._name.repository}/")
+        return httpx.URL(f"{registry_origin(self._name)}/v2/{self._name.repository}/")
 
     def ask(self, method: str, path: str | httpx.URL, **options: Any) -> httpx.Response:
         """Send a request with retries; `options`: the other fields of Request."""
