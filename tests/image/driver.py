@@ -41,6 +41,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         os.environb.update({key.encode(): os.fsencode(value) for key, value in case["env"].items()})
         sys.argv = ["configure", *case["extra"]]
         configure = importlib.import_module("dind_k3s.configure")
+        sys.stdin = io.StringIO("\n")  # as of the entrypoint
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             outcome["code"] = configure.main()
         if outcome["code"] == 0:
