@@ -106,9 +106,7 @@ def _join(config: Config, server: tuple[str, int]) -> Certificates:
     certificate, begin, key = _download(server, CERTIFICATE, authority, headers).partition("-----BEGIN PRIVATE")
     credentials.write(key_of(own), begin + key)
     credentials.write(own, certificate)
-    # Of the server itself; k3s has a load balancer on 127.0.0.1:6444.
-    url = credentials.url(*server)
-    credentials.write_named_kubeconfig(folder / "kubelet.kubeconfig", own, ca=authority, server=url)
+    credentials.write_kubelet_kubeconfig(config, own, ca=authority, server=credentials.url(*server))
     say(f"node {config.node_name} has joined {config.server}")
     return certificates
 

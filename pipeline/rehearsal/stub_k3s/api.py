@@ -18,9 +18,9 @@ from . import nodes, rest, streams, watch
 from .agents import PREFIX, Joining
 from .certs import Certificates
 from .errors import ApiError, Object
-from .listener import GONE, Listener
 from .resources import RESOURCES, Resource, discovery
 from .store import Store
+from .tunnel import GONE, Listener
 from .watch import Selector
 
 

@@ -35,7 +35,7 @@ def ensure_node_password(config: Config) -> str:
 
 
 def write_kubeconfig(config: Config, certificates: Certificates) -> None:
-    """Write the administrator's kubeconfig, which contains its certificates, and k3s's own, which names files."""
+    """Write the administrator's kubeconfig, and k3s's own; both contain the certificates."""
     host = config.bind_address if config.bind_address not in ("0.0.0.0", "::") else "127.0.0.1"
     content = _kubeconfig(
         {"certificate-authority-data": _embedded(certificates.server_ca), "server": url(host, config.port)},
@@ -45,8 +45,7 @@ def write_kubeconfig(config: Config, certificates: Certificates) -> None:
         },
     )
     write(config.kubeconfig, content, mode=config.kubeconfig_mode)
-    path = config.data_dir / "server/cred/admin.kubeconfig"
-    write_named_kubeconfig(path, certificates.client, ca=certificates.server_ca, server=url(host, config.port))
+    write(config.data_dir / "server/cred/admin.kubeconfig", content)
     link = config.etc_dir / "k3s/k3s.yaml"
     if link != config.kubeconfig:  # as in pkg/server/server.go
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -54,13 +53,13 @@ def write_kubeconfig(config: Config, certificates: Certificates) -> None:
         link.symlink_to(config.kubeconfig)
 
 
-def write_named_kubeconfig(path: Path, certificate: Path, *, ca: Path, server: str) -> None:
-    """Write a kubeconfig that names files."""
+def write_kubelet_kubeconfig(config: Config, certificate: Path, *, ca: Path, server: str) -> None:
+    """Write a kubelet's kubeconfig, which names files. Of an agent, k3s's names a load balancer on 127.0.0.1:6444."""
     content = _kubeconfig(
         {"certificate-authority": str(ca), "server": server},
         {"client-certificate": str(certificate), "client-key": str(key_of(certificate))},
     )
-    write(path, content)
+    write(config.data_dir / "agent/kubelet.kubeconfig", content)
 
 
 def url(host: str, port: int) -> str:

@@ -89,7 +89,7 @@ class Engine:
     def ensure_image(self, spec: Object) -> None:
         """Pull a container's image if its policy asks for it. Raises Waiting if that fails."""
         image, policy = spec["image"], spec["imagePullPolicy"]
-        if policy != "Always" and self._has_image(image):
+        if policy != "Always" and self.call("GET", "/images/json", filters={"reference": [image]}):
             return
         if policy == "Never":
             raise Waiting("ErrImageNeverPull", f'Container image "{image}" is not present with pull policy of Never')
@@ -100,15 +100,6 @@ class Engine:
                     raise Waiting("ErrImagePull", str(problem))
         except EngineRefused as refused:
             raise Waiting("ErrImagePull", str(refused)) from None
-
-    def _has_image(self, image: str) -> bool:
-        try:
-            self.call("GET", f"/images/{image}/json")
-        except EngineRefused as refused:
-            if refused.status == 404:
-                return False
-            raise
-        return True
 
     def _read(self, method: str, url: str, body: Any, timeout: float | None) -> Iterator[bytes]:
         connection = _Connection(self._dial, timeout)

@@ -57,8 +57,7 @@ def _start_node(config: Config, server: Server) -> None:
     certificates = server.certificates
     client = certs.for_node(certificates.client_ca, config.node_name)
     api = credentials.url("127.0.0.1", config.port)
-    kubeconfig = config.data_dir / "agent/kubelet.kubeconfig"
-    credentials.write_named_kubeconfig(kubeconfig, client, ca=certificates.server_ca, server=api)
+    credentials.write_kubelet_kubeconfig(config, client, ca=certificates.server_ca, server=api)
     server.nodes.start_own(config, engine, config.node_ip or nodes.own_address())
     in_background("kubelet's port", Tunnel(config.bind_address, certificates, config.docker_socket).serve_forever)
     server.ready = True
