@@ -5,11 +5,10 @@ from __future__ import annotations
 import sqlite3
 from typing import NoReturn
 
-from . import certs, credentials, nodes, rest
+from . import certs, credentials, deploy, nodes, rest
 from .agents import Joining
 from .api import Server
 from .config import Config
-from .deploy import Deployer
 from .errors import Failure
 from .node import start_kubelet
 from .process import in_background, leave, say, until_stopped
@@ -26,7 +25,7 @@ def run(config: Config) -> NoReturn:
     store = server.store
     in_background("api", server.serve_forever)
     in_background("scheduler", lambda: nodes.schedule(store, config.node_name))
-    in_background("deploy", Deployer(config, store).run)
+    in_background("deploy", lambda: deploy.run(config, store))
     say(f"the API listens on {config.bind_address}:{config.port}, the kubeconfig is {config.kubeconfig}")
     in_background("node", lambda: _start_node(config, server))
     until_stopped()
