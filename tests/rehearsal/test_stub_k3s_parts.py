@@ -96,10 +96,12 @@ def test_fragments_replace_and_append_in_alphabetical_order(tmp_path: Path) -> N
     assert loaded.kubelet["systemReserved"] == {"cpu": "1"}
 
 
-def test_unknown_key_of_a_file_is_skipped_with_a_warning(tmp_path: Path) -> None:
+def test_unknown_key_of_a_file_is_skipped_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {"config.yaml": "docker: true\ndisable: [traefik]\nno-such-key: 1\n"}
-    (warning,) = load(tmp_path, "--flannel-backend", "host-gw", files=files).warnings
-    assert warning.startswith("Unknown flag --no-such-key")
+    load(tmp_path, "--flannel-backend", "host-gw", files=files)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "level=warning" in warning
+    assert "Unknown flag --no-such-key" in warning
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,8 @@ def serve(command: str, arguments: list[str]) -> int:
     from .process import say
 
     try:
-        config = load(arguments, os.environ, command=command)
         say(f"this is a stub for rehearsals, not k3s: {VERSION} for {PLATFORM}, pods are containers of dockerd")
-        for warning in config.warnings:
-            say(warning, level="warning")
+        config = load(arguments, os.environ, command=command)
         if command == "agent":
             from .agents import run as run_agent
 

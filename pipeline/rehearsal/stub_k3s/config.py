@@ -19,6 +19,7 @@ from typing import Any
 
 from . import flags, kubelet
 from .errors import Failure
+from .process import say
 
 DEFAULT_CONFIG = "/etc/rancher/k3s/config.yaml"
 
@@ -48,7 +49,6 @@ class Config:
     service_cidr: IPv4Network
     token: str  # without K10HASH::USER: in front; empty: the server makes one
     docker_socket: Path
-    warnings: tuple[str, ...]
     server: str  # URL, for an agent to join
     disabled: frozenset[str]
     kubelet: dict[str, Any]
@@ -58,9 +58,8 @@ class Config:
 def load(arguments: list[str], environment: Mapping[str, str], *, command: str = "server") -> Config:
     """Merge all sources into a Config. Raises Failure."""
     given = parse_arguments(arguments)
-    warnings: list[str] = []
     named = environment.get("K3S_CONFIG_FILE") or (given.get("config") or [""])[-1]
-    settings = read_files(Path(named or DEFAULT_CONFIG), must_exist=bool(named), warnings=warnings)
+    settings = read_files(Path(named or DEFAULT_CONFIG), must_exist=bool(named))
     for name, values in given.items():
         settings[name] = [*(settings.get(name, []) if flags.KINDS[name] == "list" else []), *values]
     for flag, variable in flags.VARIABLES.items():
@@ -68,7 +67,7 @@ def load(arguments: list[str], environment: Mapping[str, str], *, command: str =
             settings[flag] = [environment[variable]]
     require(settings, command)
     try:
-        return build(settings, environment, tuple(warnings))
+        return build(settings, environment)
     except (OSError, ValueError) as error:
         raise Failure(f"invalid value for a flag: {error}") from None
 
@@ -92,7 +91,7 @@ def parse_arguments(arguments: list[str]) -> Settings:
     return settings
 
 
-def read_files(path: Path, *, must_exist: bool, warnings: list[str]) -> Settings:
+def read_files(path: Path, *, must_exist: bool) -> Settings:
     """Read the config file and the fragments in the folder `<file>.d`. Raises Failure."""
     paths = [path] if path.is_file() else []
     paths += sorted(entry for entry in Path(f"{path}.d").glob("*") if entry.suffix in (".yaml", ".yml"))
@@ -107,7 +106,7 @@ def read_files(path: Path, *, must_exist: bool, warnings: list[str]) -> Settings
         for raw_key, values in parse_file(text, str(source)).items():
             key = raw_key.removesuffix("+")
             if key not in flags.KINDS:
-                warnings.append(f"Unknown flag --{key} found in {source}, skipping")
+                say(f"Unknown flag --{key} found in {source}, skipping", level="warning")
             else:
                 settings[key] = [*settings.get(key, []), *values] if raw_key.endswith("+") else values
     return settings
@@ -161,7 +160,7 @@ def require(settings: Settings, command: str) -> None:
         raise Failure("the stub runs pods only in dockerd: set `docker: true` or --docker")
 
 
-def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[str, ...]) -> Config:
+def build(settings: Settings, environment: Mapping[str, str]) -> Config:
     """Convert the merged settings. Raises ValueError; OSError for a token file that cannot be read."""
     data_dir = Path(_last(settings, "data-dir", "/var/lib/rancher/k3s")).absolute()
     etc_dir = Path(environment.get("DIND_K3S_STUB_ETC") or "/etc/rancher")
@@ -190,7 +189,6 @@ def build(settings: Settings, environment: Mapping[str, str], warnings: tuple[st
         service_cidr=IPv4Network([*_all(settings, "service-cidr"), "10.43.0.0/16"][0]),
         token=token.rpartition(":")[2],
         docker_socket=Path(environment.get("DOCKER_HOST", "").removeprefix("unix://") or "/var/run/docker.sock"),
-        warnings=warnings,
         server=_last(settings, "server"),
         disabled=frozenset(_all(settings, "disable")),
         kubelet=kubelet_settings,
