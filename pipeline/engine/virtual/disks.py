@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -108,51 +107,50 @@ def system(platform: Platform, guest: Guest, lock: Lock, cache: Path, log: Log) 
     own = [path.read_bytes() for path in sorted(_OWN.iterdir())]
     parts = [_FORMAT, lock.base.digest.text, *(file.digest.text for file in files), *map(Digest.of, own)]
     key = Digest.of(json.dumps(parts, default=str).encode()).hex[:16]
-    with _making(cache, f"system-{flavour}", key) as (folder, partial):
-        if partial is not None:
-            with log.step(f"guest's system: {kernel.component}, docker {docker.version}"):
-                debs = [cached.require(cache, file.digest) for file in (*packages, kernel, lock.busybox(platform))]
-                layers = base.layer_files(lock.base.digest, platform, cache)
-                _make_system(partial, layers, debs, cached.require(cache, docker.digest))
+
+    def make(partial: Path) -> None:
+        with log.step(f"guest's system: {kernel.component}, docker {docker.version}"):
+            debs = [cached.require(cache, file.digest) for file in (*packages, kernel, lock.busybox(platform))]
+            layers = base.layer_files(lock.base.digest, platform, cache)
+            _make_system(partial, layers, debs, cached.require(cache, docker.digest))
+
+    folder = _made(cache, f"system-{flavour}", key, make)
     return System(kernel=folder / "vmlinuz", initramfs=folder / "initramfs", root=folder / "root.ext4")
 
 
 def content(images: Content | None, platform: Platform, binaries: daemon.Binaries, cache: Path, log: Log) -> Path:
     """Return the disk with /var/lib/docker; an empty one for None. Raises EngineError, and what `fill` raises."""
-    key = images.key if images else "empty"
-    with _making(cache, f"content-{platform.architecture}", key) as (folder, partial):
-        if partial is not None:
-            tree = partial / "engine"
-            with log.step("guest's disk with the image" if images else "guest's disk, empty"):
-                (tree / "data").mkdir(parents=True)
-                if images:
-                    with daemon.run(binaries, tree, log, sandboxed=True, network=False) as client:
-                        images.fill(client)
-                _mkfs(tree / "data", partial / "docker.ext4", _CONTENT_SIZE)
-                shutil.rmtree(tree)
-    return folder / "docker.ext4"
+
+    def make(partial: Path) -> None:
+        tree = partial / "engine"
+        with log.step("guest's disk with the image" if images else "guest's disk, empty"):
+            (tree / "data").mkdir(parents=True)
+            if images:
+                with daemon.run(binaries, tree, log, sandboxed=True, network=False) as client:
+                    images.fill(client)
+            _mkfs(tree / "data", partial / "docker.ext4", _CONTENT_SIZE)
+            shutil.rmtree(tree)
+
+    return _made(cache, f"content-{platform.architecture}", images.key if images else "empty", make) / "docker.ext4"
 
 
-@contextmanager
-def _making(cache: Path, kind: str, key: str) -> Iterator[tuple[Path, Path | None]]:
-    """Yield a folder of the cache, and where to make it if it does not exist; remove older ones of its kind.
+def _made(cache: Path, kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache, made if it does not exist; then older ones of its kind are removed.
 
     What a killed run left is removed too. A running guest keeps its disks open, removed or not.
     """
     top = cache / FOLDER
-    folder = top / f"{kind}-{key}"
-    if folder.exists():
-        yield folder, None
-        return
-    partial = top / ".making"
-    for old in [*top.glob(f"{kind}-*"), partial]:
-        shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield folder, partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    folder, partial = top / f"{kind}-{key}", top / ".making"
+    if not folder.exists():
+        for old in [*top.glob(f"{kind}-*"), partial]:
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir()
+        try:
+            make(partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
 
 
 def _make_system(folder: Path, layers: Sequence[Path], debs: Sequence[Path], docker: Path) -> None:

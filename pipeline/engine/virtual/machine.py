@@ -217,7 +217,12 @@ class Machine:
                     for line in lines:
                         self._report(line.decode("ascii", "replace"))
                 elif time.monotonic() - self._heartbeat > _SILENCE and self.speed:
-                    self._kill_hung()
+                    # So that no client waits for an answer of its dockerd.
+                    with self._changed:
+                        self._trouble = f"it hung in stage {self._stage}: no heartbeat for {seconds(_SILENCE)}"
+                        self._changed.notify_all()
+                    if self._process is not None:
+                        self._process.send_signal(signal.SIGKILL)
                     return
 
     def _report(self, line: str) -> None:
@@ -234,14 +239,6 @@ class Machine:
             elif match := re.fullmatch(r"rc=(\d+)", line):
                 self._code = int(match[1])
             self._changed.notify_all()
-
-    def _kill_hung(self) -> None:
-        """Kill a guest without heartbeats, so that no client waits for an answer of its dockerd."""
-        with self._changed:
-            self._trouble = f"it hung in stage {self._stage}: no heartbeat for {seconds(_SILENCE)}"
-            self._changed.notify_all()
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
 
     def _log_console(self, console: BinaryIO) -> None:
         """Log the console's new complete lines."""
