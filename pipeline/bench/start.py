@@ -6,11 +6,10 @@ is compared: boxes.py; how a start is watched: stages.py.
 
 from __future__ import annotations
 
-import io
 import re
 import statistics
 import subprocess
-import tarfile
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,11 +96,9 @@ def prepared(run: Run, image: records.Image, *, rootfs: bool) -> Iterator[boxes.
 
 def busybox(package: Path) -> bytes:
     """Return the static busybox of Debian's package, the one program of the pods."""
-    done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        content = archive.extractfile("./usr/bin/busybox")
-        assert content is not None
-        return content.read()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["dpkg-deb", "-x", str(package), folder], check=True)
+        return (Path(folder) / "usr/bin/busybox").read_bytes()
 
 
 def rounds(place: boxes.Place, runs: int, log: Log) -> Rounds:

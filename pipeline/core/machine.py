@@ -19,7 +19,6 @@ from pipeline.core.log import Log
 
 # A program that the pipeline starts → its Debian/Ubuntu package.
 PACKAGES = {
-    "apt-ftparchive": "apt-utils",
     "aria2c": "aria2",
     "curl": "curl",
     "depmod": "kmod",

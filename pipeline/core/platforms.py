@@ -26,9 +26,12 @@ class Platform(StrEnum):
     @classmethod
     def host(cls) -> Platform | None:
         """Return the platform that this machine runs natively; None if the image does not support it."""
-        return {"x86_64": cls.AMD64, "amd64": cls.AMD64, "aarch64": cls.ARM64, "arm64": cls.ARM64}.get(
-            _host.machine().lower()
-        )
+        return cls.of_machine(_host.machine().lower())
+
+    @classmethod
+    def of_machine(cls, name: str) -> Platform | None:
+        """Return the platform of an architecture in the spelling of `uname -m` or OCI; None if it is not supported."""
+        return next((one for one in cls if name in (one.names.qemu, one.architecture)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Spellings:
     """Names of one platform outside OCI."""
 
     debian: str
-    qemu: str  # suffix of qemu-<…>(-static) and qemu-system-<…>
+    qemu: str  # suffix of qemu-<…>(-static) and qemu-system-<…>, and what `uname -m` prints
     elf_machine: int  # e_machine of the ELF header
     wheel: str  # suffix of manylinux platform tags
 

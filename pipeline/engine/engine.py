@@ -26,9 +26,6 @@ from pipeline.core.platforms import Platform
 from pipeline.engine import daemon, sandbox
 from pipeline.inputs.lock import Lock
 
-# Architectures as `docker info` (uname -m) names them.
-_ARCHITECTURES = {"x86_64": Platform.AMD64, "amd64": Platform.AMD64, "aarch64": Platform.ARM64, "arm64": Platform.ARM64}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
@@ -114,7 +111,7 @@ def _users_engine() -> tuple[DockerClient | None, str]:
 
 def platform_of(client: DockerClient) -> Platform | None:
     """Return what the engine runs natively; None when the image has no such platform."""
-    return _ARCHITECTURES.get(client.system.info().architecture or "")
+    return Platform.of_machine(client.system.info().architecture or "")
 
 
 def has_containerd_store(client: DockerClient) -> bool:
