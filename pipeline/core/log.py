@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-_SILENCE = 5.0  # seconds without a line, after which the running step is named again
+_SILENCE = 5.0  # seconds without a line, after which the running step or awaited event is named
 _PLAIN_EVERY = 3.0  # seconds between two plain lines about one running transfer
 _UNITS = (("kB", 10**3), ("MB", 10**6), ("GB", 10**9))
 
@@ -74,7 +74,7 @@ class Log:
         self._console: Console | None = None
         self._github = os.environ.get("GITHUB_ACTIONS") == "true"
         self._threads = threading.local()
-        self._open: list[Step] = []  # the innermost last
+        self._open: list[tuple[str, float]] = []  # running steps and awaited events, and since when; the innermost last
         self._logged = time.monotonic()
         self._watcher: threading.Thread | None = None
         self.done: list[Step] = []  # in the order of their ends
@@ -128,17 +128,13 @@ class Log:
         self.say(f"▶ {name}")
         step = Step(name=name, depth=self._depth, start=time.monotonic())
         self._depth += 1
-        self._open.append(step)
-        if self._watcher is None and not self.quiet:
-            self._watcher = threading.Thread(target=self._watch, daemon=True)
-            self._watcher.start()
         try:
-            yield step
+            with self._running(f"still running: {name}"):
+                yield step
         except BaseException:
             step.mark = "✗"
             raise
         finally:
-            self._open.remove(step)
             self._depth -= 1
             step.end = time.monotonic()
             self.say(f"{step.mark} {name} · {seconds(step.end - step.start)}")
@@ -146,13 +142,28 @@ class Log:
             if top and self._github:
                 print("::endgroup::", file=sys.stderr, flush=True)
 
+    def waiting(self, event: str) -> AbstractContextManager[None]:
+        """Name an event that the block waits for, in the lines after a long silence; a step gets lines of its own."""
+        return self._running(f"waiting for {event}")
+
+    @contextmanager
+    def _running(self, line: str) -> Iterator[None]:
+        running = (line, time.monotonic())
+        self._open.append(running)
+        if self._watcher is None and not self.quiet:
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
+        try:
+            yield
+        finally:
+            self._open.remove(running)
+
     def _watch(self) -> None:
-        """Log the running step after a long silence."""
+        """Log the innermost step or event after a long silence."""
         while True:
             time.sleep(1)
-            running = self._open[-1:]
-            if running and time.monotonic() - self._logged >= _SILENCE:
-                self.say(f"still running: {running[0].name} ({seconds(time.monotonic() - running[0].start)})")
+            for line, start in self._open[-1:] if time.monotonic() - self._logged >= _SILENCE else ():
+                self.say(f"{line} ({seconds(time.monotonic() - start)})")
 
     @contextmanager
     def transfers(self, files: int = 0) -> Iterator[Transfers]:

@@ -16,7 +16,6 @@ from pipeline.core.log import Log, seconds
 from pipeline.engine.engine import Engine
 from pipeline.smoke import inside
 from pipeline.smoke.commands import LABEL
-from pipeline.smoke.inside import patience
 from pipeline.smoke.load import Loaded
 
 _ERROR = re.compile(r"\[?dind-k3s\]?.{0,40}\berror: ")
@@ -96,23 +95,19 @@ class Booted:
 
     def until(self, event: str, poll: Callable[[], str | None], limit: float) -> str:
         """Poll until there is a result, and return it; log the event. Raises AssertionError after `limit` seconds."""
-        started = logged = time.monotonic()
-        allowed = limit * self._patience
-        last = ""
-        while True:
-            try:
-                if (result := poll()) is not None:
-                    return result
-            except AssertionError as error:
-                last = f": {error}"
-            now = time.monotonic()
-            assert now < started + allowed, f"{event}: not within {seconds(allowed)}{last}"
-            assert self._trouble() is None, f"{event}: the engine is gone"
-            self._require_running(event)
-            if now - logged >= inside.LOG_EVERY:
-                logged = now
-                self.log.say(f"  waiting for {event}, {seconds(now - started)}")
-            time.sleep(0.2)
+        allowed, last = limit * self._patience, ""
+        deadline = time.monotonic() + allowed
+        with self.log.waiting(event):
+            while True:
+                try:
+                    if (result := poll()) is not None:
+                        return result
+                except AssertionError as error:
+                    last = f": {error}"
+                assert time.monotonic() < deadline, f"{event}: not within {seconds(allowed)}{last}"
+                assert self._trouble() is None, f"{event}: the engine is gone"
+                self._require_running(event)
+                time.sleep(0.2)
 
     def ready(self, service: str, limit: float) -> str:
         """Run `wait-ready` inside until it succeeds, in slices, since the container can end meanwhile."""
@@ -135,13 +130,13 @@ class Booted:
 
     def restart(self) -> None:
         """Run `docker restart`."""
-        with patience("docker restart", self.log):
+        with self.log.waiting("docker restart"):
             self.client.restart(self.name, time=int(self.budget))
 
     def stop(self) -> tuple[float, int | None]:
         """Run `docker stop`; return its time in seconds and the exit code."""
         started = time.monotonic()
-        with patience("docker stop", self.log):
+        with self.log.waiting("docker stop"):
             self.client.stop(self.name, time=int(self.budget))
         return time.monotonic() - started, self.client.container.inspect(self.name).state.exit_code
 

@@ -1,18 +1,16 @@
-"""Commands inside a container, each with a hard time limit and regular log lines."""
+"""Commands inside a container, each with a hard time limit."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
-from pipeline.core.log import Log, seconds
+from pipeline.core.log import Log
 
-LOG_EVERY = 4.0  # seconds between two log lines of a wait
 _GRACE = 15.0  # seconds after timeout(1)'s limit until the container is killed
 _TIMEOUT, _SIGKILL = 124, 137  # exit codes of timeout(1) after SIGTERM and after SIGKILL
 
@@ -50,29 +48,10 @@ def execute(client: DockerClient, container: str, command: tuple[str, ...], *, l
     killer = threading.Timer(limit + _GRACE, give_up)
     killer.start()
     try:
-        with patience(" ".join(command)[:80], log):
+        with log.waiting(" ".join(command)[:80]):
             return str(client.execute(container, ["timeout", "--kill-after=5", f"{limit:g}", *command]))
     except DockerException as error:
         took = time.monotonic() - started
         raise Failed(command, limit, error, killed=killed.is_set(), took=took) from None
     finally:
         killer.cancel()
-
-
-@contextmanager
-def patience(event: str, log: Log, *, every: float = LOG_EVERY) -> Iterator[None]:
-    """Log the awaited event, every so many seconds, while the block runs."""
-    done = threading.Event()
-
-    def watch() -> None:
-        started = time.monotonic()
-        while not done.wait(every):
-            log.say(f"  waiting for {event}, {seconds(time.monotonic() - started)}")
-
-    watcher = threading.Thread(target=watch, name="patience", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()

@@ -20,7 +20,6 @@ from pipeline.core.records import BuiltPlatform, Image
 from pipeline.engine.engine import has_containerd_store
 from pipeline.oci.index import layout_files
 from pipeline.oci.layout import Layout, Part
-from pipeline.smoke.inside import patience
 
 _CHUNK = 1 << 20
 _REPOSITORY = "dind-k3s.local/smoke"
@@ -69,7 +68,7 @@ def run(client: DockerClient, layout: Layout, image: Image, platform: Platform, 
             log.say("the engine has the image already")
             return loaded
         _remove_older(client, log)
-        with patience("the engine to load the image", log):
+        with log.waiting("the engine to load the image"):
             client.load(
                 _tar(_index(layout, name), layout) if containerd else _docker_archive(layout, built, name), quiet=True
             )
@@ -91,9 +90,9 @@ def prepare(client: DockerClient, layout: Layout, image: Image, platform: Platfo
     built = image.platforms[platform]
     name = _name(image)
     try:
-        with patience("the engine to load the image", log):
+        with log.waiting("the engine to load the image"):
             client.load(_tar(_index(layout, name), dict.fromkeys([layout.index, *_closure(layout, built)])), quiet=True)
-        with patience("the engine to unpack the image", log):
+        with log.waiting("the engine to unpack the image"):
             client.create(name, platform=platform.value).remove(volumes=True)
     except DockerException as error:
         raise EngineError("the engine cannot unpack the image", found=(error.stderr or str(error)).strip()) from None

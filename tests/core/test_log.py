@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -31,16 +32,20 @@ def test_steps_are_indented_and_a_failed_one_is_marked(capsys: pytest.CaptureFix
     assert [line.split(" ·")[0] for line in lines] == ["▶ outer", "  ▶ inner", "  ✗ inner", "✗ outer"]
 
 
-def test_a_silent_step_is_named_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("event", "line"), [(None, "still running: export ("), ("the moon", "waiting for the moon (")])
+def test_a_silent_step_is_named_again_or_what_it_waits_for(
+    event: str | None, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(logs, "_SILENCE", 0.1)
     log = Log()
     seen = ""
-    with log.step("export"):
+    with log.step("export"), log.waiting(event) if event else nullcontext():
         deadline = time.monotonic() + 10
-        while "still running: export" not in seen and time.monotonic() < deadline:
+        while line not in seen and time.monotonic() < deadline:
             time.sleep(0.05)
             seen += capsys.readouterr().err
-    assert "still running: export" in seen
+    assert line in seen
+    assert ("still running" in seen) == (event is None)
 
 
 def test_colons_and_brackets_of_others_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,21 +194,6 @@ def test_what_hangs_beyond_its_own_timeout_is_killed_from_outside(
     assert docker.asked("wait-ready", "--help") == 0
 
 
-def test_what_is_waited_for_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    import threading
-
-    logged = threading.Event()
-
-    class Logged(Log):
-        def say(self, text: str) -> None:
-            super().say(text)
-            logged.set()
-
-    with inside.patience("the moon", Logged(), every=0.01):
-        assert logged.wait(5)
-    assert "waiting for the moon" in capsys.readouterr().err
-
-
 def test_a_boot_that_fails_leaves_nothing_and_keeps_the_log(docker: Fake) -> None:
     docker.answers["manifest"] = digest("stale").text
     (docker.folder / "answers.json").write_text(json.dumps(docker.answers))
