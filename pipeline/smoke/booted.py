@@ -14,8 +14,7 @@ from python_on_whales.exceptions import DockerException
 
 from pipeline.core.log import Log, seconds
 from pipeline.engine.engine import Engine
-from pipeline.smoke import inside
-from pipeline.smoke.commands import LABEL
+from pipeline.smoke import commands
 from pipeline.smoke.load import Loaded
 
 _ERROR = re.compile(r"\[?dind-k3s\]?.{0,40}\berror: ")
@@ -62,7 +61,7 @@ class Booted:
             networks=[*self._options.networks],
             volumes=[*self._volumes.items()],
             envs=dict(self._options.extra_environment),
-            labels={LABEL: "boot"},
+            labels={commands.LABEL: "boot"},
         )
         # Copied, not mounted: the engine may be on another machine.
         for local, path in self._options.extra_files:
@@ -72,8 +71,8 @@ class Booted:
     def do(self, *command: str, limit: float = 60) -> str:
         """Run a command inside and return its output. Raises AssertionError with the last lines on failure."""
         try:
-            return inside.execute(self.client, self.name, command, limit=limit * self._patience, log=self.log)
-        except inside.Failed as failed:
+            return commands.execute(self.client, self.name, command, limit=limit * self._patience, log=self.log)
+        except commands.Failed as failed:
             name = " ".join(command)[:80]
             self._require_running(name)
             if errors := self._errors():  # the container is about to end

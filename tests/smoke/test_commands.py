@@ -18,7 +18,7 @@ from pipeline.core.log import Log
 from pipeline.core.platforms import Platform
 from pipeline.core.records import BuiltPlatform, State, Tier, TierReport
 from pipeline.engine.engine import Engine
-from pipeline.smoke import boot, commands, inside
+from pipeline.smoke import boot, commands
 from pipeline.smoke.booted import Booted, BootOptions
 from pipeline.smoke.load import Loaded
 from pipeline.smoke.record import Recorder
@@ -185,7 +185,7 @@ def test_a_container_of_another_manifest_is_not_asked_at_all(docker: Fake) -> No
 def test_what_hangs_beyond_its_own_timeout_is_killed_from_outside(
     docker: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inside, "_GRACE", 0.1)
+    monkeypatch.setattr(commands, "_GRACE", 0.1)
     monkeypatch.setattr(commands, "_SECONDS", 0.2)
     docker.answers["docker --version"] = [["hang", ""]]
     ended = docker.commands()

@@ -25,7 +25,7 @@ from pipeline.core.records import BuiltPlatform, Image, SmokeReport, State, Tier
 from pipeline.engine.engine import Engine
 from pipeline.engine.engines import Engines
 from pipeline.oci import layout as layouts
-from pipeline.smoke import commands, inside, load
+from pipeline.smoke import commands, load
 from pipeline.smoke.booted import BootOptions
 from tests.helpers.examples import LOCK, VERSIONS
 
@@ -202,7 +202,7 @@ def test_commands_pass_and_hang_and_leave_nothing(
         forget(docker, image)
     monkeypatch.setattr(commands, "_TRIES", 1)
     monkeypatch.setattr(commands, "_SECONDS", 1.0)
-    monkeypatch.setattr(inside, "_GRACE", 1.0)
+    monkeypatch.setattr(commands, "_GRACE", 1.0)
     small.scripts["supervisord"] = "sleep 1000"
     # As under an emulator that stalls: not even timeout(1) ends.
     small.scripts["timeout"] = 'case "$*" in *doctor*) exec sleep 1000 ;; esac; exec /bin/timeout "$@"'
