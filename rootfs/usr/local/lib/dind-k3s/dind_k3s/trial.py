@@ -1,7 +1,7 @@
 """Whether a container can be started here at all: room for it, processes that are allowed, and one that runc starts.
 
 dockerd answers without any of that. runc is called directly, with a program of this image: that costs a tenth of a
-second during dockerd's own start, and doctor can do it while dockerd is dead.
+second, and dockerd needs longer from its containerd to its first answer. doctor does it while dockerd is dead.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import re
 import shutil
 import threading
 
-from dind_k3s import limits, room
+from dind_k3s import containerd, limits, room
 from dind_k3s.board import Board
 from dind_k3s.docker_api import Docker
 from dind_k3s.finding import output
 from dind_k3s.root import RUN, at
 
 AGAIN = 10.0  # seconds between two looks
+LIMIT = 120.0  # seconds for the runtime: an emulated machine is 50 times slower, and busy while dockerd starts
 NEEDED = 40  # processes and threads: a shim, runc twice, the container's first process
 FOLDER = f"{RUN}/trial"
 # As dockerd has it (runc's config.json): below the same cgroup, with namespaces and without devices.
@@ -63,7 +64,8 @@ def start_one() -> str:
             if not (folder / "rootfs" / name).is_symlink():
                 (folder / "rootfs" / name).symlink_to(f"usr/{name}")
         (folder / "config.json").write_text(json.dumps(SPEC))
-        status, words = output(runtime, "--root", f"{folder}/state", "run", "--bundle", f"{folder}", folder.name)
+        run = (runtime, "--root", f"{folder}/state", "run", "--bundle", f"{folder}", folder.name)
+        status, words = output(*run, timeout=LIMIT)
         if status == 0:
             return ""
         output(runtime, "--root", f"{folder}/state", "delete", "--force", folder.name)
@@ -85,11 +87,14 @@ def shortage() -> str:
 
 
 def follow(docker: Docker, found: Board) -> None:
-    """Try whether a container can be started, at once, and what it needs from then on. For ever.
+    """Try whether a container can be started, once, and what it needs from then on. For ever.
 
-    What fails is reported once dockerd answers, for run-k3s takes a permanent failure as its sign to start.
+    Not before containerd listens: dockerd gives it 15 s to start, which a slow machine needs for nothing else. What
+    fails is reported once dockerd answers, for run-k3s takes a permanent failure as its sign to start.
     """
     pause = threading.Event()
+    while not at(containerd.SOCKET).exists() and docker.problem():
+        pause.wait(0.05)
     refused = limits.refused_processes()
     failed = start_one()
     while True:
