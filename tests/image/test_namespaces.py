@@ -45,9 +45,10 @@ class Host:
         return self.box.shell(REST).splitlines()
 
     def processes(self) -> list[str]:
-        """Those of the host, of the engine, and of every container."""
+        """Those of the host, of the engine, and of every container, without the kernel's, which come and go."""
         lines = map(str.strip, self.box.shell(PROCESSES).splitlines())
-        return [line for line in lines if not re.search(r"ps -eo|\brunc\b(?!-v2)", line)]  # of this very question
+        others = r"ps -eo|\brunc\b(?!-v2)|^\d+ +[02] .* \[.+\]$"  # the first two are of this very question
+        return [line for line in lines if not re.search(others, line)]
 
     def seen(self) -> list[str]:
         return [*self.network(), *self.rest(), *self.processes()]
