@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -65,8 +66,12 @@ def test_fifty_kills(tmp_path: Path) -> None:
 
 
 def _kill_after(count: int, served: origins.Recorded, listed: Path, cache: Path) -> None:
-    """Fetch in a separate process; kill it after `count` bytes left the origin, or when it ends."""
+    """Fetch in a separate process; kill it after `count` bytes left the origin, or when it ends.
+
+    Its connections have a thread each in the origin, which may still read a request: wait until they have ended.
+    """
     served.asked.clear()
+    threads = threading.active_count()
     command = [sys.executable, "-m", "pipeline.bench.driver", str(listed), str(cache), "0.01"]
     with subprocess.Popen(command, cwd=ROOT) as running:
         deadline = time.monotonic() + DEADLINE
@@ -76,6 +81,9 @@ def _kill_after(count: int, served: origins.Recorded, listed: Path, cache: Path)
                 break
             time.sleep(0.001)
         running.kill()
+    while threading.active_count() > threads:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def _safe(cache: Path, by_hex: dict[str, str]) -> dict[str, int]:
