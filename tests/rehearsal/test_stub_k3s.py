@@ -152,7 +152,7 @@ def test_kubectl_runs_a_pod_in_a_real_engine(cluster: Cluster, engine: DockerCli
     assert runtime == f"docker://{engine.system.info().server_version}"
     cluster.run_pod(busybox, "/bin/sh", "-c", "cat /proc/1/comm; exec sleep 1000")
     assert cluster.output("logs", "one") == "sh\n"
-    assert cluster.output("get", "pods").splitlines()[1].split()[0] == "one"
+    assert cluster.output("get", "pods").splitlines()[1].split() == ["one", "1/1", "Running", "0"]
     status = json.loads(cluster.output("get", "pod", "one", "-o", "jsonpath={.status}"))
     assert status["phase"] == "Running"
     assert [(one["ready"], one["restartCount"]) for one in status["containerStatuses"]] == [(True, 0)]

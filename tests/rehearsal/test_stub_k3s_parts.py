@@ -19,6 +19,7 @@ from pipeline.rehearsal.stub_k3s import (
     pods,
     rest,
     streams,
+    table,
     watch,
 )
 from pipeline.rehearsal.stub_k3s.agents import Joining
@@ -296,7 +297,7 @@ def test_phase_and_containers_of_a_pod(
 def test_table_of_nodes() -> None:
     server = node("s", **{"node-role.kubernetes.io/control-plane": "true"})
     server["status"]["nodeInfo"] = {"kubeletVersion": "v1"}
-    rows = nodes.table([server, node("a", ready="False")])["rows"]
+    rows = table.render("nodes", [server, node("a", ready="False")])["rows"]
     assert [row["cells"] for row in rows] == [
         ["s", "Ready", "control-plane", "v1"],
         ["a", "NotReady", "<none>", "<unknown>"],

@@ -14,10 +14,11 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from . import nodes, rest, streams, watch
+from . import rest, streams, table, watch
 from .agents import PREFIX, Joining
 from .certs import Certificates
 from .errors import ApiError, Object
+from .nodes import Nodes
 from .resources import RESOURCES, Resource, discovery
 from .store import Store
 from .tunnel import GONE, Listener
@@ -28,12 +29,12 @@ class Server(Listener):
     """The API server."""
 
     def __init__(
-        self, address: tuple[str, int], certificates: Certificates, store: Store, joining: Joining, known: nodes.Nodes
+        self, address: tuple[str, int], certificates: Certificates, store: Store, joining: Joining, nodes: Nodes
     ) -> None:
         super().__init__(*address, certificates, Api)
         self.store = store
         self.joining = joining
-        self.nodes = known
+        self.nodes = nodes
         self.certificates = certificates
         self.ready = False
         self.kubelet: Object = {}  # settings of the server's node
@@ -113,8 +114,8 @@ class Api(BaseHTTPRequestHandler):
             return self.send_stream("application/json", (json.dumps(event).encode() + b"\n" for event in events))
         things, version = store.find(resource.plural, namespace)
         things = [thing for thing in things if selector.matches(thing)]
-        if resource.plural == "nodes" and "as=Table" in (self.headers.get("Accept") or ""):
-            return self.send_json(200, nodes.table(things))
+        if resource.plural in table.COLUMNS and "as=Table" in (self.headers.get("Accept") or ""):
+            return self.send_json(200, table.render(resource.plural, things))
         listed = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version}
         return self.send_json(200, {**listed, "metadata": {"resourceVersion": str(version)}, "items": things})
 

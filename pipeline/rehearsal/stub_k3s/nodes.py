@@ -1,4 +1,4 @@
-"""All nodes by name, the table of them for kubectl, and which node a pod goes to."""
+"""All nodes by name, and which node a pod goes to."""
 
 from __future__ import annotations
 
@@ -63,18 +63,6 @@ class Nodes:
         return tunnel.connect(name, address, self._certificates, timeout)
 
 
-def table(nodes: list[Object]) -> Object:
-    """Return the table of `kubectl get nodes`; of other objects it prints names and ages by itself."""
-    rows = []
-    for node in nodes:
-        version = node.get("status", {}).get("nodeInfo", {}).get("kubeletVersion", "<unknown>")
-        role = "control-plane" if CONTROL_PLANE in node["metadata"]["labels"] else "<none>"
-        cells = [node["metadata"]["name"], "Ready" if _is_ready(node) else "NotReady", role, version]
-        rows.append({"cells": cells, "object": node})
-    columns = [{"name": name, "type": "string"} for name in ("Name", "Status", "Roles", "Version")]
-    return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "columnDefinitions": columns, "rows": rows}
-
-
 def schedule(store: Store, own_node: str) -> None:
     """Place pods whenever an object changes; never ends."""
     while True:
@@ -85,7 +73,7 @@ def schedule(store: Store, own_node: str) -> None:
 
 def place(store: Store, own_node: str) -> None:
     """Give every pod without a node a Ready one that has its labels, preferably the server's own."""
-    ready = list(filter(_is_ready, store.find("nodes")[0]))
+    ready = list(filter(is_ready, store.find("nodes")[0]))
     for pod in store.find("pods")[0]:
         selector = pod["spec"].get("nodeSelector") or {}
         fitting = [node["metadata"]["name"] for node in ready if selector.items() <= node["metadata"]["labels"].items()]
@@ -96,7 +84,8 @@ def place(store: Store, own_node: str) -> None:
                 store.modify("pods", *key, lambda old, spec=spec: {**old, "spec": spec})  # type: ignore[misc]
 
 
-def _is_ready(node: Object) -> bool:
+def is_ready(node: Object) -> bool:
+    """Return whether the node has reported that it is Ready."""
     conditions = node.get("status", {}).get("conditions") or []  # none until the node has reported
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
