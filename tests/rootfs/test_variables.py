@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from dind_k3s import guard, variables
 from dind_k3s.plan import OFF, ON, Mistake, asked
 
-LIBRARY = Path(__file__).resolve().parents[2] / "rootfs/usr/local/lib/dind-k3s"
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "rootfs/usr/local/lib/dind-k3s"
 SPELLINGS = [spelled for word in (*ON, *OFF) for spelled in (word, word.upper(), word.title())]
 
 
@@ -63,3 +65,10 @@ def test_nothing_is_reported_of_what_the_image_kubernetes_and_k3s_set_or_read() 
     quiet = {"K3S_CONFIG_FILE": "/run/dind-k3s/k3s/config.yaml", "K3S_PORT_6443_TCP": "tcp://10.43.0.9:6443"}
     quiet |= {"K3S_SERVICE_HOST": "10.43.0.9", "K3S_TOKEN": "x", "K3S_DATASTORE_ENDPOINT": "x", "K3S_DISABLE": "1"}
     assert variables.unused(quiet) == []
+
+
+def test_no_variable_of_the_page_is_called_unknown() -> None:
+    rows = re.findall(r"^\| (`[A-Z].*?) \|", (ROOT / "docs/image.md").read_text(encoding="utf-8"), re.MULTILINE)
+    names = {name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)}
+    assert {"K3S_ARGS", "K3S_TOKEN", "DIND_K3S_STOP", "DOCKER_ARGS"} <= names
+    assert variables.unused(dict.fromkeys(names, "1")) == []

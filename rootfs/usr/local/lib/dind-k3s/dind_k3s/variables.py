@@ -39,7 +39,7 @@ _RULES = {
 _OF_K3S = """URL TOKEN TOKEN_FILE AGENT_TOKEN AGENT_TOKEN_FILE CLUSTER_INIT CLUSTER_RESET KUBECONFIG_GROUP RESOLV_CONF
 DATASTORE_ENDPOINT DATASTORE_CAFILE DATASTORE_CERTFILE DATASTORE_KEYFILE SELINUX LB_SERVER_PORT VPN_AUTH VPN_AUTH_FILE
 DEBUG AGENT_HTTP_PROXY_ALLOWED"""
-_KNOWN = {*_RULES, *(f"K3S_{name}" for name in _OF_K3S.split())}
+_KNOWN = {"K3S_ARGS", *_RULES, *(f"K3S_{name}" for name in _OF_K3S.split())}
 _OURS = re.compile(r"(DIND_)?K3S_\w+")
 _SERVICE_LINK = re.compile(r"K3S_(SERVICE_(HOST|PORT)|PORT)(_\w+)?")  # Kubernetes sets them for a Service named k3s
 # Variable that others read → where its value belongs here.
