@@ -6,7 +6,7 @@ moving tags again: tag.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.core.annotations import KEY, variant_of, versions_of
 from pipeline.core.errors import IntentError, RegistryError
@@ -38,20 +38,25 @@ def run(
             found=", ".join(f"{registry.name}: {manifest.digest}" for registry, manifest in releases),
             next_step="name the right one by its digest, and find out who tagged the other",
         )
-    moved = []
-    for registry, manifest in releases:
-        suffix = variant_of(manifest.annotations).suffix
-        for tag in (f"{tag}{suffix}" for tag in moving_tags(versions_of(manifest.annotations))):
-            before = registry.manifest(tag)
-            if before is not None and before.digest != manifest.digest:
-                if not dry_run:
-                    registry.tag(tag, manifest.raw, INDEX)
-                moved.append(f"{registry.name}:{tag}")
-                done = "would be moved" if dry_run else "moved"
-                log.say(f"{moved[-1]}: {done} from {before.digest.short}… back to {target}")
-    if not moved:
+    # All are known before the first one is made: a repository that cannot be read leaves the others as they are.
+    moves = [move for registry, manifest in releases for move in _moves(registry, manifest)]
+    for registry, tag, before, manifest in moves:
+        if not dry_run:
+            registry.tag(tag, manifest.raw, INDEX)
+        done = "would be moved" if dry_run else "moved"
+        log.say(f"{registry.name}:{tag}: {done} from {before.digest.short}… back to {target}")
+    if not moves:
         log.say(f"nothing to do: the moving tags are at {target} already")
-    return tuple(moved)
+    return tuple(f"{registry.name}:{tag}" for registry, tag, _, _ in moves)
+
+
+def _moves(registry: Registry, manifest: Manifest) -> Iterator[tuple[Registry, str, Manifest, Manifest]]:
+    """Yield the moving tags of a release that point elsewhere: repository, tag, where it points, the release."""
+    suffix = variant_of(manifest.annotations).suffix
+    for tag in (f"{tag}{suffix}" for tag in moving_tags(versions_of(manifest.annotations))):
+        before = registry.manifest(tag)
+        if before is not None and before.digest != manifest.digest:
+            yield registry, tag, before, manifest
 
 
 def _release(registry: Registry, target: str) -> Manifest:

@@ -296,6 +296,22 @@ def test_a_target_that_is_missing_somewhere_moves_nothing(shelf: Shelf) -> None:
     assert shelf.line.written == []
 
 
+def test_a_repository_whose_tags_cannot_be_read_moves_nothing_anywhere(shelf: Shelf) -> None:
+    class Broken(Line):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("/b/manifests/latest"):
+                raise httpx.ConnectError("Connection refused", request=request)
+            return super().handle_request(request)
+
+    shelf.release("v1.37.1+k3s1")
+    newer = shelf.release("v1.37.2+k3s1")
+    line = Broken()
+    with pytest.raises(RegistryError, match="is not available"):
+        rollback.run(shelf.names, fixed("v1.37.1+k3s1"), lambda name: shelf.registry(name, line), LOG, dry_run=False)
+    assert line.written == []
+    assert shelf.tags()["latest"] == newer.digest
+
+
 def test_a_platforms_manifest_is_no_release(shelf: Shelf) -> None:
     image = shelf.release("v1.37.2+k3s1")
     part = next(iter(image.platforms.values())).digest
