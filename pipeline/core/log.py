@@ -143,7 +143,7 @@ class Log:
                 print("::endgroup::", file=sys.stderr, flush=True)
 
     def waiting(self, event: str) -> AbstractContextManager[None]:
-        """Name an event that the block waits for, in the lines after a long silence; a step gets lines of its own."""
+        """Name an event that the block waits for, in the lines after a long silence; unlike a step it logs no end."""
         return self._running(f"waiting for {event}")
 
     @contextmanager

@@ -87,7 +87,7 @@ def shortage() -> str:
 
 
 def follow(docker: Docker, found: Board) -> None:
-    """Try whether a container can be started, once, and what it needs from then on. For ever.
+    """Try to start a container until it succeeds once, and look at what it needs from then on. For ever.
 
     Not before containerd listens: dockerd gives it 15 s to start, which a slow machine needs for nothing else. What
     fails is reported once dockerd answers, for run-k3s takes a permanent failure as its sign to start.
